@@ -1,9 +1,9 @@
-"""Shared by methods: checks of whole models and of `init_from`, and the trainings that are proposed.
+"""Checks and proposals that methods share: whole models, `init_from`, and proposed trainings.
 
-Invariant: configurations and the headers of safetensors are read, never a pickle and no tensor. The scales
-that a rescue tries are those of `rescue.scales`, in its order. Each rate lies within a range of
-`config/recipe_ranges.toml` that is for such a base, where there is one, so nothing that `harness init`
-proposes is remarked on.
+Invariant: only configurations and safetensors headers are read, never a pickle or a tensor. A rescue tries
+the scales of `rescue.scales`, in that order. Proposed learning rates are within the ranges of
+`config/recipe_ranges.toml` for the base, if it has any, so `harness init` proposes nothing that the lint
+remarks.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ PICKLED = "adapter_model.bin"
 
 
 def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Compare the layers of a whole model with those of the base, where its files are whole."""
+    """Yield the problems of a whole model: damaged files, or layers that differ from the base's."""
     try:
         read_config(folder)
         refuse_damaged(folder)
@@ -34,7 +34,7 @@ def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Pr
 
 
 def whole_model_problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids judging a whole model, found at the recipe's path, against this base."""
+    """Yield the problems of judging the whole model at the recipe's path against this base."""
     folder = Path(recipe.path or "")
     if not has_tokenizer(folder):
         step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({str(folder)!r})"
@@ -46,7 +46,7 @@ def whole_model_problems(recipe: Recipe, source: ModelSource, where: str) -> Ite
 def requires_init(
     expected: str, example: str = "lora"
 ) -> Callable[[Recipe, ModelSource, str], Iterator[Problem]]:
-    """Return what yields that a recipe names no candidate."""
+    """Return a check that yields a problem if a recipe names no candidate."""
 
     def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
         if recipe.init_from is None:
@@ -65,7 +65,7 @@ RESCUE = RescueStep(
 
 
 _BILLION = 1e9
-_USUAL = 7e9  # parameters of a base whose size is not known
+_USUAL = 7e9  # assumed parameters of a base of unknown size
 
 # Hu et al. 2021 and what was measured on smollm2-135m; Hu et al.; Dettmers et al. 2023.
 _OF_ADAPTERS = {0.5: [2e-4, 1e-3], 1.5: [2e-4, 5e-4], inf: [1e-4, 2e-4]}
@@ -78,7 +78,8 @@ _OF_ALL_PARAMETERS = {
     100: [5e-6, 2e-5],
     inf: [2e-6, 5e-6],
 }
-# Of trainings on pairs, in billions of parameters: smollm2-135m, reports/LOG.md; alignment-handbook's Zephyr.
+# Learning rates of trainings on pairs by billions of parameters: smollm2-135m, reports/LOG.md; alignment-
+# handbook's Zephyr.
 _PAIRS_MEASURED, _PAIRS_PUBLISHED = 0.5, 20
 
 
@@ -96,10 +97,10 @@ def propose_all_parameters(situation: Situation) -> dict[str, Any]:
 
 
 def params_on_pairs(n_parameters: float | None) -> dict[str, Any]:
-    """Return the parameters of a training on pairs: none where the method's default was published.
+    """Return the parameters of a training on pairs; none if the method's default suits the base.
 
-    Of bases of 50 to 500 M parameters 3e-5 was measured, and is assumed of smaller ones; of larger ones than
-    any source trained the default is assumed.
+    For bases of 50 to 500 M parameters 3e-5 was measured, and it is assumed for smaller ones; for bases
+    larger than in any source the default is assumed.
     """
     size = (n_parameters or _USUAL) / _BILLION
     if size <= _PAIRS_MEASURED:

@@ -1,7 +1,7 @@
-"""An adapter that was trained elsewhere: by axolotl, Unsloth, LLaMA-Factory, plain PEFT or anybody.
+"""Adapter that was trained elsewhere: by axolotl, Unsloth, LLaMA-Factory, plain PEFT or any other tool.
 
-Invariant: it is copied as it is and judged like one trained here; the same tensors on the same base
-have the same digest, and so the same rows.
+Invariant: it is copied unchanged and judged like one trained here; the same tensors on the same base have the
+same digest, and so the same rows.
 """
 
 import shutil
@@ -21,13 +21,13 @@ from harness.training import FitContext, Weights, made_weights
 
 
 class Params(Spec):
-    """`allow_pickle` reads `adapter_model.bin` where there are no safetensors, as tensors only."""
+    """`allow_pickle` allows reading `adapter_model.bin`, as tensors only, if there are no safetensors."""
 
     allow_pickle: bool = False
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids putting the adapter in the recipe's folder on this base."""
+    """Yield the problems of the adapter in the recipe's folder on this base."""
     folder = Path(recipe.path or "")
     if not (folder / CONFIG).exists():
         is_model = (folder / "config.json").exists()
@@ -46,10 +46,10 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Copy the adapter, its weights as safetensors.
+    """Copy the adapter, with its weights as safetensors.
 
     Raises:
-        CandidateFailed: the pickled weights hold anything but tensors.
+        CandidateFailed: the pickled weights contain something other than tensors.
     """
     assert context.path is not None
     start, folder = time.perf_counter(), context.folder / "adapter"

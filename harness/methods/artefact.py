@@ -1,7 +1,7 @@
-"""An artefact, as it is served: an export of `harness export`, or a GGUF, ONNX or whole model from anywhere.
+"""Artefact as it is served: made by `harness export`, or any other GGUF, ONNX or whole model.
 
-Invariant: nothing is copied, so its files are read where they are, and the checksum of each belongs to the
-weights. It is judged as a candidate whose engine is its own.
+Invariant: nothing is copied; the files are read where they are, and their checksums are part of the weights'
+digest. It is judged as a candidate with its own engine.
 """
 
 import json
@@ -32,14 +32,14 @@ class Params(Spec):
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids answering with the artefact at the recipe's path."""
+    """Yield the problems of the artefact at the recipe's path."""
     path = Path(recipe.path or "")
     kind = format_of(path)
     if kind is None:
         expected = "one .gguf or .onnx file, or a whole model with config.json and safetensors"
         yield Problem(where, f"{path} without one of these", expected, "correct path, or harness export")
         return
-    # An export is prompted as the run that it was made from.
+    # An export gets the prompts of the run that it was made from.
     export = read_export(path)
     asked = export.get("prompt") or {}
     for name in ("template", "prompting", "answer", *(["system"] if recipe.system is not None else [])):
@@ -65,7 +65,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Record where the artefact lies, and its size."""
+    """Record the artefact's path and size."""
     assert context.path is not None
     record = context.folder / FILE
     record.write_text(json.dumps({"path": str(context.path.absolute())}), "utf-8")

@@ -1,4 +1,4 @@
-"""The base model as it is: for everything that only changes the prompt.
+"""The base model unchanged, for candidates that only change the prompt.
 
 Invariant: nothing is trained or written, and the weights' digest is the base's own.
 """

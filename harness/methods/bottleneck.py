@@ -1,6 +1,6 @@
 """Bottleneck adapters of Houlsby or Pfeiffer, trained with TRL on the completions.
 
-Invariant: only the adapters are trained, and a new one changes nothing; the base stays as it was loaded.
+Invariant: only the adapters are trained, and a new one changes no output; the base stays as it was loaded.
 Source: Houlsby et al. 2019 (arXiv:1902.00751); Pfeiffer et al. 2020 (arXiv:2005.00247). The names of the
 parameters are those of AdapterHub (arXiv:2007.07779).
 """
@@ -20,10 +20,10 @@ from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, 
 
 
 class Params(SupervisedParams):
-    """`style` says behind which sublayers adapters stand; each has `bottleneck_size` units.
+    """`style` names the sublayers that get adapters; each adapter has `bottleneck_size` units.
 
-    Instead of that size, `reduction_factor` divides the hidden size of the base (16 if neither is written).
-    `non_linearity` is swish of `houlsby` and relu of `pfeiffer` if it is not written.
+    `reduction_factor` gives the size as the base's hidden size divided by it (default 16).
+    `non_linearity` defaults to swish for `houlsby` and relu for `pfeiffer`.
     """
 
     style: Literal["houlsby", "pfeiffer"] = "pfeiffer"
@@ -38,7 +38,7 @@ class Params(SupervisedParams):
         return self
 
     def size_for(self, hidden: int) -> int:
-        """Return the units of an adapter for so many hidden ones."""
+        """Return the units of an adapter for a hidden size."""
         return self.bottleneck_size or max(1, int(hidden // (self.reduction_factor or 16)))
 
 
@@ -46,7 +46,8 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapters and save them under `delta/`.
 
     Raises:
-        CandidateFailed: out of memory, no row fits, the loss was not a number, or a base without such layers.
+        CandidateFailed: out of memory, no row fits, the loss was NaN or infinite, or the base has no such
+        layers.
     """
     activation = params.non_linearity or deltas.NON_LINEARITY[params.style]
 

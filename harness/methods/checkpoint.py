@@ -1,7 +1,7 @@
-"""Another candidate's weights as they were at a step of its training, without training.
+"""Another candidate's weights at an earlier step of its training.
 
-Invariant: the files are those that the training kept at that step, copied as they are; only steps that the
-recipe's `track` kept are there.
+Invariant: the files are those that the training kept at that step, copied unchanged; only steps kept by the
+recipe's `track` are available.
 Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on stopping early.
 """
 
@@ -20,13 +20,13 @@ from harness.training import TRACKED, FitContext, Weights, made_weights, map_tra
 
 
 class Params(Spec):
-    """`step` is one of those whose weights `track` kept."""
+    """`step` is a step whose weights `track` kept."""
 
     step: int = Field(ge=1)
 
 
 def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
-    """Yield that the training keeps no weights along its steps, or none of this one where that is known."""
+    """Yield a problem if the training keeps no weights of its steps, or (if known) none of this step."""
     if init.recipe.track is None:
         step = "add track: {points: 4} to that recipe"
         yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
@@ -39,7 +39,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Copy the weights that the training of `init_from` kept at the step.
 
     Raises:
-        CandidateFailed: there is no `init_from`, or it kept no weights of that step.
+        CandidateFailed: there is no `init_from`, or it kept no weights at that step.
     """
     if context.init is None:
         raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
@@ -48,14 +48,14 @@ def fit(context: FitContext, params: Params) -> Weights:
         there = f"those of the steps {', '.join(map(str, kept))}" if kept else "none"
         knob = "params.step, one of these" if kept else "track: {points: 4} on the recipe of init_from"
         raise CandidateFailed(f"no weights were kept of step {params.step}, but {there}", knob)
-    kind = context.init.name  # of the weights, which lie in a folder of that name
+    kind = context.init.name  # the folder is named after the kind of weights
     shutil.copytree(kept[params.step] / kind, context.folder / kind)
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
     return made_weights(context, kind, made)
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
-    """List what a rescue tries: the best on the target within the margin, else what keeps most."""
+    """List the steps a rescue tries: the best on the target within the margin, else the least forgetful."""
     known = [
         (at.sign * p.target, p.capability, p.step)
         for p in at.tracked
@@ -64,7 +64,7 @@ def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
     if not known:
         return "nothing was measured along its training: its recipe has no track, or no task counts"
     within = [point for point in known if point[1] >= -at.margin]
-    # At equal values the other one decides, so that no point beats it, and then the earlier step.
+    # Ties are broken by the other value, so that no point beats it, then by the earlier step.
     best = max(within or known, key=lambda p: (p[0], p[1], -p[2]) if within else (p[1], p[0], -p[2]))
     step = best[2]
     return [TrialSetting({"step": step}, f"step={step}", f"as it was at step {step}, no training")]

@@ -1,7 +1,7 @@
 """TF-IDF and logistic regression: the cheapest alternative for closed label sets.
 
-Invariant: what is kept are the training texts and labels, not a pickle; opening the weights
-fits them again, which takes less than a second and gives the same classifier.
+Invariant: the training texts and labels are stored, not a pickle; opening the weights fits the classifier
+again, which takes less than a second and gives the same result.
 """
 
 import json
@@ -17,9 +17,9 @@ from harness.training.heads import label_texts
 
 
 class Params(Spec):
-    """scikit-learn's names; `ngram_range` in words, `C` the inverse of the regularisation.
+    """scikit-learn's names: `ngram_range` in words, `C` the inverse regularisation strength.
 
-    Pieces of a few letters are the words of a script without blanks.
+    In scripts without spaces, n-grams of letters take the place of words.
     """
 
     ngram_range: tuple[int, int] = (1, 2)
@@ -28,7 +28,7 @@ class Params(Spec):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Keep the training texts that have a closed set of choices.
+    """Store the training texts that have a closed set of choices.
 
     Raises:
         CandidateFailed: fewer than two labels occur in training.

@@ -1,10 +1,10 @@
-"""Weights that a command of yours makes of our training rows: TRL's, axolotl's, LLaMA-Factory's, a script's.
+"""Weights made by the user's command from our training rows: TRL's, axolotl's, LLaMA-Factory's or a script.
 
-Invariant: the command is given files and folders of its own and nothing else; what it leaves in `{out}` is
-judged like what is made here: an adapter on the base, or a whole model of the base's layers. What it did is
-named by its text, by what it reads, by the rows and by the seed. What stands in two pairs of braces, or is
-no lower-case name, is left as it is; in a template a name that is none of ours is refused, so that a
-misspelt one is never trained with.
+Invariant: the command gets its own files and folders and nothing else. Its result in `{out}`, an adapter or a
+whole model with the base's layers, is judged like weights made here. The weights are identified by the
+command's text, the files it reads, the rows and the seed. Double braces, and braces around anything but a
+lower-case name, are left as they are; unknown names in a template are refused, so that a misspelt placeholder
+is never trained with.
 """
 
 import json
@@ -39,17 +39,17 @@ _ONE = re.compile(r"(?<!\{)\{([a-z_]+)\}(?!\})")
 LOG = "command.log"
 _OF_A_MODEL = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _BY_HAND = "running it by hand, and the folder that it fills as base_model of an experiment of its own"
-_SAID = 3  # last lines of the log that an error repeats
+_SAID = 3  # number of last log lines quoted in an error
 
 
 class Params(Spec):
-    """`run` is the command, with the placeholders that docs/howto/trainers.md lists.
+    """`run` is the command, with the placeholders listed in docs/howto/trainers.md.
 
-    `config` is a file, or a folder of files, in which placeholders are filled as well; `{config}` is where
-    the result lies. The command runs in `folder`, by default that of harness.yaml. `rows` is the layout of
-    `{data}`: chat `messages`, or `prompt_completion`. `shell` has a shell read the command, for pipes and
-    variables. `version` is a command whose first line is kept, as `trl --version`. After `timeout_s` seconds
-    the command is ended.
+    `config` is a template file or folder in which placeholders are filled, too; `{config}` is the path of the
+    result. The command runs in `folder`, by default that of harness.yaml. `rows` is the layout of `{data}`:
+    chat `messages`, or `prompt_completion`. With `shell` a shell runs the command, for pipes and variables.
+    `version` is a command whose first output line is stored, such as `trl --version`. The command is ended
+    after `timeout_s` seconds.
     """
 
     run: str = Field(min_length=1)
@@ -75,7 +75,7 @@ class Params(Spec):
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids running the command: no such program, no such template, nowhere to write to."""
+    """Yield the problems of the command: missing program or template, or no `{out}` to write to."""
     params = Params(**recipe.params)
     if not params.run.strip():
         yield Problem(f"{where}: run", "an empty command", "a program and its arguments", "write what trains")
@@ -107,12 +107,12 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Write the rows, run the command and take over the weights that it leaves.
+    """Write the rows, run the command and take over its weights.
 
     Raises:
-        CandidateFailed: it could not be run, failed or took too long, or left no weights for this base.
+        CandidateFailed: it could not be run, failed, took too long, or left no weights for this base.
     """
-    log = context.folder / CHECKPOINTS / LOG  # where it stays if this fails
+    log = context.folder / CHECKPOINTS / LOG  # kept there if this fails
     log.parent.mkdir(exist_ok=True)
     log.write_bytes(b"")
     values = _write_input(context, params)
@@ -146,12 +146,12 @@ def fit(context: FitContext, params: Params) -> Weights:
     if out.is_symlink():
         out.unlink()
     for scratch in (out, Path(values["data_dir"])):
-        shutil.rmtree(scratch, ignore_errors=True)  # the command may have tidied up itself
+        shutil.rmtree(scratch, ignore_errors=True)  # the command may have removed it
     return weights
 
 
 def _write_input(context: FitContext, params: Params) -> dict[str, str]:
-    """Write rows and filled templates; returns the value of each placeholder."""
+    """Write rows and filled templates; return the values of the placeholders."""
     data, out = context.folder / "data", context.folder / "out"
     for made in (data, out):
         made.mkdir()
@@ -181,8 +181,8 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
 
 
 def _curves(out: Path) -> dict[str, Any]:
-    """Read the curves that a trainer of transformers left, as most are: of the last of its states."""
-    # A state that cannot be read, or a figure that is none, costs its curve and no weights.
+    """Read the curves from the last trainer state that a transformers trainer left, as most tools do."""
+    # An unreadable state or figure only loses its curve, not the weights.
     states = []
     for path in out.rglob("trainer_state.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -205,7 +205,7 @@ def _curves(out: Path) -> dict[str, Any]:
 
 
 def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
-    """Move the weights that lie in a folder to where those of this kind belong."""
+    """Move the weights in a folder to the place for their kind."""
     if (out / CONFIG).exists() and (out / WEIGHTS).exists():
         _refuse(adapter_problems(out, context.source, "out"), out)
         folder, files = context.folder / "adapter", [out / CONFIG, out / WEIGHTS]
@@ -222,7 +222,7 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
         reason = f"the command ended well and left no weights in {{out}} ({wanted}); {held}"
         raise CandidateFailed(reason, "writing the finished weights to {out} itself, not below it")
     folder.mkdir()
-    for file in files:  # a link's file may lie anywhere, and is not ours to move
+    for file in files:  # the target of a link may be anywhere and is not ours to move
         (shutil.copyfile if file.is_symlink() else shutil.move)(file, folder / file.name)
     n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
     made = replace(made, n_trainable=n_trainable)
@@ -237,28 +237,28 @@ def _refuse(found: Iterable[Problem], out: Path) -> None:
     if wrong := next(iter(found), None):
         at = "" if wrong.where == "out" else f" ({Path(wrong.where).name})"
         reason = f"the command left {wrong.found}{at}; expected {wrong.expected}"
-        # What it left is deleted, so that no step may name where it lies now.
+        # The output folder is deleted later, so that no path may point there.
         raise CandidateFailed(reason, _BY_HAND if str(out) in wrong.next_step else wrong.next_step)
 
 
 def placeholders_in(text: str) -> set[str]:
-    """Return the names that stand in a text as placeholders."""
+    """Return the names of the placeholders in a text."""
     return set(_ONE.findall(text))
 
 
 def misspelt(text: str) -> str:
-    """Say which placeholder of a text is none, and what was meant; empty where all are known."""
+    """Name an unknown placeholder of a text with a suggestion; empty if all are known."""
     name = min(placeholders_in(text) - set(NAMES), default="")
     return name and f"unknown placeholder {{{name}}}: {did_you_mean(name, NAMES)}"
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """Put values in place of the placeholders of a text."""
+    """Replace the placeholders of a text by their values."""
     return _ONE.sub(lambda found: values[found[1]], text)
 
 
 def arguments(command: str, values: Mapping[str, str], *, shell: bool = False) -> list[str]:
-    """Return a command as a list of arguments; a value is always within one, whatever it holds."""
+    """Split a command into arguments; a placeholder's value always stays within one argument."""
     if shell:
         quoted = {name: shlex.quote(value) for name, value in values.items()}
         return ["/bin/sh", "-c", fill(command, quoted)]
@@ -266,7 +266,7 @@ def arguments(command: str, values: Mapping[str, str], *, shell: bool = False) -
 
 
 def template_files(template: Path) -> dict[str, Path]:
-    """Map the files of a template, one or those of a folder, to their names within it."""
+    """Map the files of a template (a file or a folder) to their names within it."""
     if template.is_file():
         return {template.name: template}
     inside = sorted(path for path in template.rglob("*") if path.is_file())
@@ -274,7 +274,7 @@ def template_files(template: Path) -> dict[str, Path]:
 
 
 def template_problems(template: Path) -> Iterator[str]:
-    """Say of each file of a template what is wrong with it."""
+    """List the problems of a template's files."""
     for name, path in template_files(template).items():
         try:
             if said := misspelt(path.read_text("utf-8")):
@@ -284,8 +284,8 @@ def template_problems(template: Path) -> Iterator[str]:
 
 
 def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Path:
-    """Write a template with its placeholders filled into a folder; returns where the whole of it lies."""
-    # Within the template `{config}` is that place too.
+    """Write a template with filled placeholders into a folder; return its path."""
+    # Within the template, `{config}` is that path, too.
     whole = folder / template.name
     values = {**values, "config": str(whole)}
     for name, path in template_files(template).items():
@@ -297,9 +297,9 @@ def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Pa
 
 
 def digest_files(params: Params) -> str:
-    """Digest the files that the command reads beside its rows: of its template, and those below its folder.
+    """Return the digest of the files that the command reads besides its rows: templates and named files.
 
-    Of a Python file that counts what it imports from its own folder.
+    For a Python file this includes the modules that it imports from its own folder.
     """
     folder = Path(params.folder)
     named = [folder / argument for argument in params.run.split() if not placeholders_in(argument)]

@@ -1,10 +1,9 @@
 """Direct preference optimisation on pairs of a chosen and a rejected answer.
 
-Invariant: the reference is the policy as training found it: the base, where a new adapter starts, or with
-`init_from` the adapter of another candidate, which is then trained further. Its log-probabilities are
-computed once, before the first step. On CPUs the logits of the default loss are made only where an answer's
-token is predicted, and both ways of that give the values that each row alone would give; every other loss is
-TRL's own.
+Invariant: the reference is the policy before training: the base for a new adapter, or with `init_from` the
+adapter of another candidate, which is then trained further. Its log-probabilities are computed once, before
+the first step. On CPUs the default loss computes logits only where an answer's token is predicted, in one of
+two layouts that both give the values of separate rows; all other losses are TRL's.
 Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them. The default
 learning rate is that of Zephyr's adapter (alignment-handbook), the highest that was published.
 """
@@ -44,16 +43,16 @@ if TYPE_CHECKING:
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
 _Paired = Literal["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"]
 _Others = Literal["aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]
-_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that read `label_smoothing`
+_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that use `label_smoothing`
 Inputs = dict[str, Any]
 
 
 class Params(heldout.HeldOutParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter that is made without `init_from`.
+    """TRL's names, and PEFT's for the new adapter (without `init_from`).
 
-    `beta` says how dear it is to leave the reference. `loss_type` is one of TRL's losses, of which `robust`,
-    `exo_pair`, `aot` and `aot_unpaired` take `label_smoothing`, the chance that a pair is labelled the wrong
-    way round. A pair is as long as its prompt with the longer answer.
+    `beta` is the weight of the divergence from the reference. `loss_type` is one of TRL's losses; `robust`,
+    `exo_pair`, `aot` and `aot_unpaired` take `label_smoothing`, the probability that a pair's labels are
+    swapped. The length of a pair is that of its prompt with the longer answer.
     """
 
     beta: float = Field(0.1, gt=0)
@@ -76,19 +75,19 @@ class Params(heldout.HeldOutParams, LoraParams):
 def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
     """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
 
-    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used. The reward
-    margin of its record is in nats times beta.
+    With `context.init` the adapter keeps that shape, and `peft_config` is not used. The reward margin of the
+    record is in nats times beta.
 
     Raises:
-        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+        CandidateFailed: out of memory, no pair fits, or the loss was NaN or infinite.
     """
     policy = load_policy(context, peft_config, save_to)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
-    if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # the reference reads each: those that are seen
+    if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # only rows that will be seen
         rows = random.Random(context.seed).sample(rows, n_seen)
     params = parallel.rows_of_each(params, parallel.process_count())
     trainer = _trainer(policy, params, (rows, apart))
-    longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
+    longest = max(2 * row["length"] for row in rows + apart)  # both answers may be in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
     measured = train_policy(policy, trainer, n_dropped)
     n_rows = len(rows), len(apart)
@@ -111,7 +110,7 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
     from trl import DPOConfig
 
     context = policy.context
-    reference = [  # all that the reference's log-probabilities depend on, beside the rows
+    reference = [  # everything besides the rows that the reference's log-probabilities depend on
         context.source.weights_digest,
         adapter_digest(context.init, context.source.weights_digest) if context.init else "",
         params.per_device_train_batch_size,
@@ -134,9 +133,9 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
 
 
 def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
-    """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered."""
-    # `keys` are those of the rows trained on (`train`) and held out (`eval`). Where the values are known
-    # nothing is read, but the generator is left as reading would leave it.
+    """Return TRL's trainer for tokenised rows, with remembered log-probabilities of the reference."""
+    # `keys` are those of the training rows (`train`) and held-out rows (`eval`). If the values are known
+    # nothing is read, but the random generator is left as reading would leave it.
     import torch
     from datasets import concatenate_datasets
     from torch.utils.data import DataLoader
@@ -144,7 +143,7 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
 
     class RememberingTrainer(DPOTrainer):
         def __init__(self, *, args: Any, **options: Any) -> None:
-            # TRL would digest all weights before it reads the reference; ours are known by their keys.
+            # TRL would hash all weights before it reads the reference; here the keys identify them.
             args.precompute_ref_log_probs = False
             super().__init__(args=args, **options)
             args.precompute_ref_log_probs = self.precompute_ref_logps = True
@@ -165,7 +164,7 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
                 return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
 
             data: Any = [0]
-            iter(DataLoader(data))  # draws what any loader draws, the one that reads too
+            iter(DataLoader(data))  # draws the same random numbers as the loader that reads
             with torch.random.fork_rng():
                 known = cache_dataset(keys[name], read)
             return concatenate_datasets([rows, known], axis=1)
@@ -174,9 +173,9 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
 
 
 def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
-    """Return TRL's trainer with another way to come by the log-probabilities of answers."""
-    # Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
-    # converted to fp32 in chunks. The value is the same.
+    """Return TRL's trainer with our computation of the answers' log-probabilities."""
+    # Without a GPU, TRL's loss multiplies every position of every row with the vocabulary matrix, converted
+    # to fp32 in chunks. The value is the same.
     import torch
     from torch.nn.functional import logsigmoid
     from trl.trainer.utils import use_adapter
@@ -184,7 +183,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
     class AnswerPairTrainer(kind):  # type: ignore[misc]
         def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
             policy = self.accelerator.unwrap_model(self.model)
-            copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
+            copied = "ref" if "ref" in policy.peft_config else None  # None: the base without an adapter
             with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
                 return answer_logprobs(model, inputs).chunk(2)
 
@@ -206,7 +205,7 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
 
 
 def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
-    """Return log p in nats of each row's answer given its prompt (2 b,): the chosen, then the rejected."""
+    """Return the log-probabilities in nats of the answers (2 b,): the chosen, then the rejected."""
     import torch
 
     answers = inputs["completion_mask"][:, 1:].bool()  # (2 b, t - 1)
@@ -221,16 +220,16 @@ def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
 
 
 def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
-    """Return the same (2 b,), each pair in one row: its prompt once, then both answers, apart by a mask.
+    """Return the same (2 b,) with each pair in one row: the prompt once, then both answers under a mask.
 
-    The model has to honour a mask of its caller (`Executor.engine` tells which do).
+    The model has to honour custom masks (`Executor.engine` tells which do).
     """
     import torch
 
     lengths, starts = inputs["attention_mask"].sum(1).tolist(), inputs["completion_mask"].argmax(1).tolist()
     rows = [ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
     b, (ids, positions, parts) = len(rows) // 2, ([], [], [])
-    # Of each token of an answer: the position that predicts it, its id, and which of the 2 b answers has it.
+    # For each answer token: the position that predicts it, its id, and its answer among the 2 b.
     sources, targets, slots = list[int](), list[int](), list[int]()
     for i in range(b):
         start, chosen, rejected = starts[i], rows[i][starts[i] :], rows[b + i][starts[i] :]
@@ -271,7 +270,7 @@ METHOD = low_rank_method(
     hooks=("penalty", "step", "arguments"),
     published_as="preference pairs",
     loops=("training", "tokens", "heldout", "dpo"),
-    # It starts at the fine-tune on the chosen answers: the pairs are to be likely under the reference (§ 4).
+    # Start at a fine-tune on the chosen answers: pairs should be likely under the reference (§ 4).
     proposal=lambda situation: (
         ({"init_from": situation.adapter} if situation.adapter else {})
         | params_on_pairs(situation.n_parameters)

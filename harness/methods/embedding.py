@@ -1,6 +1,6 @@
-"""Embeddings and logistic regression: a frozen model reads the texts, a linear classifier sorts them.
+"""Embeddings and logistic regression: a linear classifier on texts embedded by a frozen model.
 
-Invariant: nothing of the model is trained; what is kept are the coefficients and the labels, not a pickle.
+Invariant: the model is not trained; coefficients and labels are stored, not a pickle.
 Source: Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings; logistic regression of
 scikit-learn.
 """
@@ -21,9 +21,9 @@ from harness.training import FitContext, Weights, heads
 
 
 class Params(Spec):
-    """`encoder` is a sentence-transformers folder or id; without one the base's mean hidden state is taken.
+    """`encoder` is a sentence-transformers folder or id; by default the base's mean hidden state is used.
 
-    `C` is scikit-learn's, the inverse of the regularisation. Texts are cut at `max_length` tokens.
+    `C` is scikit-learn's inverse regularisation strength. Texts are cut at `max_length` tokens.
     """
 
     encoder: str | None = None
@@ -32,7 +32,7 @@ class Params(Spec):
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    """Yield what forbids embedding texts with the encoder that is named."""
+    """Yield the problems of the named encoder."""
     params = Params(**recipe.params)
     if params.encoder and find_spec("sentence_transformers") is None:
         step = "pip install 'harness-evals[dense]', or leave encoder out"
@@ -41,7 +41,7 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Embed the training texts, fit the classifier, and keep its coefficients.
+    """Embed the training texts, fit the classifier, and store its coefficients.
 
     Raises:
         CandidateFailed: fewer than two labels occur in training, or the model does not fit the memory.

@@ -1,7 +1,7 @@
-"""A model that is served elsewhere: asked over HTTP by OpenAI's protocol, whatever its weights are.
+"""Model that is served elsewhere and asked over HTTP by OpenAI's protocol.
 
-Invariant: what is kept is where and how to ask, with the name of the variable that holds the key and
-never the key; nothing is trained or fetched.
+Invariant: only the address, the protocol and the name of the variable with the key are stored, never the key;
+nothing is trained or fetched.
 """
 
 from harness.models.openai_api import FILE, Settings
@@ -14,7 +14,7 @@ class Params(Settings):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Keep where the model is asked."""
+    """Record the endpoint."""
     (context.folder / FILE).write_text(params.model_dump_json(), "utf-8")
     return Weights(params.protocol, params.weights_digest, context.folder)
 

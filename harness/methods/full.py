@@ -1,6 +1,6 @@
-"""All parameters of the model, in fp32 while they are trained unless told otherwise.
+"""Training of all parameters of the model, in fp32 by default.
 
-Invariant: what is saved is a whole model folder in safetensors, in the precision it is served in.
+Invariant: a whole model folder is saved in safetensors, in the precision in which it is served.
 Source: the default learning rate is a tenth of LoRA's, after Biderman et al. 2024 (arXiv:2405.09673).
 """
 
@@ -16,8 +16,8 @@ from harness.training import FitContext, SupervisedParams, Weights, fine_tune, m
 class Params(SupervisedParams):
     """TRL's names.
 
-    `dtype` is the type of the weights while they are trained. In `bfloat16` weights, gradients and what
-    torch's optimisers remember take half the memory, and changes below some 0.4 % of a weight are lost.
+    `dtype` is the type of the weights during training. In `bfloat16`, weights, gradients and the state of
+    torch's optimisers take half the memory, and changes below some 0.4 % of a weight are lost.
     """
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
@@ -25,7 +25,7 @@ class Params(SupervisedParams):
 
     @property
     def trained_in(self) -> str:
-        """Precision in which the model is held while it is trained."""
+        """Precision of the model during training."""
         return "bf16" if self.dtype == "bfloat16" else "fp32"
 
 

@@ -1,10 +1,10 @@
-"""Generalised knowledge distillation: an adapter learns a teacher's probabilities, on answers of its own too.
+"""Generalised knowledge distillation: an adapter learns a teacher's probabilities, also on its own answers.
 
-Invariant: the teacher has the base's vocabulary, is read and never changed, and its weights are part of what
-the adapter depends on; without `init_from` a new adapter starts at the base, with it the adapter of another
-candidate is trained on. Prompts are those of the training rows, written as everywhere. Loss and tokens are
-those of the answers that were read, drawn ones with the others.
-Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by TRL's GKDTrainer.
+Invariant: the teacher has the base's vocabulary and is never changed, and its weights are part of the
+adapter's digest. Without `init_from` a new adapter starts at the base; with it the adapter of another
+candidate is trained further. Prompts are those of the training rows. Loss and token counts are over all
+answers that were read, sampled ones included. Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by
+TRL's GKDTrainer.
 """
 
 from collections.abc import Iterator
@@ -38,13 +38,12 @@ if TYPE_CHECKING:
 
 
 class Params(loop.LoopParams, LoraParams):
-    """TRL's names, PEFT's for the new adapter that is made without `init_from`, and the `teacher`.
+    """TRL's names, PEFT's for the new adapter (without `init_from`), and the `teacher`.
 
-    It is a folder, a hub id or the embedded model's name.
-
-    `lmbda` is the share of batches whose answers the student draws itself, of at most `max_new_tokens` tokens
-    at `temperature`; the others are the rows' own, or with `seq_kd` drawn from the teacher. `beta` leads from
-    the divergence of the teacher from the student (0) to that of the student from the teacher (1).
+    The teacher is a folder, a hub id or the embedded model's name. `lmbda` is the share of batches whose
+    answers the student samples, with at most `max_new_tokens` tokens at `temperature`; the others use the
+    rows' answers, or with `seq_kd` answers sampled from the teacher. `beta` interpolates from KL(teacher ‖
+    student) (0) to KL(student ‖ teacher) (1).
     """
 
     teacher: str
@@ -57,7 +56,7 @@ class Params(loop.LoopParams, LoraParams):
 
 
 def teacher_of(params: Params, where: str = "params.teacher") -> ModelSource:
-    """Find the teacher.
+    """Resolve the teacher.
 
     Raises:
         UserError: there is no such model.
@@ -66,7 +65,7 @@ def teacher_of(params: Params, where: str = "params.teacher") -> ModelSource:
 
 
 def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
-    """Say why a base cannot learn a teacher's probabilities; empty where it can, or is not unpacked yet."""
+    """Explain why a base cannot learn from a teacher; empty if it can, or is not unpacked yet."""
     if is_packed(base):
         return ""
     if teacher.weights_digest == base.weights_digest:
@@ -85,8 +84,9 @@ def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save
     """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`.
 
     Raises:
-        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
-            number.
+        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was NaN
+        or
+            infinite.
     """
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
@@ -97,16 +97,16 @@ def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save
     with loop.explain_out_of_memory():
         taught_by: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
         width = policy.model.config.get_text_config().vocab_size
-        if taught_by.config.get_text_config().vocab_size > width:  # what it has more is of no token
+        if taught_by.config.get_text_config().vocab_size > width:  # additional entries belong to no token
             taught_by.resize_token_embeddings(width, mean_resizing=False)
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     class DistillationTrainer(GKDTrainer):
-        """TRL's trainer, whose loss is a mean over the tokens of the answers that were read."""
+        """TRL's trainer with the loss averaged over the tokens of the answers that were read."""
 
         def training_step(self, model: Any, inputs: loop.Row, num_items_in_batch: Any = None) -> Any:
-            # TRL would divide by the tokens of the rows' own answers, also where drawn ones took their place.
+            # TRL would divide by the tokens of the rows' answers, even if sampled answers replaced them.
             loss = super().training_step(model, inputs, None)
             self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
             return loss
@@ -125,7 +125,7 @@ def _row(_: Example, start: int, ids: list[int]) -> loop.Row:
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids the adapter, or learning from the teacher that is named."""
+    """Yield the problems of the adapter and of the teacher."""
     yield from low_rank_problems(recipe, source, where)
     at = f"{where}: params.teacher"
     try:
@@ -139,7 +139,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> tuple[int, int]:
-    """Count what the teacher reads, and what it and the student draw at most, as passes of the base."""
+    """Count the tokens that the teacher reads and that both sample at most, as passes of the base."""
     ratio = teacher_of(params).n_parameters / base.n_parameters
     drawn = rows * params.max_new_tokens
     taught = (1 - params.lmbda) * drawn * ratio if params.seq_kd else 0.0

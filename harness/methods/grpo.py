@@ -1,8 +1,8 @@
-"""Group relative policy optimisation: answers are rewarded by how they stand in their prompt's group.
+"""Group relative policy optimisation: answers are rewarded relative to the others to their prompt.
 
-Invariant: the recipe's `reward` says what rewards the answers; without `init_from` a new adapter starts at
-the base, which is then the reference, with it the adapter of another candidate is trained further.
-Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
+Invariant: the recipe's `reward` is the source of rewards. Without `init_from` a new adapter starts at the
+base, which is then the reference; with it the adapter of another candidate is trained further. Source: Shao
+et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from harness.training import LoraParams, low_rank_method, reinforcement
 
 
 class Params(reinforcement.ReinforcedParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
+    """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
 
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"

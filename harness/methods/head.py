@@ -1,9 +1,9 @@
-"""Classification head on the base or on an encoder of BERT's kind, with or without a low-rank adapter.
+"""Classification head on the base or on a BERT-like encoder, with or without a low-rank adapter.
 
-Invariant: it answers with a label that occurs in training and nothing else; the base is read as published. A
-new head is drawn by the seed that was set before; adapter and head are saved together, or of a training
-without an adapter all that was trained.
-Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers' Trainer.
+Invariant: it answers only with labels that occur in training; the base is used as published. A new head is
+initialised from the seed. Adapter and head are saved together; without an adapter, all trained parameters
+are. Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers'
+Trainer.
 """
 
 import json
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class Params(loop.LoopParams, LoraParams):
     """The names of transformers' Trainer, and PEFT's for the adapter.
 
-    `train` says what is trained beside the head: an adapter (`adapter`), nothing (`head`), or the whole model
-    (`all`). `encoder` is the folder or hub id of a model to read with in place of the base, such as one of
-    BERT's kind. The checkpoint with the best validation loss is kept.
+    `train` says what is trained besides the head: an adapter (`adapter`), nothing (`head`), or the whole
+    model (`all`). `encoder` is the folder or hub id of a model that replaces the base, such as a BERT. The
+    checkpoint with the best validation loss is kept.
     """
 
     encoder: str | None = None
@@ -40,10 +40,10 @@ class Params(loop.LoopParams, LoraParams):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Train a head with one output for each label that occurs in training, and save it under `head/`.
+    """Train a head with one output per label that occurs in training, and save it under `head/`.
 
     Raises:
-        CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was not a number.
+        CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was NaN or infinite.
     """
     from safetensors.torch import save_file
     from transformers import set_seed
@@ -111,7 +111,7 @@ def _trainer(
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     class PlainValidation(Trainer):
-        """transformers' trainer with labels smoothed in training alone."""
+        """transformers' trainer with label smoothing in training only."""
 
         def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
             smoother = self.label_smoother

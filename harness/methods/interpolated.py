@@ -1,7 +1,7 @@
-"""Whole weights between the base and another candidate's, without training.
+"""Weights interpolated between the base and another candidate's whole model.
 
-Invariant: every tensor is base + scale · (fine-tuned − base), computed in fp32 and kept in the
-precision of the fine-tuned one; a scale of 0 would be the base and 1 the fine-tune itself.
+Invariant: every tensor is base + scale · (fine-tuned − base), computed in fp32 and stored in the precision of
+the fine-tuned one; a scale of 0 gives the base and 1 the fine-tune.
 Source: Wortsman et al. 2022 (arXiv:2109.01903).
 """
 
@@ -29,7 +29,7 @@ class Params(Spec):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Write the model that lies at this share of the way to the one that `init_from` names.
+    """Write the model at this share of the way from the base to the one that `init_from` names.
 
     Raises:
         CandidateFailed: there is no `init_from`.
@@ -45,7 +45,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         base |= load_file(file)
     for file in sorted(folder.glob("*.safetensors")):
         mixed = load_file(file)
-        for name in sorted(mixed.keys() & base.keys()):  # what is tied in the base stays
+        for name in sorted(mixed.keys() & base.keys()):  # tied tensors stay tied
             known, tuned = base[name], mixed[name]
             if known.shape != tuned.shape:
                 shapes = f"{tuple(tuned.shape)}, which the base has as {tuple(known.shape)}"

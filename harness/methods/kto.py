@@ -1,11 +1,10 @@
-"""Kahneman-Tversky optimisation: preferences from answers that each got a thumb up or down.
+"""Kahneman-Tversky optimisation: preferences from single answers with a thumb up or down.
 
 Invariant: without `init_from` a new adapter starts at the base, which is then the reference; with it the
-adapter of another candidate is trained further, and that candidate is the reference. The divergence from it
-is estimated on answers to other prompts of the same batch, so rows are shuffled once, by the seed, and then
-stay in their order.
-Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer, of whose documentation the default
-learning rate is the highest.
+adapter of another candidate is trained further, and that candidate is the reference. The divergence from the
+reference is estimated on answers to other prompts of the same batch, so rows are shuffled once, by the seed,
+and then keep their order. Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer, whose
+documentation's highest learning rate is the default.
 """
 
 import random
@@ -37,10 +36,10 @@ if TYPE_CHECKING:
 
 
 class Params(heldout.HeldOutParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter that is made without `init_from`.
+    """TRL's names, and PEFT's for the new adapter (without `init_from`).
 
-    `beta` says how dear it is to leave the reference; `desirable_weight` and `undesirable_weight` weigh
-    thumbs up and down, where there are more of one. A batch holds two answers at least.
+    `beta` is the weight of the divergence from the reference; `desirable_weight` and `undesirable_weight`
+    balance thumbs up and down. A batch has at least two answers.
     """
 
     beta: float = Field(0.1, gt=0)
@@ -57,7 +56,7 @@ def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_t
     A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
 
     Raises:
-        CandidateFailed: out of memory, no answer fits, or the loss was not a number.
+        CandidateFailed: out of memory, no answer fits, or the loss was NaN or infinite.
     """
     policy = load_policy(context, peft_config, save_to)
     train, apart = heldout.split(context.pairs, context.pairs, params)
@@ -84,7 +83,7 @@ def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bo
 
 
 def weigh_thumbs(params: Params, pairs: Sequence[Example]) -> Iterator[str]:
-    """Say where thumbs up and down weigh more unlike than TRL recommends, and which weight would fix it."""
+    """Explain if thumbs up and down are less balanced than TRL recommends, and which weight would fix it."""
     thumbs = [up for _, _, up in answers_with_thumbs(pairs)]
     n_up, n_down = sum(thumbs), len(thumbs) - sum(thumbs)
     up, down = params.desirable_weight * n_up, params.undesirable_weight * n_down
@@ -123,7 +122,7 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
 
         @staticmethod
         def _add_kl(dataset: Any, size: int) -> Any:
-            """Add the answer to another row of the batch, on which the divergence is estimated."""
+            """Add another row's answer, on which the divergence is estimated."""
             answers = dataset["completion_ids"]
             starts = range(0, len(answers), size)
             parts = (answers[start : start + size] for start in starts)
@@ -145,7 +144,8 @@ METHOD = low_rank_method(
     published_as="unpaired preferences",
     loops=("training", "tokens", "heldout", "unpaired"),
     checks={"remarks": weigh_thumbs},
-    # As dpo, from the fine-tune on the answers with a thumb up; TRL's documentation asks for 16 rows a step.
+    # As for dpo, start at a fine-tune on answers with a thumb up; TRL's documentation asks for 16 rows a
+    # step.
     proposal=lambda situation: (
         ({"init_from": situation.adapter} if situation.adapter else {})
         | {"params": {"gradient_accumulation_steps": 2}}

@@ -10,7 +10,7 @@ from harness.training import SUPERVISED, LowRankParams, low_rank_method
 
 
 class Params(LowRankParams):
-    """PEFT's names beside TRL's."""
+    """Parameters under PEFT's and TRL's names."""
 
 
 METHOD = low_rank_method(

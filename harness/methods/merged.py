@@ -1,9 +1,9 @@
-"""One adapter merged from those of several candidates on one base, without training.
+"""Adapter merged from those of several candidates on one base.
 
-Invariant: the merged adapter is what PEFT's `add_weighted_adapter` makes of them; adapters that it cannot
-merge, or would merge into something else than it says, are refused.
-Source: the `peft` library, under its own names: task arithmetic (Ilharco et al. 2022, arXiv:2212.04089), TIES
-(Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023, arXiv:2311.03099).
+Invariant: the merged adapter is the result of PEFT's `add_weighted_adapter`; adapters that it cannot merge,
+or would merge incorrectly, are refused. Source: the `peft` library, under its names: task arithmetic (Ilharco
+et al. 2022, arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023,
+arXiv:2311.03099).
 """
 
 import time
@@ -21,8 +21,8 @@ from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, made_weights
 
 _OF_ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-_AVERAGED = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")  # means of the adapters that agree on a value
-# PEFT would leave the magnitudes out, and scale the merged adapter again; it merges adapters of layers alone.
+_AVERAGED = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")  # means of adapters that agree in sign
+# PEFT would drop DoRA's magnitudes, scale the merged adapter again, and merge only adapters of layers.
 _NOT_MERGED = ("use_dora", "use_rslora", "target_parameters")
 _NAME = "combined"
 
@@ -32,10 +32,10 @@ _PrunedSvd = Literal["ties_svd", "dare_ties_svd", "dare_linear_svd", "magnitude_
 
 
 class Params(Spec):
-    """PEFT's names and defaults. `weights` are those of the adapters in `merges`, else equal shares of 1.
+    """PEFT's names and defaults. `weights` are for the adapters in `merges`, by default equal with sum 1.
 
-    TIES takes the mean of the adapters that agree on a value, so without `weights` each has 1 there.
-    `density` is the share of values that TIES, DARE and magnitude pruning keep.
+    TIES averages the adapters that agree on a sign, so there the default weights are 1. `density` is the
+    share of values that TIES, DARE and magnitude pruning keep.
     """
 
     weights: list[float] | None = None
@@ -55,7 +55,7 @@ class Params(Spec):
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    """Yield what forbids merging: not a weight for each adapter."""
+    """Yield a problem unless there is one weight per adapter."""
     weights = recipe.params.get("weights")
     if weights is not None and len(weights) != len(recipe.merges):
         found = f"{len(weights)} weights of {len(recipe.merges)} adapters"
@@ -65,22 +65,22 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
 def merge_problems(
     recipe: Recipe, adapters: Mapping[str, Mapping[str, Any]], where: str
 ) -> Iterator[Problem]:
-    """Yield what forbids merging adapters of these configurations, as far as they are known."""
+    """Yield the problems of merging adapters with these configurations, as far as they are known."""
     if found := unlike(adapters, Params(**recipe.params).combination_type):
         yield Problem(where, *found)
 
 
 def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple[str, str, str] | None:
-    """Say what forbids combining adapters of these configurations: found, expected and next step."""
+    """Find why adapters with these configurations cannot be combined: found, expected and next step."""
     for name, config in adapters.items():
         if (family := config.get("peft_type", "LORA")) != "LORA":
             return f"{name}, an adapter of the family {family}", "adapters of LoRA", "leave it out of merges"
         variants = (variant for variant in _NOT_MERGED if config.get(variant))
-        if more := next(variants, "") or describe_beside_low_rank(config):  # PEFT would leave it out
+        if more := next(variants, "") or describe_beside_low_rank(config):  # PEFT would drop it
             return f"{name}, an adapter with {more}", "plain LoRA adapters", "leave it out of merges"
     ranks: dict[str, list[int]] = {}
     for name, config in adapters.items():
-        if "r" in config:  # an adapter that moved its base's weights is saved with twice its rank
+        if "r" in config:  # an adapter that changed its base's weights is saved with twice its rank
             moved = str(config.get("init_lora_weights", "")).lower().startswith(CONVERTED)
             given = {config["r"], *(config.get("rank_pattern") or {}).values()}
             ranks[name] = sorted((2 if moved else 1) * r for r in given)
@@ -95,7 +95,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Merge the adapters of the context and save the result under `adapter/`.
 
     Raises:
-        CandidateFailed: there are fewer than two, or they cannot be merged so.
+        CandidateFailed: there are fewer than two, or they cannot be merged in this way.
     """
     start, n = time.perf_counter(), len(context.merges)
     share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
@@ -115,7 +115,7 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 
 def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
-    """Load the adapters side by side on the base as published, and save what PEFT makes of them."""
+    """Load the adapters onto the published base, merge them by PEFT and save the result."""
     from peft import PeftModel
     from transformers import set_seed
 
@@ -132,7 +132,7 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
             kind = params.combination_type
             found = f"{kind} of rank {rank}, and a layer that has {smallest} singular values"
             raise CandidateFailed(found, f"params.svd_rank: {smallest}, or combination_type: cat")
-    set_seed(context.seed)  # DARE drops values by chance
+    set_seed(context.seed)  # DARE drops values at random
     rest = params.model_dump(exclude={"weights"})
     try:
         model.add_weighted_adapter(names, weights, _NAME, **rest)
@@ -143,7 +143,7 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
-    """List what a rescue tries: the mean with the other adapters that PEFT merges with it."""
+    """List the merges that a rescue tries: the mean with each other adapter that PEFT can merge with it."""
     able = [n for n, params in at.others.items() if not unlike({"": at.params, n: params}, "svd")]
     if not able:
         return "there is no other adapter on its base to merge it with"

@@ -1,7 +1,7 @@
-"""A whole model that was made elsewhere: a merged adapter, a full fine-tune of axolotl, a model of the hub.
+"""Whole model that was made elsewhere: a merged adapter, a full fine-tune by axolotl, a model of the hub.
 
-Invariant: it is judged against the experiment's base, never by identity, and generates and scores with the
-tokenizer that lies beside it; nothing is copied, so its files are read where they are.
+Invariant: it is compared with the experiment's base like any other weights, and uses its own tokenizer;
+nothing is copied, and its files are read where they are.
 """
 
 from harness.methods._shared import whole_model_problems
@@ -15,7 +15,7 @@ class Params(Spec):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Return the weights as they lie."""
+    """Return the weights without copying them."""
     return Weights("base", context.source.weights_digest, None, source=context.source)
 
 

@@ -1,7 +1,7 @@
-"""Adapters of any family of PEFT, trained with TRL on the completions: soft prompts, (IA)³, AdaLoRA and more.
+"""Adapters of any PEFT family, trained with TRL on the completions: soft prompts, (IA)³, AdaLoRA and more.
 
-Invariant: only the adapter is trained; the base without it is what it was.
-Source: the families of the `peft` library, under its own names (https://huggingface.co/docs/peft).
+Invariant: only the adapter is trained; the base stays unchanged.
+Source: the families of the `peft` library, under its names (https://huggingface.co/docs/peft).
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from harness.training import (
 
 
 class Params(SupervisedParams):
-    """`peft_type` names the family; beside TRL's names all parameters of PEFT's configuration are taken."""
+    """`peft_type` names the family; all parameters of its PEFT configuration and TRL's are accepted."""
 
     model_config = ConfigDict(extra="allow")
     peft_type: str
@@ -40,14 +40,14 @@ class Params(SupervisedParams):
         return dict(self.model_extra or {})
 
     def identity(self) -> dict[str, Any]:
-        """Return what digests hold of the values: those that are not at their default."""
+        """Return the values that enter digests: those that are not at their default."""
         held = super().identity()
         of_peft = {name: held.pop(name) for name in self.of_peft}
         return held | peft_families.list_own_values(self.peft_type, of_peft)
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    """Yield what forbids an adapter of this family."""
+    """Yield the problems of an adapter of this family."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,7 +65,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Train the adapter and save it under `adapter/`.
 
     Raises:
-        CandidateFailed: out of memory, no row fits, or the loss was not a number.
+        CandidateFailed: out of memory, no row fits, or the loss was NaN or infinite.
     """
     folder = context.folder / "adapter"
     config = peft_families.peft_config(params.peft_type, params.of_peft)
@@ -75,7 +75,7 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 
 def adapter_parameters(shape: Shape, params: Params) -> int:
-    """Estimate what an adapter trains: as LoRA of its rank, where it has one, else next to nothing."""
+    """Estimate the trained parameters: those of a LoRA of its rank, if it has one, else almost none."""
     rank = params.of_peft.get("r", 0)
     return lora_parameters(shape, rank, "all-linear") if isinstance(rank, int) and rank else 1
 

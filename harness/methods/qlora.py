@@ -1,8 +1,8 @@
-"""Low-rank adapters on a base quantised to four bits (NF4, with its scales quantised too).
+"""Low-rank adapters on a base quantised to four bits (NF4 with double quantisation).
 
-Invariant: what is trained on is what is served and judged: the adapter on its NF4 base. `serve_on: bf16`
-puts the same adapter on the base as it was, and is another candidate.
-Source: Dettmers et al. 2023 (arXiv:2305.14314); quantisation by bitsandbytes.
+Invariant: the adapter is served and judged on the NF4 base on which it was trained. `serve_on: bf16` serves
+it on the unquantised base, as another candidate. Source: Dettmers et al. 2023 (arXiv:2305.14314);
+quantisation by bitsandbytes.
 """
 
 from harness.methods._shared import propose_adapter
@@ -10,7 +10,7 @@ from harness.training import SUPERVISED, LowRankParams, low_rank_method
 
 
 class Params(LowRankParams):
-    """PEFT's names beside TRL's, as for `lora`."""
+    """Parameters under PEFT's and TRL's names, as for `lora`."""
 
 
 METHOD = low_rank_method(

@@ -1,8 +1,8 @@
-"""Reward model over a low-rank adapter, trained on preference pairs: what other candidates are rewarded by.
+"""Reward model with a low-rank adapter, trained on preference pairs, that rewards other candidates' answers.
 
-Invariant: it answers no task and is in no comparison; the candidates whose `reward` names it make it first.
-Only the adapter and a head of one output are trained, and both are saved as one; accuracy is measured on
-pairs that were held out.
+Invariant: it answers no task and is not compared; it is made before the candidates whose `reward` names it.
+Only the adapter and a head with one output are trained, and saved together; accuracy is measured on held-out
+pairs.
 Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; trained by TRL's
 RewardTrainer, its head by PEFT's SEQ_CLS.
 """
@@ -20,8 +20,8 @@ from harness.training.low_rank_adapters import LoraParams, adapter_parameters, l
 class Params(heldout.HeldOutParams, LoraParams):
     """TRL's names, and PEFT's for the adapter.
 
-    `center_rewards_coefficient` pulls the mean of rewards to 0. A pair is as long as its prompt with the
-    longer answer.
+    `center_rewards_coefficient` pulls the mean of rewards to 0. The length of a pair is that of its prompt
+    with the longer answer.
     """
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
@@ -31,10 +31,10 @@ class Params(heldout.HeldOutParams, LoraParams):
 def fit(context: FitContext, params: Params) -> Weights:
     """Train adapter and head on the context's pairs, and save them under `reward/`.
 
-    The reward margin of the record is in the reward's own unit, a logit.
+    The reward margin of the record is in logits, the unit of rewards.
 
     Raises:
-        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+        CandidateFailed: out of memory, no pair fits, or the loss was NaN or infinite.
     """
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer

@@ -1,8 +1,8 @@
-"""REINFORCE leave-one-out: answers are rewarded above the mean of the others drawn for their prompt.
+"""REINFORCE leave-one-out: answers are rewarded relative to the mean of the others to their prompt.
 
-Invariant: the recipe's `reward` says what rewards the answers; without `init_from` a new adapter starts at
-the base, which is then the reference, with it the adapter of another candidate is trained further.
-Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
+Invariant: the recipe's `reward` is the source of rewards. Without `init_from` a new adapter starts at the
+base, which is then the reference; with it the adapter of another candidate is trained further. Source:
+Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
 """
 
 from functools import partial
@@ -11,7 +11,7 @@ from harness.training import LoraParams, low_rank_method, reinforcement
 
 
 class Params(reinforcement.ReinforcedParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
+    """TRL's names, and PEFT's for the new adapter (without `init_from`)."""
 
     normalize_advantages: bool = False
 

@@ -1,9 +1,9 @@
-"""Another candidate's adapter at a share of its scale: between the base and the fine-tune, without training.
+"""Another candidate's adapter at a share of its scale, between the base and the fine-tune.
 
-Invariant: the tensors are copied as they are and only `lora_alpha`, from which PEFT takes an adapter's
-scale, is multiplied; a share of 0 would be the base and 1 the adapter itself.
-Source: Wortsman et al. 2022 (arXiv:2109.01903), who interpolate weights; for low-rank adapters the
-same as `peft.helpers.rescale_adapter_scale`. What DoRA changes is no multiple of its scale.
+Invariant: the tensors are copied unchanged, and only `lora_alpha`, which determines an adapter's scale in
+PEFT, is multiplied; a share of 0 gives the base and 1 the adapter itself. Source: Wortsman et al. 2022
+(arXiv:2109.01903), who interpolate weights; for low-rank adapters the same as
+`peft.helpers.rescale_adapter_scale`. DoRA's change is not proportional to its scale.
 """
 
 import json
@@ -30,7 +30,7 @@ class Params(Spec):
 
 
 def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
-    """Yield what of the adapter does not follow its scale, as far as that is known."""
+    """Yield a problem for parts of the adapter that do not follow its scale, as far as known."""
     if found := _describe_beside_scale(init.adapter):
         yield Problem(where, f"an adapter {found}", "one of low-rank matrices alone", "another init_from")
 
@@ -39,7 +39,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Copy the adapter that `init_from` names, with its scale multiplied.
 
     Raises:
-        CandidateFailed: there is no `init_from`, or its adapter is not of LoRA's kind.
+        CandidateFailed: there is no `init_from`, or its adapter is not low-rank.
     """
     if context.init is None:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
@@ -60,12 +60,12 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 
 def _describe_beside_scale(config: Mapping[str, Any]) -> str:
-    """Say what of an adapter of this configuration does not follow its scale; empty for nothing."""
+    """Name the part of an adapter with this configuration that does not follow its scale; empty if none."""
     if (kind := config.get("peft_type", "LORA")) != "LORA":
         return f"of the kind {kind}, which has no lora_alpha"
     if config.get("use_dora"):
         return "with use_dora, whose magnitudes do not follow its scale"
-    more = describe_beside_low_rank({**config, "lora_bias": False})  # whose bias is scaled with B
+    more = describe_beside_low_rank({**config, "lora_bias": False})  # LoRA's bias is scaled with B
     return more and f"with {more}, which has no scale"
 
 
@@ -75,7 +75,7 @@ def _list_settings(at: RescueSituation) -> Sequence[TrialSetting] | str:
 
 
 def _times(scale: float, alpha: float) -> float:
-    """Multiply; a whole number stays one, as PEFT writes it."""
+    """Multiply; whole numbers stay integers, as PEFT writes them."""
     product = scale * alpha
     return int(product) if product == int(product) else product
 

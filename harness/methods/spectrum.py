@@ -1,13 +1,13 @@
-"""Whole matrices of the best signal-to-noise ratio, trained while all others stay as they are.
+"""Spectrum: trains the weight matrices with the best signal-to-noise ratios and freezes all others.
 
 Invariant: of each type of linear layer the share with the largest ratios is trained, in fp32, and saved in
-the precision it is served in; nothing else of the model changes or is saved. The scan lies beside the
-weights. A singular value is signal where it exceeds the bound of Marchenko and Pastur for noise alone, whose
-scale is that of the matrix's own singular values; a ratio depends on the base's weights and nothing else.
-Source: Hartford et al. 2024 (arXiv:2406.06623): a ratio is the sum of the values above the bound over that of
-those below, divided by the largest. As there the scale of the noise comes from the interquartile range, which
-a few large values hardly move; here it is held against that of the law itself (Marchenko and Pastur 1967),
-where the authors take a normal distribution's, which puts the bound of a square matrix inside of its noise.
+the precision in which it is served; nothing else changes or is saved. The scan is stored with the weights. A
+singular value counts as signal if it exceeds the Marchenko-Pastur bound for pure noise of the matrix's scale;
+a ratio depends only on the base's weights. Source: Hartford et al. 2024 (arXiv:2406.06623): a ratio is the
+sum of the values above the bound over that of those below, divided by the largest. As there the scale of the
+noise comes from the interquartile range, which a few large values hardly move; here it is held against that
+of the law itself (Marchenko and Pastur 1967), where the authors take a normal distribution's, which puts the
+bound of a square matrix inside of its noise.
 """
 
 import json
@@ -34,11 +34,11 @@ from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, 
 from harness.training.parallel import is_first, make_once
 
 SCAN = "signal_to_noise.json"
-_GRID = 20_001  # points at which the law's distribution is added up
+_GRID = 20_001  # grid points for integrating the law's density
 
 
 class Params(SupervisedParams):
-    """`share` of the matrices of each type is trained, one at least; TRL's names beside it."""
+    """`share` is the trained share of the matrices of each type, at least one; also TRL's names."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
     share: float = Field(0.25, gt=0, le=1)
@@ -48,7 +48,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Scan the base, train the chosen matrices and save them under `delta/`.
 
     Raises:
-        CandidateFailed: out of memory, no row fits, the loss was not a number, or the base's layers are
+        CandidateFailed: out of memory, no row fits, the loss was NaN or infinite, or the base's layers are
             not `torch.nn.Linear` (GPT-2's are transposed convolutions).
     """
     chosen: list[str] = []
@@ -60,7 +60,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         if not ratios:
             what = f"{context.source.name}, which has no linear layers to scan"
             raise CandidateFailed(what, "method: lora or method: full, which take any base")
-        chosen[:] = top_share(ratios, params.share)  # again where smaller batches are tried
+        chosen[:] = top_share(ratios, params.share)  # set again when smaller batches are tried
         found[:] = sum_up_scan(ratios, chosen)
         if is_first():
             (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
@@ -79,14 +79,14 @@ def fit(context: FitContext, params: Params) -> Weights:
 
 
 def estimate_trained_parameters(shape: Shape, params: Params) -> int:
-    """Estimate what is trained of a model of this shape: the share of its linear layers."""
+    """Estimate the trained parameters of a model of this shape: the share of its linear layers."""
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     attention = 2 * shape.hidden * (queries + keys)
     return int(params.share * shape.n_layers * (attention + 3 * shape.hidden * shape.intermediate))
 
 
 def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
-    """Return the ratio of every linear layer of a decoder by its name; remembered by the digest."""
+    """Return the ratio of every linear layer of a decoder, by name; remembered by digest."""
     key = digest([weights_digest, str(model.dtype), versions_of("signal_to_noise")])
 
     def make() -> dict[str, float]:
@@ -105,8 +105,8 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
 
 
 def signal_to_noise(values: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the ratio of a matrix's singular values: sum of signal over sum of noise, over the largest."""
-    # Where nothing is noise, that of fp32 stands in its place; a matrix of zeros has no signal.
+    """Return a matrix's ratio: sum of signal over sum of noise, divided by the largest singular value."""
+    # Without noise, fp32's rounding is used instead; a matrix of zeros has no signal.
     largest = float(values.max(initial=0.0))
     if not largest:
         return 0.0
@@ -116,7 +116,7 @@ def signal_to_noise(values: np.ndarray, shape: Sequence[int]) -> float:
 
 
 def noise_bound(values: np.ndarray, shape: Sequence[int]) -> float:
-    """Return the largest singular value that noise of the matrix's own scale has: s √m (1 + √(n/m))."""
+    """Return the largest singular value of noise with the matrix's scale: s √m (1 + √(n/m))."""
     ratio = min(shape) / max(shape)
     low, high = np.quantile(values, (0.25, 0.75))
     return float((high - low) / _interquartile_range(ratio) * (1 + sqrt(ratio)))
@@ -124,7 +124,7 @@ def noise_bound(values: np.ndarray, shape: Sequence[int]) -> float:
 
 @cache
 def _interquartile_range(ratio: float) -> float:
-    """Return that of the singular values of noise of scale 1/√m, where n/m is `ratio`."""
+    """Return the interquartile range of the singular values of noise of scale 1/√m, with n/m = `ratio`."""
     # Their density is √((b² − x²)(x² − a²)) / (π ratio x) between a = 1 − √ratio and b = 1 + √ratio.
     a, b = 1 - sqrt(ratio), 1 + sqrt(ratio)
     edges = np.linspace(a, b, _GRID)
@@ -136,7 +136,7 @@ def _interquartile_range(ratio: float) -> float:
 
 
 def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
-    """Name the share of the matrices of each type that have the largest ratios, one of each type at least."""
+    """List the share of the matrices of each type with the largest ratios, at least one per type."""
     chosen: list[str] = []
     for names in _group_by_type(ratios).values():
         n = ceil(share * len(names) - 1e-9)
@@ -145,7 +145,7 @@ def top_share(ratios: Mapping[str, float], share: float) -> list[str]:
 
 
 def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[MatrixScan, ...]:
-    """Sum up a scan by type: how many matrices there are and are trained, and the ratios at the cut."""
+    """Summarise a scan by type: numbers of matrices and of trained ones, and the ratios at the cut."""
     out = []
     for kind, names in _group_by_type(ratios).items():
         trained = [ratios[name] for name in names if name in chosen]
@@ -156,7 +156,7 @@ def sum_up_scan(ratios: Mapping[str, float], chosen: Sequence[str]) -> tuple[Mat
 
 
 def _group_by_type(ratios: Mapping[str, float]) -> dict[str, list[str]]:
-    """Group names by what stands behind the number of their layer: `self_attn.q_proj`."""
+    """Group names by the part after their layer's number: `self_attn.q_proj`."""
     found: dict[str, list[str]] = {}
     for name in ratios:
         parts = name.split(".")

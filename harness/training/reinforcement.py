@@ -1,8 +1,8 @@
-"""Reinforcement learning from rewards: an adapter learns from answers of its own that were rewarded.
+"""Reinforcement learning: an adapter learns from rewards of its own answers.
 
-Invariant: prompts are those of the training rows, written as everywhere; the reference is the policy as
-training found it, and the divergence from it is part of the record. A higher reward is a better answer,
-whatever a metric's direction; an answer that cannot be scored has none and moves nothing.
+Invariant: prompts are those of the training rows; the reference is the policy before training, and the
+divergence from it is part of the record. A higher reward is better, whatever a metric's direction; an answer
+that cannot be scored has no reward and no effect.
 Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402.03300), by TRL's trainers.
 """
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase, Trainer
 
-Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
+Algorithm = Literal["RLOO", "GRPO"]  # prefixes of TRL's trainers
 Rewards = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
 
-_VALIDATED = 128  # validation prompts whose answers are rewarded, at most
-_TOGETHER = 16  # of them answered at once
+_VALIDATED = 128  # most validation prompts whose answers are rewarded
+_TOGETHER = 16  # validation prompts answered at once
 
 
-# Fields of `Method` that follow where `train_on_rewards` trains. What is read more: by the reference, by a
-# reward model, and to answer; what is drawn is a bound.
+# Fields of `Method` for methods that train by `train_on_rewards`. Additional reading is by the reference, by
+# a reward model and for answering; the sampled tokens are an upper bound.
 REWARDED: dict[str, Any] = {
     "draws_from": "train",
     "init_from": "adapter",
@@ -60,11 +60,11 @@ REWARDED: dict[str, Any] = {
 
 
 class ReinforcedParams(LoopParams):
-    """Parameters of reinforcement learning, under TRL's own names.
+    """Parameters of reinforcement learning, under TRL's names.
 
-    Of each prompt `num_generations` answers of at most `max_completion_length` tokens are drawn at
-    `temperature`; a batch counts answers, so batch size times `gradient_accumulation_steps` is a multiple of
-    it. `beta` says how dear it is to leave the reference.
+    For each prompt `num_generations` answers of at most `max_completion_length` tokens are sampled at
+    `temperature`; batches count answers, so batch size times `gradient_accumulation_steps` is a multiple of
+    that. `beta` is the weight of the divergence from the reference.
     """
 
     learning_rate: float = Field(1e-5, gt=0, le=1)
@@ -97,7 +97,7 @@ def train_on_rewards(
     """Train an adapter on rewards of its answers, from the base or from the adapter in `context.init`.
 
     Raises:
-        CandidateFailed: out of memory, no prompt fits, or the loss was not a number.
+        CandidateFailed: out of memory, no prompt fits, or the loss was NaN or infinite.
     """
     assert context.reward is not None, "a recipe without a reward is refused"
     policy = load_policy(context, peft_config, save_to)
@@ -125,9 +125,9 @@ def train_on_rewards(
 def _validate(
     policy: Policy, params: ReinforcedParams, trainer: Any, score: Rewards
 ) -> tuple[ValidationReward, ...]:
-    """Reward the likeliest answers to validation prompts, by the reference and by what was trained.
+    """Reward the greedy answers of the reference and of the trained policy to validation prompts.
 
-    The reference is the policy as training found it, so one that was stopped and went on measures the same.
+    The reference is the policy before training, so a resumed training measures the same.
     """
     import torch
     from trl.models.utils import unwrap_model_for_generation
@@ -162,14 +162,14 @@ def _validate(
 def _rows(
     context: FitContext, params: ReinforcedParams, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Row], int]:
-    """Return the prompts that fit, each with the index of its example, and how many did not."""
+    """Return the prompts that fit, with the index of their example, and the number that did not."""
     prompts = _prompts(context, context.train)
     rows: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
     lengths = list(map(len, _encode(prompts, tokenizer)))
     kept, n_dropped = rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
     n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
     n_prompts = n_answers // params.num_generations
-    if len(kept) < n_prompts:  # TRL leaves out what is not a whole step, here everything
+    if len(kept) < n_prompts:  # TRL drops incomplete steps, here everything
         raise CandidateFailed(
             f"steps of {n_prompts} prompts, and {len(kept)} prompts to train on",
             "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
@@ -178,13 +178,13 @@ def _rows(
 
 
 def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
-    """Return prompts as TRL has them: turns, or without a chat template texts."""
+    """Return prompts in TRL's form: turns, or texts without a chat template."""
     turns: Any = list if context.chat_template else join_to_plain_text
     return [turns(example.messages) for example in examples]
 
 
 def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Turn such prompts into the token ids that are evaluated."""
+    """Turn prompts into the token ids used in evaluation."""
     texts = [
         PromptText(({"role": "user", "content": one},), chat_template=False)
         if isinstance(one, str)
@@ -204,11 +204,11 @@ def _trainer(
     assert context.reward is not None
 
     def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
-        # TRL gives an answer as a text, or as a list of one turn; `index` are places among the examples.
+        # TRL passes an answer as a text or as a list of one turn; `index` are indices of examples.
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
         return [*score([context.train[i] for i in index], [str(text).strip() for text in texts])]
 
-    score_rows.__name__ = metric_name(context.reward.written)  # the name that TRL logs
+    score_rows.__name__ = metric_name(context.reward.written)  # the name under which TRL logs
     plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
     made: Trainer = make_policy_trainer(
         policy,
@@ -224,9 +224,9 @@ def _trainer(
 
 
 def _make_resumable(plain: Any) -> Any:
-    """Return TRL's trainer of our prompts, whose turns of drawing go on where a training was stopped.
+    """Return TRL's trainer for our prompts, which continues its sampling order when resumed.
 
-    TRL's own would draw the order of the first epoch again.
+    TRL's own would repeat the order of the first epoch.
     """
     import torch
 
@@ -248,7 +248,7 @@ def _make_resumable(plain: Any) -> Any:
 
         def training_step(self, *args: Any, **options: Any) -> Any:
             if not self._step:
-                # Answers that are learnt from several times are in no checkpoint, so none lies between.
+                # Answers that are reused for several steps are in no checkpoint, so none is saved in between.
                 n = self.num_iterations
                 self.state.save_steps = -(-self.state.save_steps // n) * n
                 self._step = self.state.global_step * self.args.gradient_accumulation_steps
@@ -262,7 +262,7 @@ _FIX = "fix the function"
 
 
 def rewards_of(reward: Reward) -> Rewards:
-    """Return a function from examples and answers to rewards: of a metric, or of a file.
+    """Return a function from examples and answers to rewards, from a metric or a file.
 
     Raises:
         UserError: the file has no such function, or the metric cannot be computed on the task.
@@ -284,7 +284,7 @@ def rewards_of(reward: Reward) -> Rewards:
 
 
 def is_metric_file(path: Path) -> bool:
-    """Tell whether a file of rewards is one of a metric, which has no function `reward`.
+    """Tell whether a file defines a metric instead of a function `reward`.
 
     Raises:
         UserError: the file cannot be read.
@@ -294,7 +294,7 @@ def is_metric_file(path: Path) -> bool:
 
 
 def reward_problems(written: str, task: Task, examples: Sequence[Example], where: str) -> Iterator[Problem]:
-    """Yield what forbids rewarding answers to these examples by a metric or a file."""
+    """Yield the problems of rewarding answers to these examples by a metric or a file."""
     try:
         scored = rewards_of(Reward(written=written, task=task))
     except UserError as error:

@@ -1,9 +1,9 @@
-"""Training rows as token ids, made once for all candidates, trials and seeds, and packed where that is safe.
+"""Training rows as token ids, cached for all candidates, trials and seeds, and packed if that is safe.
 
-Invariant: the ids are those that TRL makes of the same texts where a chat template writes a conversation as
-it asks for the answer; else the prompt is the one that is evaluated. What is remembered is what would be
-made again, because texts, tokenizer with its template and ends, versions and that of this code are its key.
-Rows are packed only where no row sees another and enough steps are left; else why is said.
+Invariant: the ids are TRL's for the same texts, if the chat template renders a conversation as it renders the
+prompt; otherwise the prompt is the one used in evaluation. The cache key covers texts, tokenizer with
+template and end tokens, versions and this code's version. Rows are packed only if no row attends to another
+and enough steps remain; otherwise the reason is given.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Tokens(NamedTuple):
-    """One prompt with each of its answers: token ids of the whole, and where the answers start."""
+    """Prompt with each of its answers: token ids of the whole, and where the answers start."""
 
     start: int
     wholes: list[list[int]]
@@ -43,7 +43,7 @@ def tokenize(
     tokenizer: "PreTrainedTokenizerBase",
     source: ModelSource,
 ) -> list[Tokens]:
-    """Return the tokens of examples, each with its answers (as many for every one of them)."""
+    """Return the tokens of examples, each with the same number of answers."""
     texts = [(list(e.messages), *ends) for e, ends in zip(examples, answers, strict=True)]
     versions = [version(name) for name in ("tokenizers", "transformers")]
     ends = map_end_tokens(source, tokenizer)
@@ -55,7 +55,7 @@ def tokenize(
         rows = [PromptText(e.messages, a, chat) for e, of in zip(examples, answers, strict=True) for a in of]
         made = iter(encode_answered(tokenizer, rows, ends))
         joined = []
-        for of in answers:  # the token ids of all answers to a prompt begin with the prompt's
+        for of in answers:  # all answers to a prompt share its token ids
             encoded = [next(made) for _ in of]
             wholes = [[*one.context, *one.continuation] for one in encoded]
             joined.append({"start": len(encoded[0].context), "wholes": wholes})
@@ -73,10 +73,10 @@ def tokenized_rows(
     make_row: Callable[[Example, int, list[int]], dict[str, Any]],
     what: str = "rows to train or validate on",
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others.
+    """Return the rows of examples that fit, made by `make_row(example, start, ids)`, and count the others.
 
-    Nothing stands behind the beginning of an answer, also no blanks of a chat template, so that the training
-    learns no end there. Blanks that the beginning itself ends with stay.
+    Nothing follows a truncated answer, not even whitespace of a chat template, so that training learns no end
+    there. Whitespace at the end of the truncated answer itself is kept.
     """
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
@@ -100,7 +100,7 @@ def rows_that_fit(
     max_length: int,
     what: str = "rows to train or validate on",
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of at most `max_length` tokens, and how many are longer.
+    """Return the rows of at most `max_length` tokens, and the number of longer ones.
 
     Raises:
         CandidateFailed: there are rows and none fits.
@@ -114,25 +114,25 @@ def rows_that_fit(
 
 
 def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
-    """Return what was remembered under a key, or else make and remember it."""
+    """Return the dataset cached under a key, or make and cache it."""
     import pyarrow as pa
     from datasets import Dataset
     from pyarrow import parquet
 
     memory = cache_dir() / "training" / f"{key}.parquet"
-    with suppress(OSError, pa.ArrowInvalid):  # not there, or damaged
+    with suppress(OSError, pa.ArrowInvalid):  # missing or damaged
         return Dataset(parquet.read_table(memory, page_checksum_verification=True))
     made = make()
-    with suppress(OSError):  # a folder that may only be read costs time, and no more
+    with suppress(OSError):  # a read-only folder only costs time
         fill_cache_file(memory, partial(parquet.write_table, made.data.table, write_page_checksum=True))
     return made
 
 
-FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some to arrive anywhere
+FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some steps
 
 
 def check_packing(params: "LoopParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
-    """Say why rows of these lengths, in tokens, must not be packed; "" where they may be."""
+    """Explain why rows of these lengths (in tokens) must not be packed; empty if they may be."""
     n_packs = ceil(sum(lengths) / params.max_length)  # filled to the last token
     if (steps := count_row_steps(params, n_packs)) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
@@ -144,27 +144,27 @@ def check_packing(params: "LoopParams", lengths: Sequence[int], model: "PreTrain
 
 
 def count_row_steps(params: "LoopParams", n_rows: int) -> int:
-    """Count the optimiser steps of a training on so many rows or packs, in one process."""
+    """Count the optimiser steps of a training on `n` rows or packs, in one process."""
     if params.max_steps > 0:
         return params.max_steps
     return ceil(count_epoch_steps(params, n_rows) * params.num_train_epochs)
 
 
 def count_epoch_steps(params: "LoopParams", n_rows: int) -> int:
-    """Count the optimiser steps of an epoch of so many rows or packs, in one process."""
+    """Count the optimiser steps of an epoch of `n` rows or packs, in one process."""
     batches = ceil(n_rows / params.per_device_train_batch_size)
     return ceil(batches / params.gradient_accumulation_steps)
 
 
 def joins_packs(model: "PreTrainedModel") -> bool:
-    """Tell whether a model attends by FlashAttention, which reads a batch of packs as one row and no fp32."""
+    """Tell whether a model uses FlashAttention, which reads a batch of packs as one row, but not in fp32."""
     return "flash" in str(model.config._attn_implementation)  # noqa: SLF001  (it has no getter)
 
 
 def keeps_rows_apart(model: "PreTrainedModel", *, flash: bool = False) -> bool:
-    """Tell whether a row that follows another in one sequence is read alike, whatever the other says.
+    """Tell whether a row in a packed sequence is read independently of the row before it.
 
-    With `flash` it is read in bf16, which FlashAttention needs.
+    With `flash` the test runs in bf16, which FlashAttention needs.
     """
     import torch
 

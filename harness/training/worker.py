@@ -1,9 +1,9 @@
-"""Worker of a training job, in a process of its own: `python -m harness.training.worker JOB`.
+"""Worker process of a training job: `python -m harness.training.worker JOB`.
 
-Several processes share a job that says so: `accelerate launch` starts them, by a configuration beside it.
-Invariant: its standard output is one JSON array a line, `["advance", done, total, note]` while it works and
-`["error", …]` where it fails; whatever else is printed goes to standard error. It ends with the exit code of
-the command that requested it, and leaves checkpoints however it ends.
+Several processes can share a job; `accelerate launch` starts them by a configuration in the job folder.
+Invariant: standard output has one JSON array per line, `["advance", done, total, note]` for progress and
+`["error", …]` on failure; everything else is printed to standard error. The exit code is that of the calling
+command, and checkpoints remain however the worker ends.
 """
 
 import json
@@ -29,17 +29,17 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the job of the folder that is named on the command line."""
+    """Run the job in the folder given on the command line."""
     quiet_environment()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines:
-        os.dup2(2, 1)  # what libraries print is no line of ours
+        os.dup2(2, 1)  # what libraries print is not part of the protocol
 
         def say(*message: Any) -> None:
             lines.write(f"{json.dumps(message)}\n")
             lines.flush()
 
         def advance(done: float, total: float, note: str = "") -> None:
-            if is_first():  # of several processes
+            if is_first():  # only one of several processes reports
                 say("advance", done, total, note)
 
         sys.exit(_run(sys.argv[1:], say, advance))
@@ -53,7 +53,7 @@ def _run(arguments: Sequence[str], say: Any, advance: Advance) -> int:
         run_job(Path(arguments[0]), advance)
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:  # nobody listens any more: whoever requested the weights was killed
+    except BrokenPipeError:  # the calling process was killed
         return 1
     except HarnessError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -67,14 +67,14 @@ def _run(arguments: Sequence[str], say: Any, advance: Advance) -> int:
 
 
 def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
-    """Run the job of a folder in one process or several of its own, which end with this call in any case.
+    """Run the job of a folder in one or several new processes, which always end with this call.
 
     Raises:
-        HarnessError, OSError, RuntimeError: what `run_job` would raise here.
+        HarnessError, OSError, RuntimeError: the errors of `run_job`.
         CandidateFailed: a process was killed.
     """
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-    if not command and (folder / LAUNCH).exists():  # for processes that share the job
+    if not command and (folder / LAUNCH).exists():  # several processes share the job
         launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
         command = *launcher, str(folder / LAUNCH), "-m", COMMAND[-1]
     with (
@@ -95,16 +95,16 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
             for line in worker.stdout:
                 kind, *content = _message(line)
                 if kind == "error":
-                    error = error or decode_error(*content)  # of several, what the others then failed by
+                    error = error or decode_error(*content)  # with several processes, the first error counts
                 elif kind == "advance":
                     advance(*content)
-                else:  # of a launcher, such as DeepSpeed's
+                else:  # a line of a launcher, such as DeepSpeed's
                     log.write(line.encode())
                     log.flush()
         except BaseException:
             worker.terminate()
             raise
-    # torch's launcher says which signal ended one of several processes first.
+    # torch's launcher reports the signal that ended the first of several processes.
     said = (folder / LOG).read_text("utf-8", "replace")
     first = re.search(r"^Root Cause .*?exitcode\s*: (-?\d+) \(pid", said, re.DOTALL | re.MULTILINE)
     if first and int(first[1]) < 0 and isinstance(error, RuntimeError | None):
@@ -118,7 +118,7 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
 
 
 def _message(line: str) -> list[Any]:
-    """Return what a line of a worker says; a kind that nobody knows of one that is not a worker's."""
+    """Parse a worker's line; any other line gets an unknown kind."""
     try:
         said = json.loads(line)
     except ValueError:
@@ -127,7 +127,7 @@ def _message(line: str) -> list[Any]:
 
 
 def _describe_end(code: int, log: Path) -> CandidateFailed:
-    """Phrase that a worker ended without saying why: the system kills whoever takes too much memory."""
+    """Describe the end of a worker without an error: the system kills processes that take too much memory."""
     number = -code if code < 0 else code - 128
     if number == signal.SIGKILL:
         found = "the training process was killed (SIGKILL), as the system does when memory runs out"
@@ -139,7 +139,7 @@ def _describe_end(code: int, log: Path) -> CandidateFailed:
 
 
 def encode_error(error: Exception) -> tuple[str, list[Any]]:
-    """Return an error's kind and content as plain values."""
+    """Encode an error's kind and content as plain values."""
     if isinstance(error, CandidateFailed):
         return type(error).__name__, [error.reason, error.knob]
     if isinstance(error, UserError):
@@ -152,7 +152,7 @@ def encode_error(error: Exception) -> tuple[str, list[Any]]:
 
 
 def decode_error(kind: str, content: Sequence[Any]) -> Exception:
-    """Return the error that `encode_error` was given; a library's as a RuntimeError with its traceback."""
+    """Decode an error from `encode_error`; a library's error becomes a RuntimeError with its traceback."""
     if kind == "UserError":
         return UserError([Problem(*problem) for problem in content])
     if kind == "RuntimeError":
