@@ -1,7 +1,7 @@
-"""Exports of a run's weights to other programs, a file a format; each a folder with its record, or none.
+"""Exports of a run's weights for other programs, one file per format.
 
-Invariant: a format's file writes into a new folder that is renamed when it is whole. What was exported is
-found by its run in `runs/exports/<run_id>/<format>-<quantization>/`.
+Invariant: an export is a complete folder with its record, or nothing: a format writes into a new folder that
+is renamed at the end, to `runs/exports/<run_id>/<format>-<quantization>/`.
 """
 
 from harness.exports._plan import (

@@ -1,9 +1,9 @@
-"""Plan and making of one export: the weights of a stored run, what refuses them, and a whole folder.
+"""Plan and execution of one export of a stored run's weights.
 
-Invariant: a folder appears with all its files or not at all. Weights are hashed anew before they are read,
-and the run's own digest has to be theirs. The record, `export.json`, names no path of a machine; whether a
-folder is still whole, is asked of its content alone, never of a remembered checksum. The lines beside
-passages print the prompt that the run was asked by, word for word, but in scripts without blanks.
+Invariant: a folder appears with all its files or not at all. Weights are hashed again before they are read,
+and must have the run's digest. The record, `export.json`, contains no machine paths; whether a folder is
+still complete is decided by its content, never by a remembered checksum. The retrieval example in README.md
+of an export prints the run's prompt word for word, except in scripts without spaces.
 """
 
 import json
@@ -39,9 +39,9 @@ _OTHERS = {"classifier": "a text classifier", "head": "a classification head"}
 
 
 class ExportPlan(NamedTuple):
-    """An export to make: the run with its weights, format and quantization, and the folder it will be in.
+    """Planned export: the run with its weights, format and quantization, and the target folder.
 
-    `n_bytes` and `seconds` are estimates. `notes` say what of the run's answers is not in the weights.
+    `n_bytes` and `seconds` are estimates. `notes` say which parts of the run's answers the weights lack.
     """
 
     run: Run
@@ -58,7 +58,7 @@ class ExportPlan(NamedTuple):
 
 
 class Bits(NamedTuple):
-    """Bits of a weight, in rows that 256 divides, in other rows, and in the embeddings."""
+    """Bits per weight in rows divisible by 256, in other rows, and in the embeddings."""
 
     divided: float
     others: float
@@ -69,11 +69,11 @@ PRECISIONS = {"bf16": Bits(16, 16, 16), "fp16": Bits(16, 16, 16), "fp32": Bits(3
 
 
 class Format(NamedTuple):
-    """A format, as its file declares it.
+    """Export format, as its file declares it.
 
-    `bits` are those of the types that it may be written in, `seconds` what it takes to begin with, and for
-    1e9 parameters. Without a `default` the type is the precision of the base's own files. `problems(policy,
-    type)` yields what is missing here; `write(job, folder)` fills a new folder.
+    `bits` are those of the types in which it can be written, `seconds` the fixed time and the time per 1e9
+    parameters. Without a `default` the type is the precision of the base's files. `problems(policy, type)`
+    yields what is missing here; `write(job, folder)` fills a new folder.
     """
 
     bits: Mapping[str, Bits]
@@ -92,7 +92,7 @@ class ExportJob(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Result of a format's plugin: the tensors of each type, versions of its tools, the merge's gap."""
+    """Result of a format's plugin: tensors by type, versions of its tools, the merge's gap."""
 
     types: Mapping[str, int]
     versions: Mapping[str, str]
@@ -100,7 +100,7 @@ class Written(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """An export with its folder; not `is_new` where it had been made before."""
+    """Export with its folder; `is_new` unless it existed before."""
 
     folder: Path
     export: Export
@@ -117,8 +117,8 @@ def plan_export(
     """Plan the export of a finished run; nothing is written.
 
     Raises:
-        UserError: the format or quantization is unknown, a tool is missing, or the run's weights are not
-            those of one language model, are not stored any more, or have changed.
+        UserError: the format or quantization is unknown, a tool is missing, or the run's weights are not one
+            language model, are no longer stored, or have changed.
     """
     formats = plugins.names("exports")
     if format not in formats:
@@ -153,7 +153,7 @@ def plan_export(
 
 
 def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weights]:
-    """Find the weights of a run as its recipe makes them now, unchanged on the disk."""
+    """Find the stored weights of a run and refuse changed ones."""
     where, again = f"run {run.run_id}", f"harness compare --candidates {run.candidate}, then export its run"
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
@@ -165,7 +165,7 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         kind = "a model behind an endpoint, which are not here" if candidate.is_remote else kind
         found = f"the method {run.method}, whose weights are those of {kind}"
         raise UserError(Problem(where, found, _ONE, _OTHER))
-    # By the run's own key, as today's data, precision or recipe of what it borrows may name others.
+    # By the run's key, because data, precision or borrowed recipes may have changed since.
     key = run.training.fit_key
     weights = base_weights(candidate.given) if candidate.given else None
     if weights is None and key:
@@ -181,7 +181,7 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
     if (reason := unmergeable(weights.kind, weights.folder)) is not None:
         raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     validation = target_sets(session, candidate.recipe, weights, run.seed)[0]
-    # A run of another experiment (a limited one, named by its id) answered other items on purpose.
+    # A run of another experiment (such as a limited one, named by id) answered other items on purpose.
     if run.experiment == session.experiment.name and validation.name in run.rows:
         then, now = store.read_identity(session.store, run.rows[validation.name]), validation.identity
         names = ("task_version", "template_digest", "prompting_digest")
@@ -194,7 +194,7 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
 
 
 def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Iterator[str]:
-    """Yield what made the run's answers besides weights, template and limits."""
+    """Yield what else determined the run's answers besides weights, template and limits."""
     recipe = candidate.recipe
     if recipe.answer != "generate":
         yield f"answer: {recipe.answer}: a server generates, and its answers were chosen among labels"
@@ -208,10 +208,10 @@ def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Itera
 
 
 def export_run(session: Session, plan: ExportPlan) -> Exported:
-    """Make an export, or return the one that is there, where its files are whole and its weights the same.
+    """Make an export, or return an existing one with complete files and the same weights.
 
     Raises:
-        UserError: the folder holds something else, or its files have changed.
+        UserError: the folder contains something else, or its files have changed.
         CandidateFailed: the weights cannot be merged, or a program that writes the format failed.
         HarnessError: the disk is full; nothing is left behind.
     """
@@ -239,7 +239,7 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
             (part / EXPORT_RECORD).write_text(f"{text}\n", "utf-8")
             for path in (*list_exported_files(part).values(), part):
                 sync(path)
-            part.rename(folder)  # an empty folder is replaced
+            part.rename(folder)  # replaces an empty folder
             sync(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -356,7 +356,7 @@ texts = [f"{{p['title']}} {{p['text']}}" for p in passages]
 
 
 def _add_passages(target: MeasuredTask, candidate: ResolvedCandidate, seed: int, folder: Path) -> None:
-    """Write the passages of a candidate with retrieval into its export, with README.md; nothing of others."""
+    """Write README.md and passages into the export of a candidate with retrieval; nothing for others."""
     items = target.items
     context = PromptingContext(target.task, items.train, items.documents, seed, dry_run=True)
     for settings, passages in prompting.list_passages(candidate.recipe.prompting, context):
@@ -369,7 +369,7 @@ def _add_passages(target: MeasuredTask, candidate: ResolvedCandidate, seed: int,
 
 
 def _lines(settings: dict[str, Any]) -> str:
-    """Return the lines that retrieve by these settings."""
+    """Return the code lines that retrieve with these settings."""
     score = _DENSE.format(model=settings["model"]) if settings["retriever"] == "dense" else _BM25
     best, top_k = _BEST.format(top_k=settings["top_k"]), settings["top_k"]
     if settings.get("rerank"):

@@ -1,12 +1,11 @@
 """Serving of a run's export by an existing server, which is ready once it gives the stored answers.
 
-Invariant: each served file was hashed anew; the server ends with this process, and this one with the server.
-A key stands in no command line and no file; a server without keys is reachable from this machine alone.
-The answers are compared as far as rounding lets them agree: a prompt of another length, or more answers that
-differ than rounding explains, ends the server.
-Source: documentation of `vllm serve`, of llama.cpp's tools/server and of `transformers serve`; the rate at
-which rounding changes an answer is that of the quickstart's LoRA, whose bf16 answers differ from those in
-fp32 in 28 of 200 answers of 6.3 tokens
+Invariant: each served file was hashed again; the server ends with this process, and this process with the
+server. Keys never appear in a command line or file; a server without keys is reachable only from this
+machine. Answers are compared up to rounding: a prompt with another length, or more different answers than
+rounding explains, ends the server. Source: documentation of `vllm serve`, of llama.cpp's tools/server and of
+`transformers serve`; the rate at which rounding changes an answer is that of the quickstart's LoRA, whose
+bf16 answers differ from those in fp32 in 28 of 200 answers of 6.3 tokens
 """
 
 import os
@@ -39,20 +38,20 @@ from harness.store import EXPORT_RECORD, Export, exports_of, main_file, read_exp
 
 Way = Literal["gguf", "merged", "vllm"]
 FORMATS: Mapping[Way, str] = {"gguf": "gguf", "merged": "merged", "vllm": "merged"}  # export of each
-AT_ONCE = 4  # requests that are answered together
-_ANY = "0.0.0.0"  # inside a container, of which one port is published
+AT_ONCE = 4  # concurrent requests
+_ANY = "0.0.0.0"  # inside a container with one published port
 _LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server"
 _LLAMA_SERVER = Path(artefacts.__file__).with_name("llama_server.py")
 _NEEDED = {"gguf": ("xllamacpp",), "merged": ("fastapi", "uvicorn", "openai")}
 N_ITEMS = 20
-_MOST_TOKENS = 16  # of an answer that are compared; later ones differ by rounding alone
+_MOST_TOKENS = 16  # compared tokens of an answer; later ones may differ by rounding alone
 _FLIPPED_PER_TOKEN = 1 - (1 - 28 / 200) ** (1 / 6.3)
-_ALPHA = 0.001  # chance that a right server is refused
+_ALPHA = 0.001  # probability of refusing a correct server
 _MOST_SHOWN = 3
 
 
 class Address(NamedTuple):
-    """Address of a server: host, port, and the variable of the environment that holds its key."""
+    """Address of a server: host, port, and the environment variable with its key."""
 
     host: str
     port: int
@@ -60,13 +59,13 @@ class Address(NamedTuple):
 
     @property
     def url(self) -> str:
-        """The address under which it is asked from this machine."""
+        """URL of the server from this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{_bracket(host)}:{self.port}"
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine can reach it."""
         return is_loopback(f"http://{_bracket(self.host)}")
 
 
@@ -75,9 +74,9 @@ def _bracket(host: str) -> str:
 
 
 class ServingProgram(NamedTuple):
-    """A server's command in its folder: the environment it needs besides ours, and its compose file.
+    """Command of a server in its folder, with additional environment variables and compose file.
 
-    `model` is the name that requests give; `environment` maps names to values, in which `$NAME` is the key.
+    `model` is the model name for requests; `environment` maps names to values, in which `$NAME` is the key.
     """
 
     name: str
@@ -88,8 +87,8 @@ class ServingProgram(NamedTuple):
     compose: dict[str, object]
 
     def as_shell(self) -> str:
-        """Write the command as a shell reads it."""
-        # With an empty key a server would ask for none.
+        """Return the command for a shell."""
+        # A server with an empty key would accept requests without one.
         values = {
             name: f"${{{value[1:]}:?}}" if value[:1] == "$" else value
             for name, value in self.environment.items()
@@ -98,7 +97,7 @@ class ServingProgram(NamedTuple):
         return " ".join(["cd", shlex.quote(str(self.folder)), "&&", *given, shlex.join(self.command)])
 
     def as_compose(self) -> str:
-        """Write the compose file, as JSON, which is YAML too."""
+        """Return the compose file as JSON, which is also YAML."""
         return dumps({"services": {"model": self.compose}}, indent=2)
 
 
@@ -117,7 +116,7 @@ def describe_program(
         compose = _compose(_LLAMA_IMAGE, in_image, file.parent, address, "LLAMA_API_KEY")
         return ServingProgram("llama.cpp's server", name, command, file.parent, {}, compose)
     if way == "merged":
-        # It knows the model by the folder's name alone where it is started beside that.
+        # If started in the parent folder, the server knows the model by the folder's name.
         words = ["serve", file.name, *_listens(address.host, address)]
         command = [sys.executable, "-P", "-m", "transformers.cli.transformers", *words]
         torch = version("torch").partition("+")[0]
@@ -141,7 +140,7 @@ def describe_program(
 
 
 def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
-    """Refuse an address without a key beyond this machine, a key for a server without any, and no server.
+    """Refuse a public address without a key, a key for a server without keys, and a missing server.
 
     Raises:
         UserError: with what is missing.
@@ -170,7 +169,7 @@ def _listens(host: str, address: Address) -> list[str]:
 def _compose(
     image: str, command: list[str], folder: Path, address: Address, variable: str = "", at: str = "/model"
 ) -> dict[str, object]:
-    """Describe the service: the folder read-only, one port, and the key from the environment of compose."""
+    """Describe the compose service: the folder read-only, one port, the key from the environment."""
     key = {"environment": {variable: f"${{{address.api_key_env}:?}}"}} if address.api_key_env else {}
     return {
         "image": image,
@@ -182,7 +181,7 @@ def _compose(
 
 
 class ServingPlan(NamedTuple):
-    """A run's export with the server that is to serve it."""
+    """Run's export with the server for it."""
 
     run: Run
     folder: Path
@@ -193,7 +192,7 @@ class ServingPlan(NamedTuple):
 
 
 class Readiness(NamedTuple):
-    """Answers of a ready server: how many are the stored ones, of how many; and the first prompt sent."""
+    """Answers of a ready server: number equal to the stored ones, total, and the first prompt sent."""
 
     n_same: int
     n: int
@@ -201,13 +200,13 @@ class Readiness(NamedTuple):
 
 
 def plan_serving(session: Session, run: Run, to: str | None, address: Address) -> ServingPlan:
-    """Find the export of a run that is to be served, or make it; its files are hashed anew.
+    """Find or make the export of a run to serve; its files are hashed again.
 
     Raises:
-        UserError: the run's answers cannot be asked of a server, its export cannot be made or has changed,
-            or the server or a key is missing.
+        UserError: a server cannot give the run's answers, its export cannot be made or has changed, or the
+            server or a key is missing.
     """
-    # Refuse a run whose stored answers no server can give again by OpenAI's protocol.
+    # Refuse a run whose answers no server can reproduce by OpenAI's protocol.
     recipe, task = Recipe.model_validate(run.recipe), session.target.task
     found = ""
     if recipe.answer == "rank" or task.kind != "generate":
@@ -243,10 +242,10 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
 
 
 def _read_artefact(run: Run) -> dict[Path, Export]:
-    """Read the export that a run of an artefact answered with.
+    """Read the export with which a run of an artefact answered.
 
     Raises:
-        UserError: it is no export, or another one than answered.
+        UserError: it is not an export, or not the one that answered.
     """
     path = Path(run.recipe["path"])
     folder, found = artefacts.find_tokenizer_folder(path), ""
@@ -263,7 +262,7 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
 
 
 def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> Way:
-    """Choose the server: the one that is named, vLLM where its command is written, or by the last export."""
+    """Choose the server: the named one, vLLM if its command is given, or that of the latest export."""
     for way in FORMATS:
         if way == to:
             return way
@@ -344,7 +343,7 @@ def _refuse_taken(address: Address) -> None:
 
 
 def _choose_items(session: Session, run: Run) -> list[tuple[SampleResult, SentPrompt]]:
-    """Choose test items of the target, spread over all, with the prompts that were sent."""
+    """Choose evenly spread test items of the target, with the prompts that were sent."""
     task = session.target.task.name
     rows = [one for one in store.read_rows(session.store, run.rows[f"{task}/test"]) if one.status != "error"]
     chosen = rows[:: max(1, len(rows) // N_ITEMS)][:N_ITEMS]
@@ -363,7 +362,7 @@ def _choose_items(session: Session, run: Run) -> list[tuple[SampleResult, SentPr
 def _compare(
     settings: openai_api.Settings, plan: ServingPlan, asked: Sequence[tuple[SampleResult, SentPrompt]]
 ) -> Readiness:
-    """Ask the server the stored prompts, and compare lengths of prompts and texts of answers."""
+    """Send the stored prompts to the server, and compare prompt lengths and answers."""
     server = openai_api.Server(settings)
     candidate = openai_api.ChatCandidate(server, plan.run.weights_digest)
     prompts = [one.context for one in candidate.encode_all([PromptText(sent.messages) for _, sent in asked])]
@@ -394,7 +393,7 @@ def _compare(
 
 
 def _agrees(row: SampleResult, answer: Output) -> bool:
-    """Tell whether an answer is the stored one; of a longer one its first tokens."""
+    """Tell whether an answer equals the stored one, in its first tokens."""
     text, stored = answer.text.rstrip("\ufffd").strip(), row.text.strip()
     return not answer.error and (
         text == stored or (answer.finish_reason == "length" and stored.startswith(text))
@@ -402,7 +401,7 @@ def _agrees(row: SampleResult, answer: Output) -> bool:
 
 
 def _refusal(plan: ServingPlan, what: str, differences: Sequence[str], n: int, step: str) -> HarnessError:
-    """Phrase what a server answers otherwise than its run, with the first differences."""
+    """Describe how a server's answers differ from the run's, with the first differences."""
     shown = "; ".join(differences[:_MOST_SHOWN])
     return HarnessError(
         f"{plan.program.name} with {plan.folder}: found {len(differences)} of {n} {what} ({shown}); expected "

@@ -1,7 +1,7 @@
 """GGUF for llama.cpp, Ollama and xllamacpp: one file with weights, tokenizer and chat template.
 
-The types are those of llama.cpp: 8 and 16 bits by its own converter, fewer by its own quantiser, both in an
-environment of their own. Tensors whose rows a type does not divide get another type; the record counts them.
+The types are those of llama.cpp: 8 and 16 bits by its converter, fewer bits by its quantiser, both in a
+separate environment. Tensors with rows that a type does not divide get another type; the record counts them.
 Source: llama.cpp's `convert_hf_to_gguf.py` and `llama_model_quantize`
 """
 
@@ -43,7 +43,7 @@ _PACKAGES = ("convert-hf-to-gguf", "llama-cpp-python")
 
 
 def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
-    """Yield that the converter is missing, or what quantises further in its environment."""
+    """Yield a problem if the converter or the quantiser in its environment is missing."""
     where, command = "export.gguf.command", policy.gguf.command
     if (program := find_converter(command)) is None:
         found = f"no program {command or GGUF_CONVERTER}"
@@ -55,7 +55,7 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the merged model in fp32, convert it, and quantise that further where its type needs it.
+    """Write the merged model in fp32, convert it, and quantise it further if the type needs that.
 
     Raises:
         CandidateFailed: the weights cannot be merged, a program failed, or the file lacks the chat template.

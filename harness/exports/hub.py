@@ -1,6 +1,6 @@
-"""Folder for `hf upload`: the merged model, and a card that says what was measured; nothing is uploaded.
+"""Folder for `hf upload`: the merged model and a card with the measurements; nothing is uploaded.
 
-The card holds numbers, names and digests, and no text of the data.
+The card contains numbers, names and digests, but no text of the data.
 Source: the model cards of huggingface_hub
 """
 
@@ -19,7 +19,7 @@ from harness.models.weight_files import count_types
 from harness.report import ResultDocument, Section, experiment_document, markdown
 from harness.spec import HUB
 
-_SHOWN = ("scores", "heat")  # kinds of sections beside the gate's on this run
+_SHOWN = ("scores", "heat")  # kinds of sections shown besides the gate's
 _UNKNOWN_LICENSE = (
     "The licence of the base model is not known here: look it up, and write it into the head of this card"
     " before you upload it."
@@ -27,10 +27,10 @@ _UNKNOWN_LICENSE = (
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the merged model and its card: a head for the hub, then sections for people.
+    """Write the merged model and its card: metadata for the hub, then sections for people.
 
     Raises:
-        UserError: the report is of another run of the candidate.
+        UserError: the report belongs to another run of the candidate.
         CandidateFailed: the weights cannot be merged.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -69,7 +69,7 @@ def _origin(plan: ExportPlan) -> tuple[str | None, str | None]:
         return HUB_ID, LICENSE
     is_local = Path(name).is_absolute() or Path(name).exists()
     known: str | None = None
-    with suppress(Exception):  # a card of others may hold anything
+    with suppress(Exception):  # the base's card may contain anything
         from huggingface_hub import ModelCard
 
         known = ModelCard.load(plan.source.path / "README.md").data.license
@@ -95,7 +95,7 @@ def _weights(plan: ExportPlan, license_name: str | None) -> Section:
 
 
 def _rows(job: ExportJob) -> Section:
-    """Return the digests of the rows that it was trained and measured on."""
+    """Return the digests of the training and evaluation rows."""
     session, name = job.session, job.plan.candidate.source_name
     trained = session.training.get(name, session.target)
     of_splits: list[tuple[MeasuredTask, Split]] = [(trained, "train"), (session.target, "validation")]

@@ -1,4 +1,4 @@
-"""One model in safetensors, as `save_pretrained` writes it: for transformers, vLLM, and what converts it.
+"""One model in safetensors, as written by `save_pretrained`, for transformers, vLLM and converters.
 
 Source: PEFT's `merge_and_unload(safe_merge=True)` in fp32
 """

@@ -1,7 +1,7 @@
-"""ONNX for onnxruntime: one graph that reads a prompt or a token with the keys before it, and its weights.
+"""ONNX for onnxruntime: one graph that reads a prompt or a token with the cached keys, and its weights.
 
-Of what transformers exports for generation the `decode` graph alone is kept: with empty keys it reads a whole
-prompt. The tokenizer with the chat template lies beside it.
+Only the `decode` graph of transformers' export is kept: with an empty cache it reads a whole prompt. The
+tokenizer with the chat template is stored with it.
 Source: transformers' `OnnxExporter`, and its `decompose_for_generation` with `multi_token_decode`
 """
 
@@ -24,7 +24,7 @@ _PACKAGES = ("onnx", "onnxscript")
 
 
 def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
-    """Yield that a package of the extra is missing."""
+    """Yield a problem if a package of the extra is missing."""
     if missing := [name for name in (*_PACKAGES, "onnxruntime") if not importlib.util.find_spec(name)]:
         found, expected = f"no package {', '.join(missing)}", "the packages of the extra onnx"
         yield Problem("--to onnx", found, expected, "pip install 'harness-evals[onnx]'")

@@ -1,7 +1,7 @@
-"""Contract of a metric: per-sample parts and one vectorised, weighted aggregate of them.
+"""Contract of a metric: parts per sample, and a vectorised weighted aggregate of them.
 
-Invariant: a score depends only on the parts and the weights, so bootstraps, clusters and
-inclusion probabilities change weights and never score an answer again.
+Invariant: a score depends only on parts and weights, so bootstraps, clusters and inclusion probabilities
+change weights and never score an answer again.
 """
 
 import re
@@ -25,22 +25,21 @@ from harness.records import Example, MetricRange, Output, SampleResult, checksum
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
 
-_BLOCK = 256  # items scored alone at once
+_BLOCK = 256  # items whose own scores are computed at once
 _JSON_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
-_FLIP, _ROUNDING = 0.01, 1e-9  # of a rate a point; of another unit a hundredth of the larger score
+_FLIP, _ROUNDING = 0.01, 1e-9  # for rates one point; for other units a hundredth of the larger score
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One way to score answers; `bounds` within [0, 1] say that it is a rate.
+    """A way to score answers; `bounds` within [0, 1] mark a rate.
 
-    `score` gives an answer's parts, or None when it could not be scored at all (an error,
-    which is not 0). `aggregate` takes parts (n, k) and weights (…, n) to scores (…).
-    `worst` gives the parts of an answer to this example that counts for nothing: one that
-    is unparsable or truncated. `signature` says which settings made the number. Two answers of which `same`
-    is equal are one answer, where the majority of several counts. An item that it does not read, by the
-    form of its references, has no score, whatever is answered. One that `reads_any` answer finds the label in
-    a longer one: it also scores an answer that is not a label as a whole.
+    `score` returns an answer's parts, or None if it cannot be scored (an error, which is not 0). `aggregate`
+    maps parts (n, k) and weights (…, n) to scores (…). `worst` returns the parts of an answer that counts for
+    nothing, such as a truncated one. `signature` names the settings behind the number. Answers with equal
+    `same` are one answer when the majority of several counts. An item that the metric does not read, by the
+    form of its references, has no score, whatever the answer. A metric that `reads_any` answer finds a label
+    in a longer answer, and so also scores answers that are not a label.
     """
 
     name: str
@@ -57,20 +56,20 @@ class Metric:
 
     @property
     def range(self) -> MetricRange:
-        """Its direction and bounds as a run stores them."""
+        """Direction and bounds, as stored in a run."""
         low, high = (bound if isfinite(bound) else None for bound in self.bounds)
         return MetricRange(self.higher_is_better, low, high)
 
     @property
     def unit(self) -> Unit:
-        """Unit of its printed values, and which of them are better."""
+        """Unit of printed values, and the direction in which they are better."""
         if self.range.is_rate:
             return Unit(higher_is_better=self.higher_is_better)
         return Unit(1.0, self.name.replace("_", " "), self.higher_is_better)
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
-    """Divide elementwise; NaN where the denominator is 0, without a warning."""
+    """Divide elementwise; NaN, without a warning, where the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.true_divide(numerator, denominator))
 
@@ -86,7 +85,7 @@ def mean_metric(
     higher_is_better: bool = True,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Metric:
-    """Make a metric whose aggregate is the weighted mean of one number per sample."""
+    """Build a metric whose aggregate is the weighted mean of one number per sample."""
 
     def one_part(output: Output, example: Example) -> Parts | None:
         value = score(output, example)
@@ -97,13 +96,13 @@ def mean_metric(
 
 
 def unfence_json(text: str) -> str:
-    """Return what a code fence around all of a text holds; without a fence the text."""
+    """Return the content of a code fence around a whole text, or the text if there is none."""
     fenced = _JSON_FENCE.match(text.strip())
     return fenced[1] if fenced else text
 
 
 def fold_leaf(value: Any) -> Any:
-    """Fold a value of JSON that is neither object nor list: texts as by exact match, 1.0 as 1."""
+    """Normalise a JSON leaf: texts as for exact match, 1.0 as 1."""
     if isinstance(value, str):
         return normalize(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -116,25 +115,25 @@ def item_scores(metric: Metric, parts: Array) -> Array:
 
 
 class Flips(NamedTuple):
-    """By how much each item (n,) got better, whatever the metric's direction, and which of them flipped."""
+    """Improvement of each item (n,), oriented so that more is better, and which items flipped."""
 
     improvements: Array
     flipped: NDArray[np.bool_]
 
 
 def flips(metric: Metric, base: Array, new: Array) -> Flips:
-    """Find the items whose own score moved by more than a hundredth: parts (n, k) of both arms → (n,)."""
+    """Find the items whose own score changed by more than a hundredth: parts (n, k) of both arms → (n,)."""
     return flips_of_scores(metric, item_scores(metric, base), item_scores(metric, new))
 
 
 def flips_of_scores(metric: Metric, old: Array, now: Array) -> Flips:
-    """Find the items whose own scores (n,) moved by more than a hundredth."""
+    """Find the items whose own scores (n,) changed by more than a hundredth."""
     least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
     return Flips(metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING)
 
 
 def is_flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
-    """Tell whether an item flipped: its score moved by more than a hundredth, or it was scored once only."""
+    """Tell whether an item flipped: its score changed by more than a hundredth, or only one arm has one."""
     before, now = old.parts.get(metric.name), new.parts.get(metric.name)
     if before is None or now is None:
         return before is not now
@@ -149,9 +148,9 @@ class Extremes(NamedTuple):
 
 
 def extremes(metric: Metric, references: Sequence[str]) -> Extremes | None:
-    """Return the parts of the worst and of the best answer to an item with these references.
+    """Return the parts of the worst and the best answer to an item with these references.
 
-    None where the metric has no bounds, or several parts and no reference to make them of.
+    None if the metric has no bounds, or has several parts and no reference to compute them from.
     """
     low, high = metric.bounds
     if not isfinite(high - low):
@@ -181,7 +180,7 @@ def load_metrics(task: spec.Task) -> dict[str, Metric]:
 
 
 def problems(task: spec.Task) -> Iterator[Problem]:
-    """Yield what forbids to score a task's answers here, as the `problems(where)` of its metrics say."""
+    """Yield the problems of scoring a task's answers here, from the `problems(where)` of its metrics."""
     for written in task.metrics:
         if not written.startswith((spec.EVALUATE, spec.JUDGE, spec.ENTAILMENT)) and not task.lm_eval:
             module = plugins.load("metrics", spec.metric_plugin(written))
@@ -190,7 +189,7 @@ def problems(task: spec.Task) -> Iterator[Problem]:
 
 
 def trait(written: str, name: str, default: Any) -> Any:
-    """Return what the file of one of our metrics declares under a name; the default for any other metric."""
+    """Return a value that the file of one of our metrics declares; the default for any other metric."""
     own = spec.metric_plugin(written)
     return (
         getattr(plugins.load("metrics", own), name, default) if own in plugins.names("metrics") else default
@@ -204,12 +203,12 @@ def short_name(written: str) -> str:
 
 
 def version(written: str, unspaced: bool = False) -> int | str:
-    """Return what an identity holds of a metric's code: of an `evaluate:` script its folder's checksums.
+    """Return the part of an identity that covers a metric's code; for `evaluate:` scripts, checksums.
 
-    Where references are `unspaced`, of a script without blanks, it holds how a metric of words cuts these.
+    For `unspaced` references, in scripts without spaces, it includes how word metrics split them.
     """
     if written.startswith(spec.JUDGE):
-        return ""  # rows hold rubric, judges and our prompt's version beside this (`judges.JudgedMetric`)
+        return ""  # rows identify rubric, judges and our prompt's version themselves (`judges.JudgedMetric`)
     if written.startswith(spec.ENTAILMENT):
         model = spec.metric_parts(written)[1]
         return digest([source_digest(model) or model, versions_of("entailment")])
@@ -221,14 +220,14 @@ def version(written: str, unspaced: bool = False) -> int | str:
     script = script / f"{script.name}.py" if script.is_dir() else script
     if not script.is_file():
         return ""
-    # The library loads a script with the modules beside it, which it may import.
+    # The library loads a script together with the modules in its folder.
     return digest([[file.name, checksum(file)] for file in sorted(script.parent.glob("*.py"))])
 
 
 def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | None:
-    """Build the mean metric of stored rows by what their run says of it, else by its name alone.
+    """Build the mean metric of stored rows from their run's record, or from its name.
 
-    None where neither says which values are better: a metric of the user's own.
+    None if neither gives its direction, as for a user's own metric.
     """
     if stored is not None:
         bounds = (-inf if stored.low is None else stored.low, inf if stored.high is None else stored.high)
@@ -239,7 +238,7 @@ def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | Non
 
 
 def _build(written: str, task: spec.Task) -> Metric:
-    if written.startswith(spec.JUDGE):  # rows are scored with grades, which lie in a store
+    if written.startswith(spec.JUDGE):  # rows are scored with stored grades
         return mean_metric(spec.metric_name(written), lambda output, example: None)
     if written.startswith(spec.EVALUATE):
         from harness.metrics import _hf_evaluate
@@ -266,7 +265,7 @@ def _build(written: str, task: spec.Task) -> Metric:
 
 
 def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:
-    """Give a mean without known bounds those that a task declares, the worse one for what counts nothing."""
+    """Set the bounds that a task declares on a metric without bounds; the worse one is its worst part."""
     low, high = bounds
     if len(metric.parts) != 1 or isfinite(metric.bounds[1] - metric.bounds[0]):
         found = f"declared for a metric of its own bounds, {metric.bounds[0]:g} to {metric.bounds[1]:g}"

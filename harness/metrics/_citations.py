@@ -45,8 +45,8 @@ _RANGE = re.compile(r"(\d{1,3})\s*(?:[-–]|to|through)\s*(\d{1,3})")
 
 
 def precision(answer: str, example: Example) -> float:
-    """Return the share of citations of a passage in the prompt that is needed; 0 where nothing is cited."""
-    # Where the item names no documents, every passage of the prompt counts as needed.
+    """Return the share of citations that name a needed passage of the prompt; 0 without citations."""
+    # If the item names no documents, every passage of the prompt counts as needed.
     marks = map_passage_marks(example)
     cited = set(_find_cited(answer, marks))
     needed = [mark in marks and (not example.documents or marks[mark] in example.documents) for mark in cited]
@@ -55,7 +55,7 @@ def precision(answer: str, example: Example) -> float:
 
 def recall(answer: str, example: Example) -> float:
     """Return the share of needed documents that are cited from the prompt."""
-    # Where the item names none, it is the share of sentences that cite a passage of the prompt.
+    # If the item names none, it is the share of sentences that cite a passage of the prompt.
     marks = map_passage_marks(example)
     if needed := set(example.documents):
         return len({marks.get(mark) for mark in _find_cited(answer, marks)} & needed) / len(needed)
@@ -65,25 +65,25 @@ def recall(answer: str, example: Example) -> float:
 
 
 def cites_nothing(answer: str, example: Example) -> bool:
-    """Tell whether no citation is read in an answer, in whatever form."""
+    """Tell whether an answer contains no citation in any form."""
     return not list(_find_cited(answer, map_passage_marks(example)))
 
 
 def _find_cited(text: str, marks: Marks) -> Iterator[str]:
-    """Yield the marks that a text cites, also those that the prompt does not have."""
+    """Yield the marks that a text cites, including unknown ones."""
     for inside in BRACKETS.findall(_bracket_citations(text, marks)):
         yield from _marks_of(inside, marks)
 
 
 def _bracket_citations(text: str, marks: Marks) -> str:
-    """Write every form of a citation that is read as marks in brackets."""
+    """Rewrite all forms of citations as marks in brackets."""
 
     def read_behind_label(found: re.Match[str]) -> str:
         if BRACKETS.search(found[1]):
             return found[1]
         return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
 
-    def keep_marks(found: re.Match[str]) -> str:  # without other words, which may hold the end of a sentence
+    def keep_marks(found: re.Match[str]) -> str:  # drop other words, which may contain the end of a sentence
         named = [*_marks_of(found[1], marks)]
         return f"[{', '.join(named)}]" if named else found[0]
 
@@ -96,7 +96,7 @@ def _bracket_citations(text: str, marks: Marks) -> str:
 
 
 def _read_superscript(found: re.Match[str], marks: Marks) -> str:
-    """Read a superscript as one mark, else as one a digit."""
+    """Read a superscript as one mark, or as one mark per digit."""
     number = found[1].translate(_RAISED)
     if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):
         return found[0]
@@ -106,8 +106,8 @@ def _read_superscript(found: re.Match[str], marks: Marks) -> str:
 
 
 def _read_parentheses(found: re.Match[str], marks: Marks) -> str:
-    """Read numbers in parentheses where each is a mark: others belong to the text."""
-    # Without a label they are read where a clause ends, for `(1)` before a word counts what follows.
+    """Read numbers in parentheses if each is a mark; others belong to the text."""
+    # Without a label they count only at the end of a clause, because `(1)` before a word numbers a list.
     named = [_cut_label(one.strip()) for one in _SEPARATOR.split(found[2])]
     labelled = any(label for _, label in named)
     is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)
@@ -117,13 +117,13 @@ def _read_parentheses(found: re.Match[str], marks: Marks) -> str:
 
 
 def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
-    """Yield the marks that are written in a pair of brackets, also those that the prompt does not have."""
+    """Yield the marks in a pair of brackets, including unknown ones."""
     numbered = all(mark.isdecimal() for mark in marks)
     whole = inside.strip()
     for written in [whole] if whole in marks else map(str.strip, _SEPARATOR.split(whole.partition("†")[0])):
         mark, label = (written, "") if written in marks else _cut_label(written)
         if label and mark not in marks:
-            mark = mark.partition(":")[0].strip()  # in front of a title
+            mark = mark.partition(":")[0].strip()  # the mark precedes a title
         if numbered and (ends := _ends_of(mark, marks)):
             yield from map(str, range(ends[0], ends[1] + 1))
         elif mark in marks or (mark.isdecimal() if numbered else len(mark.split()) == 1):
@@ -131,13 +131,13 @@ def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
 
 
 def _cut_label(written: str) -> tuple[str, str]:
-    """Return what stands behind a word such as `Source`, and that word."""
+    """Split off a word such as `Source`: return the rest and that word."""
     found = _NAMED.fullmatch(written)
     return (found[2], found[1] or "") if found else (written, "")
 
 
 def _ends_of(written: str, marks: Marks) -> tuple[int, int] | None:
-    """Return both ends of a range of marks; None for another text."""
+    """Return both ends of a range of marks; None for other texts."""
     found = _RANGE.fullmatch(written)
     if not found or not {*found.groups()} <= marks.keys() or int(found[1]) > int(found[2]):
         return None
@@ -145,6 +145,6 @@ def _ends_of(written: str, marks: Marks) -> tuple[int, int] | None:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yield the sentences of a text, each with the citations that stand behind its period."""
+    """Yield the sentences of a text, each with the citations after its period."""
     joined = _BEHIND_A_PERIOD.sub(r" \2\1 ", text)
     yield from (one for one in _END.split(joined) if _WORD.search(BRACKETS.sub("", one)))

@@ -1,7 +1,7 @@
 """Share of an answer's sentences that a passage of its prompt entails, by an entailment model of the user's.
 
-Invariant: a sentence is supported where the model gives entailment at least an even chance for one of the
-passages; an answer behind no passages has no support. The model's own labels say which output that is.
+Invariant: a sentence is supported if the probability of entailment by one of the passages is at least ½; an
+answer without passages has no support. The model's labels identify the output for entailment.
 Source: sentence against each passage, the best of them, by Laban et al. 2022 (SummaC), arXiv:2111.09525.
 """
 
@@ -22,12 +22,12 @@ from harness.spec import Task, is_path, metric_name, metric_parts
 Entails = Callable[[Sequence[tuple[str, str]]], list[float]]
 
 _EVEN = 0.5
-_SHORT = 5  # words: a sentence of fewer says nothing without its question
+_SHORT = 5  # words; shorter sentences say nothing without the question
 _PACKAGE = "sentence_transformers"
 
 
 def metric(task: Task, written: str) -> Metric:
-    """Build the share of supported sentences in [0, 1]; the model is loaded with the first answer."""
+    """Build the share of supported sentences in [0, 1]; the model is loaded at the first answer."""
     model, name = metric_parts(written)[1], metric_name(written)
     where = f"task {task.name}: metric {name}"
     if find_spec(_PACKAGE) is None:
@@ -67,7 +67,7 @@ def support(answer: str, example: Example, entails: Entails) -> float:
 
 @lru_cache(maxsize=1)
 def _entailment(model: str, where: str) -> Entails:
-    """Load a model; the function takes (premise, hypothesis) to the probabilities of entailment."""
+    """Load a model; return a function from (premise, hypothesis) pairs to probabilities of entailment."""
     quiet_libraries()
     import sentence_transformers
 
@@ -89,7 +89,7 @@ def _entailment(model: str, where: str) -> Entails:
 
 
 def _place(labels: dict[Any, str], where: str) -> int:
-    """Return which output of a model says that the passage entails the sentence."""
+    """Return the index of a model's output for entailment."""
     places = [int(i) for i, label in labels.items() if "entail" in label.casefold()]
     sure = [int(i) for i, label in labels.items() if label.casefold() in ("entailment", "entailed")]
     if len(sure or places) != 1:

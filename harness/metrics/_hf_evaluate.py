@@ -1,7 +1,7 @@
-"""Any metric of the evaluate library, by its name on the hub or the path of its script.
+"""Metrics of the evaluate library, by name on the hub or path of a script.
 
-Invariant: every answer is scored alone and the aggregate is the weighted mean, because a score
-of a whole corpus can be neither paired nor weighted; of several references the nearest counts.
+Invariant: every answer is scored alone and the aggregate is the weighted mean, because corpus scores can be
+neither paired nor weighted; with several references the nearest counts.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from harness.metrics import Metric, mean_metric
 from harness.records import Example, Output, list_words
 from harness.spec import EVALUATE, Task, is_path, metric_name
 
-# The library says of no metric which direction is better; these count errors.
+# The library does not give the direction of metrics; these count errors.
 _ERRORS = {"cer", "character", "mae", "mape", "mase", "mse", "perplexity", "smape", "ter", "wer"}
 _SAMPLE = "a b c d"
-_GIVEN = {"bertscore": {"lang": "en"}}  # by which it chooses its model
+_GIVEN = {"bertscore": {"lang": "en"}}  # selects its model
 
 Compute = Callable[[str, tuple[str, ...]], dict[str, Any]]
 
 
 def metric(task: Task, written: str) -> Metric:
-    """Build the mean of a metric over single answers, in the metric's own unit."""
+    """Build the mean of a metric over single answers, in the metric's unit."""
     name, _, key = written.removeprefix(EVALUATE).partition(":")
     where = f"task {task.name}: metric {metric_name(written)}"
     compute = _compute(name, where)
@@ -40,7 +40,7 @@ def metric(task: Task, written: str) -> Metric:
     worst = (1.0 if is_error else 0.0,)
     signature = f"mean of single answers|key:{key}|evaluate:{version('evaluate')}"
 
-    def is_ascii(example: Example) -> bool:  # the library's ROUGE keeps Latin letters without accents alone
+    def is_ascii(example: Example) -> bool:  # the library's ROUGE keeps only unaccented Latin letters
         return all(sign.isascii() for text in example.references for sign in list_words(text))
 
     reads = is_ascii if short == "rouge" else built.reads
@@ -48,7 +48,7 @@ def metric(task: Task, written: str) -> Metric:
 
 
 def _compute(name: str, where: str) -> Compute:
-    """Load a metric; the function takes an answer and its references to the metric's numbers."""
+    """Load a metric; return a function from an answer and its references to the metric's numbers."""
     scorer = _load_library(name, where)
     kinds = scorer.features if isinstance(scorer.features, list) else [scorer.features]
     texts = [kind for kind in kinds if _is_text(kind.get("predictions")) and _is_text(kind.get("references"))]
@@ -101,7 +101,7 @@ def _load_library(name: str, where: str) -> Any:
 
 
 def _key(compute: Compute, key: str, name: str, where: str) -> str:
-    """Choose which of the metric's numbers is the score, by scoring one answer."""
+    """Choose the number that is the score, by scoring one answer."""
     try:
         found = compute(_SAMPLE, (_SAMPLE,))
     except Exception as error:  # noqa: BLE001 (a metric fails in its own way when it needs more than texts)

@@ -1,8 +1,8 @@
-"""Metrics over a closed set of labels: counts of each label, and the values of ordered ones on their scale.
+"""Metrics over a closed set of labels: counts per label, and values of ordered labels.
 
-Invariant: only labels that occur among the references count, so two candidates on the same items are always
-averaged over the same labels. Labels that are all different numbers, with or without words (`4 stars`), have
-these as their values; others have their places in `labels`, the first one 1.
+Invariant: only labels that occur among the references count, so two candidates on the same items are averaged
+over the same labels. The values of labels are their numbers if all labels have different ones (`4 stars`);
+otherwise their positions in `labels`, starting at 1.
 """
 
 import re
@@ -57,7 +57,7 @@ def _counts(predicted: int | None, gold: int, n_labels: int) -> Parts:
 
 
 def phrase_no_labels(name: str, task: Task) -> Problem:
-    """Say that a metric needs the closed set of labels that a task does not have."""
+    """Describe that a metric needs a closed set of labels."""
     step = "add `labels: [...]` to the task, or use exact_match"
     return Problem(f"task {task.name}", f"metric {name} on a task without labels", "a closed label set", step)
 
@@ -81,7 +81,7 @@ def read_scale(name: str, task: Task) -> dict[str, float]:
 
 
 def pair_with_reference(scale: dict[str, float]) -> Callable[[Output, Example], Parts | None]:
-    """Return what scores an answer as its value and the reference's; a wrong label as the farthest."""
+    """Return a function from an answer to its value and the reference's; other texts count as farthest."""
 
     def score(output: Output, example: Example) -> Parts | None:
         gold = scale.get(normalize(example.references[0]))
@@ -92,5 +92,5 @@ def pair_with_reference(scale: dict[str, float]) -> Callable[[Output, Example], 
 
 
 def farthest(scale: dict[str, float], gold: float) -> float:
-    """Return the value that is farthest from one of the scale."""
+    """Return the value of the scale that is farthest from a value."""
     return max(scale.values(), key=lambda value: abs(value - gold))

@@ -1,12 +1,12 @@
-r"""Share of answers whose final answer is one of the references: what stands behind a chain of thought.
+r"""Share of answers whose final answer, after a chain of thought, is one of the references.
 
-The final answer is what the last `\boxed{…}` holds; else a number behind `####`, or what stands behind a
-label and a colon (`Answer:`, `Réponse :`), in the last line that begins so; else the last line. Of these the
-words up to `answer is` or `answer:` are left out. Asterisks and backticks around all of it, dollar signs,
-brackets around one letter and a final period are none of it. An answer of nothing is never right.
+The final answer is the content of the last `\boxed{…}`; otherwise a number after `####` or the text after a
+label and a colon (`Answer:`, `Réponse :`) in the last line that begins with these; otherwise the last line.
+Words up to `answer is` or `answer:` are dropped, as are surrounding asterisks and backticks, dollar signs,
+brackets around one letter and a final period. An empty answer is never right.
 
-Invariant: an answer of one plain line scores as by exact match, so one that reasons and one that does not are
-scored alike; equal final answers are one answer to a majority.
+Invariant: an answer of one plain line scores as by exact match, so answers with and without reasoning are
+scored alike; equal final answers count as one answer for a majority.
 Source: Wei et al. 2022, arXiv:2201.11903; Wang et al. 2023, arXiv:2203.11171, for the majority; `####` as in
 GSM8K (Cobbe et al. 2021, arXiv:2110.14168), `\boxed` as in MATH (Hendrycks et al. 2021, arXiv:2103.03874).
 """
@@ -53,7 +53,7 @@ def _matches(output: Output, example: Example) -> float:
 
 
 def final_answer(text: str) -> str:
-    """Return the final answer of a text, normalized; the module says how it is found."""
+    """Return the normalised final answer of a text (see the module)."""
     text = compose_letters(text)
     boxed = _find_boxed(text)
     if boxed is not None:
@@ -67,7 +67,7 @@ def final_answer(text: str) -> str:
 
 
 def _find_marked(line: str) -> str | None:
-    """Return the number behind `####`, or what stands behind a label with a colon that begins a line."""
+    """Return the number after `####`, or the text after a label and colon at the start of a line."""
     if number := _NUMBER.fullmatch(line):
         return number[1]
     bare = _bare(_HEADING.sub("", line, count=1)).lstrip("*")
@@ -77,7 +77,7 @@ def _find_marked(line: str) -> str | None:
 
 
 def _find_boxed(text: str) -> str | None:
-    r"""Return what the last `\boxed{…}` of a text holds, its braces balanced; None where none is whole."""
+    r"""Return the content of the last `\boxed{…}` with balanced braces; None if there is none."""
     begins = {found.end() for found in _BOX.finditer(text)}
     opened, last = list[int](), (-1, "")
     for brace in _BRACE.finditer(text) if begins else ():
@@ -89,7 +89,7 @@ def _find_boxed(text: str) -> str | None:
 
 
 def _undress(answer: str) -> str:
-    """Drop what only dresses an answer: emphasis, dollar signs around it, brackets of a letter, a period."""
+    """Strip an answer's decoration: emphasis, dollar signs, brackets around a letter, a final period."""
     plain = _bare(_IN_TEXT.sub(r"\1", answer).strip())
     bare = _bare(plain.rstrip(".。").strip()).rstrip(".。")
     if len(bare) > 2 and bare[0] == bare[-1] == "$":
@@ -100,7 +100,7 @@ def _undress(answer: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Drop emphasis around all of a text that holds a word: pairs of asterisks or backticks."""
+    """Strip asterisks or backticks around a whole text that contains a word."""
     for mark in ("***", "**", "*", "`"):
         inner = text[len(mark) : -len(mark)]
         is_pair = text.startswith(mark) and text.endswith(mark) and inner == inner.strip()

@@ -1,13 +1,13 @@
 """Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
 
-Invariant: the order of calls, the order of keys and the text around the calls never count; a form that is
-not whole holds no call, and a call too many is as wrong as one too few. 1 and 1.0 are one number, and "1" is
-a text; texts are compared as by exact match, names with their letter case. Where the reference is no call,
-`[]`, an answer in words alone is right, and one that begins a call and does not end it is wrong.
-Source: the chat templates of Hermes and Qwen (`<tool_call>`), Qwen3-Coder (`<function=…>` with parameters),
-Mistral (`[TOOL_CALLS]`), Llama 3.1 (`<|python_tag|>`), Llama 3.2 (calls in Python's syntax), Granite
-(`<|tool_call|>`) and Gemma (`tool_code` fences); matching of calls by their syntax tree, Berkeley Function
-Calling Leaderboard (Patil et al. 2025); `function` and `tool_calls` as in OpenAI's API
+Invariant: the order of calls and keys and the text around calls never count; an incomplete form is not a
+call, and extra calls are as wrong as missing ones. 1 and 1.0 are equal, "1" is a text; texts are compared as
+by exact match, names are case-sensitive. If the reference is no call, `[]`, an answer in words is right, and
+one with an unfinished call is wrong. Source: the chat templates of Hermes and Qwen (`<tool_call>`),
+Qwen3-Coder (`<function=…>` with parameters), Mistral (`[TOOL_CALLS]`), Llama 3.1 (`<|python_tag|>`), Llama
+3.2 (calls in Python's syntax), Granite (`<|tool_call|>`) and Gemma (`tool_code` fences); matching of calls by
+their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025); `function` and `tool_calls` as
+in OpenAI's API
 """
 
 import ast
@@ -26,18 +26,18 @@ _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"```(?:json|tool_call|tool_code|python)?\s*\n(.*?)\n?```", re.DOTALL)
 _MARK = re.compile(r"(?:\[TOOL_CALLS\]|<\|python_tag\|>|<\|tool_call\|>)(.*)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)</function>", re.DOTALL)
-_JSON = re.compile(r"\{|\[\s*\{")  # begins an object, or a list of such
+_JSON = re.compile(r"\{|\[\s*\{")  # start of an object or of a list of objects
 _PARAMETER = re.compile(r"<parameter=([\w.-]+)>\s*(.*?)\s*</parameter>", re.DOTALL)
 
 
 def read_forms(text: str) -> list[Any]:
-    """Return the values that may be calls, in the order in which they stand; empty where there is none."""
+    """Return the values that may be calls, in order; empty if there are none."""
     parts = _TAGGED.findall(text) or _FENCE.findall(text) or _MARK.findall(text) or [text]
     return [value for part in parts for value in _read_tags(part) or _read_python(part) or _json_within(part)]
 
 
 def _read_tags(part: str) -> list[dict[str, Any]]:
-    """Read the tags of functions, which hold their parameters as JSON or as tags of their own."""
+    """Read function tags, whose parameters are JSON or further tags."""
     calls = []
     for name, body in _FUNCTION.findall(part):
         arguments: dict[str, Any] = {}
@@ -53,7 +53,7 @@ def _read_tags(part: str) -> list[dict[str, Any]]:
 
 
 def _read_python(part: str) -> list[Any]:
-    """Read calls in Python's syntax with named arguments, one or a list; empty where it is something else."""
+    """Read one call or a list of calls in Python's syntax with named arguments; empty for anything else."""
     try:
         body = ast.parse(part.strip(), mode="eval").body
         calls = body.elts if isinstance(body, ast.List) else [body]
@@ -92,7 +92,7 @@ def _is_read(example: Example) -> bool:
 
 
 def _reduce_to_calls(text: str) -> object:
-    """Return what equal answers share: their calls, or of what is not a call its words."""
+    """Return the value by which answers are equal: their calls, or the words of an answer without calls."""
     calls = _read_calls(text)
     return normalize(text) if calls is None else frozenset(calls.items())
 
@@ -108,7 +108,7 @@ def _is_right(output: Output, example: Example) -> float | None:
 
 
 def _is_in_words(text: str) -> bool:
-    """Tell whether a text holds nothing that is a call, or begins one."""
+    """Tell whether a text contains neither a call nor the beginning of one."""
     try:
         return bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text)
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -116,8 +116,8 @@ def _is_in_words(text: str) -> bool:
 
 
 def _read_calls(text: str) -> Counter[str] | None:
-    """Count the calls of a text, each as name and arguments in one spelling; None where one is no call."""
-    # A call is `{"name": …, "arguments": {…}}`, or whatever `read_forms` reads; an empty list has none.
+    """Count the calls of a text in normalised form; None if one is not a call."""
+    # A call is `{"name": …, "arguments": {…}}`, or any form of `read_forms`; an empty list has no call.
     try:
         values = [json.loads(text)]
     except (ValueError, RecursionError):
@@ -130,7 +130,7 @@ def _read_calls(text: str) -> Counter[str] | None:
 
 
 def _calls_of(value: Any) -> list[Any]:
-    """List the calls of a value: one, a list, or a message of OpenAI's API."""
+    """List the calls of a value: one call, a list, or a message of OpenAI's API."""
     if isinstance(value, list):
         return [call for one in value for call in _calls_of(one)]
     if isinstance(value, dict) and "tool_calls" in value:
@@ -141,7 +141,7 @@ def _calls_of(value: Any) -> list[Any]:
 def _spell(call: Any) -> str:
     called = call.get("function", call) if isinstance(call, dict) else call
     name, given = called["name"], called.get("arguments", called.get("parameters", {}))
-    given = {} if given in (None, "") else given  # as servers send them where a function has no parameters
+    given = {} if given in (None, "") else given  # servers send this for functions without parameters
     arguments = json.loads(given) if isinstance(given, str) else given
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise TypeError(name)
@@ -149,7 +149,7 @@ def _spell(call: Any) -> str:
 
 
 def _fold(value: Any) -> Any:
-    """Write texts and numbers in one way, in all of a value."""
+    """Normalise all texts and numbers within a value."""
     if isinstance(value, dict):
         return {compose_letters(key): _fold(of) for key, of in value.items()}
     return [_fold(of) for of in value] if isinstance(value, list) else fold_leaf(value)
