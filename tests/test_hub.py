@@ -272,15 +272,6 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host):
     assert len(crowded.generate(prompts(crowded), Limits(1))) == 4
 
 
-def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(host):
-    ids = host.base.encode(ASKED).context
-    assert text(host.base, ids) == "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
-    encoded = host.base.encode(ASKED, " late")
-    assert encoded.context == host.base.encode(ASKED).context
-    assert text(host.base, encoded.continuation) == " late"
-    assert not encoded.merged
-
-
 def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_and_none_is_doubled(
     host, tiny, own_cache, tmp_path
 ):
@@ -349,14 +340,6 @@ def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_pad
     assert len(set(alone)) > 1
     assert host.base.generate([], Limits(4)) == []
     assert host.base.loglikelihood([]) == []
-
-
-def test_generation_is_greedy_by_the_likelihood_of_the_model_itself(host):
-    prompt = prompts(host.base)[0]
-    answer = host.model.generate(
-        input_ids=_tensor([prompt]), max_new_tokens=4, do_sample=False, eos_token_id=-1
-    )[0, len(prompt) :]
-    assert host.base.loglikelihood([(prompt, tuple(answer.tolist()))])[0].greedy
 
 
 def _tensor(rows):

@@ -163,20 +163,6 @@ LAYOUTS = {
         lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
         "Answer the question from the context.",
     ),
-    "BoolQ": (
-        lambda i: {"question": f"is {i} even", "answer": i % 2 == 0, "passage": say(i, 30)},
-        "question → question; answer → label; passage → context",
-        lambda row: (f"{row['passage']}\n\n{row['question']}", str(row["answer"])),
-        "Answer the question from the passage. Reply with one of these labels and nothing else: False, True.",
-    ),
-    "HellaSwag": (
-        lambda i: {
-            "ind": i, "ctx": say(i), "endings": [say(i + 50 * k, 4) for k in (1, 2, 3)], "label": f"{i % 3}",
-        },
-        "ind → not used; ctx → question; endings → choice; label → answer",
-        lambda row: (row["ctx"], row["endings"][int(row["label"])]),
-        "Continue the text as it most likely goes on.",
-    ),
     "lists of tags": (
         lambda i: {"text": say(i), "tags": [[], ["mail"], ["bills"], ["mail", "bills"]][i % 4]},
         "text → question; tags → answer", lambda row: (row["text"], "; ".join(row["tags"]) or "none"),
@@ -204,11 +190,6 @@ LAYOUTS = {
         lambda row: (row["qa"]["question"], row["qa"]["answer"]),
         "Answer the question in about 10 words. Reply with the answer and nothing else.",
     ),
-    "entities in pairs": (
-        lambda i: {"sentence": f"Ann met Omar on day {i}.", "entities": [["Ann", "PER"], ["Omar", "PER"]]},
-        "sentence → question; entities → answer", lambda row: (row["sentence"], json.dumps(row["entities"])),
-        "Extract the entities from the sentence as a JSON list; an empty list where there are none. Reply with the JSON and nothing else.",
-    ),
     "Alpaca with objects": (
         lambda i: {
             "instruction": "Sort it.", "input": say(i), "output": {"queue": pick("ab", i), "place": i},
@@ -225,14 +206,6 @@ LAYOUTS = {
         "article → context; question → question; options → choice; answer → answer",
         lambda row: (f"{row['article']}\n\n{row['question']}", row["options"]["ABCD".index(row["answer"])]),
         "Answer the question from the article.",
-    ),
-    "TREC": (
-        lambda i: {
-            "text": f"What is {i} ?", "coarse_label": pick(("NUM", "LOC"), i), "fine_label": f"f{i % 9}",
-        },
-        "text → question; coarse_label → label; fine_label → not used",
-        lambda row: (row["text"], row["coarse_label"]),
-        "Classify the text. Reply with one of these labels and nothing else: LOC, NUM.",
     ),
 }  # fmt: skip
 

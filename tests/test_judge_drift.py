@@ -126,22 +126,6 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
     assert len(store.read_checks(d.store, judge.book)) == 2, "what was not finished is no check"
 
 
-@pytest.mark.e2e
-def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(desk):  # noqa: F811
-    """The judge is another one from the second candidate on."""
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    d.judge.model.grade = lambda q, a: (grade_strictly if len(d.judge.model.seen) <= N + 2 + 20 else milder)(
-        q, a
-    )
-    found = d.compare()
-    assert fact_of(found, "plain").state == "done"
-    other = fact_of(found, "other")
-    assert other.state == "failed"
-    assert "of 20 answers that it had graded 20 got another grade" in other.error
-    assert [len(book) for book in d.grades()] == [N + 2], "nothing of the other candidate was graded"
-    assert fact_of(d.compare(), "other").state == "failed", "nor is it later"
-
-
 def begin_small_book(d, n):
     """Begin a book by `n` answers alone, as a first run by --limit does."""
     rows = {d.folder / f"{name}.jsonl": n for name, n in (("test", n - 1), ("validation", 1))}

@@ -196,7 +196,7 @@ def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     assert host.base.loglikelihood(PAIRS[:1]) == before
 
 
-@pytest.mark.parametrize("excluded", [None, ["x_proj"], r".*\.x_proj"])
+@pytest.mark.parametrize("excluded", [None, r".*\.x_proj"])
 def test_an_adapter_of_all_linear_layers_leaves_out_the_one_that_mamba_reads_past_it(
     load_family, tmp_path, excluded
 ):
@@ -222,10 +222,9 @@ def test_an_adapter_that_finds_no_layer_or_none_of_its_kind_is_refused_in_its_wo
 
 
 @pytest.mark.parametrize("name", ["Mistral with a window", "Mamba"])
-@pytest.mark.parametrize("family", ["PREFIX_TUNING", "PROMPT_TUNING"])
-def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(load_family, name, family):
+def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(load_family, name):
     base = load_family(name).source.path
-    (found,) = family_problems(family, {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
+    (found,) = family_problems("PROMPT_TUNING", {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
     assert found.found == "a soft prompt, and layers that do not attend to everything that was read"
 
 
@@ -274,9 +273,7 @@ _LAGUNA = {"num_hidden_layers": 4, "num_experts": 4, "shared_expert_intermediate
 @pytest.mark.parametrize(
     ("family", "said"),
     [
-        ("JambaConfig", _JAMBA),
         ("JambaConfig", _JAMBA | {"expert_layer_period": 4, "mamba_expand": 3}),
-        ("LagunaConfig", _LAGUNA),
         ("LagunaConfig", _LAGUNA | {"gating": "per-element", "num_attention_heads_per_layer": [4, 2, 4, 8]}),
     ],
 )
@@ -291,9 +288,8 @@ def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_b
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["Qwen3-MoE", "Granite-MoE"])
-def test_a_base_of_experts_is_not_quantised(tmp_path, name):
-    base = build(tmp_path / "base", name)
+def test_a_base_of_experts_is_not_quantised(tmp_path):
+    base = build(tmp_path / "base", "Granite-MoE")
     assert 0.2 < expert_share(resolve(str(base))) < 0.7
     path = tiny_experiment.write(tmp_path, base, "  qlora: {method: qlora}\n")
     with pytest.raises(UserError, match="are experts that stay in 16 bits"):
@@ -368,9 +364,8 @@ def test_what_does_not_read_from_left_to_right_by_what_a_cache_holds_or_at_all_i
 
 # As large as they are published, by the defaults of transformers' classes.
 PUBLISHED = {
-    "LlamaConfig": "packed", "Qwen3Config": "packed", "MistralConfig": "packed", "GptOssConfig": "packed",
+    "LlamaConfig": "packed", "GptOssConfig": "packed", "BloomConfig": "padded",
     "Gemma3Config": "packed",  # with a tower for pictures
-    "MixtralConfig": "packed", "BloomConfig": "padded",
 }  # fmt: skip
 
 UNTOLD = ("Mamba", "Llama-4", "GIT")

@@ -515,15 +515,11 @@ def test_the_later_of_two_imports_within_a_second_counts(project):
         (("import", "empty.csv"), "no column key and label"),
         (("import", "blank.csv"), "found no label"),
         (("import", "nowhere.csv"), "nowhere.csv"),
-        (("import", "blank.csv", "--scale", "5"), "--scale"),
         (("import", "blank.csv", "--scale", "5,1"), "--scale"),
         (("import", "blank.csv", "--scale", "0,inf"), "--scale"),
-        (("import", "blank.csv", "--scale=-inf,5"), "--scale"),
         (("import", "two.csv"), "more than one column label"),
         (("export", "blank.csv"), "a new name"),
         (("export", "new.txt"), "ends with .csv"),
-        (("export", "nowhere/new.csv"), "no folder"),
-        (("export", "new.csv", "--metric", "rouge"), "'rouge'"),
         (("export", "new.csv", "--metric", "bleu"), "which is none"),
         (("export", "new.csv", "--candidates", "nobody"), "nobody"),
     ],
@@ -535,7 +531,6 @@ def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):
     done = harness("rate", *words, cwd=project, check=2)
     assert found in done.stderr
     assert not (project / "new.csv").exists()
-    assert not (project / "nowhere").exists()
 
 
 def export_pairs(harness, project, name, n, *options):

@@ -59,10 +59,8 @@ def test_a_larger_base_is_spread_over_gpus_then_main_memory_then_the_disk(source
 
 # Published sizes: parameters in billions, layers, heads of keys, width of a head, and the least GPU that holds it.
 BASES = [
-    (0.6, 28, 8, 128, 15),
     (3.21, 28, 8, 128, 15),
     (8.03, 32, 8, 128, 24),
-    (9.24, 42, 8, 256, 24),
     (6.74, 32, 32, 128, 24),
 ]
 

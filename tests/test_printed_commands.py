@@ -120,11 +120,9 @@ def rename_columns(rows):
 
 
 CHECKS = {
-    "csv": lambda: [write_csv("rows.csv", damage_rows(make_clean_rows(60)))],
     "semicolons and umlauts": lambda: [
         write_csv("Übersicht Juli.csv", rename_columns(damage_rows(make_clean_rows(60))), ";"), "--prompt", "{Anrede}: {Frage}", "--reference", "Größe",
     ],
-    "two files": lambda: [write_csv("a.csv", damage_rows(make_clean_rows(60))), write_csv("b.csv", damage_rows(make_clean_rows(60, 1))[10:])],
     "a test file": lambda: [
         write(Path("train.jsonl"), make_clean_rows(60)), "--test", write(Path("-t.jsonl"), make_clean_rows(60)[:20]).replace("-t", "./-t"),
     ],
