@@ -1,7 +1,6 @@
 """Promptings: one contract over every file, then shots, retrieval and recall."""
 
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -244,7 +243,7 @@ def test_an_overlap_as_long_as_the_chunk_is_refused():
         apply({"rag": {"chunk_words": 20}})
 
 
-@pytest.mark.parametrize("text", ["", "the", "?", "xyzzy"])
+@pytest.mark.parametrize("text", ["", "xyzzy"])
 def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
     assert apply({"rag": {"top_k": 2}}, ask(text)).passages == ("lamp", "shipping")
 
@@ -347,20 +346,10 @@ def test_a_retriever_that_cannot_be_had_is_refused(tmp_path):
         apply({"rag": {"rerank": "own/nothing"}})
 
 
-@pytest.mark.e2e
-def test_without_sentence_transformers_the_line_to_install_it_is_said():
-    program = (
-        "import sys; sys.modules['sentence_transformers'] = None\n"
-        "from harness.errors import UserError\n"
-        "from harness.prompting import PromptingContext, compose\n"
-        "from harness.records import Document\n"
-        "from harness.spec import Task, TaskData\n"
-        "context = PromptingContext(Task(name='t', data=TaskData()), (), (Document('d', '', 'x'),), 0)\n"
-        "try: compose({'rag': {'retriever': 'dense', 'model': 'own/model'}}, context)\n"
-        "except UserError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "pip install 'harness-evals[dense]'" in done.stdout
+def test_without_sentence_transformers_the_line_to_install_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(UserError, match=r"pip install 'harness-evals\[dense\]'"):
+        apply({"rag": {"retriever": "dense", "model": "own/model"}})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -123,8 +123,11 @@ def commands(program: str, text: str = DOCS) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
+COMMAND_LINE = get_command(cli.app)
+
+
 def verb(words: list[str]):
-    command = get_command(cli.app)
+    command = COMMAND_LINE
     for word in words:
         if not getattr(command, "commands", None):
             break
@@ -138,23 +141,19 @@ def options(command) -> set[str]:
 
 
 def test_readme_shows_every_verb_and_make_in_at_most_200_lines():
-    assert set(get_command(cli.app).commands) <= {words[0] for words in commands("harness", README) if words}
+    assert set(COMMAND_LINE.commands) <= {words[0] for words in commands("harness", README) if words}
     assert len(README.splitlines()) <= 200
     assert ["compare"] in commands("make", README)
     assert ["test"] in commands("make", README)
 
 
-@pytest.mark.parametrize("words", commands("harness"), ids=" ".join)
-def test_a_harness_command_in_the_docs_is_one_of_the_cli(words):
-    verbs = [word for word in words if not word.startswith("-")]
-    flags = {word.partition("=")[0] for word in words if word.startswith("-")}
-    assert flags <= options(verb(verbs))
-
-
-@pytest.mark.parametrize("words", commands("make"), ids=" ".join)
-def test_a_make_target_in_the_docs_is_one_of_the_makefile(words):
+def test_every_harness_command_and_make_target_in_the_docs_is_one_of_the_cli_and_the_makefile():
+    for words in commands("harness"):
+        verbs = [word for word in words if not word.startswith("-")]
+        flags = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert flags <= options(verb(verbs)), f"harness {' '.join(words)}"
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {word for word in words if "=" not in word} <= targets
+    assert {word for words in commands("make") for word in words if "=" not in word} <= targets
 
 
 def walk_commands(command, name: str = "harness"):
@@ -163,46 +162,41 @@ def walk_commands(command, name: str = "harness"):
         yield from walk_commands(below, f"{name} {child}")
 
 
-EVERY = list(walk_commands(get_command(cli.app)))
+EVERY = dict(walk_commands(COMMAND_LINE))
+GROUPS = {name: command for name, command in EVERY.items() if getattr(command, "commands", None)}
+VERBS = {name: command for name, command in EVERY.items() if name not in GROUPS}
 
 
-@pytest.mark.parametrize("command", [c for _, c in EVERY], ids=[name for name, _ in EVERY])
-def test_every_verb_and_every_option_has_help(command):
-    assert command.help
-    assert [p.name for p in command.params if p.param_type_name == "option" and not p.help] == []
+def test_every_verb_and_option_has_help_and_a_group_lists_each_of_its_commands_in_one_uncut_line():
+    for name, command in EVERY.items():
+        assert command.help, name
+        assert [p.name for p in command.params if p.param_type_name == "option" and not p.help] == [], name
+    for name, command in GROUPS.items():
+        with command.make_context(name, [], resilient_parsing=True, terminal_width=80) as context:
+            lines = command.get_help(context).splitlines()
+        for verb_name, of in command.commands.items():
+            line = next(line for line in lines if line.startswith(f"  {verb_name} "))
+            assert line.split(maxsplit=1)[1] == of.help.partition("\n")[0]
 
 
-GROUPS = [(name, command) for name, command in EVERY if getattr(command, "commands", None)]
-VERBS = [(name, command) for name, command in EVERY if not getattr(command, "commands", None)]
-
-
-@pytest.mark.parametrize(("name", "command"), GROUPS, ids=[name for name, _ in GROUPS])
-def test_help_lists_every_command_of_a_group_in_one_uncut_line(name, command):
-    with command.make_context(name, [], resilient_parsing=True, terminal_width=80) as context:
-        lines = command.get_help(context).splitlines()
-    for verb_name, of in command.commands.items():
-        line = next(line for line in lines if line.startswith(f"  {verb_name} "))
-        assert line.split(maxsplit=1)[1] == of.help.partition("\n")[0]
-
-
-@pytest.mark.parametrize(("name", "command"), VERBS, ids=[name for name, _ in VERBS])
-def test_every_verb_shows_an_example_of_itself_with_options_that_it_has(name, command):
-    shown = example_commands(command)
-    assert shown
-    for example in shown:
-        words = shlex.split(example)
-        assert example.startswith(name)
-        assert verb(words[1:]).name == command.name
-        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options(command)
+def test_every_verb_shows_an_example_of_itself_with_options_that_it_has():
+    for name, command in VERBS.items():
+        shown = example_commands(command)
+        assert shown, name
+        for example in shown:
+            words = shlex.split(example)
+            assert example.startswith(name)
+            assert verb(words[1:]).name == command.name
+            flags = {word.partition("=")[0] for word in words if word.startswith("-")}
+            assert flags <= options(command), name
 
 
 def test_every_verb_and_every_option_stands_in_the_reference():
     sections = dict(
         re.findall(r"^## `(harness [^`]+)`\n(.*?)(?=^## )", reference("verbs"), re.MULTILINE | re.DOTALL)
     )
-    verbs_of_the_cli = {name: command for name, command in EVERY if not getattr(command, "commands", None)}
-    assert sections.keys() == verbs_of_the_cli.keys()
-    for name, command in verbs_of_the_cli.items():
+    assert sections.keys() == VERBS.keys()
+    for name, command in VERBS.items():
         flags = {option for option in options(command) - OPTIONS_OF_ALL if option.startswith("-")}
         assert {flag for flag in flags if f"`{flag}" not in sections[name]} == set(), name
 
@@ -220,11 +214,9 @@ def test_every_key_of_the_experiment_stands_in_the_reference_with_its_meaning():
         assert [key for key, meaning in rows if not meaning.strip()] == []
 
 
-@pytest.mark.parametrize("kind", ["methods", "prompting", "regularizers", "metrics"])
-def test_every_plugin_stands_in_the_reference(kind):
-    assert {
-        name for name in plugins.names(kind) if f"`{name}`" not in reference("plugin_parameters")
-    } == set()
+def test_every_plugin_stands_in_the_reference():
+    names = {n for kind in ("methods", "prompting", "regularizers", "metrics") for n in plugins.names(kind)}
+    assert {name for name in names if f"`{name}`" not in reference("plugin_parameters")} == set()
 
 
 @pytest.mark.e2e
@@ -236,14 +228,12 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert (tmp_path / "site" / "reference" / "keys" / "index.html").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_link_of_a_page_leads_to_a_file(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", FENCE.sub("", PAGES[page]))
-    files = {(ROOT / page).parent / link for link in links}
+def test_every_link_of_a_page_leads_to_a_file():
     generated = {ROOT / "docs" / "reference" / f"{name}.md" for name in GENERATOR.REFERENCE}
-    assert {
-        str(file) for file in map(Path.resolve, files) if not file.exists() and file not in generated
-    } == set()
+    for page, text in PAGES.items():
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", FENCE.sub("", text))
+        files = {((ROOT / page).parent / link).resolve() for link in links}
+        assert {str(file) for file in files - generated if not file.exists()} == set(), page
 
 
 def test_every_page_of_the_docs_is_at_most_two_links_from_the_first_one():
@@ -624,16 +614,12 @@ def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_change
 REPORTS = ROOT / "reports"
 
 
-@pytest.mark.parametrize("name", ["data_check", "mended_rows"])
-def test_a_page_is_what_its_figures_give(name):
-    figures = json.loads((REPORTS / f"{name}.json").read_text("utf-8"))
-    if name == "data_check":
-        page = data_check_page.page(figures, json.loads(READ.read_text("utf-8")))
-    else:
-        page = mended_rows.page(figures)
-    assert (REPORTS / f"{name}.md").read_text("utf-8") == page
-
-
-def test_at_least_fifty_findings_that_nobody_planted_were_read():
+def test_pages_are_what_their_figures_give_and_fifty_findings_that_nobody_planted_were_read():
     read = json.loads(READ.read_text("utf-8"))
     assert sum(len(lines) for checks in read.values() for lines in checks.values()) >= 50
+    for name, page in (
+        ("data_check", partial(data_check_page.page, read=read)),
+        ("mended_rows", mended_rows.page),
+    ):
+        figures = json.loads((REPORTS / f"{name}.json").read_text("utf-8"))
+        assert (REPORTS / f"{name}.md").read_text("utf-8") == page(figures)

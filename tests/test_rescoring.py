@@ -78,13 +78,13 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
 # Scored again without a model
 
 
-@pytest.mark.parametrize(
-    "override",
-    "metrics=[contains,token_f1] truncated_scores=true primary=macro_f1 margin=0.01 description=Sorting.".split(),
-)
-def test_what_only_judges_answers_asks_nobody_again(path, override):
+def test_what_only_judges_answers_asks_nobody_again(path):
     answer_all(session(path))
-    assert list_lacking(session(path, f"target.{override}")) == set()
+    changes = (
+        "metrics=[contains,token_f1] truncated_scores=true primary=macro_f1 margin=0.01 description=Sorting."
+    )
+    for override in changes.split():
+        assert list_lacking(session(path, f"target.{override}")) == set()
 
 
 @pytest.mark.e2e
@@ -183,43 +183,35 @@ def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_
 # Never reused
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "tasks"),
-    [
-        ("letters/test.jsonl", {"prompt": "Another question?"}, {"letters/test"}),
-        ("letters/test.jsonl", {"reference": "money"}, {"letters/test"}),
-        ("general/sums.jsonl", {"choices": ["1", "7"]}, {"sums/test"}),
-        ("general/prose.jsonl", {"text": "Another text."}, {"prose/test"}),
-    ],
-)
-def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
+def test_rows_of_an_edited_item_another_question_precision_tokenizer_template_or_weights_are_not_reused(
+    path, tmp_path
+):
     answer_all(session(path))
-    file = path.parent / "suites" / name
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines[0] |= change
-    tiny_experiment.rows(file, lines)
-    assert list_lacking(session(path)) == tasks
-
-
-@pytest.mark.parametrize(
-    ("override", "tasks"),
-    [
+    for override, tasks in (
         ("target.max_new_tokens=9", TARGET),
         ("target.stop=[x]", TARGET),
         ("candidates.prompt.system=Be brief.", TARGET),
         ("precision=bf16", TARGET | SUITES),
-    ],
-)
-def test_rows_of_another_question_or_precision_are_not_reused(path, override, tasks):
-    answer_all(session(path))
-    assert list_lacking(session(path, override)) == tasks
-
-
-@pytest.mark.parametrize("other", [{"adds_bos": True}, {"template": tiny_model.STARTED}, {"seed": 1}])
-def test_rows_of_another_tokenizer_template_or_weights_are_not_reused(path, tmp_path, other):
-    answer_all(session(path))
-    base = tiny_model.build(tmp_path / "other", **other)
-    assert list_lacking(session(path, f"base_model={base}")) == TARGET | SUITES
+    ):
+        assert list_lacking(session(path, override)) == tasks
+    for name, other in (
+        ("bos", {"adds_bos": True}),
+        ("start", {"template": tiny_model.STARTED}),
+        ("1", {"seed": 1}),
+    ):
+        base = tiny_model.build(tmp_path / name, **other)
+        assert list_lacking(session(path, f"base_model={base}")) == TARGET | SUITES
+    for name, edit, task in (
+        ("letters/test.jsonl", {"prompt": "Another question?"}, "letters/test"),
+        ("letters/test.jsonl", {"reference": "money"}, "letters/test"),
+        ("general/sums.jsonl", {"choices": ["1", "7"]}, "sums/test"),
+        ("general/prose.jsonl", {"text": "Another text."}, "prose/test"),
+    ):
+        file = path.parent / "suites" / name
+        before = file.read_text()
+        change(path, name, 1, **edit)
+        assert list_lacking(session(path)) == {task}
+        file.write_text(before)
 
 
 def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
@@ -266,14 +258,13 @@ def strict(tmp_path_factory):
     return tiny_model.build(tmp_path_factory.mktemp("strict"), template=ALTERNATES)
 
 
-@pytest.mark.parametrize("dry", [True, False])
 @pytest.mark.parametrize(
-    ("file", "line"),
+    ("file", "line", "dry"),
     [
-        ("letters/test.jsonl", 2),
-        ("letters/train.jsonl", 30),
-        ("letters/validation.jsonl", 1),
-        ("general/facts.jsonl", 6),
+        ("letters/test.jsonl", 2, False),
+        ("letters/train.jsonl", 30, True),
+        ("letters/validation.jsonl", 1, True),
+        ("general/facts.jsonl", 6, True),
     ],
 )
 def test_a_row_that_the_template_does_not_write_is_named_before_anything_runs(
@@ -332,9 +323,7 @@ def test_what_a_template_does_not_write_is_named(command, tmp_path, name):
     assert (code, expected in said) == (2, True)
 
 
-@pytest.mark.parametrize(
-    "written", ["late<|im_end|>", "late</s>", "<|im_start|>assistant\nlate<|im_end|>\n", "late<pad>"]
-)
+@pytest.mark.parametrize("written", ["late</s>", "<|im_start|>assistant\nlate<|im_end|>\n"])
 def test_answers_are_compared_and_trained_without_special_tokens_around_them(data, tmp_path, tiny, written):
     path = write_free_answers(tmp_path, tiny)
     for line in (1, 2):
@@ -350,7 +339,7 @@ def test_answers_are_compared_and_trained_without_special_tokens_around_them(dat
         assert (code, "2 changed: special tokens removed in 'reference'" in out) == (0, True), err
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "[/INST]", "<s>"])
+@pytest.mark.parametrize("token", ["<|im_end|>", "[/INST]"])
 def test_special_tokens_in_prompts_and_documents_are_told(tmp_path, tiny, token):
     path = write_free_answers(tmp_path, tiny)
     change(path, "letters/test.jsonl", 3, prompt=f"{token} Where is my lamp box?")

@@ -16,6 +16,7 @@ from harness.lifecycle.release import gate
 from harness.lifecycle.rescue import exit_code
 from harness.lifecycle.rescue_result import sentences
 from harness.lifecycle.rescue_trials import estimate_trials
+from harness.progress import SilentProgress
 from harness.spec import GatePolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
@@ -23,7 +24,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
 
 POLICY = GatePolicy()
 FREE = ("scale=0.75", "scale=0.5", "scale=0.25")
-BAD_SCALES = dict.fromkeys(FREE, Version(lost=40))
 TRAINED = ("kl=0.3", "kl=3", "replay=0.25", "replay=1")
 SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
 
@@ -139,9 +139,8 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
         "scale=0.75": Version(88, lost=40),
         "scale=0.5": Version(35),  # less than the 40 % of the best without training
         "scale=0.25": Version(20),
-        **dict.fromkeys(TRAINED, Version(lost=40)),
     }
-    found = world(tmp_path, versions, sizes=SMALL).rescue()
+    found = world(tmp_path, versions, sizes=SMALL, overrides=["rescue.steps=[scale]"]).rescue()
     passed = [t for t in found.tried if t.search.verdict.outcome == "pass"]
     assert [t.name for t in passed] == ["lora+scale=0.5", "lora+scale=0.25"]
     assert not any(t.search.gains or t.search.passes for t in passed)
@@ -150,18 +149,15 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
 
 
 def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
-    versions = {
-        **BAD_SCALES, "merged": Version(lost=40), "kl=0.3": Version(lost=40), "kl=3": Version(lost=30),
-        "ewc=30": Version(80),
-    }  # fmt: skip
-    extra = "  held: {method: lora, replay: 1.0}\n"
-    found = world(tmp_path, versions, sizes=SMALL, extra=extra).rescue("held")
-    tried = (*FREE, "merged", "kl=0.3", "kl=3", "ewc=30")
+    tried = ("scale=0.5", "merged", "kl=0.3", "kl=3", "ewc=30")
+    versions = dict.fromkeys(tried, Version(lost=40)) | {"ewc=30": Version(80)}
+    extra, fewer = "  held: {method: lora, replay: 1.0}\n", ["rescue.scales=[0.5]"]
+    found = world(tmp_path, versions, sizes=SMALL, extra=extra, overrides=fewer).rescue("held")
     assert names(found) == [f"held+{mark}" for mark in tried]
     assert found.rescued_trial == "held+ewc=30"
     recipe = found.tried[-1].recipes["held+ewc=30"]
     assert recipe["regularize"] == {"replay": {"share": 1.0}, "ewc": {"strength": 30.0}}
-    assert found.tried[3].recipes["held+merged"]["merges"] == ["held", "lora"]
+    assert found.tried[1].recipes["held+merged"]["merges"] == ["held", "lora"]
 
 
 def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
@@ -172,8 +168,9 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
 
 
 def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
-    versions = {**dict.fromkeys(BAD_SCALES, Version(80)), **dict.fromkeys(TRAINED, Version(80))}
-    found = world(tmp_path, versions, sizes=Sizes(general=50)).rescue()
+    fewer = ["rescue={steps: [scale, replay], scales: [0.5], shares: [1]}"]
+    versions = {"scale=0.5": Version(80), "replay=1": Version(80)}
+    found = world(tmp_path, versions, sizes=Sizes(general=50), overrides=fewer).rescue()
     assert {t.search.verdict.outcome for t in found.tried} == {"inconclusive"}
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 4)
 
@@ -200,23 +197,18 @@ def test_borrowed_weights_and_a_member_of_a_grid_are_rescued_under_names_that_th
     assert "grid-r-8-rescued" in rescue_worlds.config.load(path).selected
 
 
-@pytest.mark.parametrize(
-    ("version", "overrides", "said"),
-    [
-        (Version(), [], "found a run that the gate passes"),
-        (Version(40, lost=50), [], "found no gain that is shown"),
-        (Version(), ["gate.target.min=0.99"], "what stops it is target: "),
-    ],
-)
-def test_a_run_that_passes_gains_nothing_or_only_misses_its_target_is_refused(
-    tmp_path, version, overrides, said
-):
-    made = world(tmp_path, {AS_IT_IS: version}, sizes=SMALL, overrides=overrides)
+def test_a_run_that_passes_gains_nothing_or_only_misses_its_target_is_refused(tmp_path):
+    made = world(tmp_path / "passes", {AS_IT_IS: Version()}, sizes=SMALL)
     refusal = read_refusal(made, "lora")
-    assert said in refusal
-    assert ("harness promote lora" in refusal) == ("passes" in said)
-    if "passes" in said:
-        assert rescue.prepare_from_report(made.session, made.report) is None
+    assert "found a run that the gate passes" in refusal
+    assert "harness promote lora" in refusal
+    assert rescue.prepare_from_report(made.session, made.report) is None
+    made = rescue_worlds.open_world(made.path, {AS_IT_IS: Version()}, ["gate.target.min=0.99"])
+    assert "what stops it is target: " in read_refusal(made, "lora")
+    made = world(tmp_path / "gains nothing", {AS_IT_IS: Version(40, lost=50)}, sizes=SMALL)
+    refusal = read_refusal(made, "lora")
+    assert "found no gain that is shown" in refusal
+    assert "harness promote lora" not in refusal
 
 
 def test_what_trains_nothing_is_unknown_was_never_run_or_is_of_another_recipe_is_refused(rescued_world):
@@ -238,22 +230,20 @@ def test_what_trains_nothing_is_unknown_was_never_run_or_is_of_another_recipe_is
         assert said in str(result.exception)
 
 
-def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
-    made = world(
-        tmp_path,
-        {rescue_worlds.AS_IT_IS: Version(lost=50)},
-        sizes=SMALL,
-        extra="  two: {method: lora, params: {r: 8}}\n",
-    )
-    del made.host._versions[rescue_worlds.AS_IT_IS]
-    for run in store.list_runs(made.session.store):
-        if run.candidate == "two":
-            store.remove_run(made.session.store, run.run_id)
-    rescue_worlds.lay_down(made.session, made.session.candidates["two"], rescue_worlds.AS_IT_IS)
-    again = rescue_worlds.experiment.run_all(made.session, made.loaded)
-    assert next(f for f in again.facts if f.name == "two").state == "failed"
-    assert "found a run that failed: RuntimeError" in read_refusal(made, "two")
-    assert "found a run that failed: RuntimeError" in read_refusal(made, "world-two-s0-failed")
+def test_a_run_that_failed_is_refused_with_its_reason(rescued_world):
+    made, _ = rescued_world
+    path = made.path.with_name("failing.yaml")
+    path.write_text(f"{made.path.read_text()}  two: {{method: lora, params: {{r: 8}}}}\n")
+    loaded = rescue_worlds.config.load(path)
+    session = rescue_worlds.prepare_session(loaded, rescue_worlds.WHOLE, SilentProgress())
+    session.slot.host = rescue_worlds.VersionHost({}, session.source, {})  # no version answers
+    rescue_worlds.lay_down(session, session.candidates["two"], AS_IT_IS)
+    report = rescue_worlds.experiment.run_all(session, loaded)
+    assert next(f for f in report.facts if f.name == "two").state == "failed"
+    made = made._replace(session=session, loaded=loaded)
+    for name in ("two", "world-two-s0-failed"):
+        assert "found a run that failed: RuntimeError" in read_refusal(made, name)
+    store.remove_run(session.store, "world-two-s0-failed")
 
 
 def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(rescued_world):

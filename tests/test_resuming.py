@@ -40,7 +40,7 @@ def fit_tiny(tiny, folder, method, advance=tiny_methods.ignore, **params):
         pytest.param(lora, {"r": 2}, id="lora", marks=WEEKLY),
         pytest.param(lora, {"r": 2, "lora_dropout": 0.2}, id="dropout", marks=WEEKLY),
         pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 1, "lora_dropout": 0.2}, id="one epoch"),
-        pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 2}, id="second epoch"),
+        pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 2}, id="second epoch", marks=WEEKLY),
         pytest.param(lora, {"r": 2, **ONES, "gradient_accumulation_steps": 2, "max_steps": 9}, id="steps"),
         pytest.param(full, {}, id="full"),
         pytest.param(bottleneck, {"bottleneck_size": 4, **TWOS}, id="bottleneck"),
@@ -51,22 +51,19 @@ def fit_tiny(tiny, folder, method, advance=tiny_methods.ignore, **params):
     ],
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
-    whole = fit_tiny(tiny, tmp_path / "whole", method, **params)
-    n_steps = whole.training.n_steps
-    # After the first save in an epoch, and before the last step.
-    for stop in sorted({n_steps // 2 + 1, n_steps - 1}):
-        seen = []
-        with pytest.raises(Interrupted):
-            fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(stop, seen), **params)
-        for kept in (tmp_path / f"cut-{stop}" / CHECKPOINTS).glob("checkpoint-*/model.safetensors"):
-            trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
-            assert trained == whole.training.n_trainable, "a checkpoint holds what is trained"
-        first = len(seen)
-        again = fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(None, seen), **params)
-        assert again.digest == whole.digest
-        for name in ("loss", "n_tokens", "validation_loss"):
-            assert getattr(again.training, name) == getattr(whole.training, name)
-        assert 1 < seen[first] <= stop
+    whole, seen = fit_tiny(tiny, tmp_path / "whole", method, **params), []
+    stop = whole.training.n_steps // 2 + 1  # after the first save in an epoch
+    with pytest.raises(Interrupted):
+        fit_tiny(tiny, tmp_path / "cut", method, stop_at(stop, seen), **params)
+    for kept in (tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*/model.safetensors"):
+        trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
+        assert trained == whole.training.n_trainable, "a checkpoint holds what is trained"
+    first = len(seen)
+    again = fit_tiny(tiny, tmp_path / "cut", method, stop_at(None, seen), **params)
+    assert again.digest == whole.digest
+    for name in ("loss", "n_tokens", "validation_loss"):
+        assert getattr(again.training, name) == getattr(whole.training, name)
+    assert 1 < seen[first] <= stop
 
 
 def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
@@ -80,8 +77,8 @@ def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "params",
-    [{}, {"num_train_epochs": 2, "max_steps": 5}, {"max_steps": 1}, {"num_train_epochs": 9, **EARLY}],
-    ids=["epochs", "steps", "one step", "early stopping"],
+    [{"max_steps": 1}, {"num_train_epochs": 9, **EARLY}],
+    ids=["one step", "early stopping"],
 )
 def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):
     made, seen = fit_tiny(tiny, tmp_path, lora, r=2, **params), []
@@ -199,10 +196,9 @@ def end_training(session, step, error, expected):
         (lambda: importlib.import_module("torch").OutOfMemoryError("no room"), CandidateFailed),
         (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), CandidateFailed),
         (lambda: OSError(errno.ENOSPC, "No space left on device"), UserError),
-        (lambda: RuntimeError("something else"), RuntimeError),
         (Interrupted, Interrupted),
     ],
-    ids=["no memory", "no main memory", "no disk", "any error", "Ctrl-C"],
+    ids=["no memory", "no main memory", "no disk", "Ctrl-C"],
 )
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
     _, candidate = end_training(session, 14, error(), expected)

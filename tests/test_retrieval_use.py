@@ -282,10 +282,7 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("place", [0, 3])
-def test_each_of_several_drawn_answers_is_sorted_wherever_the_right_one_stands(
-    place, tmp_path, tiny, own_cache
-):
+def test_each_of_several_drawn_answers_is_sorted_also_where_the_last_one_is_right(tmp_path, tiny, own_cache):
     names = ("Alder", "Birch", "Cedar", "Doum", "Elm")
     tiny_experiment.rows(
         tmp_path / "documents.jsonl",
@@ -307,7 +304,7 @@ def test_each_of_several_drawn_answers_is_sorted_wherever_the_right_one_stands(
     def answer(messages):
         asked = messages[-1]["content"].rpartition("\n\n")[2]
         seen[asked] += 1
-        right = (seen[asked] - 1) % 4 == place
+        right = seen[asked] % 4 == 0
         return f"Keeper{asked.split()[3]}" if right else "It was founded by elephants from Copenhagen"
 
     path, drawn = tmp_path / "harness.yaml", "decoding: {temperature: 0.7, samples: 4}"

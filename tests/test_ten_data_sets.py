@@ -42,14 +42,6 @@ def test_rows_of_every_kind_end_in_a_decision(name, base, rule_cache, tmp_path):
         assert decision.action not in ("fine-tune", "hybrid")
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("name", TIERS)
-def test_rows_whose_whole_way_is_weekly_are_recognised(name, base, tmp_path):
-    kind = ten_kinds.KINDS[name]
-    found = scaffold.propose(Request(tmp_path, str(ten_kinds.write(kind, tmp_path)), str(base)), NO_MACHINE)
-    assert found.kind == kind.task
-
-
 def test_an_export_of_a_spreadsheet_is_read_by_its_odd_headers(base, tmp_path):
     path = ten_kinds.write(ten_kinds.KINDS["messy spreadsheet"], tmp_path)
     found = scaffold.propose(Request(tmp_path, str(path), str(base)), NO_MACHINE)

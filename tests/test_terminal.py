@@ -78,7 +78,7 @@ def test_a_log_gets_one_line_a_minute_on_what_is_done_and_how_long_it_still_take
     ]
 
 
-@pytest.mark.parametrize("slower", [0.5, 0.75, 1.25, 2.0])
+@pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_after_a_minute_the_time_left_is_less_than_a_third_off_on_a_machine_of_another_pace(slower):
     """The first stage is a short one that takes five times as long: a model is loaded in it."""
     now = [0.0]

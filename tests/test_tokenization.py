@@ -3,6 +3,7 @@
 import shutil
 import threading
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import tiny_methods
@@ -233,18 +234,18 @@ def test_another_reference_is_read_anew(tiny, tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("changed", "n_read"), [("rate and seed", 0), ("weights", 2), ("precision", 2), ("rows at a time", 2)]
-)  # of the pairs trained on, and of those held out
-def test_a_reference_is_read_once_for_all_rates_and_seeds_and_anew_where_it_is_another(
-    tiny, tmp_path, changed, n_read
-):
-    dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))
-    before = list_cached_files()
-    model = tiny_model.build(tmp_path / "other", seed=1) if changed == "weights" else tiny
-    given = {"machine": CPU._replace(precision="bf16")} if changed == "precision" else {}
-    own = {"per_device_train_batch_size": 2} if changed == "rows at a time" else {}
-    if changed == "rate and seed":
-        given, own = {"seed": 1}, {"learning_rate": 0.001, "beta": 0.5}
-    dpo.METHOD.fit(tiny_methods.context(model, tmp_path / "after", **given), dpo.Params(**QUICK | own))
-    assert len(list_cached_files() - before) == n_read
+def test_a_reference_is_read_once_for_all_rates_and_seeds_and_anew_where_it_is_another(tiny, tmp_path):
+    other = tiny_model.build(tmp_path / "other", seed=1)
+
+    def count_read(model, own=MappingProxyType({}), **given):
+        before = list_cached_files() if cache_dir().exists() else set()
+        folder = tmp_path / f"{len(before)} {own} {given}"
+        tiny_methods.fit(model, folder, dpo, QUICK | own, **given)
+        return len(list_cached_files() - before)
+
+    count_read(tiny)
+    assert count_read(tiny, {"learning_rate": 0.001, "beta": 0.5}, seed=1) == 0
+    # Of the pairs trained on, and of those held out.
+    assert count_read(other) == 2
+    assert count_read(tiny, machine=CPU._replace(precision="bf16")) == 2
+    assert count_read(tiny, {"per_device_train_batch_size": 2}) == 2

@@ -9,6 +9,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 from fake_facts import candidate, comparison, make_decision, make_fine_tune
+from tiny_methods import ignore
 from tracked_runs import open_board, read_mlflow, read_tensorboard, read_wandb
 
 from harness.analysis.estimators import Estimate
@@ -16,7 +17,7 @@ from harness.records import TrainingRecord
 from harness.records.run_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
 from harness.report.trackers import list_tracked_runs
-from harness.training import worker
+from harness.training import run_job, worker
 from harness.training.live_trackers import LiveRun, open_trackers, read_seen
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
@@ -182,9 +183,8 @@ def test_a_training_in_a_process_of_its_own_is_seen_and_needs_no_tracker_that_fa
     folder.mkdir()
     (folder / "tensorboard").write_text("a file where the folder would be")
     live = LiveRun("lora-0-abc", "lora", "tiny", folder, ALL, {"r": "2"})
-    for name, seen_by in (("plain", None), ("seen", live)):
-        tiny_methods.write_job(tiny, tmp_path / name, params=PARAMS, threads=1, live=seen_by)
-        worker.launch(tmp_path / name, tiny_methods.ignore)
+    for name, seen_by, make in (("plain", None, run_job), ("seen", live, worker.launch)):
+        make(tiny_methods.write_job(tiny, tmp_path / name, params=PARAMS, threads=1, live=seen_by), ignore)
         digests.append(tiny_methods.read_fit(tmp_path / name)["digest"])
     assert digests[0] == digests[1]
     seen = read_seen(folder, "lora-0-abc")

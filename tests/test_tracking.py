@@ -97,10 +97,8 @@ def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_
 @pytest.mark.parametrize(
     "params",
     [
-        {},
         {"num_train_epochs": 1.5, "per_device_train_batch_size": 5},
         {"max_steps": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-        {"eval_steps": 5, "early_stopping_patience": 9},
         {"eval_steps": 0.3, "early_stopping_patience": 9},
         {"num_train_epochs": 5, "per_device_train_batch_size": 4, "early_stopping_patience": 9},
     ],

@@ -94,16 +94,6 @@ def test_all_candidates_answer_the_same_test_items_and_a_second_compare_computes
 
 
 @pytest.mark.e2e
-def test_rows_drawn_several_times_are_examples_and_labels_once(tiny, tmp_path):
-    drawn = "mix: {files: [curated.jsonl, more.jsonl], rows: 90, replacement: true}"
-    path = write(tmp_path, tiny, f"  prompt: {{method: base}}\n  twice: {{method: classifier, {drawn}}}\n")
-    found = tiny_experiment.run(path, "suites=[]")
-    facts = next(f for f in found.facts if f.name == "twice")
-    of_both = len(tiny_experiment.letters(slice(0, 5))[::3]) + len(tiny_experiment.letters(slice(0, 5)))
-    assert 0 < facts.n_train <= of_both < 90
-
-
-@pytest.mark.e2e
 def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(tiny, tmp_path):
     """A row that stands twice in a file is two rows and two labels; one that is drawn again is one label."""
     path = write(
@@ -124,6 +114,7 @@ def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(
     sets = {of.candidate: of for of in found.sets}
     assert [sets[name].n_rows for name in ("every", "unique", "drawn")] == [28, 20, 60]
     assert [sets[name].label_cost_usd for name in ("every", "unique")] == [14.0, 10.0]
+    assert 0 < tiny_experiment.fact_of(report, "drawn").n_train <= 30
     assert sets["drawn"].n_labelled <= 30
     assert sets["drawn"].label_cost_usd == 0.5 * sets["drawn"].n_labelled
     text = markdown(experiment_document(report))

@@ -3,7 +3,7 @@
 import csv
 import json
 import shlex
-from itertools import permutations
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -216,7 +216,11 @@ def files(folder, train, test):
     return [write(folder / f"{part}.jsonl", content) for part, content in made.items()]
 
 
-@pytest.mark.parametrize(("train", "test"), list(permutations(TWO_LAYOUTS, 2)))
+# Each layout once as the first of a pair and once as the second.
+PAIRS = list(pairwise([*TWO_LAYOUTS, next(iter(TWO_LAYOUTS))]))
+
+
+@pytest.mark.parametrize(("train", "test"), PAIRS)
 def test_a_leak_is_found_where_training_and_test_rows_have_different_layouts(tmp_path, train, test):
     train_file, test_file = files(tmp_path, train, test)
     found = examine_rows(RowCheck([train_file], [test_file], only=["test_leaks"])).findings
@@ -281,7 +285,7 @@ def test_the_check_and_clean_say_that_rows_have_another_layout(lumped_file):
     assert "20 dropped: a row of another layout: chat" in said
 
 
-@pytest.mark.parametrize(("one", "other"), list(permutations(TWO_LAYOUTS, 2)))
+@pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_files_of_different_layouts_are_no_mixture(tmp_path, one, other):
     named = files(tmp_path, one, other)
     refused = CliRunner().invoke(app, ["data", "mix", *named, "--out", str(tmp_path / "n.jsonl")])

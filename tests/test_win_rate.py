@@ -85,10 +85,7 @@ def test_where_no_answers_differ_some_of_other_items_may(alike):
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("n", "n_clusters", "differ", "win"),
-    [
-        *((500, 500, 0.3, 0.95), (200, 200, 1.0, 0.55), (400, 40, 1.0, 0.55)),
-        *((20, 20, 0.05, 0.95), (200, 200, 0.02, 0.95), (400, 40, 0.5, 0.9)),
-    ],
+    [(500, 500, 0.3, 0.95), (20, 20, 0.05, 0.95), (400, 40, 0.5, 0.9)],
 )
 def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clusters, differ, win):
     rng = np.random.default_rng(3)
@@ -368,6 +365,8 @@ def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
         (JUDGED._replace(rate=None, missing=0), "judge:better has not compared the answers of lora"),
         (PEOPLE_RATED._replace(over="fixed"), "there is no comparison of the answers of lora against those of knn"),
         (None, "there is no comparison of the answers of lora"),
+        (PEOPLE_RATED._replace(n_ratings=1, unrated=59), "people have rated 1 pair of the answers of lora"),
+        (JUDGED._replace(missing=0, is_open=True), "too many items tell nothing"),
     ],
 )  # fmt: skip
 def test_a_win_rate_that_may_not_decide_leaves_the_decision_open(wins, why):
@@ -504,26 +503,7 @@ def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
     assert long_new.favour.low < 0 < long_new.favour.high
 
 
-def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend():
-    few = Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1, unrated=59)
-    decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=few))
-    assert decision.action == "undecided"
-    assert (
-        "people have rated 1 pair of the answers of lora against those of knn, and 9 more"
-        in decision.sentence
-    )
-    assert find_reason(decision, "Next best spend").startswith(
-        "Next best spend: 9 more ratings of people, which"
-    )
-
-
-def test_a_win_rate_with_too_much_unreadable_decides_nothing_and_at_the_border_is_as_sure_as_its_wider_side():
-    unread = Wins("knn", "judge:better", Estimate(0.9, 0.0, 1.0, 60), 60, 0.9, is_open=True)
-    assert (
-        "too many items tell nothing"
-        in make_decision(make_fine_tune("lora", 0.9, 0.16, wins=unread)).sentence
-    )
-
+def test_a_win_rate_at_the_border_is_as_sure_as_its_wider_side():
     won = preference_gain(Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1))
     assert won.se == pytest.approx(0.79 / 1.96, abs=0.001)
 

@@ -71,7 +71,7 @@ def mark_weekly(*names: str) -> list:
     return [name if name in names else pytest.param(name, marks=pytest.mark.weekly) for name in PAGES]
 
 
-@pytest.mark.parametrize("name", mark_weekly("compare", "leaderboard"))
+@pytest.mark.parametrize("name", mark_weekly())
 def test_a_page_of_a_thousand_runs_loads_without_a_complaint(visit, large_address, name):
     open_page, seen = visit
     page = open_page(large_address, path_of(name))
@@ -122,7 +122,7 @@ def test_the_leaderboard_is_filtered_and_its_address_keeps_the_filter(visit, add
     assert {row["candidate"] for row in grid(again)} == {"lora", "hybrid"}
 
 
-def test_selected_rows_are_compared(visit, large_address):
+def test_selected_rows_of_a_thousand_runs_are_compared(visit, large_address):
     page = visit[0](large_address, "/leaderboard?all_runs=true")
     names = [row["candidate"] for row in grid(page)][:2]
     selected = page.locator("[data-testid=data-grid-canvas] table tbody tr[aria-selected=true]")
@@ -134,6 +134,8 @@ def test_selected_rows_are_compared(visit, large_address):
     page.wait_for_url("**/compare?**")
     page.locator("h1", has_text="Compare").wait_for()
     wait_until_drawn(page)
+    assert page.get_by_text("1,002 runs in").is_visible()
+    assert (failures(page), complaints(visit[1])) == (0, [])
     assert page.get_by_text("Not among these runs").count() == 0
     assert {row["candidate"] for row in grid(page)} == {names[1]}
 

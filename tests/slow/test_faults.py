@@ -162,21 +162,24 @@ def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
         assert_same(folder, reference_folder)
 
 
-@pytest.mark.parametrize("most_bytes", [2_000, 20_000])
 def test_a_compare_whose_files_may_not_grow_says_so_and_goes_on_when_they_may(
-    command_driver, folder, reference_folder, most_bytes
+    command_driver, folder, reference_folder
 ):
-    assert command_driver.run(folder, *COMPARE, most_bytes=most_bytes) == 2, read_output(folder)
+    assert command_driver.run(folder, *COMPARE, most_bytes=20_000) == 2, read_output(folder)
     assert "no room to write" in read_output(folder)
     assert "Traceback" not in read_output(folder)
     assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
     assert_same(folder, reference_folder)
 
 
-def test_files_that_were_cut_in_half_are_made_again(command_driver, reference_folder, tmp_path):
+def test_files_that_were_cut_in_half_or_damaged_inside_are_made_again(
+    command_driver, reference_folder, tmp_path
+):
     folder = shutil.copytree(reference_folder, tmp_path / "copy")
-    for path in sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for i, path in enumerate(sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]):
+        held, middle = path.read_bytes(), path.stat().st_size // 2
+        turned = bytes(255 - byte for byte in held[middle:][:8]) + held[middle + 8 :]
+        path.write_bytes(held[:middle] + (turned if i % 2 else b""))
     index = folder / "runs" / "harness.duckdb"
     index.write_bytes(index.read_bytes()[: index.stat().st_size // 2])
     assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)  # no run waits for the index
@@ -188,17 +191,5 @@ def test_files_that_were_cut_in_half_are_made_again(command_driver, reference_fo
     assert f"n\n{n_runs}\n" in read_output(folder)
     assert command_driver.run(folder, "reindex") == 0, read_output(folder)
     index.unlink()
-    assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
-    assert_same(folder, reference_folder)
-
-
-def test_files_that_were_damaged_inside_are_made_again_by_the_same_compare(
-    command_driver, reference_folder, tmp_path
-):
-    folder = shutil.copytree(reference_folder, tmp_path / "copy")
-    for path in sorted((folder / "runs" / "rows").glob("*/rows.parquet"))[::3]:
-        held = path.read_bytes()
-        middle = len(held) // 2
-        path.write_bytes(held[:middle] + bytes(255 - byte for byte in held[middle:][:8]) + held[middle + 8 :])
     assert command_driver.run(folder, *COMPARE) == 0, read_output(folder)
     assert_same(folder, reference_folder)

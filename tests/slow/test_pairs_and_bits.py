@@ -21,41 +21,20 @@ TEXTS = {"prose_text": 8, "code_text": 8, "chat_text": 8}
 FEW = ["target.data.limits={train: 48, validation: 8, test: 4}"]
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("methods")
-    few_general_tasks.write(folder, TEXTS)
-    (folder / "harness.yaml").write_text(EXPERIMENT)
-    return harness.compare(folder / "harness.yaml", FEW)
-
-
-def facts(report, name):
-    return next(f for f in report.facts if f.name == name)
-
-
 @pytest.mark.slow
-def test_the_loss_of_qlora_falls(report):
-    losses = [loss for _, loss in facts(report, "qlora").training.loss]
+def test_qlora_learns_on_bits_that_cost_and_preferences_are_learnt_from_it(tmp_path):
+    few_general_tasks.write(tmp_path, TEXTS)
+    (tmp_path / "harness.yaml").write_text(EXPERIMENT)
+    report = harness.compare(tmp_path / "harness.yaml", FEW)
+    qlora, dpo = (next(f for f in report.facts if f.name == name).training for name in ("qlora", "dpo"))
+    losses = [loss for _, loss in qlora.loss]
     assert min(losses[3:]) < 0.8 * losses[0]
-
-
-@pytest.mark.slow
-def test_quantisation_alone_costs_bits_on_held_out_text(report):
     quantisation = report.steps["qlora"][0]
     deltas = {c.task: c.delta for c in quantisation.tasks if c.metric == "bits_per_byte"}
     assert deltas.keys() == TEXTS.keys()
-    assert min(deltas.values()) > 0
-
-
-@pytest.mark.slow
-def test_preferences_are_learnt_from_ln_2_on(report):
-    training = facts(report, "dpo").training
-    assert training.loss[0][1] == pytest.approx(0.6931, abs=0.02)  # bf16 rounds the two passes apart
-    assert training.reward_margin[-1][1] > 0.05
-
-
-@pytest.mark.slow
-def test_dpo_is_compared_with_the_run_it_starts_from(report):
+    assert min(deltas.values()) > 0, "quantisation alone costs bits on held-out text"
+    assert dpo.loss[0][1] == pytest.approx(0.6931, abs=0.02)  # ln 2; bf16 rounds the two passes apart
+    assert dpo.reward_margin[-1][1] > 0.05
     assert [(s.what, s.base) for s in report.steps["dpo"]] == [
         ("quantisation", "base"),
         ("training", "NF4 base"),
