@@ -1,4 +1,4 @@
-"""Stages after a comparison: release and champions, feedback from production, rescue, nights.
+"""Stages after a comparison: release and champions, feedback from production, rescue, nightly runs.
 
-Invariant: each is a loop around a plan and its analysis.
+Invariant: each stage is a loop around a plan and its analysis.
 """

@@ -1,8 +1,7 @@
-"""Champions of a target, promoted, rolled back and retired; and removal of what no run or champion refers to.
+"""Promotion, rollback and retirement of a target's champions, and removal of unreferenced files.
 
-Invariant: what a rollback may return to stays: the rows and weights of nights and of the kept champions, and
-the exports of these champions. So does what unfinished work needs, unless the caller asks to remove that
-too.
+Invariant: everything that a rollback may need stays: rows and weights of nights and kept champions, and these
+champions' exports. Files of unfinished work stay too, unless their removal is requested.
 """
 
 from dataclasses import replace
@@ -25,9 +24,9 @@ from harness.store import Champion, ChampionEntry, Leftover, Store
 def promote(
     stored: Study, run: Run, judged: Verdict | str, despite: str, *, by: str = ""
 ) -> tuple[Path, Champion]:
-    """Write a run as the champion of the target; returns the file.
+    """Make a run the champion of the target; return the file.
 
-    `judged` is what the gate said of it, or why it could not judge it.
+    `judged` is the gate's result for it, or the reason why it could not be judged.
 
     Raises:
         HarnessError: rows of the run are missing.
@@ -40,7 +39,7 @@ def promote(
             own = reached_on_target(study, run).target if task.name == study.target.name else None
             whole = study.rows.whole(run.rows[f"{task.name}/test"])
             scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
-    # The macro against the first base as [delta, low, high, n], where it is known.
+    # The macro against the first base as [delta, low, high, n], if known.
     cumulative: list[float] = []
     if isinstance(judged, Verdict) and (rule := cumulative_of(judged)):
         numbers = [rule.numbers.get(name) for name in ("delta", "low", "high", "n_items")]
@@ -90,17 +89,17 @@ def promote(
 def record_again(
     path: Path, event: Literal["rollback", "retirement"], number: int | None, why: str, by: str
 ) -> ChampionEntry:
-    """Roll back to the champion of an earlier entry, by default the one before, or retire it.
+    """Roll back to the champion of an earlier entry, by default the previous one, or retire a champion.
 
-    By default the present champion is retired: no rollback returns to it, and its files may go.
+    By default the current champion is retired: no rollback returns to it, and its files may be removed.
 
     Raises:
-        UserError: no such champion is left; or a rollback goes to the present champion, or its rows are gone.
+        UserError: there is no such champion, or a rollback goes to the current one, or its rows are gone.
     """
     stored = load_study(config.load(path))
     target = stored.experiment.target.name
     with store.hold_champions(stored.store):
-        store.read_champion(stored.folder, target)  # the champion's file has to agree with the history
+        store.read_champion(stored.folder, target)  # the champion's file must agree with the history
         history = store.read_history(stored.folder, target)
         default = history.present.number if history.present else None
         if event == "rollback":
@@ -142,14 +141,14 @@ def record_again(
 
 
 def missing_files(at: Store, champion: Champion) -> list[str]:
-    """Name what is no longer in a store of a champion's files: its rows, its weights."""
+    """List which of a champion's files a store no longer has: rows, weights."""
     rows = [f"rows of {key}" for key, of in champion.rows.items() if not at.parquet(of).exists()]
     trained = champion.fit_key and not at.weights(champion.fit_key).exists()
     return [*rows, *([f"weights {champion.fit_key}"] if trained else [])]
 
 
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
-    """Map each export of a run, by its folder's name, to the SHA-256 that it says of each file."""
+    """Map each export of a run, by folder name, to the recorded SHA-256 of each file."""
     return {
         folder.name: {name: file.sha256 for name, file in made.files.items()}
         for folder, made in store.exports_of(at, run_id).items()
@@ -157,7 +156,7 @@ def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
 
 
 class UnreferencedFiles(NamedTuple):
-    """Files that may be removed, those kept for work that is not finished, and the names of that work."""
+    """Files that may be removed, files kept for unfinished work, and the names of that work."""
 
     removable: tuple[Leftover, ...]
     kept: tuple[Leftover, ...]
@@ -165,11 +164,11 @@ class UnreferencedFiles(NamedTuple):
 
 
 def remove_run(at: Store, run_id: str) -> None:
-    """Delete a run with the rows and weights that no other run, champion or night refers to.
+    """Delete a run with its rows and weights that no other run, champion or night uses.
 
     Raises:
-        UserError: there is no such run, or it is a champion, or one that a rollback may return to.
-        HarnessError: a compare is at work in the folder.
+        UserError: there is no such run, or it is a champion, or a rollback may return to it.
+        HarnessError: a comparison is running in the folder.
     """
     store.get_run(at, run_id)
     targets = [champion.target for champion in store.champions(at.folder.parent) if champion.run_id == run_id]
@@ -187,10 +186,10 @@ def remove_run(at: Store, run_id: str) -> None:
 
 
 def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
-    """List what no run, champion or night refers to.
+    """List files that no run, champion or night uses.
 
-    While work has begun and is not finished, what it has so far cannot be told from what is left over:
-    then nothing may be removed but by asking, with `unfinished`, for that too.
+    Files of unfinished work cannot be told from leftovers, so while there is such work nothing may be removed
+    unless its files are requested too, with `unfinished`.
 
     Raises:
         HarnessError: the file of a run or a champion cannot be read.
@@ -209,10 +208,10 @@ def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFil
 
 
 def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
-    """Delete what `list_unreferenced` lists as removable; returns what it was.
+    """Delete the removable files of `list_unreferenced`; return them.
 
     Raises:
-        HarnessError: a compare is at work in the folder, or a file of a run or a champion cannot be read.
+        HarnessError: a comparison is running in the folder, or a file of a run or champion cannot be read.
     """
     with store.hold(at):
         found = list_unreferenced(at, unfinished=unfinished)
@@ -223,7 +222,7 @@ def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedF
 
 
 def _kept_references(at: Store) -> set[str]:
-    """Name what champions and nights refer to."""
+    """List the files that champions and nights use."""
     names = nightly_state.references(at)
     for one in store.kept_champions(at.folder.parent):
         names |= {one.run_id, one.fit_key, one.weights_digest, one.base_digest, *one.rows.values()}

@@ -1,7 +1,8 @@
-"""Rows, pairs and test items from the feedback of users, for the target of an experiment.
+"""Training rows, pairs and test items made from users' feedback for an experiment's target.
 
-Invariant: no training row or pair asks what is evaluated, and no test item what is trained on; the feedback
-of one sender makes at most a cap of rows. An item is a test item only if a file says which person marked it.
+Invariant: no training row or pair has the prompt of an evaluated item, and no test item that of a training
+row; the rows from one sender are capped. Feedback becomes a test item only if a file names the person who
+marked it.
 """
 
 from collections import Counter
@@ -25,11 +26,11 @@ from harness.spec import Fields, Task
 from harness.store import feedback_files
 
 _SENDERS_CAP = "more than --per-sender of one sender"
-_Answers = dict[str, str]  # columns of a row besides its question
+_Answers = dict[str, str]  # columns of a row except its question
 
 
 class FeedbackEdit(NamedTuple):
-    """Rows to be saved, what became of each, and notes of the leak check."""
+    """Rows to save, the outcome of each feedback row, and notes of the leak check."""
 
     edit: Edit
     outcomes: list[EditedRow]
@@ -37,7 +38,7 @@ class FeedbackEdit(NamedTuple):
 
 
 def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
-    """Make training rows of corrections: the request, and the answer as a person wrote it.
+    """Make training rows from corrections: the request, and the answer that a person wrote.
 
     Raises:
         UserError: there is no correction, or the task's columns cannot hold one.
@@ -55,7 +56,7 @@ def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, ou
 
 
 def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
-    """Make preference pairs: the answer that was preferred, and the one that was not.
+    """Make preference pairs of a preferred and a rejected answer.
 
     Raises:
         UserError: there is no preference.
@@ -87,7 +88,7 @@ def _make(
     evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
     leaks = _find_leaks(rows, evaluated)
     n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
-    for row in reversed(rows):  # the newest first
+    for row in reversed(rows):  # newest first
         place, made = Row(row.source, {}), answers(row)
         if leak := leaks.get(row.row_id):
             outcomes.append(drop(place, f"asks what is evaluated{leak.how}", leak.where))
@@ -116,14 +117,14 @@ def _make(
 
 
 class _Leak(NamedTuple):
-    """The place of a row that asks the same as stored feedback, and how its words differ."""
+    """Location of a row with the same question as stored feedback, and how the wording differs."""
 
     where: str
     how: str
 
 
 def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -> dict[str, _Leak]:
-    """Map the ids of stored rows to the row of `others` that asks the same, exactly or in other words."""
+    """Map ids of stored rows to the row of `others` with the same question, exactly or reworded."""
     sourced = [_sourced(row) for row in rows]
     questions, asked = ([key(row.example) for row in part] for part in (sourced, others))
     leaks = {
@@ -135,17 +136,17 @@ def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -
 
 
 def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
-    """Mask what rows ask, so that stored feedback that asks the same is found."""
+    """Mask the questions of rows, so that they can be matched with stored feedback."""
     return [row._replace(example=mask_example(row.example, region)) for row in rows]
 
 
 def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -> FeedbackEdit:
-    """Make test items of the stored rows that a person marked in a file with columns id and marked_by.
+    """Make test items from stored rows that a person marked in a file with columns id and marked_by.
 
     The reference is the file's column `reference`, or the stored correction.
 
     Raises:
-        UserError: a mark names no person, no stored row or no answer; all such marks are listed.
+        UserError: marks lack a person, a stored row or an answer; all of them are listed.
     """
     prompt, reference = _columns(session.target.task)
     by_id, region = {row.row_id: row for row in rows}, session.experiment.feedback.region
@@ -180,10 +181,10 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
 
 
 def _columns(task: Task) -> tuple[str, str]:
-    """Return the columns of question and answer as the target's own files have them.
+    """Return the columns of question and answer in the target's files.
 
     Raises:
-        UserError: its templates are no single columns, so that a row cannot be taken apart into them.
+        UserError: its templates are not single columns, so a row cannot be split into them.
     """
     if task.fields == Fields():
         return "prompt", "reference"
@@ -201,7 +202,7 @@ def _sourced(row: FeedbackRow) -> SourcedExample:
 
 
 def _fields(row: FeedbackRow, prompt: str, answers: _Answers) -> dict[str, Any] | None:
-    """Return a row's columns, with its origin; None where several turns have no column of the task."""
+    """Return a row's columns and origin; None if the task has no column for several turns."""
     question, groups = writers.write_question(_sourced(row).example)
     if prompt != "prompt":
         if "prompt" not in question:

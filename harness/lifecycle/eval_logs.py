@@ -1,8 +1,7 @@
-"""Evaluation logs of other evaluators, task by task: items by id with their scores, prompts and settings.
+"""Evaluation logs of other evaluators, by task: items with scores, prompts and settings.
 
-Invariant: an arm holds the evaluations of one model, and every task once. Two arms are comparable only where
-they hold the same items and prompts under the same settings, and not the same answers; what is not known of
-either is not compared.
+Invariant: an arm has the evaluations of one model, and each task once. Two arms are comparable only with the
+same items, prompts and settings, and different answers; values that are unknown for one of them are ignored.
 """
 
 import json
@@ -22,22 +21,22 @@ from harness.metrics import mean_metric
 from harness.records import SampleResult, Status, digest
 from harness.spec import Kind, Task, TaskData
 
-_SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions have one
-# Words of metrics' names, as alternatives of a regular expression.
-ERROR_RATES = "wer|ter"  # errors per word of the reference, which may be more than 1
+_SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions may share one
+# Words in metrics' names, as alternatives of a regular expression.
+ERROR_RATES = "wer|ter"  # errors per reference word, which may exceed 1
 HIGHER = "acc|accuracy|exact|em|match|includes|choice|correct|f|bleu|rouge|chrf|mcc|pass"
 _LOWER = (
     f"{ERROR_RATES}|cer|perplexity|ppl|bits_per_byte|brier|loss|error|errors|distance|mae|mse|rmse"
     "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
 )
-MOST_BYTES = 2**31  # of one file or member that is read as a whole
+MOST_BYTES = 2**31  # of a file or archive member that is read as a whole
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
-    """One item: its score within the task's bounds, digests of the prompt by their names, cluster, choices.
+    """One item: its score within the task's bounds, named digests of the prompt, cluster, choices.
 
-    `answer` is a digest of what the model answered, `n_choices` 0 where nothing was to be chosen.
+    `answer` is the digest of the model's answer; `n_choices` is 0 if there are no choices.
     """
 
     score: float
@@ -49,10 +48,10 @@ class LoggedItem(NamedTuple):
 
 
 class TaskLog(NamedTuple):
-    """One task as one model answered it; `settings` that are None are not known.
+    """One task as answered by one model; `settings` are None if unknown.
 
-    `kind` is "generate" where the items say which answers were cut off or refused, and `not_compared` has
-    the means of other scores and filters. Where the direction is not logged, the metric's name tells it.
+    `kind` is "generate" if the items say which answers were truncated or refused; `not_compared` has the
+    means of other scores and filters. If the direction is not logged, the metric's name decides it.
     """
 
     task: str
@@ -62,18 +61,18 @@ class TaskLog(NamedTuple):
     settings: dict[str, Any]
     kind: Kind
     evaluator: str
-    same_items: str  # what to do where the items differ
+    same_items: str  # advice if the items differ
     bounds: tuple[float, float] = (0.0, 1.0)
     not_compared: Mapping[str, float] = {}
     is_direction_logged: bool = False
 
 
 class Evaluation(NamedTuple):
-    """One evaluation as another evaluator logged it; `file` names it where it is not all of a folder.
+    """One evaluation logged by another evaluator; `file` names it unless it is a whole folder.
 
-    `identity` is what evaluations of one model have in common. Where nothing says which model it is, that is
-    None and `model` is empty. `tasks` read the samples by task, or say what keeps one from being compared;
-    `unfinished` are the tasks without any. `address` is where the model was served.
+    `identity` is equal for evaluations of the same model; it is None and `model` is empty if the model is not
+    named. `tasks` maps each task to its samples, read on demand, or to the reason why it cannot be compared;
+    `unfinished` are tasks without samples. `address` is where the model was served.
     """
 
     file: Path
@@ -84,15 +83,15 @@ class Evaluation(NamedTuple):
     address: str = ""
 
     def is_like(self, other: "Evaluation") -> bool:
-        """Tell whether both are known to be of one model under one configuration."""
+        """Tell whether both are known to have the same model and configuration."""
         return self is other or (self.identity is not None and self.identity == other.identity)
 
 
 class Arm(NamedTuple):
-    """One model's tasks as logged; its fields are those of its newest evaluation, over all of them.
+    """Logged tasks of one model, over all its evaluations; other fields are those of the newest one.
 
-    `names` are all that it finished. Of these `tasks` holds those that were read, and `not_compared` what
-    keeps others from being compared. `addresses` are where the model was served.
+    `names` are the finished tasks; `tasks` has those that were read, and `not_compared` the reasons why
+    others cannot be compared. `addresses` are where the model was served.
     """
 
     model: str
@@ -107,9 +106,9 @@ class Arm(NamedTuple):
 def read_arm(
     option: str, path: Path, evaluations: Sequence[Evaluation], other: Path, wanted: Collection[str] = ()
 ) -> Arm:
-    """Read what a path holds, given as an option beside the path of the other arm; the newest comes last.
+    """Read one arm from a path, given by an option next to the other arm's path.
 
-    Only the `wanted` tasks are read where some are named.
+    If tasks are `wanted`, only these are read.
 
     Raises:
         UserError: the evaluations are of several models, a task is in several of them, or a file is damaged.
@@ -149,7 +148,7 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
         return
     places = []
     for group in groups:
-        # The folder that holds these evaluations and no other, else the file of the newest one.
+        # The folder of exactly these evaluations, or the file of the newest one.
         folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
         is_shared = any(e.file.is_relative_to(folder) for e in evaluations if e not in group)
         places.append(group[-1].file if is_shared else folder)
@@ -173,19 +172,19 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
 
 
 def refuse_large(path: Path) -> None:
-    """Refuse a file that is read as a whole and is larger than anybody logs."""
+    """Refuse a file that is too large to be read as a whole."""
     if (size := path.stat().st_size) > MOST_BYTES:
         found, expected = f"{size:,} bytes of JSON in one file", f"at most {MOST_BYTES:,}"
         raise UserError(Problem(str(path), found, expected, "log fewer tasks or samples to a file"))
 
 
 def digest_logged(value: object) -> str:
-    """Return the digest of what an evaluator wrote, which may hold NaN."""
+    """Return the digest of a logged value, which may contain NaN."""
     return digest(json.dumps(value, sort_keys=True))
 
 
 def differences(old: TaskLog, new: TaskLog) -> list[str]:
-    """Name what forbids comparing a task: settings, items, and the digests of prompts."""
+    """List the differences that forbid comparing a task: settings, items, digests of prompts."""
     out = []
     for name in dict.fromkeys([*old.settings, *new.settings]):
         a, b = old.settings.get(name), new.settings.get(name)
@@ -206,7 +205,7 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
 
 
 def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
-    """Put both arms beside each other as a capability task of this name."""
+    """Return both arms as the measurement of a capability task with this name."""
     metric_name = NOT_IN_NAMES.sub("-", old.metric)
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better, old.bounds)
     n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
@@ -237,10 +236,10 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
 
 
 def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, LoggedItem]:
-    """Make one cluster of items that are the same document under other ids.
+    """Join items with the same document but other ids into one cluster.
 
     Raises:
-        UserError: every document is there several times.
+        UserError: every document occurs several times.
     """
     documents = {name: item.digests.get("doc_hash", "") for name, item in items.items()}
     counts = Counter(documents.values())
@@ -257,7 +256,7 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
 
 
 def is_rate(scores: Iterable[object]) -> bool:
-    """Tell whether all scores that are finite numbers lie in [0, 1], where the gate's margins are meant."""
+    """Tell whether all finite scores are in [0, 1], as the gate's margins require."""
     known = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
     return all(0 <= x <= 1 for x in known)
 
@@ -268,19 +267,19 @@ def is_lower_better(metric: str) -> bool:
 
 
 def is_named(metric: str, names: str) -> bool:
-    """Tell whether the words of a metric's name hold one of these alternatives."""
+    """Tell whether a metric's name contains one of these words."""
     words = "_".join(re.findall("[a-z]+", metric.lower()))
     return re.search(f"_({names})_", f"_{words}_") is not None
 
 
 def average_scores(values: Mapping[str, Iterable[object]]) -> dict[str, float]:
-    """Average the numbers of each score; one without any number is left out."""
+    """Average each score over its numbers; scores without numbers are left out."""
     numbers = {name: [x for x in found if isinstance(x, int | float)] for name, found in values.items()}
     return {name: fmean(found) for name, found in numbers.items() if found}
 
 
 def find_text_cluster(fields: object) -> str:
-    """Return what items about one text share, from an item's own fields; empty where it stands alone."""
+    """Return the name of the text that an item shares with others, from its fields; empty if none."""
     if not isinstance(fields, dict):
         return ""
     shared = next((fields[key] for key in _SHARED_TEXTS if fields.get(key)), "")

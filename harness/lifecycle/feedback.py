@@ -1,10 +1,9 @@
-"""Feedback of users, from logs of served models into the store: masked, keyed, and each row once.
+"""Users' feedback, imported from logs of served models into the store: masked, keyed, each row once.
 
-Read are OpenAI's JSON Lines, our own, and tables with the same columns. Invariant: what is written holds no
-raw text, and no message does: masking comes first, and who asked is a keyed digest. A row that cannot be used
-is left out and named by file and line; a value of a known column that is not understood refuses the file;
-columns that are not read are named. A file is added whole or not at all.
-Source: OpenAI's API reference, chat completions and preference data
+Supported are OpenAI's JSON Lines, our own, and tables with the same columns. Invariant: neither stored rows
+nor messages contain unmasked text, and senders are keyed digests. Unusable rows are left out and named by
+file and line; a value of a known column that is not understood refuses the file; unread columns are named. A
+file is added completely or not at all. Source: OpenAI's API reference, chat completions and preference data
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from harness.records import Example, FeedbackRow, Message, canonical_json, parse
 from harness.store import Store, claim, feedback_key, list_feedback_ids, save_feedback
 
 COLUMNS = "request, answer, thumb, correction, preference, model, time, sender and assignment"
-# Objects within a row whose keys count as columns of the row, the first before the later ones.
+# Objects within a row whose keys count as columns of the row; earlier ones take precedence.
 _WITHIN = ("feedback", "metadata", "response", "body", "request", "input")
 _REQUESTS = ("messages", "request", "prompt", "input")
 _ANSWERS = ("answer", "choices", "non_preferred_output", "response", "completion", "output")
@@ -40,15 +39,15 @@ _THUMBS = {
     **dict.fromkeys(("down", "thumbs_down", "👎", "-1", "0", "false", "negative"), False),
 }
 _NO_THUMB = ("", "none", "null", "neutral")
-_LONGEST_NAME = 200  # characters of a model's name
+_LONGEST_NAME = 200  # most characters of a model's name
 _LOOKS_OF_EMOJI = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")  # variation selectors and skin tones
 _COLUMN = re.compile(r"[A-Za-z][\w.-]{0,39}")
-_SECONDS, _MILLISECONDS = 1e8, 1e11  # least Unix times that are read as such
+_SECONDS, _MILLISECONDS = 1e8, 1e11  # smallest numbers that are read as Unix times
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedRow:
-    """One answered request as it was logged, raw; the fields are those of `FeedbackRow`."""
+    """One answered request as logged, unmasked; the fields are those of `FeedbackRow`."""
 
     where: str
     messages: tuple[Message, ...]
@@ -64,19 +63,19 @@ class LoggedRow:
 
 @dataclass
 class LogNotes:
-    """Remarks on a log: columns that were not read, and the places of rows left out, by reason."""
+    """Remarks on a log: unread columns, and places of rows left out, by reason."""
 
     unread: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    thumbs: dict[str, str] = field(default_factory=dict)  # each spelling, and where it is first
+    thumbs: dict[str, str] = field(default_factory=dict)  # each spelling with its first place
 
 
 class _Unusable(Exception):
-    """A request without what makes a row of feedback."""
+    """Error of a request that lacks what a row of feedback needs."""
 
 
 def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow]:
-    """Yield the answered requests of a log, and note what is not read; errors are masked as of a region.
+    """Yield the answered requests of a log, and note what is not read; errors are masked by region.
 
     Raises:
         UserError: the file is malformed, or a value of a known column is not understood; all are listed.
@@ -91,7 +90,7 @@ def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow
                 notes.left_out.setdefault(str(reason), []).append(row.where)
             except UserError as error:
                 problems += error.problems
-    except UserError as error:  # of the file, which may quote cells
+    except UserError as error:  # errors of the file may quote cells
         masked = (
             replace(p, found=redact(p.found, region)[0], next_step=redact(p.next_step, region)[0])
             for p in error.problems
@@ -149,7 +148,7 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
 
 
 def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring the keys of objects within a row to its top; what stands further out, or earlier, counts."""
+    """Lift the keys of objects within a row to the top level; outer and earlier keys take precedence."""
     known = {name: _parse(name, value) for name, value in fields.items()}
     known = {name: value for name, value in known.items() if value is not None and value != ""}
     flat = {
@@ -162,7 +161,7 @@ def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse(name: str, value: Any) -> Any:
-    """Read JSON within the text of a column that may hold it, as CSV files have it."""
+    """Parse JSON in a column that may contain it, as in CSV files."""
     if isinstance(value, str) and name in (*_WITHIN, *_REQUESTS, *_ANSWERS) and value.lstrip()[:1] in "[{":
         with suppress(ValueError):
             parsed = parse_json(value)
@@ -190,7 +189,7 @@ def _read_turn(entry: Any, where: str) -> tuple[str, str]:
 
 
 def _read_answers(value: Any, where: str) -> list[str]:
-    """List the answers of a text, a message, or a list of choices or messages."""
+    """List the answers in a text, a message, or a list of choices or messages."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
@@ -207,7 +206,7 @@ def _read_one(value: Any, column: str, where: str) -> str:
 
 
 def _choose(answers: list[str], preferred: Any, preferred_output: str, where: str) -> tuple[str, str]:
-    """Return the answer that was not preferred, or the only one, and the answer that was."""
+    """Return the rejected (or only) answer, and the preferred one."""
     if not answers or not answers[0].strip():
         raise _Unusable("no answer")
     if len(answers) == 1:
@@ -234,7 +233,7 @@ def _read_thumb(value: Any, where: str, notes: LogNotes) -> bool | None:
 
 
 def _read_time(value: Any, where: str) -> str:
-    """Write a time as ISO 8601 in UTC; one without a zone is taken for UTC."""
+    """Format a time as ISO 8601 in UTC; times without a zone count as UTC."""
     if value is None:
         return ""
     text, seconds = str(value).strip(), None
@@ -255,7 +254,7 @@ def _read_time(value: Any, where: str) -> str:
 
 
 def _check_name(name: str, column: str, where: str) -> str:
-    """Refuse a name of a model or an assignment that may be personal data: masked, two might become one."""
+    """Refuse a model or assignment name that may be personal data; masking could merge two names."""
     if name and not _is_name(name):
         found = "what is no name, or looks like personal data or a key"
         raise UserError(_misread(where, column, found, "a short name"))
@@ -271,15 +270,15 @@ def _misread(where: str, column: str, found: str, expected: str) -> Problem:
     return Problem(where, f"{found} in {column!r}", expected, "fix the row, or leave it out")
 
 
-_EVERY = 500  # rows between two reports of progress
-_SHOWN = 3  # places of rows that were left out, by reason
+_EVERY = 500  # rows between progress reports
+_SHOWN = 3  # places shown per reason of rows left out
 
 
 class AddedFeedback(NamedTuple):
-    """Result of adding a log: its rows by what became of them, and what they hold.
+    """Result of adding a log: outcomes and contents of its rows.
 
-    `known` rows were there already. `left_out` maps a reason to places, `unread` names columns with their
-    number of rows, and `masked` counts pieces by kind.
+    `known` rows were stored before. `left_out` maps reasons to places, `unread` unread columns to their
+    number of rows, and `masked` counts masked pieces by kind.
     """
 
     file: str
@@ -296,11 +295,11 @@ class AddedFeedback(NamedTuple):
 
 
 def add_feedback(store: Store, path: str, region: str, advance: Advance) -> AddedFeedback:
-    """Mask the rows of a log and store those that are not there yet; two equal rows of one log both count.
+    """Mask the rows of a log and store new ones; equal rows within one log all count.
 
     Raises:
         UserError: the region or the file cannot be read, a value is not understood, or no row can be used.
-        HarnessError: the disk is full; nothing is left behind.
+        HarnessError: the disk is full; no partial file remains.
     """
     region = check_region(region)
     notes, masked, held, models = LogNotes(), Counter[str](), Counter[str](), Counter[str]()
@@ -320,7 +319,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
             for done, logged in enumerate(read_log(path, LogNotes(), region)):
                 if done % _EVERY == 0:
                     advance(done, n_rows, f"{count(done)} of {pluralize(n_rows, 'row')}")
-                # A raw row is known again under other masks, by its number among equal rows of its log.
+                # A row is recognised under other masks by its number among equal rows of its log.
                 row_id = _digest(key, canonical_json(astuple(logged)[1:]))
                 seen[row_id] += 1
                 if (number := seen[row_id]) > 1:
@@ -340,7 +339,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
 
 
 def describe_added(result: AddedFeedback) -> list[str]:
-    """Write the result of adding a log as lines."""
+    """Describe the result of adding a log in lines."""
     known = f", {count(result.known)} are there already" if result.known else ""
     lines = [f"{result.file}: {pluralize(result.added, 'row')} added{known}"]
     if result.added:
@@ -385,7 +384,7 @@ def _mask(row_id: str, logged: LoggedRow, region: str, key: bytes, masked: Count
 
 
 def mask_example(example: Example, region: str) -> Example:
-    """Return an example with its messages masked, as a log of its request is stored."""
+    """Return an example with masked messages, in the form in which feedback is stored."""
     masked = ({**turn, "content": redact(turn["content"], region)[0]} for turn in example.messages)
     return replace(example, messages=tuple(masked))
 

@@ -1,11 +1,10 @@
 """Gate of stored runs against the base or the champion, or of two models' external logs; without a model.
 
-Invariant: both arms' rows have identities that differ in their weights alone, so what is compared are the
-same items, prompts, versions, precision and layout, or nothing; items that were added, fixed or dropped
-since are refused by the digest that differs. A champion that answers no suites, a classifier or a baseline,
-has no capabilities to compare with: those of a run are judged against the base, and only the target is
-compared with the champion. Items of external logs, lm-eval's samples or inspect's, are paired by their id and
-only where both models had the same prompt.
+Invariant: the identities of both arms' rows may differ only in the weights, so items, prompts, versions,
+precision and layout are the same; if items were added, fixed or dropped since, the different digest refuses
+the comparison. A champion without answers to suites (a classifier or baseline) has no capabilities to
+compare, so a run's capabilities are judged against the base, and only the target against the champion. Items
+of external logs (of lm-eval or inspect) are paired by id, and only if both models had the same prompt.
 """
 
 import re
@@ -55,7 +54,7 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
 
 
 def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
-    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha."""
+    """Return the study as seen by the interim analysis of a run: its items, its name, its alpha."""
     sampling = store.read_sampling(stored.store, run.run_id)
     if sampling is None:
         raise IncompatibleRuns(
@@ -88,7 +87,7 @@ _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
 
 
 def select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
-    """Keep the runs of one seed; all of them where none is named."""
+    """Select the runs of one seed; all runs if none is named."""
     kept = [run for run in runs if seed in (None, run.seed)]
     if not kept:
         there = ", ".join(str(run.seed) for run in runs)
@@ -100,10 +99,10 @@ def select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
 
 
 def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> list[Run]:
-    """Find the finished runs of a candidate as written now, the newest of each seed, or one run.
+    """Find the newest finished run of each seed of a candidate as it is written now, or a single run.
 
-    One run is named by its id, or with its seed as reports write it: `lora (seed 1)`. Where `sampled`, runs
-    of `--sequential` stand in for seeds that have not answered whole tasks.
+    A single run is named by its id, or with its seed as in reports: `lora (seed 1)`. With `sampled`, runs of
+    `--sequential` replace seeds that have not answered whole tasks.
 
     Raises:
         UserError: neither a candidate nor a run has this name, or the candidate answers nothing.
@@ -189,7 +188,7 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
 def _refuse_unfit(
     study: Study, catalogue: Mapping[str, lm_eval.LmEvalTask], run: Run, sampling: SamplingRecord | None
 ) -> None:
-    """Refuse a run without answers to the suites, or with answers that the files do not describe any more."""
+    """Refuse a run without answers to the suites, or with answers to files that have changed."""
     tasks = list(study.suite_tasks())
     if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
         # It never answers the suites, or has not answered them yet.
@@ -202,9 +201,9 @@ def _refuse_unfit(
             " to the suites as written now; next:"
             f" {study.typed.command('compare', '--candidates', run.candidate)}"
         )
-    # The versions of its rows against those that its files make now: of a task that was sampled that is the
-    # version of the whole task. A run of another experiment (a limited one, named by its id) answered other
-    # items on purpose.
+    # Compare the versions of its rows with those of the current files; for a sampled task, the version of the
+    # whole task. A run of another experiment (such as a limited one, named by id) answered other items on
+    # purpose.
     experiment, changed = study.experiment, []
     for task in experiment.tasks if run.experiment == experiment.name else ():
         if (key := f"{task.name}/test") in run.rows:
@@ -231,13 +230,13 @@ def _refuse_unfit(
 
 
 def count_members(experiment: Experiment, candidate: str) -> int:
-    """Count the members of the family that a fine-tune belongs to; 1 of any other candidate."""
+    """Count the members of a fine-tune's family; 1 for other candidates."""
     family = family_of(experiment)
     return family.size if candidate in family.members else 1
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:
-    """Refuse a run whose rows another judge or rubric graded than the files name now.
+    """Refuse a run whose rows were graded by another judge or rubric than the files name now.
 
     Raises:
         UserError: a rubric cannot be used.
@@ -265,7 +264,7 @@ def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> Non
 
 
 def find_run(stored: Study, name: str) -> Run:
-    """Find a run by its id, of a candidate the seed that is best on validation, of a target its champion's.
+    """Find a run by id, the best seed of a candidate on validation, or the champion of a target.
 
     Raises:
         UserError: neither a candidate, a run nor a target has this name.
@@ -362,7 +361,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
         raise UserError(
             Problem(f"--candidate {candidate}", found, "another evaluation of another model", step)
         )
-    # Names of tasks end in a digest where two would be alike.
+    # A digest is added to names of tasks that would be equal.
     plain = {name: eval_logs.NOT_IN_NAMES.sub("-", name) for name in known}
     counts = Counter(plain.values())
     names = {name: own if counts[own] == 1 else f"{own}-{digest(name)[:8]}" for name, own in plain.items()}
@@ -383,7 +382,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
 
 
 def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Arm, Arm]:
-    """Read both arms; refuse with the problems of both at once."""
+    """Read both arms; problems of both are raised together."""
     problems: list[Problem] = []
     arms = []
     for option, path, other in (("--base", base, candidate), ("--candidate", candidate, base)):
@@ -406,7 +405,7 @@ def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Ar
 
 
 def _list_links(path: Path) -> list[Path]:
-    """List the links to folders below a folder."""
+    """List the symbolic links to folders below a folder."""
     below = path.rglob("*") if path.is_dir() else ()
     return sorted(one for one in below if one.is_symlink() and one.is_dir())
 
@@ -419,7 +418,7 @@ def _list_notes(
     not_compared: Mapping[str, Problem],
     links: Sequence[Path],
 ) -> Iterator[str]:
-    """Name what has no part in the verdict, then what the logs leave in doubt: models, items and scores."""
+    """List what the verdict leaves out, then the doubts that logs leave: models, items and scores."""
     for name, problem in not_compared.items():
         yield f"{name} is not compared: {problem.found}"
     for link in links:

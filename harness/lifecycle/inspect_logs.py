@@ -1,7 +1,7 @@
-"""Logs of inspect (`inspect_ai`): one evaluation of one task a file, as JSON or as a zipped `.eval`.
+"""Logs of inspect (`inspect_ai`): one evaluation of one task per file, as JSON or zipped `.eval`.
 
-Invariant: nothing is read but JSON; a log that ended early or was declared invalid never counts. A member
-of a zip has the checksum that it names.
+Invariant: only JSON is read; logs that ended early or were declared invalid never count. Checksums of zip
+members are verified.
 Source: the format that inspect_ai 0.3 documents as its log file format, version 2; PKWARE's application
 note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
 """
@@ -41,7 +41,7 @@ _CONTENT = ("role", "content", "type", "text", "image", "audio", "video", "docum
 
 
 class Log(NamedTuple):
-    """One log: its header, and what reads its samples, one an item and epoch."""
+    """One log: its header, and a reader of its samples, one per item and epoch."""
 
     path: Path
     header: Mapping[str, Any]
@@ -49,11 +49,11 @@ class Log(NamedTuple):
 
 
 def find_evaluations(path: Path) -> list[Evaluation]:
-    """List the logs that a path names, the newest last, each of one task as it was given arguments.
+    """List the logs in a file or below a folder, the newest last; each is of one task with its arguments.
 
-    A path names itself, or the logs below a folder; JSON that is not a log is none. The score is the first
-    rate that a log lists; epochs are averaged. Chance is one over the number of choices where one of them is
-    right. Answers that were cut off or filtered are told apart.
+    JSON files that are not logs are ignored. The score is the first rate that a log lists; epochs are
+    averaged. Chance is one over the number of choices if exactly one is right. Truncated and filtered answers
+    are distinguished.
 
     Raises:
         UserError: there are logs and none is finished, or a file is damaged.
@@ -62,7 +62,7 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     for file in sorted(path.rglob("*.json")) if path.is_dir() else ():
         with file.open(encoding="utf-8", errors="replace") as text:
             start = text.read(400)
-        if all(f'"{key}"' in start for key in ("version", "status", "eval")):  # as logs begin
+        if all(f'"{key}"' in start for key in ("version", "status", "eval")):  # a log begins with these keys
             files.append(file)
     logs = sorted(map(_read, files), key=lambda log: str(log.header["eval"].get("created")))
     if logs and all(_status(log.header) != "success" for log in logs):
@@ -73,7 +73,7 @@ def find_evaluations(path: Path) -> list[Evaluation]:
         spec, finished = log.header["eval"], _status(log.header) == "success"
         with _readable(log.path):
             given = spec.get("task_args_passed", spec.get("task_args")) or {}
-            # With other arguments a task has other items.
+            # A task with other arguments has other items.
             task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
         identity = {key: spec.get(key) for key in _WHO}
         tasks = {task: partial(_score_items, task, log)} if finished else {}
@@ -84,7 +84,7 @@ def find_evaluations(path: Path) -> list[Evaluation]:
 
 
 def _read(file: Path) -> Log:
-    """Read a log's header; of one that was cut short there is only its beginning, without samples."""
+    """Read a log's header; a log that was cut short has only its beginning, without samples."""
     names: list[str] = []
     with _readable(file):
         is_zipped = zipfile.is_zipfile(file)
@@ -136,7 +136,7 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         metric, *others = names
         scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
         if bad := [name for name, values in scores.items() if None in values]:
-            # Left out on one side only, they would move the other's mean.
+            # If left out on one side only, they would change the other's mean.
             found = (
                 f"{len(bad)} of {len(scores)} items without a number as {metric} (id {', '.join(bad[:5])})"
             )
@@ -161,7 +161,7 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse a log without samples, an item twice in an epoch, and fewer or other items than the task has."""
+    """Refuse a log without samples, with repeated items in an epoch, or with other items than the task."""
     if not by_item:
         step = "evaluate again without --no-log-samples"
         raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
@@ -184,9 +184,9 @@ def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -
 
 
 def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str] | Problem:
-    """Name the scores, first the one that decides: the first rate listed, else of the samples' own.
+    """Return the names of the scores, first the deciding one (the first rate listed, or of the samples).
 
-    Or say why none is compared.
+    Or the reason why none can be compared.
     """
     listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
     there: dict[str, list[object]] = {}
@@ -203,7 +203,7 @@ def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> 
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return a sample's scores by name as numbers, or None; several in one have names of their own."""
+    """Return a sample's scores by name, as numbers or None; nested scores have their own names."""
     out: dict[str, float | None] = {}
     for name, score in (sample.get("scores") or {}).items():
         value = score.get("value") if isinstance(score, dict) else score
@@ -230,7 +230,7 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
     one_is_right = isinstance(first.get("target"), str)
     outputs = [((sample.get("output") or {}).get("choices") or [{}])[0] for sample in samples]
     stopped = [_STOPPED.get(str(output.get("stop_reason", "")), "ok") for output in outputs]
-    # The prompt ends before the model's first own message; shots are messages of the input.
+    # The prompt ends before the model's first message; shots are part of the input.
     messages = first.get("messages") or ()
     own = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
     prompt = list(messages[: next(own, len(messages))])
@@ -251,14 +251,14 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
 
 
 def _content(value: Any) -> Any:
-    """Drop from messages what is not content: their ids differ from one evaluation to the next."""
+    """Reduce messages to their content, because their ids differ between evaluations."""
     if isinstance(value, dict):
         return {key: _content(inner) for key, inner in value.items() if key in _CONTENT}
     return [_content(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what both models must share beside the items: version, solvers, scorers, decoding, precision."""
+    """Return the settings that both models must share: version, solvers, scorers, decoding, precision."""
     spec, plan = header["eval"], header.get("plan") or {}
     decoding = {**(spec.get("model_generate_config") or {}), **(plan.get("config") or {})}
     given = spec.get("model_args") or {}
@@ -290,7 +290,7 @@ def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
 def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(raw)
-    except NotImplementedError as error:  # a version of the format from the future, or a damaged byte
+    except NotImplementedError as error:  # a newer version of the format, or a damaged byte
         raise zipfile.BadZipFile(str(error)) from error
 
 

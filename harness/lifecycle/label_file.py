@@ -1,11 +1,10 @@
 """Label files: CSV files of answers for people to label, exported and imported.
 
-Invariant: whatever delimiter or encoding a spreadsheet has made of it, and whichever columns it has added, a
-row comes back with its line. A row does not tell which candidate answered: the answers to an item stand in
-the order of their keys, which are digests, and equal answers of two candidates stand there once. Items are
-drawn, never answers, and follow each other as they were drawn, whole; a later export goes on in the same
-random order, so that labels up to any row are a random sample. A file is imported whole or not at all, and a
-judge's only by the criteria and the scale that it was exported for: its keys name them.
+Invariant: rows are read back with their line numbers, whatever delimiter, encoding or extra columns a
+spreadsheet has introduced. A row does not reveal the candidate: the answers to an item are sorted by their
+keys, which are digests, and equal answers of two candidates appear once. Items, not answers, are sampled, in
+a random order that later exports continue, so the labels up to any row are a random sample. A file is
+imported completely or not at all, and a judge's file only under the criteria and scale in its keys.
 """
 
 import csv
@@ -34,11 +33,11 @@ from harness.report.escape import write_csv
 from harness.spec import Task, metric_name
 
 _DELIMITERS = ",;\t"
-_LONGEST_CELL = 2**30  # of an answer that people read
+_LONGEST_CELL = 2**30  # characters of a cell that is read
 
 
 def refuse_unwritable(file: Path) -> None:
-    """Refuse a file that is there, has another ending, or lies in no folder."""
+    """Refuse a file that exists, has another suffix, or has no folder."""
     if file.exists():
         raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
     if file.suffix.lower() != ".csv":
@@ -49,7 +48,7 @@ def refuse_unwritable(file: Path) -> None:
 
 
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write the file whole, with the mark by which spreadsheets know UTF-8."""
+    """Write the file atomically, with the byte order mark by which spreadsheets recognise UTF-8."""
     stream = io.StringIO()
     write_csv(stream, columns, rows)
     report.write_forms(file.parent, file.stem, {file.suffix: "\ufeff" + stream.getvalue()})
@@ -58,10 +57,10 @@ def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]
 def read_rows(
     file: Path, columns: Sequence[str], needed: Sequence[str]
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield the line of each row with its `needed` cells, whatever a spreadsheet has made of the file.
+    """Yield the line number of each row with its `needed` cells, in any form that spreadsheets write.
 
     Raises:
-        UserError: one of them is missing, or there twice.
+        UserError: a needed column is missing or occurs twice.
     """
     with _open(file) as stream:
         above, head = _head(stream)
@@ -86,21 +85,21 @@ def read_rows(
 
 
 def has_column(file: Path, name: str) -> bool:
-    """Tell whether a file's first line, or the one below a hint to spreadsheets, names a column."""
+    """Tell whether a file's header, which a separator hint may precede, names a column."""
     with _open(file) as stream:
         head = _head(stream)[1]
     return name in _cells(head, _delimiter(head, [name]))
 
 
 def _head(stream: TextIO) -> tuple[int, str]:
-    """Read the line that names the columns, and how many stand above it: one where it is a hint."""
+    """Read the header line and the number of lines before it, 1 if there is a separator hint."""
     head = stream.readline()
     is_hint = head.strip().strip('"').casefold().startswith("sep=")
     return (1, stream.readline()) if is_hint else (0, head)
 
 
 def _delimiter(head: str, needed: Sequence[str]) -> str:
-    """Return the delimiter by which a line names the columns that are needed, else its commonest."""
+    """Return the delimiter by which a line names the needed columns, or its most frequent one."""
     named = (one for one in _DELIMITERS if {*needed} <= {*_cells(head, one)})
     return next(named, max(_DELIMITERS, key=head.count))
 
@@ -116,26 +115,26 @@ def _open(file: Path) -> io.TextIOWrapper:
 
 
 def unknown_key(where: str, key: str, what: str) -> Problem:
-    """Say that a key stands for no stored answer, or pair of answers."""
+    """Describe that a key matches no stored answer or pair of answers."""
     found = f"key {key!r}, which no stored {what} has" if key else "no key"
     step = "keep the column key as it was exported; export again where answers or metrics changed since"
     return Problem(where, found, "a key of harness rate export", step)
 
 
 COLUMNS = ("key", "question", "answer", "reference", "label")
-_KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
-_JOIN = "+"  # between digests of a text that answers more than one prompt
-_KEY_END = "-"  # behind the digest of what a judge's metric is labelled by
+_KEY = "answer-"  # prefix of the digest, which a spreadsheet might otherwise read as a number
+_JOIN = "+"  # joins the digests of a text that answers several prompts
+_KEY_END = "-"  # ends the digest of a judge's criteria and scale
 _KEY_DIGITS = 8
 _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
 
 
 class LabelExport(NamedTuple):
-    """Result of an export: how many items and answers were written, for which metric, of which runs.
+    """Result of an export: numbers of items and answers, the metric and the runs.
 
-    `criteria` and `scale` are those of a judge's rubric, empty of any other metric. Runs that are `waiting`
-    are other seeds whose answers lack labels too.
+    `criteria` and `scale` are those of a judge's rubric, empty for other metrics. `waiting` are runs of other
+    seeds whose answers lack labels, too.
     """
 
     metric: str
@@ -149,7 +148,7 @@ class LabelExport(NamedTuple):
 
 
 class LabelImport(NamedTuple):
-    """Result of an import: labels read and left blank, and how many labels each run's answers now have."""
+    """Result of an import: labels read, rows left blank, and the labels that each run now has."""
 
     metric: str
     n_labels: int
@@ -158,7 +157,7 @@ class LabelImport(NamedTuple):
 
 
 class _Arm(NamedTuple):
-    """A run's answers by item, the items whose answer lacks a label, and how many have no score to label."""
+    """Run's answers by item, the items without a label, and the number of answers without a score."""
 
     label: str
     rows: Mapping[str, SampleResult]
@@ -175,11 +174,11 @@ def export_answers(
     metric: str = "",
     candidates: Sequence[str] = (),
 ) -> LabelExport:
-    """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
+    """Write the answers of candidates to randomly sampled test items of the target, for labelling.
 
-    Without `candidates` those of the best fine-tune and the best untrained candidate on validation, where
-    people's labels correct a judge; without `metric` for the one that decides. Of several seeds the one with
-    the fewest labels is drawn. Items whose answers all have a label are left out.
+    The default `candidates` are the best fine-tune and the best untrained candidate on validation, if labels
+    correct a judge; the default `metric` is the deciding one. Of several seeds the one with the fewest labels
+    is exported. Items with labels for all answers are left out.
 
     Raises:
         UserError: the file exists, is no .csv or lies in no folder, the metric or a candidate is unknown,
@@ -236,9 +235,9 @@ def import_labels(
     rater: str = "",
     scale: tuple[float, float] | None = None,
 ) -> LabelImport:
-    """Read the labels of a rating file and store them beside the ratings; `scale` is that of its labels.
+    """Read the labels of a file and store them with the ratings; `scale` is the scale of its labels.
 
-    Without one they are from 0 to 1, or yes and no.
+    By default labels are from 0 to 1, or yes and no.
 
     Raises:
         UserError: with every problem of the file at once; nothing is stored then.
@@ -261,7 +260,7 @@ def import_labels(
     metric, labels, n_labels, n_blank = _read(file, known, scale or (0.0, 1.0), task)
     if scale is None:
         _refuse_two_scales(file, task, metric)
-    now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
+    now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
     latest, by_run = read_labels(at, task, metric), dict[str, int]()
@@ -273,7 +272,7 @@ def import_labels(
 
 
 def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
-    """Refuse numbers that lie on the scale of a judge's rubric as well as from 0 to 1."""
+    """Refuse numbers that fit both the scale of a judge's rubric and the range from 0 to 1."""
     rubric = rubric_of(task, metric)
     cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))}
     written = {cell for cell in cells if cell in ("0", "1")}
@@ -286,7 +285,7 @@ def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
 
 
 def _metric(task: Task, name: str) -> Metric:
-    """Find the metric that is to be labelled."""
+    """Find the metric to be labelled."""
     metrics = load_metrics(task)
     chosen = metrics.get(name or task.primary_metric)
     if chosen is None:
@@ -299,7 +298,7 @@ def _metric(task: Task, name: str) -> Metric:
 
 
 def _choose_runs(stored: Study, candidates: Sequence[str]) -> list[list[Run]]:
-    """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
+    """Find the runs to be labelled, all seeds of each candidate, the best fine-tune first."""
     if candidates:
         return [candidate_runs(stored, name) for name in candidates]
     measured = list_measured_runs(stored)
@@ -316,7 +315,7 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
 
 
 def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
-    """List the selected candidates' runs as written now, with what they reach on the target.
+    """List the runs of the selected candidates as written now, with their scores on the target.
 
     Raises:
         IncompatibleRuns: none has answered it.
@@ -340,7 +339,7 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
 
 
 def _key_begins(task: Task, metric: str) -> str:
-    """Return what the keys of a metric's answers begin with: of a judge's, with what it is labelled by."""
+    """Return the prefix of the keys of a metric's answers; a judge's includes its criteria and scale."""
     question = digest_question(task, metric)[:_KEY_DIGITS]
     return f"{_KEY}{question}{_KEY_END}" if question else _KEY
 
@@ -352,8 +351,8 @@ def _file_rows(
     labels: Labels,
     begins: str,
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a row an answer without a label, those to an item together in the order of their keys."""
-    # The question is the shortest prompt, for a longer one may tell whose answer it is.
+    """Yield a row per answer without a label, grouped by item and sorted by key."""
+    # The question is the shortest prompt, because a longer one may reveal the candidate.
     for item in items:
         rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
@@ -371,7 +370,7 @@ def _read(
 ) -> tuple[str, list[AnswerLabel], int, int]:
     """Read a file's metric and labels from 0 to 1; count the rows with a label and those left blank.
 
-    `known` maps the keys of answers to the metric that they stand for and the item.
+    `known` maps the keys of answers to their metric and item.
     """
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
@@ -408,7 +407,7 @@ def _read(
 
 
 def _split_key(key: str) -> tuple[str, list[str]]:
-    """Return what a key of an export begins with, empty of another one, and the keys of its answers."""
+    """Split an exported key into its prefix (empty for others) and the keys of its answers."""
     if not key.startswith(_KEY):
         return "", [key]
     question, end, answers = key.removeprefix(_KEY).rpartition(_KEY_END)
@@ -416,13 +415,13 @@ def _split_key(key: str) -> tuple[str, list[str]]:
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:
-    """Read a label, yes or no or a number of the scale, from 0 to 1; None where it is nothing of these."""
+    """Parse a label (yes, no or a number of the scale) as a number from 0 to 1; None if invalid."""
     if (word := written.casefold()) in _WORDS:
         return _WORDS[word]
-    if "_" in written:  # Python alone reads 1_0 as 10
+    if "_" in written:  # only Python reads 1_0 as 10
         return None
     try:
-        value = float(written.replace(",", "."))  # a comma, as some spreadsheets write decimals
+        value = float(written.replace(",", "."))  # some spreadsheets write decimal commas
     except ValueError:
         return None
     low, high = scale

@@ -1,9 +1,9 @@
-"""Samples of lm-eval (`--log_samples`): a folder with one file of samples a task, and the results.
+"""Samples of lm-eval (`--log_samples`): a folder with one file of samples per task, and the results.
 
-`harness eval -s` writes the same, without a date in the names.
+`harness eval -s` writes the same files, without a date in their names.
 
-Invariant: nothing is read but JSON; an evaluation is the samples of one date in one folder, with its results.
-Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
+Invariant: only JSON is read; an evaluation consists of the samples of one date in one folder, with its
+results. Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
 """
 
 import re
@@ -22,8 +22,8 @@ from harness.records import parse_json, read_object
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
 _RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
-_NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as lm-eval names a model's folder
-_HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and what they are of
+_NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # lm-eval replaces these in folder names
+_HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and the hashed fields
 _WHO = ("model_name", "model_source", "model", "precision", "engine")
 _WANTED = ("a metric such as acc or exact_match", "leave the task out")
 _MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
@@ -35,11 +35,11 @@ _SETTINGS = (
 
 
 def find_evaluations(path: Path) -> list[Evaluation]:
-    """List the evaluations below a folder, the newest last, or the one of a file of results or samples.
+    """List the evaluations below a folder, the newest last, or the one in a file of results or samples.
 
-    Of a file of samples it holds that task alone. The metric is the first rate that lm-eval lists for a task,
-    else a rate of errors per word, which has no upper bound. Chance is one over the number of choices.
-    Whether an answer was cut off is not in these files.
+    A file of samples gives only that task. The metric is the first rate that lm-eval lists for a task, or an
+    error rate per word, which has no upper bound. Chance is one over the number of choices. These files do
+    not say which answers were truncated.
 
     Raises:
         UserError: a results file is damaged, or is of another model than its folder.
@@ -69,7 +69,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
             found, step = "no results that can be read", "copy the file again, or evaluate again"
             expected = "what lm-eval wrote next to the samples, as JSON"
             raise UserError(Problem(str(results_file), found, expected, step))
-    # The model's configuration, without where it ran and what it was asked.
+    # The model's configuration without device and request settings.
     others = (*_MACHINE, *_OF_TASKS)
     configuration = {key: value for key, value in _dict(results, "config").items() if key not in others}
     if isinstance(args := configuration.get("model_args"), dict):
@@ -77,7 +77,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
     names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
     model = next((str(name) for name in names if name), "")
     identity = {key: results[key] for key in _WHO if key in results} | configuration
-    own = folder.absolute().name  # lm-eval names it after the model
+    own = folder.absolute().name  # lm-eval names the folder after the model
     has_name = bool(results_file and results_file.name.startswith("results_") and model and "__" in own)
     if has_name and results_file != path and own != _NOT_IN_FOLDERS.sub("__", model):
         found = f"results of {model} in the folder {own}"
@@ -99,7 +99,7 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         if isinstance(metrics, Problem):
             return metrics
         metric, *others = metrics
-        # Left out on one side only, items without a score would move the other's mean.
+        # If left out on one side only, items without a score would change the other's mean.
         scores = {item: row.get(metric) for item, row in samples.items()}
         unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
         if unscored:
@@ -107,7 +107,7 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
             lacking = f"{len(unscored)} of {len(scores)} items without a number as {metric} (doc_id {named})"
             raise UserError(Problem(str(path), lacking, "a finite score of every item", "evaluate again"))
         expected = _dict(_dict(results, "n-samples"), task).get("effective")
-        if isinstance(expected, int) and expected > len(samples):  # as in a copy that was cut
+        if isinstance(expected, int) and expected > len(samples):  # the copy was truncated
             advice = "copy the file again, or evaluate again"
             raise UserError(
                 Problem(str(path), f"{len(samples)} of {expected} samples", "all of them", advice)
@@ -160,7 +160,7 @@ def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
 
 
 def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Keep each item once: with several filters an item stands once a filter, and the first one decides."""
+    """Keep each item once: there is one line per filter, and the first filter decides."""
     # Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
     # same responses, filtered in other ways.
     kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
@@ -170,7 +170,7 @@ def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, 
         raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
     first = {str(row["doc_id"]): row for row in reversed(kept)}
     again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
-    # A filter without a name: the lines are the first ones' responses, and some are filtered in another way.
+    # Without filter names: the lines repeat the first ones' responses, filtered differently.
     same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
     if again and not (same and any(row != of for row, of in again)):
         times, named = len(kept) // len(first), ", ".join(list(counts)[:5])
@@ -200,7 +200,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Problem:
-    """Name the metrics, the first one that is a rate before all others, or say why none is compared."""
+    """Return the names of the metrics, the first rate first, or the reason why none can be compared."""
     # Margins are losses from 0 to 1. Where there is no rate, a rate of errors per word is compared, which has
     # no upper bound and counts in no mean of tasks.
     row = rows[0]
@@ -223,5 +223,5 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Probl
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return an object within another one; an empty one where there is none, or something else."""
+    """Return an object within another one; empty if it is missing or not an object."""
     return found if isinstance(found := value.get(key), dict) else {}
