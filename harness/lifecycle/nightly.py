@@ -1,8 +1,8 @@
-"""One night: the base and every watched candidate re-evaluated and compared with the references.
+"""One nightly run: the base and all watched candidates are evaluated again and compared with references.
 
-Invariant: one process at a time; a candidate that fails is recorded and the others go on; the same night run
-again evaluates only what is missing, and a finished one nothing. An alarm is raised once and stays until it
-is acknowledged; an unchanged candidate raises one with a chance of at most `nightly.alpha`, however many
+Invariant: one process at a time; a failed candidate is recorded and the others continue; repeating a night
+evaluates only what is missing, and nothing if it was finished. An alarm is raised once and stays until it is
+acknowledged; an unchanged candidate raises one with a probability of at most `nightly.alpha`, however many
 nights are evaluated.
 """
 
@@ -53,14 +53,14 @@ def run_night(
     progress: Progress | None = None,
     publish: Publish | None = None,
 ) -> NightReport:
-    """Run one night of an experiment as far as it is not done yet, and say what it shows.
+    """Run the missing parts of one night of an experiment, and return its report.
 
-    `night` is its date, today by default. `publish` gets the report before its alarms count as raised:
-    where it fails or is killed, the same night raises them again.
+    `night` is its date, today by default. `publish` gets the report before its alarms count as raised, so if
+    publishing fails or is killed, the same night raises them again.
 
     Raises:
         UserError: with every problem of the files at once, or there is no candidate to watch.
-        HarnessError: another night or compare is at work in the same runs folder.
+        HarnessError: another nightly run or comparison uses the same runs folder.
     """
     loaded = config.load(Path(path), overrides)
     session = prepare_session(loaded, Scope(), progress or SilentProgress())
@@ -70,7 +70,7 @@ def run_night(
 def run_prepared(
     session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
 ) -> NightReport:
-    """Run one night on a prepared session, and publish it as `run_night` does."""
+    """Run one night on a prepared session, and publish it like `run_night`."""
     refuse_folds(
         session.folds, "harness nightly run", "whose rows are those that the champion was trained on"
     )
@@ -101,12 +101,12 @@ def run_prepared(
 
 
 def _night_lock(folder: Path) -> AbstractContextManager[None]:
-    """Keep two nights of one experiment apart."""
+    """Lock the nights of an experiment."""
     return store.hold_file(folder / ".lock", str(folder), "another nightly run at work there", wait_s=0)
 
 
 class _BaseRows(NamedTuple):
-    """Rows of a base tonight and in the reference."""
+    """Rows of a base, from tonight and from the reference."""
 
     now: Rows
     then: Rows
@@ -114,7 +114,7 @@ class _BaseRows(NamedTuple):
 
 
 class _NightRun:
-    """One night while it runs: what is evaluated, and the rows of each base once."""
+    """Running night: what is evaluated, and the rows of each base."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class _NightRun:
         self.environment = store.keep_environment(
             session.store, provenance.describe_environment(session.machine.name)
         )
-        # The tasks of each series, each target one: bits per byte and safety are for compare.
+        # The tasks of each series, one series per target; bits per byte and safety are left to compare.
         suites = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
         self.tasks = {
             "target": [session.target],
@@ -148,7 +148,7 @@ class _NightRun:
         self.references = dict(state.references)
 
     def run(self) -> tuple[nightly_state.Night, dict[str, nightly_state.Reference]]:
-        """Evaluate every candidate; returns the night and the references, new ones included."""
+        """Evaluate every candidate; return the night and the references, including new ones."""
         started = provenance.timestamp()
         chosen = watchlist.targets(self.loaded, self.session, self.references)
         labels = [label for label, _ in chosen]
@@ -165,7 +165,7 @@ class _NightRun:
                 self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
                 watched.append(found)
         watched += self._list_changed_judges()
-        # What moved in the feedback that was stored since the last night; empty without any.
+        # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
         try:
             rows = store.read_feedback(self.session.store, added_since=since)
@@ -188,12 +188,12 @@ class _NightRun:
         return night, self.references
 
     def _list_changed_judges(self) -> Iterator[nightly_state.NightCandidate]:
-        """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
+        """Yield failures for endpoint judges that grade their anchors differently than before."""
         judged = [one for m in self.session.tasks for one in m.judged.values()]
         books = {judge.book: (one, judge) for one in judged for judge in one.judges}
         for one, judge in books.values():
             if judge.book in self.session.checked_judges:
-                continue  # before it graded tonight
+                continue  # it has graded nothing tonight
             try:
                 if refused := self.session.refused_judges.get(judge.book):
                     raise refused
@@ -207,7 +207,7 @@ class _NightRun:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = ensure_weights(session, target.candidate, target.seed)
-        # The targets, and the suites where the weights are the candidate's own.
+        # The targets, and the suites if the weights are not the base's.
         own = watchlist.list_test_sets(session, target.candidate.recipe, weights, target.seed)
         if weights.is_language_model and weights.digest != target.candidate.base.weights_digest:
             own += suite_sets(session, weights)
@@ -275,8 +275,8 @@ class _NightRun:
     def _find_night_of_change(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
     ) -> str:
-        """Return the night since when an endpoint's anchors are as now; empty where as the reference."""
-        # Its weights cannot be seen, so only answers that moved show another model.
+        """Return the night since which an endpoint gives its current anchor answers; empty if unchanged."""
+        # Its weights are hidden, so only changed answers show another model.
         fixed = [batch for batch in batches if batch.kind == "anchors"]
         before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
         since = next((w.since for w in reversed(before) if not w.error), "")
@@ -286,7 +286,7 @@ class _NightRun:
                 for batch in fixed
             ]
             earlier = watchlist.index_by_item(row for of in grade_rows(self.session, parts) for row in of)
-            then = earlier or then  # none are found where the code that evaluates has changed since
+            then = earlier or then  # no rows are found if the evaluation code has changed since
         anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
         tonight_s = {item: row for item, row in now.items() if item in anchors}
         return self.day if nightly_changes.has_moved(tonight_s, then, self.metrics) else since
@@ -299,7 +299,7 @@ class _NightRun:
             now = watchlist.reevaluate(self.session, self.folder, who, base_weights(source), batches)
             then = self._reference_rows(sets, reference.base)
             fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
-            # The anchors of the first night in this environment since a drift was acknowledged.
+            # Anchors of the first night in this environment since a drift was acknowledged.
             nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
             first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
             fixed = (
@@ -313,11 +313,11 @@ class _NightRun:
         return self.controls[source.name]
 
     def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
-        """Keep the watched tasks for which the reference holds rows."""
+        """Select the watched tasks for which the reference has rows."""
         return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
 
     def _batches(self, sets: Sequence[RowSet]) -> list[ItemBatch]:
-        """Cut tonight's items by task and kind; tasks without items tonight are left out."""
+        """Group tonight's items by task and kind; tasks without items are left out."""
         plans = self.plan.values()
         ids_by_kind = {
             "anchors": watchlist.ids_by_task(cluster for plan in plans for cluster in plan.anchors),
@@ -331,7 +331,7 @@ class _NightRun:
         ]
 
     def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
-        """Read rows of the reference with all answers to each item, graded by the judges of tonight."""
+        """Read the reference's rows with all answers per item, graded by tonight's judges."""
         at, digests = self.session.store, [reference[s.name] for s in sets]
         rows = [add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests]
         parts = list(zip(sets, rows, strict=True))
@@ -340,7 +340,7 @@ class _NightRun:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """State between two nights: the report of the last one, and what is missing since."""
+    """State between two nights: the last report, and missed nights."""
 
     last: NightReport | None
     n_nights: int
@@ -350,7 +350,7 @@ class Status:
 
 
 def status(path: Path, today: str) -> Status:
-    """Report where the nights of an experiment stand; loads no model.
+    """Report the state of an experiment's nights; no model is loaded.
 
     Raises:
         UserError: with every problem of the file at once, or a night's file cannot be read.
@@ -360,20 +360,20 @@ def status(path: Path, today: str) -> Status:
     state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
     name, policy = loaded.experiment.name, loaded.experiment.nightly
     last = build_report(name, policy, nights, state, loaded.typed) if nights else None
-    # Nights that began and were ended before they finished.
+    # Nights that started but did not finish.
     begun = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
     missed = tuple(list_missed_nights(nights, today))
     return Status(last, len(nights), missed, tuple(begun), tuple(nightly_state.open_alarms(state)))
 
 
 def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[nightly_state.Alarm]:
-    """Close the open alarms about a candidate, `harness`, or all; evidence is then collected afresh.
+    """Acknowledge the open alarms about a candidate, `harness`, or all; evidence then starts again.
 
     With `new_reference` the next night compares with the newest stored run.
 
     Raises:
-        UserError: there is nothing to close.
-        HarnessError: a night is being run.
+        UserError: there is no open alarm.
+        HarnessError: a nightly run is in progress.
     """
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
@@ -396,11 +396,11 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
 
 
 def send(path: Path, webhook: str, night: str) -> str:
-    """Send open alarms that were not sent yet to a webhook; returns what went wrong, or nothing.
+    """Send unsent open alarms to a webhook; return the error, if any.
 
     Raises:
         UserError: the address does not begin with http:// or https://.
-        HarnessError: a night is being run.
+        HarnessError: a nightly run is in progress.
     """
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")

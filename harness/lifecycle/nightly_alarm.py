@@ -1,9 +1,9 @@
-"""Verdicts of the nights so far, and the report of a night: a document, a message for a webhook, an issue.
+"""Verdicts over the nights so far, and the report of a night: document, webhook message, issue.
 
-Invariant: a night in which the harness drifted, in which more answers failed than the policy allows, or that
-earlier code wrote is no evidence on a candidate, and that is said. What names or models chose is escaped; an
-alarm is sent once, and again the next night where the sending failed.
-Source: the e-processes of `changes`; the e-detector of Shin, Ramdas & Rinaldo 2022
+Invariant: nights with harness drift, with more failed answers than the policy allows, or written by earlier
+code are no evidence about a candidate, and the report says so. Names and model texts are escaped; an alarm is
+sent once, and again the next night if sending failed. Source: the e-processes of `changes`; the e-detector of
+Shin, Ramdas & Rinaldo 2022
 """
 
 import json
@@ -40,14 +40,14 @@ from harness.spec import NightlyPolicy
 
 ORDER: tuple[Verdict, ...] = ("ok", "suspect", "error", "harness-drift", "regression")
 
-DRIFT_E = 1000.0  # on average at most one false alarm in so many nights
+DRIFT_E = 1000.0  # on average at most one false alarm in this many nights
 
 
 def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
-    """Return the evidence that the base's scores move more often than the A/A rate, after all nights.
+    """Return the evidence that the base's scores change more often than the A/A rate, after all nights.
 
-    max(1, M) times the likelihood ratio of three times the rate (at least five points more): restarted
-    whenever it falls below 1, so a change is found soon however late it comes.
+    max(1, M) times the likelihood ratio for three times the rate (at least five points more). It restarts
+    whenever it falls below 1, so late changes are found quickly, too.
     """
     other = min(max(3 * rate, rate + 0.05), 0.99)
     m = 1.0
@@ -58,11 +58,11 @@ def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
 
 
 def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
-    """Join verdicts; `ok` where there are none."""
+    """Return the worst verdict; `ok` if there are none."""
     return max(verdicts, key=ORDER.index, default="ok")
 
 
-_HERE = CommandLine()  # typed in the project's folder, as on the dashboard
+_HERE = CommandLine()  # commands for the project's folder, as on the dashboard
 HARNESS = "harness"
 _DRIFT = (HARNESS, "harness-drift")
 EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
@@ -70,7 +70,7 @@ EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regressi
 
 @dataclass(frozen=True, slots=True)
 class CandidateVerdict:
-    """Verdict on one candidate; `anchors` is the mean change of the items evaluated every night."""
+    """Verdict on one candidate; `anchors` is the mean change of the items that every night evaluates."""
 
     name: str
     verdict: Verdict
@@ -83,7 +83,7 @@ class CandidateVerdict:
 
 @dataclass(frozen=True, slots=True)
 class NightReport:
-    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool."""
+    """Report of one night: worst verdict, candidates, alarms, and what is left of the item pool."""
 
     experiment: str
     night: str
@@ -102,16 +102,16 @@ class NightReport:
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 3 regression, 4 suspect or harness-drift, 1 where a candidate failed and nothing is worse."""
+        """0 ok, 3 regression, 4 suspect or harness-drift, 1 if a candidate failed and nothing is worse."""
         return EXIT[self.verdict]
 
 
 def build_report(
     experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
 ) -> NightReport:
-    """Say what the last of some finished nights shows; alarms that it raises are not in the state yet.
+    """Report on the last of the finished nights; the alarms that it raises are not yet in the state.
 
-    Next steps are commands as `typed`.
+    Next steps repeat the options of the command as `typed`.
     """
     last = nights[-1]
     drifts = _drifts(nights, state)
@@ -162,7 +162,7 @@ def build_report(
 
 
 def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
-    """List the dates without a finished night, between the first and the last, and up to before `today`."""
+    """List the dates without a finished night, from the first night to the day before `today`."""
     done = [date.fromisoformat(n.night) for n in nights]
     if not done:
         return []
@@ -172,7 +172,7 @@ def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
 
 
 def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
-    """Map the nights in which the harness had moved to how that shows; evidence starts again after an ack."""
+    """Map the nights with harness drift to its signs; evidence restarts after an acknowledgement."""
     out: dict[str, str] = {}
     acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
     seen: set[tuple[str, str, str]] = set()
@@ -202,7 +202,7 @@ def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
                 strength = f"evidence {_strength(e_value)}"
                 signs.append(f"the base's scores move more often than {allowed} ({strength})")
             if signs:
-                out[night.night] = signs[0]  # the surest one
+                out[night.night] = signs[0]  # the strongest sign
     return out
 
 
@@ -219,7 +219,7 @@ def _judge_candidate(
             found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
             if found and found.reference == one.reference and key in found.series and found.series[key].valid:
                 then = found.series[key]
-                largest = 2.0 if then.adjusted else 1.0  # both arms can move by the metric's whole range
+                largest = 2.0 if then.adjusted else 1.0  # both arms can change by the metric's whole range
                 changes.append(
                     NightChanges(then.changes, found.tested, found.making, largest, then.unbounded)
                 )
@@ -240,7 +240,7 @@ def _judge_candidate(
 
 
 def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str]:
-    """Yield what failed in a series, which of its scores are only charted, and its change."""
+    """Yield the failures of a series, its scores that are only charted, and its change."""
     series = one.series[key]
     if series.errors:
         share = formatting.percent(series.errors / series.n_asked)
@@ -263,7 +263,7 @@ def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str
     flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
     again = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
-    # One training of a recipe says little of the next.
+    # One training of a recipe says little about the next.
     reference = "the pinned checkpoint" if one.making else "the reference"
     if one.making and one.n_references > 1:
         reference = f"the mean of {formatting.pluralize(one.n_references, 'making')}"
@@ -276,7 +276,7 @@ def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str
 
 
 def _strength(e_value: float) -> str:
-    """Print evidence; beyond a million it is no better known."""
+    """Format evidence, capped at a million."""
     if e_value >= 1e6:
         return f"over {formatting.count(1e6)}"
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
@@ -295,7 +295,7 @@ def _pool(night: Night) -> Iterable[str]:
 
 
 def describe_judged_change(change: JudgedChange) -> str:
-    """Say by whose grades answers changed, and what people's labels make of that; empty where none did."""
+    """Describe changes by a judge's grades, and as corrected by people's labels; empty if none."""
     if not change.n_changed:
         return ""
     if change.corrected:
@@ -318,7 +318,7 @@ _NO_GATE = "a night asks some items and compares them with the reference; harnes
 
 
 def night_document(found: NightReport) -> ResultDocument:
-    """Lay a night out: a row a candidate, then its evidence, lost items and alarms."""
+    """Return the document of a night: a row per candidate, then evidence, lost items and alarms."""
     rows = []
     for line in found.lines:
         anchors = [f"{key} {formatting.points(change)}" for key, change in line.anchors.items()]
@@ -355,7 +355,7 @@ def night_document(found: NightReport) -> ResultDocument:
 
 
 def issue(found: NightReport) -> str:
-    """Write the text of an issue about the new alarms, its title in the first line; empty without any."""
+    """Return the text of an issue about new alarms, its title in the first line; empty if none."""
     if not found.new:
         return ""
     names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in found.new))
@@ -365,14 +365,14 @@ def issue(found: NightReport) -> str:
 
 
 def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
-    """Make the message of a webhook, as Slack and what is compatible with it take it."""
+    """Return the message for a webhook in Slack's format."""
     lines = [f"harness nightly, {experiment}: {a.verdict} ({a.night}): {a.sentence}" for a in alarms]
     text = "\n".join(clean(line) for line in lines)
     return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
 
 
 def refuse_webhook(webhook: str) -> None:
-    """Refuse an address to which nothing can be sent."""
+    """Refuse an unusable webhook address."""
     if urlsplit(webhook).scheme not in ("http", "https"):
         found, expected = f"{webhook[:12]}…", "an address that begins with https://"
         step = "copy it from the settings of the chat's incoming webhooks"
@@ -380,7 +380,7 @@ def refuse_webhook(webhook: str) -> None:
 
 
 def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
-    """Send the open alarms that were not sent yet; returns the state with what was sent, and an error."""
+    """Send unsent open alarms; return the updated state and an error, if any."""
     refuse_webhook(webhook)
     untold = [a for a in open_alarms(state) if not a.told]
     if not untold:
@@ -398,15 +398,15 @@ def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State
 
 
 def to_json(found: NightReport) -> dict[str, Any]:
-    """Turn a night into plain types, with its exit code."""
+    """Return a night as plain types, with its exit code."""
     plain: dict[str, Any] = report.to_plain(found)
     return {**plain, "exit_code": found.exit_code}
 
 
 def write(found: NightReport, folder: Path) -> list[Path]:
-    """Write the page and, where there are new alarms, the text of an issue; returns the files.
+    """Write the page and, for new alarms, the text of an issue; return the files.
 
-    The text of an issue stays until it is removed, which says that the issue was opened.
+    The text of an issue stays until somebody removes it to confirm that the issue was opened.
     """
     make_private_folder(folder)
     texts = {

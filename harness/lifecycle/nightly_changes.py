@@ -1,11 +1,11 @@
-"""Changes of a night, and what all nights of a series show: differences by cluster, e-processes and a chart.
+"""Changes of a night, and the evidence over all nights of a series: by cluster, e-processes and a chart.
 
-Invariant: pure. A change is (candidate − reference) less that of the control arm; an item counts only where
-question and references are those of the reference, and only where all answers could be scored; an answer of
-the candidate that failed scores worst. However many nights are evaluated, a series that loses nothing against
-its reference is called a regression with a chance of at most its alpha. A cluster counts once a pass, by its
-first answer, and no increment is ever revised. What has no bounds is charted, and never a regression.
-Source: the betting mixture and the CUSUM of `stats`; a union bound over passes.
+Invariant: pure. A change is (candidate − reference) minus that of the control arm. An item counts only if its
+question and references are unchanged and all answers could be scored; failed answers of the candidate score
+worst. However many nights are evaluated, a series that loses nothing is called a regression with a
+probability of at most its alpha. A cluster counts once per pass, by its first answer, and increments are
+never revised. Metrics without bounds are charted and never called a regression. Source: the betting mixture
+and the CUSUM of `stats`; a union bound over passes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,10 +30,10 @@ _MOVED_P = 0.01
 
 
 class NightArms(NamedTuple):
-    """Rows of the four arms by item: the candidate now and then, and the base now and then.
+    """Rows of four arms by item: candidate and base, tonight and in the reference.
 
-    `then` holds one or more makings of the reference, whose mean counts. The base's are None where
-    these items have no control arm.
+    `then` has one or more makings of the reference, whose mean counts. The base's rows are None if these
+    items have no control arm.
     """
 
     now: Rows
@@ -51,10 +51,10 @@ def compare_series(
 ) -> SeriesNight:
     """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
 
-    Changes stand by the first item of a cluster: shares of the metric's range, or by task where it has none.
-    `lost` names items that got worse, `left_out` counts those that could not be compared. Not valid where
-    more answers failed than a share of `max_errors` allows, be it the candidate's or the base's; one failed
-    answer is allowed in any case, unless none is.
+    Changes are keyed by the first item of a cluster, as shares of the metric's range, or by task if it has no
+    range. `lost` names items that got worse, `left_out` counts items that could not be compared. The result
+    is not valid if a larger share of the candidate's or the base's answers failed than `max_errors`; one
+    failed answer is always allowed unless `max_errors` is 0.
     """
     new, fixed, unbounded = dict[str, float](), dict[str, float](), dict[str, dict[str, float]]()
     lost, left_out = list[str](), 0
@@ -66,7 +66,7 @@ def compare_series(
         known = {item: d for item, d in of_items.items() if d is not None}
         left_out += len(of_items) - len(known)
         lost += (name(item) for item, d in known.items() if d < -stats.TIE)
-        parts: dict[str, list[Item]] = {}  # items of metrics with a range under "", the others by task
+        parts: dict[str, list[Item]] = {}  # items of metrics with a range under "", others by task
         for item in cluster:
             parts.setdefault("" if isfinite(_range(metrics, item)) else item[0], []).append(item)
         for task, items in parts.items():
@@ -84,7 +84,7 @@ def compare_series(
         unbounded=unbounded,
         errors=errors,
         n_asked=len(evaluated),
-        # One failure of 80 is no rate yet, and scored worst it can only raise the alarm, never hide a loss.
+        # One failure of 80 is not a rate, and scored worst it can only raise an alarm, never hide a loss.
         valid=errors <= max(max_errors * len(evaluated), float(max_errors > 0)),
     )
 
@@ -92,7 +92,7 @@ def compare_series(
 def compare_base(
     now: Rows, then: Rows, fresh: Iterable[Cluster], last: Rows, metrics: Mapping[str, Metric]
 ) -> BaseNight:
-    """Say what moved of the base since the reference, and on anchors since the last night."""
+    """Compare the base with the reference, and its anchors with the last night."""
     rotating = {item for cluster in fresh for item in cluster}
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
     flips = {
@@ -105,7 +105,7 @@ def compare_base(
 
 
 def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
-    """Tell whether more answers score otherwise than the rounding of one model explains.
+    """Tell whether more answers changed their score than rounding explains.
 
     Source: the exact binomial test, one-sided, at the A/A rate of bf16.
     """
@@ -115,17 +115,17 @@ def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
 
 
 def name(item: Item) -> str:
-    """Name an item as elsewhere: task/item."""
+    """Return an item's name: task/item."""
     return f"{item[0]}/{item[1]}"
 
 
 def is_same_item(now: SampleResult, then: SampleResult) -> bool:
-    """Tell whether two rows answer the same question with the same references."""
+    """Tell whether two rows have the same question and references."""
     return (now.prompt, now.references) == (then.prompt, then.references)
 
 
 def score(row: SampleResult, metric: Metric) -> float | None:
-    """Return one answer's score, so that the larger is the better; None where it could not be scored."""
+    """Return an answer's score, oriented so that larger is better; None if it could not be scored."""
     parts = row.parts.get(metric.name)
     if parts is None:
         return None
@@ -139,7 +139,7 @@ def _range(metrics: Mapping[str, Metric], item: Item) -> float:
 
 
 def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
-    """Return an item's change, less the base's; None where an answer is missing or another item's."""
+    """Return an item's change minus the base's; None if an answer is missing or of another item."""
     now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
     worst = min(metric.unit.sign * bound for bound in metric.bounds)
     has_worst = isfinite(worst) and _is_failed(now, then, metric)
@@ -153,7 +153,7 @@ def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
 def _difference(
     now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric, failed: float | None = None
 ) -> float | None:
-    """Return how much better an answer is than the mean of those then; `failed` scores one that failed."""
+    """Return an answer's score minus the mean of the earlier ones; `failed` is that of failed answers."""
     there = [row for row in then if row is not None]
     if now is None or len(there) < len(then) or any(row.references != now.references for row in there):
         return None
@@ -170,7 +170,7 @@ def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
 
 
 def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
-    """Tell whether an answer failed, as the gate counts: an error, or without a score where it had one."""
+    """Tell whether an answer failed in the gate's sense: an error, or no score where there was one."""
     if now is None:
         return False
     was_scored = any(row is not None and row.parts.get(metric.name) is not None for row in then)
@@ -184,7 +184,7 @@ def compare_judged_answers(
     labels: Labels,
     max_errors: float,
 ) -> JudgedChange | None:
-    """Put tonight's answers beside those of the whole reference; None where none was graded in both."""
+    """Compare tonight's graded answers with the whole reference; None if none was graded in both."""
     answered = {row.example_id: row for row in now}
     old = [row for row in then if row.example_id in answered]
     new = [answered[row.example_id] for row in old]
@@ -213,20 +213,20 @@ def compare_judged_answers(
 
 Verdict = Literal["ok", "suspect", "error", "harness-drift", "regression"]
 
-SUSPECT_SHARE = 0.25  # of the evidence needed: worth a word, but no alarm
-SLACK_SD, LIMIT_SD = 0.5, 5.0  # of the chart of nightly means, in their standard deviations
+SUSPECT_SHARE = 0.25  # share of the needed evidence that is reported as suspect
+SLACK_SD, LIMIT_SD = 0.5, 5.0  # parameters of the chart of nightly means, in standard deviations
 _FIRST_PASS = 0.8  # share of alpha
-_PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the clusters differ, before anything is seen
+_PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # prior: a tenth of the clusters differ
 _MOST_NIGHTS = 365
 _MOST_LOG = 700.0
-_STEP = 1e-4  # a hundredth of a point, to which an interval's ends are found
+_STEP = 1e-4  # precision of an interval's ends: a hundredth of a point
 
 
 class NightChanges(NamedTuple):
-    """Changes of one night by cluster, in shares of the metric's range; none can be larger than `largest`.
+    """Changes of one night by cluster, as shares of the metric's range, at most `largest`.
 
-    `unbounded` maps tasks without a range to their clusters' changes. `tested` digests what answered;
-    `making` the weights, where they are others than the reference's.
+    `unbounded` maps tasks without a range to their clusters' changes. `tested` is the digest of what
+    answered, `making` that of the weights if they differ from the reference's.
     """
 
     changes: Mapping[str, float]
@@ -237,7 +237,7 @@ class NightChanges(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """Standard deviation between makings of one recipe, and how many of them the reference is the mean of."""
+    """Standard deviation between makings of a recipe, and the number of makings in the reference."""
 
     sd: float = 0.0
     n_references: int = 1
@@ -247,10 +247,10 @@ NO_SEEDS = Seeds()
 
 
 class Evidence(NamedTuple):
-    """Evidence of the nights of one series, in one pass through its items.
+    """Evidence of the nights of one series in one pass through its items.
 
-    `delta` is the mean change with a confidence sequence's ends, where there are any clusters.
-    `more_nights` at the rate so far would settle a suspicion; None where nothing is suspected.
+    `delta` is the mean change with the ends of a confidence sequence, if there are clusters. `more_nights` at
+    the current rate would settle a suspicion; None without one.
     """
 
     verdict: Verdict
@@ -269,7 +269,7 @@ class Evidence(NamedTuple):
 
 
 class _MakingGroup(NamedTuple):
-    """Changes that one night adds to a pass, by one making, and the largest there could be."""
+    """Changes of one making that a night adds to a pass, and the largest possible change."""
 
     changes: Array
     making: str
@@ -277,7 +277,7 @@ class _MakingGroup(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """One pass through the items: the log-wealth (t, b) after each of its nights, and what an alarm needs."""
+    """One pass through the items: log-wealth (t, b) after each night, and the wealth needed for an alarm."""
 
     number: int
     groups: list[_MakingGroup]
@@ -292,15 +292,16 @@ class _Pass(NamedTuple):
 def judge(
     nights: Sequence[NightChanges], alpha: float, n_series: int = 1, seeds: Seeds = NO_SEEDS
 ) -> Evidence:
-    """Judge the nights of one of a candidate's series, which share its alpha.
+    """Judge the nights of one series of a candidate, with its share of alpha.
 
-    Tests that the mean change is at least 0; where weights are trained again, but for what seeds explain.
+    Tests that the mean change is at least 0; if weights are trained again, beyond the variation between
+    seeds.
     """
     passes = [
         _Pass(k, groups, _log_wealth(groups, seeds), n_series / pass_alpha(k, alpha))
         for k, groups in _sort_by_pass(nights).items()
     ]
-    # Return the highest chart of the tasks without bounds, each in its own standard deviations.
+    # The highest chart of the tasks without bounds, each in its own standard deviations.
     charts = [0.0]
     for task in dict.fromkeys(task for night in nights for task in night.unbounded):
         seen: set[tuple[str, str]] = set()
@@ -319,21 +320,21 @@ def judge(
         return Evidence(verdict, 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha), chart)
     crossed = [one for one in passes if one.log_e.max() >= log(one.needed)]
     likely = [one for one in passes[-2:] if one.log_e[-1] >= log(one.needed * SUSPECT_SHARE)]
-    nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # to an alarm
+    nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # closest to an alarm
     shown = [*crossed, *nearest, passes[-1]][0]
     verdict = "regression" if crossed else "suspect" if likely or chart > LIMIT_SD else "ok"
     return _evidence(shown, verdict, seeds, chart)
 
 
 def pass_alpha(number: int, alpha: float) -> float:
-    """Return the share of alpha that a pass through the items may use: all passes together use all of it."""
+    """Return the share of alpha for a pass through the items; all passes together use alpha."""
     if number == 1:
         return _FIRST_PASS * alpha
     return (1 - _FIRST_PASS) * alpha * 6 / (pi * (number - 1)) ** 2
 
 
 def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
-    """Sort changes by how often their cluster was counted before; the same answers again tell nothing new."""
+    """Assign changes to passes by how often their cluster was counted; repeated answers are skipped."""
     seen: dict[str, set[str]] = {}
     passes: dict[int, list[_MakingGroup]] = {}
     for night in nights:
@@ -352,7 +353,7 @@ def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup
 
 
 def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0, sign: int = 1) -> Array:
-    """Return the log-wealth (t, b) of bets that the mean change is lower; with sign −1 that it is higher."""
+    """Return the log-wealth (t, b) of bets that the mean change is lower (sign −1: higher)."""
     changes = [sign * g.changes for g in groups]
     shared = stats.seed_effects(changes, [g.making for g in groups], seeds.sd, seeds.n_references, mean)
     return stats.betting_mixture(changes, [g.largest for g in groups], shared, mean)
@@ -364,7 +365,7 @@ def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evi
     e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
     low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
     more = None
-    if verdict == "suspect":  # after how many nights like those so far would the evidence do?
+    if verdict == "suspect":  # number of similar nights after which the evidence would suffice
         nights = np.arange(1, _MOST_NIGHTS + 1)
         grown = shown.log_wealth[-1] * (1 + nights / len(shown.groups))[:, None]  # (nights, bets)
         enough = stats.log_mean_wealth(grown) >= log(shown.needed)
@@ -376,7 +377,7 @@ def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evi
 
 
 def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
-    """Return the smallest mean change that the bets refute: the alarm's test, turned into an interval."""
+    """Return the smallest mean change that the bets refute, by inverting the alarm's test."""
     from scipy import optimize
 
     most = max(g.largest for g in shown.groups)
@@ -391,11 +392,11 @@ def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
 
 
 def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
-    """Return the lower sum of the CUSUM of nightly means, in standard deviations, after the last night."""
-    # Later answers count here: each is charted against the mean of its cluster's earlier ones, so that what
-    # the reference had by luck is not charted again in each pass.
-    before: dict[str, set[str]] = {}  # what answered the cluster so far
-    total: dict[str, float] = {}  # of its changes by these
+    """Return the lower CUSUM of nightly means after the last night, in standard deviations."""
+    # Later answers count here: each is charted against the mean of its cluster's earlier answers, so that
+    # random luck of the reference is not charted again in each pass.
+    before: dict[str, set[str]] = {}  # digests of what has answered the cluster
+    total: dict[str, float] = {}  # sum of the cluster's changes
     groups, makings = [], []
     for night in nights:
         changes = []

@@ -1,11 +1,11 @@
-"""Nights on the disk: one folder a night, and the references and alarms of an experiment.
+"""Nights on disk: one folder per night, and the references and alarms of an experiment.
 
-Invariant: a night counts once `night.json` is there; until then the same night goes on where it was.
-A file that cannot be read is refused.
+Invariant: a night is finished once `night.json` exists; until then the same night can be resumed. Unreadable
+files are refused.
 
     runs/nightly/<experiment>/state.json                 pinned references, alarms
     runs/nightly/<experiment>/<date>/night.json          a finished night
-    runs/nightly/<experiment>/<date>/rows/<key>.jsonl    what was answered in it
+    runs/nightly/<experiment>/<date>/rows/<key>.jsonl    its answers
 """
 
 import json
@@ -26,10 +26,10 @@ Ends = tuple[float, float, float]
 class SeriesNight:
     """One series of one candidate in one night; changes are adjusted by the control arm.
 
-    `changes` maps clusters that rotate to their mean change in shares of the metric's range, `anchors`
-    those that do not; `unbounded` those of tasks without a range, by task, in their unit. `lost` names items
-    that got worse, `left_out` counts those that could not be compared. Of `n_asked` answers `errors`
-    failed; where that is more than the policy allows the night is not `valid`.
+    `changes` maps rotating clusters to their mean change as a share of the metric's range, `anchors` the
+    clusters of every night, `unbounded` those of tasks without a range, by task and in their unit. `lost`
+    names items that got worse, `left_out` counts items that could not be compared. `errors` of `n_asked`
+    answers failed; if these are more than the policy allows, the night is not `valid`.
     """
 
     changes: dict[str, float]
@@ -45,12 +45,12 @@ class SeriesNight:
 
 @dataclass(frozen=True, slots=True)
 class JudgedChange:
-    """One night's answers to the target beside those of the reference, as a judge grades both.
+    """Tonight's answers to the target compared with the reference's by a judge's grades.
 
-    Of `n_changed` answers that are others than in the reference `n_unlabelled` have no label of people.
-    `delta` is their change by the judge, `corrected` the one that labels correct, with its interval; `score`
-    is that of the whole reference by the judge, `corrected_score` the one that labels correct, of which it
-    lacks `n_missing`. Numbers are in [0, 1]; None is what too few labels leave unknown.
+    `n_changed` answers differ from the reference's; `n_unlabelled` of them have no label by people. `delta`
+    is the change by the judge's grades, `corrected` that corrected by labels, with its interval; `score` is
+    the whole reference's score by the judge, `corrected_score` that corrected by labels, of which `n_missing`
+    are missing. Numbers are in [0, 1], and None if there are too few labels.
     """
 
     metric: str
@@ -68,13 +68,13 @@ class JudgedChange:
 class NightCandidate:
     """One candidate in one night.
 
-    `reference` names what it is compared with, `tested` digests what answered (weights, prompting,
-    environment): the same on the same items tells nothing new. `tests` says in words what is new.
-    `since` is the night from which on an endpoint has answered its anchors as now; empty where it
-    answers them as in the reference. `fit_keys` names the folders of the weights that answered and of
-    those that they stand on. `making` digests weights that are others than the reference's, which then is
-    the mean of `n_references` makings. `judged` says what people's labels make of a judge's grades.
-    `unwatched` names targets without rows in the reference.
+    `reference` names what it is compared with. `tested` is the digest of what answered (weights, prompting,
+    environment); the same digest on the same items is no new evidence. `tests` describes what is new. `since`
+    is the night since which an endpoint gives its current anchor answers, empty if they equal the
+    reference's. `fit_keys` names the folders of the answering weights and of those they are based on.
+    `making` is the digest of weights that differ from the reference's, which is then the mean of
+    `n_references` makings. `judged` has the changes by a judge's grades. `unwatched` names targets without
+    rows in the reference.
     """
 
     name: str
@@ -93,10 +93,10 @@ class NightCandidate:
 
 @dataclass(frozen=True, slots=True)
 class BaseNight:
-    """The control arm of one night: `flips` maps items that rotate to whether their score moved.
+    """Control arm of one night: `flips` maps rotating items to whether their score changed.
 
-    `reworded` names items whose prompt is other tokens than in the reference, `differing` anchors
-    that came back otherwise than in the last night of the same environment.
+    `reworded` names items whose prompt has other tokens than in the reference, `differing` anchors whose
+    answers differ from the last night in the same environment.
     """
 
     flips: dict[str, bool]
@@ -108,7 +108,7 @@ class BaseNight:
 class Night:
     """One finished night; `taken` and `left` count clusters of each series' pool.
 
-    `production` says what moved in the feedback that was stored since the night before; empty without any.
+    `production` describes drift in the feedback stored since the night before; empty without feedback.
     """
 
     night: str
@@ -128,8 +128,8 @@ class Night:
 class Reference:
     """Reference of a candidate: digests of row sets by task and split, of it and of its base.
 
-    `makings` are those of the same recipe with other seeds, beside which weights trained again are compared.
-    `more_promptings` maps the test rows of more targets to the digests of the prompting.
+    `makings` are those of the same recipe with other seeds, for comparing weights that are trained again.
+    `more_promptings` maps the test rows of additional targets to the digests of the prompting.
     """
 
     id: str
@@ -146,7 +146,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Alarm raised once; `acknowledged` and `told` (sent) say when that was, empty where not yet."""
+    """Alarm, raised once; `acknowledged` and `told` (sent) are times, empty if not yet."""
 
     about: str
     verdict: str
@@ -158,7 +158,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The references and all alarms, acknowledged ones included."""
+    """References, and all alarms including acknowledged ones."""
 
     references: dict[str, Reference] = field(default_factory=dict)
     alarms: tuple[Alarm, ...] = ()
@@ -170,7 +170,7 @@ def home(at: Store, experiment: str) -> Path:
 
 
 def read_state(folder: Path) -> State:
-    """Read references and alarms; empty where there are none yet."""
+    """Read references and alarms; empty if there are none."""
     path = folder / "state.json"
     if not path.exists():
         return State()
@@ -193,12 +193,12 @@ def read_nights(folder: Path) -> list[Night]:
 
 
 def write_night(at: Store, folder: Path, night: Night) -> None:
-    """Write a night, which thereby is finished."""
+    """Write a night, which marks it as finished."""
     store.write_whole(at, folder / night.night / "night.json", json.dumps(asdict(night), indent=1) + "\n")
 
 
 def references(at: Store) -> set[str]:
-    """Name what nights refer to: the pinned references, and the weights of each experiment's last night."""
+    """List the files that nights use: pinned references, and the weights of each experiment's last night."""
     folders = sorted((at.folder / "nightly").glob("*"))
     pinned = [one for folder in folders for one in read_state(folder).references.values()]
     last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]
@@ -207,19 +207,19 @@ def references(at: Store) -> set[str]:
 
 
 def acknowledge_alarms(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:
-    """Acknowledge the open alarms about a candidate, or all; returns those that were open."""
+    """Acknowledge the open alarms about a candidate, or all; return them."""
     meant = [a for a in open_alarms(state) if about in (None, a.about)]
     alarms = tuple(replace(a, acknowledged=today) if a in meant else a for a in state.alarms)
     return replace(state, alarms=alarms), meant
 
 
 def open_alarms(state: State) -> list[Alarm]:
-    """List the alarms that were not acknowledged."""
+    """List the unacknowledged alarms."""
     return [a for a in state.alarms if not a.acknowledged]
 
 
 def nights_since_ack(state: State, about: str, verdict: str, nights: Sequence[Night]) -> list[Night]:
-    """Keep the nights after the last acknowledgement of an alarm: evidence is collected afresh there."""
+    """Select the nights after the last acknowledgement of an alarm, at which evidence restarts."""
     known = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
     last = max((a.acknowledged for a in known), default="")
     return [n for n in nights if n.night > last]

@@ -1,9 +1,9 @@
-"""Pair file: two answers to each of some randomly drawn items side by side, as CSV, and which people prefer.
+"""Pair file: CSV with pairs of answers to randomly sampled items, in which people mark their preference.
 
-Invariant: nothing tells whose an answer is: sides are drawn for each item, keys are digests. Pairs are drawn
-as the Rate page draws them, of the items whose answers differ, and a later export goes on in the same order.
-What comes back are ratings like those of the page, which a win rate and its judge are held to. A file is
-imported whole or not at all.
+Invariant: nothing reveals the candidate: sides are random for each item, and keys are digests. Pairs are
+sampled as on the Rate page, from items with different answers, in an order that later exports continue.
+Imported ratings count like those of the page, for win rates and to correct a judge. A file is imported
+completely or not at all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,9 +35,9 @@ Choice = Literal["a", "b", "tie"]
 
 
 class PairExport(NamedTuple):
-    """Result of an export: how many pairs were written of which two runs, and how many are left unrated.
+    """Result of an export: number of pairs, the two runs, and the number left unrated.
 
-    `waiting` names the other runs, of more seeds or fine-tunes, that have pairs without ratings.
+    `waiting` names other runs, of further seeds or fine-tunes, that have pairs without ratings.
     """
 
     runs: tuple[str, ...]
@@ -47,10 +47,10 @@ class PairExport(NamedTuple):
 
 
 class PairImport(NamedTuple):
-    """Result of an import: ratings read and left blank, and by pair of runs how many items people rated.
+    """Result of an import: ratings read, rows left blank, and rated items per pair of runs.
 
-    `counted` says how many of these are a random sample of those that differ: up to where 95 % of the
-    pairs have one, in the order of drawing.
+    `counted` says how many of these form a random sample of the different pairs: up to the one at which 95 %
+    of the sampled pairs are rated.
     """
 
     n_ratings: int
@@ -60,14 +60,14 @@ class PairImport(NamedTuple):
 
 
 class _Sides(NamedTuple):
-    """Two runs in the order of their ids, with the digests of their rows."""
+    """Two runs, sorted by id, with the digests of their rows."""
 
     runs: tuple[Run, Run]
     rows: tuple[str, str]
 
 
 class _PairSample(NamedTuple):
-    """Pairs of two runs: whose they are as named, the rows that differ, those without ratings as drawn."""
+    """Pairs of two runs: the runs as named, rows that differ, and unrated items in sampling order."""
 
     names: tuple[str, str]
     sides: _Sides
@@ -88,10 +88,10 @@ def export_pairs(
     n_items: int = 100,
     candidates: Sequence[str] = (),
 ) -> PairExport:
-    """Write the answers of two candidates to randomly drawn test items of the target, to be compared.
+    """Write the answers of two candidates to randomly sampled test items of the target, for comparison.
 
-    Without `candidates` those of a fine-tune and the best untrained candidate on validation. Of several seeds
-    and fine-tunes the one with the fewest ratings is drawn, the best first. Items with a rating are left out.
+    The default `candidates` are a fine-tune and the best untrained candidate on validation. Of several seeds
+    and fine-tunes the one with the fewest ratings is exported, ties by rank. Rated items are left out.
 
     Raises:
         UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.
@@ -114,7 +114,7 @@ def export_pairs(
     for turn in open_[:n_items]:
         answers = shown[turn.example_id]
         left, right = answers if turn.left == "a" else answers[::-1]
-        question = min((row.prompt for row in answers), key=len)  # a longer one may tell whose answer it is
+        question = min((row.prompt for row in answers), key=len)  # a longer one may reveal the candidate
         reference = " | ".join(answers[0].references[:_REFERENCES_SHOWN])
         rows.append((_key(sides, turn), question, left.text, right.text, reference, ""))
     label_file.write_rows(file, COLUMNS, rows)
@@ -122,7 +122,7 @@ def export_pairs(
 
 
 def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
-    """List the two runs whose answers may be compared, for each seed of the fine-tunes, the best first."""
+    """List pairs of runs to compare, one for each seed of the fine-tunes, the best first."""
     if candidates:
         named = [candidate_runs(stored, name) for name in candidates]
         if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
@@ -145,7 +145,7 @@ def _phrase_not_two(labels: Iterable[str]) -> UserError:
 
 
 def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:
-    """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
+    """Sample the pairs of two runs; unrated ones in the order of rating."""
     sides = _sides(task, one, other)
     shown = _pair_rows(at, task, sides)
     rated = human_preferences.map_preference_shares(ratings, *sides.rows)
@@ -156,7 +156,7 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
 
 
 def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> PairImport:
-    """Read which answers people prefer, and store them as the Rate page does.
+    """Read people's preferences, and store them like the Rate page.
 
     Raises:
         UserError: with every problem of the file at once; nothing is stored then.
@@ -206,7 +206,7 @@ def _read(
 ) -> tuple[list[Rating], int]:
     """Read the ratings of a file; count the rows left blank."""
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
-    now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
+    now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     lines = list(label_file.read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
     known = dict(_list_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
     for line, (key, left, right, written) in lines:
@@ -256,7 +256,7 @@ def _read(
 def _list_known_turns(
     at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
 ) -> Iterator[tuple[str, tuple[_Sides, Turn, tuple[str, str]]]]:
-    """Yield the keys that the pairs of a file may have, each with its sides, its turn and the two texts."""
+    """Yield the possible keys of pairs, each with its sides, its turn and the two texts."""
     for name in sorted({*wanted} & pairs.keys()):
         sides = pairs[name]
         for item, (one, other) in _pair_rows(at, task, sides).items():
@@ -268,5 +268,5 @@ def _list_known_turns(
 
 
 def _words(*texts: str) -> list[list[str]]:
-    """Split texts into words, whatever a spreadsheet has made of their white space."""
+    """Split texts into words, ignoring how a spreadsheet changed their whitespace."""
     return [spreadsheet_lines(text).split() for text in texts]

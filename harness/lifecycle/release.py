@@ -1,11 +1,10 @@
-"""Release decisions on what is already stored: gate, promote, pin; and on results made elsewhere.
+"""Release decisions on stored results: gate, promote, pin; and on results made elsewhere.
 
-Invariant: no model is loaded and nothing is computed that the stored rows do not hold, so a verdict takes a
-second and no torch; only `exact` scores again, in fp32, and a run of sampled items that is promoted answers
-whole tasks first, which is what later gates compare with. A pinned regression keeps the wording, answer and
-settings of the task it came from; pinning it twice changes nothing. Scoring again by metric leaves nothing
-half done; in fp32 only the precision of computing differs, which tells a lost item from one that rounding
-moved.
+Invariant: verdicts come from stored rows alone, so they take a second and no torch. Only `exact` computes
+answers again, in fp32, and a promoted run of sampled items first answers whole tasks, with which later gates
+compare. A pinned regression keeps the wording, answer and settings of its task; pinning it twice changes
+nothing. Rescoring by metric is atomic; in fp32 only the precision differs, which separates lost items from
+rounding.
 """
 
 import json
@@ -77,10 +76,10 @@ def gate(
     base: Path | None = None,
     seed: int | None = None,
 ) -> list[GateResult]:
-    """Judge a candidate's stored runs, or with `base` what lm-eval or inspect logged of two models.
+    """Judge a candidate's stored runs, or with `base` two models' logs of lm-eval or inspect.
 
-    `candidate` is the name of one in the file, or the id of a run; every seed of it is judged, or the one
-    `seed`, against the champion where there is one, else against the base, unless `baseline` names one.
+    `candidate` is a candidate's name or a run's id. All its seeds are judged, or only `seed`, against the
+    `baseline`: by default the champion if there is one, else the base.
 
     Raises:
         UserError: an option, a file or a name cannot be used.
@@ -123,11 +122,11 @@ def gate_candidate(
     seed: int | None = None,
     baseline: Literal["base", "champion"] | None = None,
 ) -> Verdict:
-    """Return the verdict by which `harness gate` exits; computes nothing.
+    """Return the verdict that sets the exit code of `harness gate`; nothing is computed.
 
-    Judged are the stored runs of a candidate, or one run by its id, against the champion where there is
-    one, else the base; `baseline` names one of the two. Of several seeds the worst verdict is returned,
-    or that of the one `seed`.
+    The stored runs of a candidate, or one run by its id, are judged against the `baseline`: by default the
+    champion if there is one, else the base. The worst verdict of several seeds is returned, or that of
+    `seed`.
 
     Raises:
         UserError: with every problem of the files at once, or there is no such candidate.
@@ -143,9 +142,9 @@ def advise_more_items(
     typed: CommandLine,
     judging: Sequence[str],
 ) -> Command:
-    """Say how to settle open verdicts; reads the files of the tasks, to count their items.
+    """Describe how to settle open verdicts; the tasks' files are read to count their items.
 
-    `judging` are the words of the command that judges by another margin.
+    `judging` is the command that would judge by another margin.
     """
     experiment, catalogue = find_lm_eval_tasks(config.load(path, overrides).experiment)
 
@@ -164,7 +163,7 @@ def advise_more_items(
 
 
 def phrase_with_base(option: str) -> Problem:
-    """Phrase an option that is for stored runs and was given with --base."""
+    """Describe an option for stored runs that was given with --base."""
     found = f"{option} as well, which is for stored runs"
     return Problem(
         "--base", found, "two folders and the gate's settings alone", f"leave out {option} or --base"
@@ -180,15 +179,15 @@ def promote_named(
     by: str = "",
     progress: Progress | None = None,
 ) -> tuple[Path, Champion]:
-    """Promote a run by its id, or the seed of a candidate that is best on validation, if the gate passes it.
+    """Promote a run, or the seed of a candidate that is best on validation, if the gate passes it.
 
-    `despite` is the reason to promote it although the gate does not; it is kept in the file. `by` is who
-    promotes it, by default git's user. Where the gate passes a run of `--sequential` its weights answer whole
-    tasks, by `progress`; the run of these is judged again, and that is the champion.
+    `despite` is the reason to promote it although the gate does not pass it; it is stored in the file. `by`
+    is the promoting person, by default git's user. If the gate passes a run of `--sequential`, its weights
+    answer whole tasks, the run of these is judged again, and that one becomes the champion.
 
     Raises:
         UserError: there is no such run or candidate, or the gate does not pass it and no reason is given.
-        IncompatibleRuns: the candidate has no finished run, or there is nothing to judge it by.
+        IncompatibleRuns: the candidate has no finished run, or cannot be judged.
     """
     loaded = config.load(path, overrides)
     stored = load_study(loaded)
@@ -216,7 +215,7 @@ def promote_named(
 
 
 def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) -> list[str]:
-    """Name the artefacts of a run that do not pass the gate, each with its verdict.
+    """List the artefacts of a run that do not pass the gate, with their verdicts.
 
     Raises:
         IncompatibleRuns: rows of the base are missing, or must not be compared.
@@ -229,7 +228,7 @@ def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) 
 
 
 def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:
-    """Say how often one of the fine-tunes beside a champion passes by chance; empty where it is alone.
+    """Describe how often one of a champion's competing fine-tunes passes by chance; empty if there are none.
 
     Raises:
         UserError: with every problem of the file at once.
@@ -239,7 +238,7 @@ def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -
 
 
 def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despite: str) -> GateResult | str:
-    """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
+    """Return the gate's result on a run, or why it cannot judge it; anything but a pass needs a reason."""
     try:
         judged = judge_run(stored, run, champion)
     except HarnessError as error:
@@ -254,7 +253,7 @@ def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despit
 
 
 def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:
-    """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
+    """Write JUnit XML to a named file, and append to the summary page that CI names."""
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
         junit.write_text(gate_junit(judged, "harness gate"), "utf-8")
@@ -265,16 +264,16 @@ def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None)
 
 SUITE = "regressions"
 _SUFFIX = "-pinned"
-_KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the item came from
+_KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # keys of the item's task that are not copied
 
 
 def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
-    """Pin items of a run's suites, written `task/item`.
+    """Pin items of a run's suites, given as `task/item`.
 
-    Returns the suite's file, how many are new, and whether the experiment lists the suite.
+    Returns the suite's file, the number of new items, and whether the experiment lists the suite.
 
     Raises:
-        UserError: the run or an item is unknown, or its task cannot be pinned; all items at once.
+        UserError: the run or items are unknown, or tasks cannot be pinned; all problems at once.
     """
     stored = load_study(config.load(path))
     chosen = _find_items(stored, candidate_runs(stored, name)[0], items)
@@ -307,7 +306,7 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
 
 
 def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
-    """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
+    """Find each item in its task's data; all items that cannot be pinned are refused together."""
     tasks = {
         t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
     }
@@ -334,7 +333,7 @@ def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tupl
 
 
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
-    """Write a task without its defaults, with paths relative to the suite's folder."""
+    """Return a task without defaults, with paths relative to the suite's folder."""
     plain = task.model_dump(mode="json", exclude_defaults=True)
     plain["data"] = {
         name: os.path.relpath(path, folder) if Path(path).exists() else path
@@ -342,17 +341,17 @@ def _plain(task: Task, folder: Path) -> dict[str, Any]:
     }
     metrics = list(task.metrics)
     for at, (prefix, path, key) in enumerate(map(metric_parts, metrics)):
-        if is_path(path):  # also behind a prefix; a name stays
+        if is_path(path):  # also after a prefix; names stay
             relative = os.path.relpath(path, folder)
             metrics[at] = f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
     return {"name": plain.pop("name"), **plain, "metrics": metrics}
 
 
 def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[str, Estimate]]]:
-    """Score a run again, and on the suites its base and the champion; returns it with its scores by task.
+    """Rescore a run, and its base and the champion on the suites; return it with its scores by task.
 
     Raises:
-        IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
+        IncompatibleRuns: some of its rows belong to another task, prompt or model than the file has now.
     """
     candidate = session.candidates.get(run_before.candidate)
     if candidate is None or Recipe.model_validate(run_before.recipe) != candidate.recipe:
@@ -376,7 +375,7 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:
-    """Answer the regression suites in fp32 with a run's weights; returns the tasks now stored so.
+    """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32.
 
     Raises:
         HarnessError: the weights cannot be opened.

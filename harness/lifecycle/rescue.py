@@ -1,11 +1,11 @@
-"""Rescue of a fine-tune that gains and forgets too much: its trials, cheapest first, on the search half.
+"""Rescue of a fine-tune that gains but forgets too much: trials, cheapest first, on the search half of items.
 
 A trial that passes there is judged again on the other half.
 
-Invariant: reads what is stored; nothing is computed before it is known that there is something to rescue. Of
-a run of sampled items its weights answer whole tasks first: one half of all items chooses, and the other
-judges. A trial is a run like any other, made as far as it is not done, so a second call finds what the first
-one made; the confirmation half is evaluated for one trial at most.
+Invariant: nothing is computed before it is known that there is something to rescue. The weights of a run of
+sampled items first answer whole tasks: one half of all items chooses, the other judges. A trial is an
+ordinary run, so a second call reuses what the first one made; the confirmation half is evaluated for at most
+one trial.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ _AGAIN = "fix that, then harness compare"
 
 
 class RescueCase(NamedTuple):
-    """A run to rescue, and the candidate without training that gains are measured against.
+    """Run to rescue, and the untrained candidate against which gains are measured.
 
     `runs` are the finished ones of the experiment, by candidate.
     """
@@ -65,7 +65,7 @@ class RescueCase(NamedTuple):
 
 
 def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueCase:
-    """Find the run that a name or an id means, and refuse what cannot or need not be rescued."""
+    """Find the run with a name or id, and refuse it if it cannot or need not be rescued."""
     runs = {run.run_id: run for run in store.list_runs(session.store, session.experiment.name)}
     name = wanted
     if wanted not in selected:
@@ -89,17 +89,16 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
             f"{wanted}: found a run of other items or code than now; expected one of {name} as written now; "
             f"next: harness rescue {name}"
         )
-    # A recipe passes with all of its seeds: the first that does not is the one to rescue.
+    # A recipe passes with all of its seeds; the first that does not pass is rescued.
     facts = next((f for f in known if f.verdict is None or f.verdict.outcome != "pass"), known[0])
     return _case(report, runs, facts)
 
 
 def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -> str:
-    """Let the weights that a rescue of a run of `--sequential` needs answer whole tasks.
+    """Answer whole tasks with the weights that a rescue of a run of `--sequential` needs.
 
-    Those are all seeds of its recipe, and the candidates that train nothing. Returns what is to be rescued:
-    the id of the run on whole tasks, or the name that was `wanted`; computes nothing where that is no run of
-    sampled items.
+    These are all seeds of its recipe, and the untrained candidates. Returns the id of the run on whole tasks,
+    or the `wanted` name; nothing is computed if that is not a run of sampled items.
     """
     every = store.list_runs(session.store)
     of_sampled = [run for run in every if run.experiment == f"{session.experiment.name}{FEWER}"]
@@ -132,7 +131,7 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -
 
 
 def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | None:
-    """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
+    """Choose from a finished experiment the fine-tune to rescue that is best on validation."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
     run = strongest_run(failing)
@@ -149,7 +148,7 @@ def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts)
 
 
 def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
-    """Say why a run is not to be rescued: found, expected, next step; empty where it is."""
+    """Return why a run is not to be rescued: found, expected, next step; empty if it is."""
     if f.state == "failed":
         return [(f"a run that failed: {f.error}", "a finished one", _AGAIN)]
     if not is_fine_tuned(f):
@@ -184,10 +183,10 @@ def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:
 
 
 class OtherTarget(NamedTuple):
-    """Target beside the one that decides: what a trial is compared with there, and whether the run gains.
+    """Additional target: the runs with which a trial is compared there, and whether the run gains.
 
-    `untrained` is the best that trains nothing, by that target's validation rows; without any the plain
-    `prompt` is what a gain is measured against.
+    `untrained` is the best untrained candidate on that target's validation rows; without one, gains are
+    measured against the plain `prompt`.
     """
 
     measured: MeasuredTask
@@ -197,12 +196,12 @@ class OtherTarget(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its task."""
+        """Name of its task."""
         return self.measured.task.name
 
     @property
     def reference(self) -> Run | None:
-        """The run that a gain is measured against."""
+        """Run against which gains are measured."""
         return self.untrained or self.prompt
 
 
@@ -212,7 +211,7 @@ def _shows_gain(score: TargetScore) -> bool:
 
 
 class _Context(NamedTuple):
-    """Context in which every trial is judged: the study, and the run that gains are measured against."""
+    """Context for judging trials: the study, and the run against which gains are measured."""
 
     session: Session
     reader: experiment.Reader
@@ -222,7 +221,7 @@ class _Context(NamedTuple):
 
 
 class PreparedRescue(NamedTuple):
-    """A run to rescue, what will be tried, and a session that knows the recipes."""
+    """Run to rescue, its trials, and a session with the recipes."""
 
     session: Session
     case: RescueCase
@@ -235,7 +234,7 @@ class PreparedRescue(NamedTuple):
 
 
 def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
-    """Find the run that a candidate's name or a run's id means, and list what to try.
+    """Find the run with a candidate's name or a run's id, and list its trials.
 
     Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
 
@@ -250,9 +249,9 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
 
 
 def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:
-    """Choose what to rescue of a finished experiment; None where there is nothing."""
+    """Choose what to rescue in a finished experiment; None if nothing."""
     if session.folds:
-        return None  # every trial would have to be made again in each fold
+        return None  # every trial would have to be repeated in each fold
     case = select_case(found, store.list_runs(session.store, session.experiment.name))
     return _prepare(session, case) if case else None
 
@@ -270,7 +269,7 @@ def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
 
 
 def run(prepared: PreparedRescue) -> Rescue:
-    """Try one recipe after the other, as far as that is not done.
+    """Run the trials that are not done yet, one after the other.
 
     Raises:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.
@@ -320,7 +319,7 @@ def run(prepared: PreparedRescue) -> Rescue:
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
-    """Name the tasks that are judged on one half or on none, and more targets whose gain is to be kept."""
+    """List the tasks judged on one half or none, and additional targets whose gain must be kept."""
     everything = experiment.measure(context.study, run)
     for half in HALVES:
         there = {m.task.name for m in experiment.measure(context.study, run, half)}
@@ -339,7 +338,7 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
 
 
 def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialResult, Run]:
-    """Make one trial and judge it on the search half; one that fails is recorded, and the next one starts."""
+    """Run a trial and judge it on the search half; a failed one is recorded and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
     run, facts = experiment.attempt(session, context.reader, session.candidates[trial.name], seed)
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))
@@ -367,7 +366,7 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
 
 
 def _judge_search(context: _Context, run: Run) -> HalfVerdict:
-    """Judge capability on the search half, and gains on validation: test rows choose nothing."""
+    """Judge capability on the search half and gains on validation, so that test rows choose nothing."""
     study = context.study
     gains = experiment.is_better_on_validation(study, run, context.reference, study.target)
     seen = _judge_half(context, run, "search", gains=gains)
@@ -383,7 +382,7 @@ def _judge_search(context: _Context, run: Run) -> HalfVerdict:
 
 
 def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
-    """Judge the one that passed by every rule on the other half, and its gains on test."""
+    """Judge the trial that passed by every rule on the other half, and its gains on test."""
     facts, g = tried.facts, gain(tried.facts.vs_untrained)
     experiment.judge_pairs(
         context.session, context.reader, [run], context.reference
