@@ -348,6 +348,9 @@ def test_one_file_is_split_by_article_label_and_question_whatever_the_seed(load)
     assert sum(map(len, seen)) == len(set.union(*seen)) == 12
     assert len(items.train) + len(items.validation) + len(items.test) == 60
     assert 5 <= len(items.test) <= 15
+    items = load(all=articles(), documents=articles())
+    assert len(items.documents) == 12 * 3, "one of each context"
+    assert all(item.documents for item in items.test)
     item = load(test=articles(1, 1), documents=[{"id": "kb", "text": "Else."}]).test[0]
     assert (item.prompt, item.documents) == ("What is 0 of 0?", ())
 

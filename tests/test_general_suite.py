@@ -237,27 +237,16 @@ def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite():
     assert shared == {}
 
 
-def changes(**columns):
-    """Give LoRAs changes by column, each list one change a LoRA."""
-    n = len(next(iter(columns.values())))
-    return {f"lora-{i}": {name: Change(xs[i], 0.01) for name, xs in columns.items()} for i in range(n)}
-
-
 def test_the_interval_of_a_rank_correlation_is_that_of_bonett_and_wright():
-    """ρ = .5 of 12 LoRAs: artanh .5 ± 1.96 √(1.125/9) = .549 ± .693."""
-    rng, n = np.random.default_rng(0), 12
-    x = np.arange(n, dtype=float)
-    y = next(
-        y
-        for y in (rng.permutation(x) for _ in range(100_000))
-        if abs(1 - 6 * ((x - y) ** 2).sum() / (n * (n * n - 1)) - 0.5) < 0.004
-    )
-    found = rank(changes(a=list(x), b=list(y)), "a", "b")
-    assert found.rho == pytest.approx(0.5, abs=0.004)
-    assert (found.low, found.high) == (
-        pytest.approx(np.tanh(0.549 - 0.693), abs=0.01),
-        pytest.approx(np.tanh(0.549 + 0.693), abs=0.01),
-    )
+    """Of 8 LoRAs: ρ = 1 − 6 Σ d² / (n (n² − 1)), and artanh ρ ± 1.96 √((1 + ρ²/2)/5)."""
+    orders = {"a": range(8), "b": (2, 3, 0, 1, 6, 4, 5, 7)}
+    made = {f"lora-{i}": {name: Change(xs[i], 0.01) for name, xs in orders.items()} for i in range(8)}
+    squares = sum((one - other) ** 2 for one, other in zip(*orders.values(), strict=True))
+    rho = 1 - 6 * squares / (8 * 63)
+    half = 1.959964 * ((1 + rho**2 / 2) / 5) ** 0.5
+    found = rank(made, "a", "b")
+    ends = (np.tanh(np.arctanh(rho) + sign * half) for sign in (-1, 1))
+    assert (found.rho, found.low, found.high) == pytest.approx((rho, *ends))
 
 
 @pytest.mark.parametrize(

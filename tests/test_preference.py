@@ -73,15 +73,11 @@ def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_
 
 
 def texts(pairs):
-    return [
-        {
-            "prompt": list(pair.messages),
-            "chosen": [{"role": "assistant", "content": pair.references[0]}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
-            "length": 1,
-        }
-        for pair in pairs
-    ]
+    def say(text):
+        return [{"role": "assistant", "content": text}]
+
+    both = ((pair, {"chosen": say(pair.references[0]), "rejected": say(pair.rejected)}) for pair in pairs)
+    return [{"prompt": list(pair.messages), **answers, "length": 1} for pair, answers in both]
 
 
 def tokens_of(context, tokenizer):
