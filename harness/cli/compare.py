@@ -137,7 +137,7 @@ def compare(
             " from, the base answers the sampled items again"
         )
     notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
-    if not scope.smoke:  # whose numbers are no evidence anyway
+    if not scope.smoke:  # a smoke run's numbers are not evidence anyway
         notes = [*experiment.describe_power(session.experiment, session.suites, warnings), *notes]
     if dry_run:
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
@@ -165,7 +165,7 @@ def compare(
 
 
 def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool, dry_run: bool) -> list[str]:
-    """List what is to be known before: of rows, trainings, prompts, recipes, workers and judges."""
+    """List notes before a comparison: on rows, trainings, prompts, recipes, workers and judges."""
     from harness import experiment
 
     short = experiment.short_contexts(session, selected) if computes else []
@@ -193,7 +193,7 @@ def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
 
 
 def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
-    """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
+    """Print a report and the rescue of its best fine-tune; as JSON both are one value."""
     from harness import report
     from harness.cli.nightly import run_rescue
     from harness.lifecycle import rescue as rescuing
@@ -323,7 +323,7 @@ def plan_section(
 
 
 def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
-    """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
+    """Return 1 if a candidate failed, else with `by_verdict` the code of the recommended one's verdict."""
     from harness.analysis import gating
 
     if any(f.state == "failed" for f in found.facts):

@@ -157,7 +157,7 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
 def _prepare_standalone(
     name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
 ) -> "PreparedEvaluation":
-    """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
+    """Prepare the experiment's candidate with this name, or else the model with this name."""
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, prepare_session, standalone
 

@@ -1,7 +1,7 @@
-"""Commands by which judgements of people come in: rate export and import; feedback add, rows and pairs.
+"""Commands for people's judgements: rate export and import; feedback add, rows and pairs.
 
-Invariant: none loads a model. The file for raters tells nobody whose an answer is; personal data in feedback
-is masked before anything is written.
+Invariant: none loads a model. The file for raters does not reveal candidates; personal data in feedback is
+masked before anything is written.
 """
 
 from pathlib import Path
@@ -185,7 +185,7 @@ def feedback_rows(
 ) -> None:
     """Write corrections as training rows.
 
-    Rows that ask what is evaluated are left out. Test items are made of marked rows alone.
+    Rows with the prompt of an evaluated item are left out. Only marked rows become test items.
     """
     from harness.lifecycle.corrections import make_rows, make_test_items
 
@@ -206,7 +206,7 @@ def feedback_pairs(
 ) -> None:
     """Write preferences as pairs of answers.
 
-    Pairs that ask what is evaluated are left out.
+    Pairs with the prompt of an evaluated item are left out.
     """
     from harness.lifecycle.corrections import make_pairs
 

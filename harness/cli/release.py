@@ -34,7 +34,7 @@ _ENTRY = ("event", "promoted", "when", "who", "why")
 def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     """List the promotions, rollbacks and retirements of the target.
 
-    The oldest comes first. Beside a promotion stands whether its files are kept, and what of them is gone.
+    The oldest comes first. Each promotion shows whether its files are kept, and which of them are missing.
     """
     from harness.lifecycle.release import missing_files
     from harness.store import Store
@@ -134,7 +134,7 @@ def _read_history(at: ExperimentFile) -> "History":
 
 
 def say_registered(at: ExperimentFile) -> None:
-    """Register the present champion with MLflow where results are sent to it, and say where it is."""
+    """Register the current champion with MLflow, if results are sent there, and say where it is."""
     history, experiment = _read_history(at), at.load().experiment
     if "mlflow" in experiment.report_to:
         from harness.report import trackers
@@ -302,8 +302,8 @@ def serve(
 ) -> None:
     """Serve a run at one address of OpenAI's protocol.
 
-    It runs until Ctrl-C. The export is made first where there is none, and its files are hashed anew. It is
-    ready once the server gives the stored answers to 20 items of the target; else it ends with exit code 1
+    It runs until Ctrl-C. A missing export is made first, and its files are hashed again. The server is ready
+    once it gives the stored answers to 20 items of the target; otherwise the command ends with exit code 1
     and the first differences.
     """
     from harness import exports
@@ -324,7 +324,7 @@ def serve(
 
 
 def _ready_lines(plan: "ServingPlan", found: "Readiness") -> Iterator[str]:
-    """Say where it is ready, by how many answers, and how it is asked."""
+    """Describe a ready server: its address, the compared answers, and a sample request."""
     export, address, model = plan.export, plan.address, plan.program.model
     same = f"{found.n_same} of {found.n} answers are the stored ones"
     same += ", the others within rounding" if found.n_same < found.n else ""

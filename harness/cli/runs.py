@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
-    Beside each stands what removing it would free.
+    Each is shown with the disk space that removing it would free.
     """
     from harness import store
 
@@ -181,7 +181,7 @@ def _facts(run: "Run") -> dict[str, Any]:
 
 
 def _trial_facts(one: "TrialRun") -> dict[str, Any]:
-    """Say of a trial what became of it, what it tried, and what it scored on validation by which metric."""
+    """Return a trial's outcome, its settings, and its validation score with the metric."""
     names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
     return {"state": one.state, "metric": one.metric} | {name: getattr(one.trial, name) for name in names}
 
@@ -305,7 +305,7 @@ def sql(
 
 
 def _cell(value: object) -> str:
-    """Write a value on one line, cut where it is long: it may be what a model wrote."""
+    """Format a value on one line, truncated because it may be a model's text."""
     from harness.report.escape import clean
 
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
@@ -313,7 +313,7 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what JSON does not know into text, such as times and decimals; NaN and infinity are null."""
+    """Turn values that JSON lacks, such as times and decimals, into text; NaN and infinity into null."""
     if isinstance(value, float) and not isfinite(value):
         return None
     if isinstance(value, dict):
