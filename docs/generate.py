@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
           "dashboards/screenshots/*.png", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
 OVERVIEW = "overview.md"
-AT_TOP = (OVERVIEW, "CONTRIBUTING.md", "CHANGELOG.md")  # copies of what lies beside docs/
-# Public names of Python, by who needs them: a heading, a module and its names.
+AT_TOP = (OVERVIEW, "CONTRIBUTING.md", "CHANGELOG.md")  # copies of files next to docs/
+# Public Python names by use: heading, module, names.
 PYTHON = (
     ("Run and judge", "harness", ("compare", "gate")),
     ("Data frames", "harness.frames", ("runs", "scores", "samples", "deltas", "verdicts", "query")),
@@ -66,7 +66,7 @@ NAMES = {
     bool: "true or false",
     Any: "any value",
 }
-VALUES = {"str": "TEXT", "int": "N", "list": "A,B"}  # of an option, by its type
+VALUES = {"str": "TEXT", "int": "N", "list": "A,B"}  # placeholders of option values, by type
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -82,7 +82,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Shorten links that leave docs/ by the step that leaves it; README is the page `overview.md`."""
+    """Drop the `../` that leaves docs/ from links; README becomes the page `overview.md`."""
     if page.file.src_uri in AT_TOP:
         return markdown.replace("](docs/", "](").replace("](README.md", f"]({OVERVIEW}")
     ups = "../" * (page.file.src_uri.count("/") + 1)
@@ -93,17 +93,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def keys() -> Iterator[str]:
-    """Yield the page of every key that `harness.yaml` takes."""
+    """Yield the page of all keys of `harness.yaml`."""
     yield "# Keys of harness.yaml"
     yield (
-        "Every key, what it takes and what holds where it is not written. Unknown keys are errors. "
+        "Every key with its values, default and meaning. Unknown keys are errors. "
         "On the command line `a.b=value` overrides a key. `harness ls keys` prints the same."
     )
     yield from _section_tables(_sections(spec.Experiment, "harness.yaml", {}))
 
 
 def rubric() -> Iterator[str]:
-    """Yield the page of every key that the file of a rubric takes."""
+    """Yield the page of all keys of a rubric file."""
     yield "# Keys of a rubric"
     yield "A metric `judge:./FILE.yaml` names the file. Unknown keys are errors; paths are relative to it."
     yield from _section_tables(_sections(Rubric, "rubric.yaml", {}))
@@ -119,15 +119,15 @@ def _section_tables(sections: dict[str, type[spec.Spec]]) -> Iterator[str]:
 
 
 def _sections(
-    model: type[spec.Spec], key: str, found: dict[str, type[spec.Spec]]
+    model: type[spec.Spec], key: str, sections: dict[str, type[spec.Spec]]
 ) -> dict[str, type[spec.Spec]]:
-    """Map the key that first leads to a section to its model, in the order of the file."""
-    if model not in found.values():
-        found[key] = model
+    """Map the first key of each section to the section's model, in the order of the file."""
+    if model not in sections.values():
+        sections[key] = model
         for name, field in model.model_fields.items():
             for inner in models_in(field.annotation):
-                _sections(inner, name if key == "harness.yaml" else f"{key}.{name}", found)
-    return found
+                _sections(inner, name if key == "harness.yaml" else f"{key}.{name}", sections)
+    return sections
 
 
 def _key_row(item: tuple[str, FieldInfo]) -> tuple[str, ...]:
@@ -137,15 +137,15 @@ def _key_row(item: tuple[str, FieldInfo]) -> tuple[str, ...]:
 
 
 def _takes(annotation: Any) -> str:
-    """Say what a key takes, in words."""
+    """Describe the values of a key in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, spec.Spec):
         return f"[section](#{_anchor(annotation)})"
     if origin is Literal:
         return ", ".join(f"`{_yaml(part)}`" for part in parts)
     if hasattr(annotation, "__metadata__"):
-        inner = [one for part in annotation.__metadata__ for one in getattr(part, "metadata", ())]
-        return f"{_takes(parts[0])}{_limits(inner)}"
+        constraints = [item for part in annotation.__metadata__ for item in getattr(part, "metadata", ())]
+        return f"{_takes(parts[0])}{_limits(constraints)}"
     if origin in (tuple, list):
         return f"list: {_takes(parts[0])}"
     if origin is dict:
@@ -154,13 +154,13 @@ def _takes(annotation: Any) -> str:
 
 
 def _limits(metadata: Iterable[Any]) -> str:
-    said = [
-        f"{sign} {_yaml(getattr(one, name))}"
-        for one in metadata
+    limits = [
+        f"{sign} {_yaml(getattr(constraint, name))}"
+        for constraint in metadata
         for name, sign in LIMITS.items()
-        if hasattr(one, name)
+        if hasattr(constraint, name)
     ]
-    return f" ({', '.join(said)})" if said else ""
+    return f" ({', '.join(limits)})" if limits else ""
 
 
 def _default(field: FieldInfo) -> str:
@@ -178,7 +178,7 @@ def _yaml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_yaml(held)}' for key, held in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {_yaml(item)}' for key, item in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -186,7 +186,7 @@ def verbs() -> Iterator[str]:
     """Yield the page of verbs with their options, and of exit codes."""
     yield "# Verbs and exit codes"
     yield (
-        "Results go to stdout, progress to stderr. Where a verb takes `a.b=value`, it overrides a key of the "
+        "Results go to stdout, progress to stderr. An argument `a.b=value` overrides a key of the "
         "file. Every verb takes `--help`; `harness --version` prints the release."
     )
     for name, command in _commands(get_command(cli.app), "harness"):
@@ -200,11 +200,11 @@ def verbs() -> Iterator[str]:
 
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    below = getattr(command, "commands", {})
-    if not below:
+    subcommands = getattr(command, "commands", {})
+    if not subcommands:
         yield name, command
-    for child, inner in below.items():
-        yield from _commands(inner, f"{name} {child}")
+    for child, subcommand in subcommands.items():
+        yield from _commands(subcommand, f"{name} {child}")
 
 
 def _option_row(param: Any) -> tuple[str, ...]:
@@ -225,7 +225,7 @@ def _option_row(param: Any) -> tuple[str, ...]:
 def plugin_parameters() -> Iterator[str]:
     """Yield the page of methods, promptings, regularisers, metrics and suites, with their parameters."""
     yield "# Methods, promptings, regularizers, metrics and suites"
-    yield "What a name in `harness.yaml` may stand for. `harness ls methods` prints the same of this machine."
+    yield "Plugins that `harness.yaml` refers to by name. `harness ls methods` lists those of this machine."
     for kind in ("methods", "prompting", "regularizers"):
         yield f"## {kind.capitalize()}"
         for name, purpose in map_purposes(kind).items():
@@ -242,7 +242,7 @@ def plugin_parameters() -> Iterator[str]:
                 )
                 yield _table(("parameter", "takes", "default"), map(_key_row, model.model_fields.items()))
     yield "## Metrics"
-    yield "One with parameters is written as `{rouge: {kind: rougeLsum}}`."
+    yield "A metric with parameters is written as `{rouge: {kind: rougeLsum}}`."
     yield _table(
         ("metric", "better", "range", "parameters", "meaning"),
         map(_metric_row, map_purposes("metrics").items()),
@@ -260,7 +260,7 @@ def plugin_parameters() -> Iterator[str]:
 
 
 def _supporting_methods(regularizer: str) -> Iterator[str]:
-    """Yield the methods whose training calls its hooks, with the parameter that one needs for that."""
+    """Yield the methods that support a regularizer, with the parameter value that this needs."""
     for name in plugins.methods(trains=True):
         method = plugins.method(name)
         if plugins.takes(method, regularizer):
@@ -272,7 +272,7 @@ def _supporting_methods(regularizer: str) -> Iterator[str]:
 
 
 def _metric_row(item: tuple[str, str]) -> tuple[str, ...]:
-    """Say of a metric in which direction and range it scores, and what it takes."""
+    """Return a metric's direction, range, parameters and purpose."""
     name, purpose = item
     task = spec.Task(name="docs", data=spec.TaskData(), metrics=(name,), labels=("1", "2"))
     metric = load_metrics(task)[name]
@@ -291,23 +291,23 @@ def _metric_row(item: tuple[str, str]) -> tuple[str, ...]:
 def tables() -> Iterator[str]:
     """Yield the page of the tables that can be queried."""
     yield "# Tables of SQL"
-    yield "What `harness sql` and `harness.frames` read; `harness sql --tables` prints the same."
+    yield "Tables for `harness sql` and `harness.frames`; `harness sql --tables` prints the same."
     for table in TABLES:
         yield f"## `{table.name}` {{ #{table.name} }}"
         yield f"One row is {table.row}."
-        rows = ((f"`{one.name}`", one.type, one.unit, one.meaning) for one in table.columns)
+        rows = ((f"`{c.name}`", c.type, c.unit, c.meaning) for c in table.columns)
         yield _table(("column", "type", "unit", "meaning"), rows)
 
 
 def python() -> Iterator[str]:
     """Yield the page of the Python API."""
     yield "# Python API"
-    yield "What notebooks and plugins import. Other names may move while the version is 0.1."
-    last = ""
+    yield "Names for notebooks and plugins. Other names may change while the version is 0.1."
+    previous = ""
     for heading, module, names in PYTHON:
-        if heading != last:
+        if heading != previous:
             yield f"## {heading}"
-        last = heading
+        previous = heading
         for name in names:
             yield from _object(f"{module}.{name}", _find(f"{module}.{name}"))
 
@@ -321,26 +321,28 @@ def _attribute(owner: Any, name: str) -> Any:
     return getattr(owner, name, None) or import_module(f"{owner.__name__}.{name}")
 
 
-def _object(name: str, found: Any) -> Iterator[str]:
+def _object(name: str, documented: Any) -> Iterator[str]:
     yield f"### `{name}`"
-    if inspect.isclass(found) and (fields := _fields(found)):
-        yield _docstring(found)
+    if inspect.isclass(documented) and (fields := _fields(documented)):
+        yield _docstring(documented)
         yield _table(
             ("field", "type"), ((f"`{field}`", f"`{_short(kind)}`") for field, kind in fields.items())
         )
     else:
-        yield f"```python\n{_signature(name.rpartition('.')[2], found)}\n```"
-        yield _docstring(found)
+        yield f"```python\n{_signature(name.rpartition('.')[2], documented)}\n```"
+        yield _docstring(documented)
 
 
 def _fields(kind: type) -> dict[str, str]:
-    """Return the names and types of what a value holds, inherited ones first."""
-    held = {
-        name: one for base in reversed(kind.__mro__) for name, one in inspect.get_annotations(base).items()
+    """Return the names and types of a class's fields, inherited ones first."""
+    annotations = {
+        name: of_base
+        for base in reversed(kind.__mro__)
+        for name, of_base in inspect.get_annotations(base).items()
     }
     return {
-        name: inspect.formatannotation(one)
-        for name, one in held.items()
+        name: inspect.formatannotation(annotation)
+        for name, annotation in annotations.items()
         if not name.startswith(("_", "model_"))
     }
 
@@ -348,9 +350,7 @@ def _fields(kind: type) -> dict[str, str]:
 def _signature(name: str, function: Any) -> str:
     signature = inspect.signature(function)
     parameters = list(map(str, signature.parameters.values()))
-    star = next(
-        (i for i, one in enumerate(signature.parameters.values()) if one.kind is one.KEYWORD_ONLY), None
-    )
+    star = next((i for i, p in enumerate(signature.parameters.values()) if p.kind is p.KEYWORD_ONLY), None)
     if star is not None:
         parameters.insert(star, "*")
     result = str(signature.replace(parameters=[])).removeprefix("()")
@@ -359,13 +359,13 @@ def _signature(name: str, function: Any) -> str:
 
 
 def _short(annotation: str) -> str:
-    """Return types without the modules that define them."""
+    """Strip module names from types."""
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z]\w*)", "", annotation)
 
 
-def _docstring(found: Any) -> str:
-    """Return a docstring as Markdown; what it returns and raises as a list."""
-    text = inspect.getdoc(found) or ""
+def _docstring(documented: Any) -> str:
+    """Return a docstring as Markdown, with returns and raises as lists."""
+    text = inspect.getdoc(documented) or ""
     text = re.sub(r"^(Raises|Returns|Args):\n", r"\n**\1**\n\n", text, flags=re.MULTILINE)
     return re.sub(
         r"^    (?=\S)(?:(\w+): )?",
