@@ -1,7 +1,7 @@
 """Answers: the items of a task as rows, candidates as columns; a cell opens with its prompt and scores.
 
-Invariant: items come a page at a time, and only the cell that is opened is read whole; the address names what
-is shown, so that a link opens the same.
+Invariant: items are read a page at a time, and only an opened cell is read in full; the address describes
+the view, so that a link opens the same one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from parts import answer_matrix, controls, project, safe_text, scores
 from parts.answer_matrix import Column, Matrix
 
 
-def show_answer(of: Matrix, column: Column, item: str) -> None:
-    """Show an answer beside that of the first column."""
+def show_answer(matrix: Matrix, column: Column, item: str) -> None:
+    """Show an answer next to that of the first column."""
     row = store.read_samples(project.project().store, column.digest, [item]).get(item)
     if row is None:
         safe_text.say(f"{column.name} has no stored answer to {item}.")
@@ -29,9 +29,9 @@ def show_answer(of: Matrix, column: Column, item: str) -> None:
     st.subheader(safe_text.label(f"{item}: {column.name}"), anchor=False)
     left, right = st.columns(2)
     with left:
-        _show_prompt(column, of.task, row)
+        _show_prompt(column, matrix.task, row)
     with right:
-        score = mark_answer(of.metric, row.parts.get(of.metric.name))
+        score = mark_answer(matrix.metric, row.parts.get(matrix.metric.name))
         safe_text.block(f"answer: {score} {row.status}", row.text)
         safe_text.whole("answer", row.text, "whole_answer")
         if row.references:
@@ -39,21 +39,21 @@ def show_answer(of: Matrix, column: Column, item: str) -> None:
         safe_text.say_all(describe_answer(row))
         grades = store.find_grades(project.project().store, row.task, item, row.output_digest)
         for who, grade in grades:
-            said = grade.said or grade.error or "nothing"
-            safe_text.say(f"{who['judge']['model']} said: {said}", "name")
-        _show_drawn(of.metric.name, scores.read_all_answers(column.digest, item))
-        if (first := of.columns[0]) != column:
-            found = store.read_samples(project.project().store, first.digest, [item])
-            if before := found.get(item):
-                safe_text.block(f"{first.name} answered", before.text)
-                if before.text != row.text:
-                    safe_text.difference(f"words that {column.name} changed", before.text, row.text)
+            text = grade.said or grade.error or "nothing"
+            safe_text.say(f"{who['judge']['model']} said: {text}", "name")
+        _show_drawn(matrix.metric.name, scores.read_all_answers(column.digest, item))
+        if (first := matrix.columns[0]) != column:
+            samples = store.read_samples(project.project().store, first.digest, [item])
+            if reference := samples.get(item):
+                safe_text.block(f"{first.name} answered", reference.text)
+                if reference.text != row.text:
+                    safe_text.difference(f"words that {column.name} changed", reference.text, row.text)
 
 
 def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
-    """Show the messages as they were sent, or their text with special tokens; else the stored question."""
+    """Show the messages as sent, or their text with special tokens; without them the stored question."""
     try:
-        with st.spinner("Putting the prompt together"):
+        with st.spinner("Building the prompt"):
             sent = project.find_prompt(column.run, task, row.example_id)
     except (HarnessError, ImportError, OSError) as error:
         safe_text.block("question, as stored", row.prompt)
@@ -63,8 +63,8 @@ def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
         safe_text.block("question, as stored", row.prompt)
         return
     was_sent = row.prompt_digest == sent.digest
-    said = describe_prompt(sent.n_tokens, was_sent)
-    safe_text.say(said, "name") if was_sent else st.warning(said)
+    about = describe_prompt(sent.n_tokens, was_sent)
+    safe_text.say(about, "name") if was_sent else st.warning(about)
     if st.toggle("Special tokens", key="special_tokens"):
         safe_text.block("all of it", sent.text)
     else:
@@ -88,7 +88,7 @@ _AT_FIRST = 6  # candidates
 
 def page() -> None:
     """Draw the page."""
-    purpose = "Every item with what each candidate answered. Click a cell to read it whole."
+    purpose = "Every item with each candidate's answer. Click a cell to read it in full."
     controls.heading("Answers", purpose)
     runs, report = project.runs(), controls.report_if_any()
     controls.say_absent(report, runs)
@@ -112,38 +112,40 @@ def _matrix(tasks: list[str], runs: Mapping[str, Run], report: ExperimentReport 
     task = _choose(places[0], "task", tasks)
     columns = answer_matrix.columns_of(task, runs)
     metric = scores.primary_metric(task, columns[-1].digest, report)
-    of = Matrix(task, project.metric(task, metric), columns)
-    slices = store.list_slices(project.project().store, of.digests[-1:])
+    matrix = Matrix(task, project.metric(task, metric), columns)
+    slices = store.list_slices(project.project().store, matrix.digests[-1:])
     slice_ = _choose(places[1], "slice", ["all", *slices])
     outcome = _choose(places[2], "outcome", list(answer_matrix.OUTCOMES))
     sought = places[3].text_input(
         "Search", placeholder="in ids, prompts, answers, references", key="sought", bind="query-params"
     )
-    wanted = answer_matrix.find_items(of, outcome, "" if slice_ == "all" else slice_, sought)
-    _items(of, wanted, f"{task}/{slice_}/{outcome}/{sought}")
+    wanted = answer_matrix.find_items(matrix, outcome, "" if slice_ == "all" else slice_, sought)
+    _items(matrix, wanted, f"{task}/{slice_}/{outcome}/{sought}")
 
 
 def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list[str]) -> str:
-    """Let one of a few be chosen; the address names it and follows what is chosen."""
+    """Draw a select box whose choice is kept in the page's address."""
     wanted = controls.query_values(name)
     index = options.index(wanted[0]) if wanted and wanted[0] in options else 0
-    found = place.selectbox(name.capitalize(), options, index=index, format_func=clean, key=f"matrix_{name}")
-    controls.remember(name, [found] if found != options[0] else [])
-    return str(found)
+    chosen = place.selectbox(name.capitalize(), options, index=index, format_func=clean, key=f"matrix_{name}")
+    controls.remember(name, [chosen] if chosen != options[0] else [])
+    return str(chosen)
 
 
-def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
-    at, metric, shown = project.project().store, of.metric.name, controls.find_page(f"matrix/{key}")
-    n, items = store.read_answers(at, of.digests, metric, wanted, offset=shown.offset, n=controls.PAGE_SIZE)
+def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
+    runs_store, metric = project.project().store, matrix.metric.name
+    shown, size = controls.find_page(f"matrix/{key}"), controls.PAGE_SIZE
+    n, items = store.read_answers(runs_store, matrix.digests, metric, wanted, offset=shown.offset, n=size)
     if not items:
-        st.info("No item fits these filters.")
+        st.info("No item matches these filters.")
         return
     text = st.column_config.TextColumn
     widths = {"item": text(width=110, pinned=True), "question": text(width=180), "reference": text(width=110)}
     picked = st.dataframe(
-        answer_matrix.style(of, items),
+        answer_matrix.style(matrix, items),
         hide_index=True,
-        column_config=widths | {column.name: text(clean(column.name), width=150) for column in of.columns},
+        column_config=widths
+        | {column.name: text(clean(column.name), width=150) for column in matrix.columns},
         key=f"matrix/{shown.offset}/{key}",
         on_select="rerun",
         selection_mode="single-cell",
@@ -154,22 +156,22 @@ def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
     with middle:
         shown.turn(n)
     with right:
-        controls.offer_csv(partial(answer_matrix.csv_rows, at.folder, of, wanted), of.task)
-    _opened(of, picked.selection.cells, [item.id for item in items])
+        controls.offer_csv(partial(answer_matrix.csv_rows, runs_store.folder, matrix, wanted), matrix.task)
+    _opened(matrix, picked.selection.cells, [item.id for item in items])
 
 
-def _opened(of: Matrix, cells: list[tuple[int, str]], ids: list[str]) -> None:
+def _opened(matrix: Matrix, cells: list[tuple[int, str]], ids: list[str]) -> None:
     if cells:
-        (row, name), names = cells[0], [column.name for column in of.columns]
+        (row, name), names = cells[0], [column.name for column in matrix.columns]
         controls.remember("item", [ids[row]])
         controls.remember("of", [name] if name in names else [])
     item, name = st.query_params.get("item", ""), st.query_params.get("of", "")
-    column = next((one for one in of.columns if one.name == name), of.columns[-1])
+    column = next((column for column in matrix.columns if column.name == name), matrix.columns[-1])
     if item:
-        show_answer(of, column, item)
+        show_answer(matrix, column, item)
     else:
         safe_text.say(
-            "Click a cell: its prompt as it was sent, the whole answer, scores, tokens and time.", "name"
+            "Click a cell to see its prompt as sent, the whole answer, scores, tokens and time.", "name"
         )
 
 

@@ -1,7 +1,7 @@
 """The dashboard: one page a file, chosen in the side bar; `harness dashboard` starts it.
 
-Invariant: pages read what is stored and compute nothing that the packages below do not; only the pages
-that rate and that judge rows write.
+Invariant: pages show stored results and leave all computing to the harness package; only the pages Rate and
+Data write files.
 """
 
 import sys
@@ -16,7 +16,7 @@ if str(HERE) not in sys.path:
 from harness.errors import HarnessError  # noqa: E402
 from harness.formatting import count, percent  # noqa: E402
 from harness.report.escape import clean  # noqa: E402
-from parts import project, safe_text  # noqa: E402 (pages find the parts by the folder above)
+from parts import project, safe_text  # noqa: E402 (needs the folder added above)
 
 _PAGES = {
     "Results": (
@@ -35,19 +35,21 @@ _PAGES = {
 
 @st.fragment(run_every=2.0)
 def status() -> None:
-    """Show where the command at work is; when runs or reports have come, show the page again."""
-    at, now, stamp = project.find_at_work(), len(project.runs()), project.stamp()
-    before = st.session_state.get("stamp")
+    """Show the progress of the running command; rerun the page when runs or reports have changed."""
+    activity, n_runs, stamp = project.find_at_work(), len(project.runs()), project.stamp()
+    previous_stamp = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp
-    if at is None:
-        st.caption(f"{count(now)} runs in {safe_text.label(project.project().file.parent.name)}")
+    if activity is None:
+        st.caption(f"{count(n_runs)} runs in {safe_text.label(project.project().file.parent.name)}")
     else:
-        done, of = len(at.get("finished", ())), at.get("candidates")
-        st.markdown(f"**{project.worker(at)} is at work**")
-        st.progress(float(at.get("share", 0.0)), text=None)
-        st.text(f"{clean(at.get('stage', 'starting'))}: {percent(at.get('share', 0.0))} %")
-        st.caption(f"{count(done)} finished" + (f"; {count(of)} candidates in all" if of else ""))
-    if before is not None and before != stamp:
+        n_done, n_candidates = len(activity.get("finished", ())), activity.get("candidates")
+        share = activity.get("share", 0.0)
+        st.markdown(f"**{project.worker(activity)} is running**")
+        st.progress(float(share), text=None)
+        st.text(f"{clean(activity.get('stage', 'starting'))}: {percent(share)} %")
+        in_all = f"; {count(n_candidates)} candidates in all" if n_candidates else ""
+        st.caption(f"{count(n_done)} finished{in_all}")
+    if previous_stamp is not None and previous_stamp != stamp:
         st.rerun()
 
 
@@ -55,8 +57,8 @@ def main() -> None:
     """Draw the side bar and the chosen page."""
     title = clean(project.shown()) or project.project().file.parent.name
     st.set_page_config(page_title=f"{title} · harness", layout="wide")
-    smoke_alone = "experiment" not in st.query_params and project.is_smoke()
-    first = "answers" if smoke_alone else "report"
+    only_smoke = "experiment" not in st.query_params and project.is_smoke()
+    first = "answers" if only_smoke else "report"
     pages = {
         section: [
             st.Page(HERE / f"{name}.py", title=title, url_path=name, default=name == first)

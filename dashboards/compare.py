@@ -1,6 +1,6 @@
 """Compare: two or more candidates, paired on the same items.
 
-Invariant: the first candidate is what the others are compared with; `?compare=a,b` opens the page so.
+Invariant: all others are compared with the first candidate; `?compare=a,b` opens the page with this choice.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from harness.report.wording import change_text
 from parts import charts, controls, project, safe_text, scores
 
 _HEADINGS = {"base": "reference"}  # the first of the candidates
-_MOST = 4  # candidates beside the first one
+_MOST = 4  # candidates next to the first one
 
 
 def page() -> None:
@@ -36,38 +36,41 @@ def page() -> None:
         st.info("Choose two candidates or more.")
         return
     if unseen := chosen[_MOST + 1 :]:
-        safe_text.say(f"Not shown, as at most {count(_MOST + 1)} candidates fit: {', '.join(unseen)}")
+        safe_text.say(f"Not shown, because at most {count(_MOST + 1)} candidates fit: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
-    found = {name: scores.compare_on_every_task(base, run, report) for name, run in others.items()}
+    comparisons = {name: scores.compare_on_every_task(base, run, report) for name, run in others.items()}
     rows: list[dict[str, Any]] = []
     series: dict[str, list[charts.Bar]] = {}
     margins = report.margins if report else {}
-    for name, tasks in found.items():
+    for name, tasks in comparisons.items():
         for task, (_, c) in tasks.items():
             if isinstance(c, str):
                 continue
             rows.append(_row(name, c))
             if c.unit.is_rate:
-                o, margin = orient(c), margins.get(task)
-                ends = (100 * o.delta, 100 * o.low, 100 * o.high)
-                bar = charts.Bar(task, *ends, change_text(c), 100 * margin if margin else None)
+                oriented, margin = orient(c), margins.get(task)
+                points = (100 * oriented.delta, 100 * oriented.low, 100 * oriented.high)
+                bar = charts.Bar(task, *points, change_text(c), 100 * margin if margin else None)
                 series.setdefault(name, []).append(bar)
     if series:
         title = f"change against {charts.plain(chosen[0])}, points; above 0 is better"
         charts.draw(charts.forest(series, title), "compare")
-        st.caption("Shaded: beyond the margin of the gate. An interval that holds 0 shows no difference.")
+        st.caption("Shaded: beyond the margin of the gate. An interval that contains 0 shows no difference.")
     if rows:
         wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}
         controls.show_rows(rows, "compare", 560, column_config=wide)
-    safe_text.say_all(dict.fromkeys(c for of in found.values() for _, c in of.values() if isinstance(c, str)))
+    compared = [c for tasks in comparisons.values() for _, c in tasks.values()]
+    safe_text.say_all(dict.fromkeys(c for c in compared if isinstance(c, str)))
     controls.offer_answers(chosen[: _MOST + 1])
 
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:
-    """Print a comparison; what is counted stays a number, by which a table sorts."""
+    """Format a comparison; counts stay numbers, so that the table can sort by them."""
     cells = {
-        _HEADINGS.get(one.name) or heading(one): one.value(c) if one.kind == "number" else one.text(c, True)
-        for one in COMPARE_PAGE
+        _HEADINGS.get(column.name) or heading(column): (
+            column.value(c) if column.kind == "number" else column.text(c, True)
+        )
+        for column in COMPARE_PAGE
     }
     return {"candidate": name, **cells}
 

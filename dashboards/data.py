@@ -1,7 +1,7 @@
-"""Data: what the check finds in the target's rows, and rows to relabel, drop or keep.
+"""Data: findings in the target's rows, and rows to relabel, drop or keep.
 
-Invariant: the page shows the findings of `harness data check`, and writes nothing but decisions, which
-lie beside the rows; `harness data clean --decisions` makes them true in a new file.
+Invariant: the page shows the findings of `harness data check` and writes only decisions, in a file next to
+the rows; `harness data clean --decisions` applies them in a new file.
 """
 
 import shlex
@@ -26,15 +26,15 @@ _AT_ONCE = 10
 
 def page() -> None:
     """Draw the page."""
-    controls.heading("Data", "What is wrong with the target's rows, the worst first.")
+    controls.heading("Data", "Problems of the target's rows, the worst first.")
     loaded = project.experiment()
     task = loaded.experiment.target if loaded else None
-    named = (task.data.source("train"), task.data.test) if task else ()
-    files = {path: Path(path).stat().st_mtime_ns for path in named if path and Path(path).is_file()}
+    paths = (task.data.source("train"), task.data.test) if task else ()
+    files = {path: Path(path).stat().st_mtime_ns for path in paths if path and Path(path).is_file()}
     if task is None or not files:
         controls.show_empty("No rows of a target are named in harness.yaml.")
         return
-    # The page's address never names a model, so that no link can load one.
+    # The model is never part of the page's address, so that no link can load one.
     encoder = st.text_input(
         "Also find duplicates and contamination by meaning: id or folder of a sentence-transformers model",
         placeholder="sentence-transformers/all-MiniLM-L6-v2",
@@ -50,8 +50,8 @@ def page() -> None:
     safe_text.say(summary(checked.findings), "lead")
     for finding in checked.findings:
         if finding.severity != "note":
-            said = " ".join(filter(None, (f"{finding.severity}: {finding.title}", share_text(finding))))
-            with st.expander(safe_text.label(said), expanded=finding.severity == "error"):
+            title = " ".join(filter(None, (f"{finding.severity}: {finding.title}", share_text(finding))))
+            with st.expander(safe_text.label(title), expanded=finding.severity == "error"):
                 shown = {"rows": places(finding, 20), "example": finding.example, "means": finding.meaning}
                 safe_text.say_all(f"{name}: {text}" for name, text in shown.items() if text)
                 safe_text.command(finding.command, "")
@@ -65,7 +65,7 @@ def page() -> None:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> CheckReport:
-    """Check the rows, again only when a file or the model of sentences has changed."""
+    """Check the rows; cached until a file or the embedding model changes."""
     return examine_target(Task.model_validate_json(task), embeddings=encoder or None)
 
 
@@ -73,23 +73,23 @@ def _rows(checked: CheckReport) -> None:
     st.subheader("Rows", anchor=False)
     sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
     entries = checked.table.entries
-    fit = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
+    matching = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
     shown = controls.find_page(f"rows/{sought}")
     rows = [
         {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
-        for e in fit[shown.offset : shown.offset + controls.PAGE_SIZE]
+        for e in matching[shown.offset : shown.offset + controls.PAGE_SIZE]
     ]
     controls.show_rows(rows)
-    st.caption(f"{count(len(fit))} of {count(len(entries))} rows")
-    shown.turn(len(fit))
+    st.caption(f"{count(len(matching))} of {count(len(entries))} rows")
+    shown.turn(len(matching))
 
 
 def _decisions(checked: CheckReport) -> None:
     """Show rows without a decision, each under the first finding that names it, with buttons."""
-    found = [f for f in checked.findings if f.labels]
+    to_decide = [f for f in checked.findings if f.labels]
     alarms = [f for f in checked.findings if f.severity != "note" and not f.labels]
-    found += [f for f in alarms if f.beside or "--decisions" in f.command]  # decided by hand
-    if not found:
+    to_decide += [f for f in alarms if f.beside or "--decisions" in f.command]
+    if not to_decide:
         return
     path = checked.table.files[0]
     try:
@@ -100,32 +100,32 @@ def _decisions(checked: CheckReport) -> None:
     column = checked.table.answer_column
     rows = _Rows(path, digest, column, {entry.where: entry for entry in checked.table.entries})
     done, shown = set[str](), set[str]()
-    for finding in found:
-        # The rows that are held, each with the label proposed and what it stands beside.
+    for finding in to_decide:
+        # Rows in the table, each with the proposed label and the similar row.
         nothing = ("",) * len(finding.rows)
         listed = zip(finding.rows, finding.labels or nothing, finding.beside or nothing, strict=True)
-        here = [
+        listed_here = [
             (rows.entries[where], label, near)
             for where, label, near in listed
             if where in rows.entries and where not in shown
         ]
-        shown |= {entry.where for entry, _, _ in here}
-        decided = {entry.where for entry, _, _ in here if _line(entry.where) in kept}
+        shown |= {entry.where for entry, _, _ in listed_here}
+        decided = {entry.where for entry, _, _ in listed_here if _line(entry.where) in kept}
         done |= decided
         st.subheader(safe_text.label(finding.title), anchor=False)
-        total = count(len(here))
+        total = count(len(listed_here))
         safe_text.say(f"{count(len(decided))} of {total} decided; kept in {decisions_file(path)}")
-        for row in [row for row in here if row[0].where not in decided][:_AT_ONCE]:
+        for row in [row for row in listed_here if row[0].where not in decided][:_AT_ONCE]:
             _show_decision(rows, *row)
     if done:
-        named = shlex.join(checked.table.reading.options)
+        options = shlex.join(checked.table.reading.options)
         kept_in = as_argument(str(decisions_file(path)))
-        words = f"harness data clean {as_argument(path)} {named} --out NEW --decisions {kept_in}"
-        safe_text.command(words.replace("  ", " "), "makes them true")
+        line = f"harness data clean {as_argument(path)} {options} --out NEW --decisions {kept_in}"
+        safe_text.command(line.replace("  ", " "), "applies the decisions")
 
 
 class _Rows(NamedTuple):
-    """Rows as they were looked at: their file, its digest, the column that answers, and each by its place."""
+    """The reviewed rows by place, with their file, its digest and the answer column."""
 
     path: str
     digest: str
@@ -141,15 +141,15 @@ def _show_decision(rows: _Rows, entry: TableEntry, label: str, near: str) -> Non
     choices |= {"Drop the row": RowDecision("drop"), keep: RowDecision("keep")}
     places = st.columns([2, 1, 1])[-len(choices) :]
     line = _line(entry.where)
-    for place, (text, of) in zip(places, choices.items(), strict=True):
-        given = (rows.path, rows.digest, rows.column, line, of)
-        shown, key = safe_text.label(text), f"{of.decision}_{line}"
-        place.button(shown, key=key, on_click=_decide, args=given, width="stretch")
+    for place, (text, decision) in zip(places, choices.items(), strict=True):
+        arguments = (rows.path, rows.digest, rows.column, line, decision)
+        title, key = safe_text.label(text), f"{decision.decision}_{line}"
+        place.button(title, key=key, on_click=_decide, args=arguments, width="stretch")
 
 
-def _decide(path: str, digest: str, column: str | None, line: int, of: RowDecision) -> None:
+def _decide(path: str, digest: str, column: str | None, line: int, decision: RowDecision) -> None:
     try:
-        keep_decision(path, line, of, digest, column)
+        keep_decision(path, line, decision, digest, column)
     except HarnessError as error:
         controls.show_error("The decision is not kept:", error)
 

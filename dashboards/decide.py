@@ -1,7 +1,7 @@
 """Decide: the arithmetic of the recommendation, live.
 
-Invariant: untouched, the page says what `harness decide` says; every change goes through the same
-function with another policy or another price of the device.
+Invariant: with untouched sliders the page shows what `harness decide` prints; each change calls the same
+function with another policy or device price.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,19 +28,19 @@ _PRICES = (0.0, 0.01, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 100.0)
 _TAUS = (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 _LATENCIES = (0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, inf)
 _RATES = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1_000.0)
-_UNSET = -1.0  # of what a right answer is worth
+_UNSET = -1.0  # worth of a right answer
 
-_TAU = "Points of the target metric that a fine-tune has to bring for each USD of training."
+_TAU = "Points of the target metric that a fine-tune must gain for each USD of training."
 _SLOW = "Candidates whose median request takes longer are left out before the choice."
 _FEW = "Candidates that answer fewer requests a second, in batches, are left out before the choice."
 
 
 def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePolicy, float]:
-    """Let the policy be changed; return it with how many times dearer the device is."""
+    """Draw the sliders; return the changed policy and the factor on the device's price."""
     hour = hour_usd(report.facts)
     decided_by = (report.file_name, written, hour)
     if st.session_state.get("decided_by") != decided_by:
-        _reset()  # no slider stays where it stood for another experiment or policy
+        _reset()  # sliders start anew for another experiment or policy
         st.session_state["decided_by"] = decided_by
 
     def worth(value: float) -> str:
@@ -78,17 +78,17 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
 
 
 def _slider(
-    at: DeltaGenerator,
+    column: DeltaGenerator,
     title: str,
     steps: Sequence[float],
     written: float,
     shown: Callable[[float], str],
-    said: str = "",
+    help_text: str = "",
 ) -> float:
-    """Draw a slider over steps, among which what is written is one."""
+    """Draw a slider over the steps and the value in harness.yaml."""
     options, key = sorted({*map(float, steps), float(written)}), f"decide_{title}"
-    st.session_state.setdefault(key, float(written))  # so the browser is told: its own slider keeps its place
-    return float(at.select_slider(title, options, format_func=shown, key=key, help=said or None))
+    st.session_state.setdefault(key, float(written))  # resets the browser's slider, which keeps its place
+    return float(column.select_slider(title, options, format_func=shown, key=key, help=help_text or None))
 
 
 def _reset() -> None:
@@ -109,18 +109,19 @@ def page() -> None:
         return
     policy, times = sliders(report, report.policy)
     facts = _gains(report, reprice(report.facts, times), policy)
-    found = decide_by(report, facts, policy)
-    safe_text.say(found.sentence, "lead")
-    if found.sentence != (report.decision.sentence if report.decision else ""):
+    decision = decide_by(report, facts, policy)
+    safe_text.say(decision.sentence, "lead")
+    if decision.sentence != (report.decision.sentence if report.decision else ""):
         st.caption("Differs from the report because of the changes made here.")
-    _break_even(found)
+    _break_even(decision)
     st.subheader("Reasons", anchor=False)
-    safe_text.say_all([*found.reasons, *index_sentences(facts, policy)])
+    safe_text.say_all([*decision.reasons, *index_sentences(facts, policy)])
     st.subheader("Arithmetic", anchor=False)
     rows = [
         {"input": name, "value": value}
-        for name, value in arithmetic_rows(found, report.unit)
-        if policy.right_answer_usd is not None or not name.startswith("worth of the gain")  # of an assumption
+        for name, value in arithmetic_rows(decision, report.unit)
+        # Without a set price the worth of the gain rests on an assumption.
+        if policy.right_answer_usd is not None or not name.startswith("worth of the gain")
     ]
     controls.show_rows(rows, "decide", 2_000)
 
@@ -128,50 +129,50 @@ def page() -> None:
 def _gains(
     report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy
 ) -> Sequence[CandidateFacts]:
-    """Measure gains against the best untrained candidate within the budgets, where that is another one."""
+    """Measure gains against the best untrained candidate within the budgets, if the budgets change it."""
     best = best_untrained(apply_budgets(facts, policy))
     if best is None or best == best_untrained(report.facts):
         return facts
     key, runs = f"{report.task}/test", controls.runs_of(report, project.runs())
     rows = {label: run.rows[key] for label, run in runs.items() if key in run.rows}
     pair = partial(scores.Pair, report.task, report.metric, rows.get(best, ""))
-    found = {label: scores.compare(pair(digest)) for label, digest in rows.items() if label != best}
+    outcomes = {label: scores.compare(pair(digest)) for label, digest in rows.items() if label != best}
     safe_text.say(
-        f"Within these budgets {best} is the best that trains nothing: gains are measured against it again, "
+        f"Within these budgets {best} is the best untrained candidate: gains are measured against it; "
         "the gate's verdicts are the report's."
     )
-    compared = {label: c for label, c in found.items() if isinstance(c, Comparison)}
+    compared = {label: c for label, c in outcomes.items() if isinstance(c, Comparison)}
     return [
         replace(
             f,
             vs_untrained=compared.get(f.label),
-            # Measured against the other one; without it the seeds' own errors bound it.
+            # That estimate was against the other candidate; without it the seeds' errors bound the gain.
             over_items=f.over_items and f.over_items._replace(vs_untrained=None),
         )
         for f in facts
     ]
 
 
-def _break_even(found: Decision) -> None:
-    """Draw what both choices cost by the number of requests, up to the forecast or the break-even."""
-    of = found.arithmetic
-    tuned, other = of.get("cost_per_1k_fine_tune_usd"), of.get("cost_per_1k_alternative_usd")
+def _break_even(decision: Decision) -> None:
+    """Draw the cost of both choices by the number of requests, up to the forecast or the break-even."""
+    figures = decision.arithmetic
+    tuned, other = figures.get("cost_per_1k_fine_tune_usd"), figures.get("cost_per_1k_alternative_usd")
     if not isinstance(tuned, float) or not isinstance(other, float):
         return
-    once, forecast = float(of["spent_once_usd"] or 0.0), float(of["forecast_requests"] or 0.0)
-    at = of.get("break_even_requests")
+    once, forecast = float(figures["spent_once_usd"] or 0.0), float(figures["forecast_requests"] or 0.0)
+    break_even = figures.get("break_even_requests")
     marks = {"forecast": forecast}
     most = 1.1 * forecast
-    if isinstance(at, float) and isfinite(at):
-        marks = {f"break-even after {round_up(at)}": at} | marks
-        if at < forecast / 8:
+    if isinstance(break_even, float) and isfinite(break_even):
+        marks = {f"break-even after {round_up(break_even)}": break_even} | marks
+        if break_even < forecast / 8:
             near = st.segmented_control("Up to", ["break-even", "forecast"], default="break-even", key="upto")
-            most = 2.5 * at if near == "break-even" else most
+            most = 2.5 * break_even if near == "break-even" else most
         else:
-            most = 1.1 * max(forecast, at) if at < 20 * forecast else most
+            most = 1.1 * max(forecast, break_even) if break_even < 20 * forecast else most
     lines = {
-        f"fine-tune: {of['fine_tune']}": (once, tuned / 1000),
-        f"instead: {of['alternative']}": (0.0, other / 1000),
+        f"fine-tune: {figures['fine_tune']}": (once, tuned / 1000),
+        f"instead: {figures['alternative']}": (0.0, other / 1000),
     }
     charts.draw(charts.costs(lines, most, marks), "break_even")
 

@@ -1,6 +1,6 @@
-"""Forgetting: what every fine-tune lost and gained on the capability suite, task by task.
+"""Forgetting: losses and gains of every fine-tune on the capability suite, by task.
 
-Invariant: the numbers are the report's own; a cell's colour is its paired difference, which stands in it.
+Invariant: the numbers are the report's own; a cell shows its paired difference, also as its colour.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _UNWANTED = ("unparsable", "truncated", "refused", "incomplete", "error")
 
 
 def _show_statuses(runs: Mapping[str, Run]) -> None:
-    """Count answers that could not be read, were cut or declined, beside the base's."""
+    """Count unparsable, truncated and refused answers, next to the base's."""
     st.subheader("Answers without a result", anchor=False)
     keys = sorted({key for run in runs.values() for key in run.rows if key.endswith("/test")})
     bases = {
@@ -32,11 +32,11 @@ def _show_statuses(runs: Mapping[str, Run]) -> None:
     counts = store.count_statuses(project.project().store, sorted(digests))
     rows = []
     for key in keys:
-        named = [("base", next((bases[name, key] for name in runs if bases[name, key]), None))]
-        named += [(name, run.rows.get(key)) for name, run in runs.items()]
+        arms = [("base", next((bases[name, key] for name in runs if bases[name, key]), None))]
+        arms += [(name, run.rows.get(key)) for name, run in runs.items()]
         for status in _UNWANTED:
             shares = {}
-            for name, digest in named:
+            for name, digest in arms:
                 statuses = counts.get(digest or "", {})
                 n = sum(statuses.values())
                 shares[name] = percent(statuses.get(status, 0) / n) if n else ""
@@ -60,40 +60,40 @@ def page() -> None:
     report = controls.shown_report()
     if report is None:
         return
-    drawn = heat(report)
-    if not drawn.rows:
+    heat_map = heat(report)
+    if not heat_map.rows:
         st.info("No fine-tune was measured on a capability suite. Next: `suites: [general]` in harness.yaml.")
         return
-    safe_text.heat(drawn)
-    st.caption("Points with 95 % intervals. Blue gained, vermilion lost; bold: the interval leaves 0 out.")
+    safe_text.heat(heat_map)
+    st.caption("Points with 95 % intervals. Blue gained, vermilion lost; bold: the interval excludes 0.")
     changes = [
         {"candidate": label, **map_values(COMPARISON_FILE, c)}
-        for label, of in report.comparisons.items()
-        for c in of
+        for label, comparisons in report.comparisons.items()
+        for c in comparisons
         if not c.slice
     ]
     controls.offer_csv(lambda: changes, "forgetting")
-    _draw_without_rates(report, drawn.labels)
+    _draw_without_rates(report, heat_map.labels)
     stored = controls.runs_of(report, project.runs())
-    runs = {name: stored[name] for name in drawn.labels if name in stored}
+    runs = {name: stored[name] for name in heat_map.labels if name in stored}
     if runs:
         _show_statuses(runs)
         controls.offer_answers(list(runs))
 
 
 def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
-    """Draw the change of tasks that no rate is known of, such as held-out text in bits per byte."""
-    rates = {c.task for of in report.comparisons.values() for c in of if c.unit.is_rate}
+    """Draw the change on tasks without a rate, such as held-out text in bits per byte."""
+    rates = {c.task for tasks in report.comparisons.values() for c in tasks if c.unit.is_rate}
     by_unit: dict[Unit, dict[str, list[charts.Bar]]] = {}
     for label in labels:
         for c in report.comparisons[label]:
             if not c.slice and c.task not in rates:
-                said = f"{change_text(c)} ({score(c.unit, c.new)} now)"
-                bar = charts.Bar(c.task, c.delta, c.low, c.high, said)
+                text = f"{change_text(c)} ({score(c.unit, c.new)} now)"
+                bar = charts.Bar(c.task, c.delta, c.low, c.high, text)
                 by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
     for unit, series in by_unit.items():
-        of_text = unit.name == "bits per byte"
-        st.subheader("Drift on held-out text" if of_text else f"Change in {unit.name}", anchor=False)
+        is_text = unit.name == "bits per byte"
+        st.subheader("Drift on held-out text" if is_text else f"Change in {unit.name}", anchor=False)
         above = "better" if unit.higher_is_better else "worse"
         charts.draw(charts.forest(series, f"change in {unit.name}; above 0 is {above}"), f"drift {unit.name}")
 

@@ -1,7 +1,7 @@
-"""Leaderboard: every run with its score, what it forgot, what it costs, and the gate's verdict.
+"""Leaderboard: every run with its score, forgetting, cost and verdict.
 
 Invariant: scores of reported runs are the report's own; those of other runs are estimated from their stored
-rows, the newest first. Runs that the items cannot tell apart share a rank.
+rows, the newest first. Runs without a shown difference share a rank.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Line(Result):
-    """One run on a target; without a report its facts hold what is stored of it."""
+    """One run on a target; without a report its facts come from the stored run."""
 
     run: Run
     task: str
@@ -45,12 +45,12 @@ class Line(Result):
 
     @property
     def rows(self) -> str:
-        """Name the row set of the target; empty where the run did not answer it."""
+        """Digest of the row set of the target; empty if the run did not answer it."""
         return self.run.rows.get(f"{self.task}/test", "")
 
 
 class Board(NamedTuple):
-    """The lines, the best first; `unread` lists by metric the row sets whose scores are not known yet."""
+    """The lines, the best first; `unread` lists the row sets not yet scored, by metric."""
 
     task: str
     lines: list[Line]
@@ -58,18 +58,18 @@ class Board(NamedTuple):
 
     @property
     def n_unread(self) -> int:
-        """Count the scores that are not known yet."""
+        """Number of scores not estimated yet."""
         return sum(map(len, self.unread.values()))
 
     @property
     def n_unanswered(self) -> int:
-        """Count the finished runs that hold no answers to the target."""
+        """Number of finished runs without answers to the target."""
         return sum(
             line.run.state == "done" and line.facts.target is None and not line.rows for line in self.lines
         )
 
     def read(self) -> Iterator[float]:
-        """Estimate what is not known yet; yields the share that is done."""
+        """Estimate the missing scores; yields the share done."""
         done = 0
         for metric, digests in self.unread.items():
             for n in scores.estimate_all(digests, self.task, metric):
@@ -78,7 +78,7 @@ class Board(NamedTuple):
 
 
 def add_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
-    """Add the report's runs that are not on this machine, as far as the report knows them."""
+    """Add the report's runs that are not on this machine, with the fields that the report has."""
     if report is None:
         return list(runs)
     stored = {run.run_id for run in runs}
@@ -94,7 +94,7 @@ def add_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[R
 
 
 def target(report: ExperimentReport | None) -> tuple[str, str]:
-    """Name the task that runs are ranked on and its metric: the report's, else as written; or nothing."""
+    """Return the task and metric that rank the runs: the report's, else those in harness.yaml, else empty."""
     if report is not None and report.task:
         return report.task, report.metric
     loaded = project.experiment()
@@ -102,34 +102,34 @@ def target(report: ExperimentReport | None) -> tuple[str, str]:
 
 
 def make_board(runs: Sequence[Run], report: ExperimentReport | None, metrics: Sequence[str] = ()) -> Board:
-    """Join what is stored of each run with what was reported of it, also by other metrics of the target."""
+    """Join each run's stored results with the report's, also for other metrics of the target."""
     task, metric = target(report)
     lines = _report_lines(runs, report, task, metric)
     unread: dict[str, list[str]] = {}
     waiting = [line for line in reversed(lines) if not line.is_reported and line.run.state == "done"]
-    own = _estimates(waiting, task, metric, unread)
+    estimates = _estimates(waiting, task, metric, unread)
     for i, line in enumerate(lines):
         if not line.is_reported:
-            lines[i] = replace(line, facts=replace(line.facts, target=own.get(line.rows)))
+            lines[i] = replace(line, facts=replace(line.facts, target=estimates.get(line.rows)))
     lines.sort(key=lambda line: -e.unit.sign * e.score if (e := line.facts.target) else inf)
     others = {name: _estimates(lines, task, name, unread) for name in metrics}
     for i, line in enumerate(lines):
-        lines[i] = replace(line, others={name: found.get(line.rows) for name, found in others.items()})
+        lines[i] = replace(line, others={name: scored.get(line.rows) for name, scored in others.items()})
     return Board(task, _rank_lines(lines, task, metric), unread)
 
 
 def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: str, metric: str) -> list[Line]:
-    """Begin a line for each run with what the chosen report says of it, or else the latest one."""
+    """Make a line for each run from the chosen report, or else from the latest report that has it."""
     kept = [*([] if report is None else [report]), *project.reports().values()]
-    best = ((one, best_untrained(one.facts)) for one in reversed(kept))
-    said = {f.run_id: (f, one, f.name == name) for one, name in best for f in one.facts}
+    with_best = ((each, best_untrained(each.facts)) for each in reversed(kept))
+    reported = {f.run_id: (f, each, f.name == best) for each, best in with_best for f in each.facts}
     champions = project.champion_ids()
     lines = []
     for run in runs:
         is_champion = run.run_id in champions
-        if run.run_id in said:
-            f, one, is_best = said[run.run_id]
-            line = Line(facts=f, run=run, task=one.task, metric=one.metric, is_champion=is_champion)
+        if run.run_id in reported:
+            f, source, is_best = reported[run.run_id]
+            line = Line(facts=f, run=run, task=source.task, metric=source.metric, is_champion=is_champion)
             lines.append(replace(line, is_reported=True, is_reference=is_best))
         else:
             facts = facts_of_run(run)
@@ -140,21 +140,20 @@ def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: st
 def _estimates(
     lines: Sequence[Line], task: str, metric: str, unread: dict[str, list[str]]
 ) -> dict[str, Estimate | None]:
-    """Estimate the scores of row sets that answered the task, and note those that were not read."""
+    """Estimate the scores of row sets of the task, and add the unread ones to `unread`."""
     digests = [line.rows for line in lines if line.task == task and line.rows]
-    found = scores.estimates(digests, task, metric)
-    if left := [digest for digest in dict.fromkeys(digests) if digest not in found]:
+    estimates = scores.estimates(digests, task, metric)
+    if left := [digest for digest in dict.fromkeys(digests) if digest not in estimates]:
         unread[metric] = left
-    return found
+    return estimates
 
 
 def _rank_lines(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
-    alike = [
-        one for one in lines if (one.task, one.metric) == (task, metric) and one.facts.target and one.rows
-    ]
-    if not alike:
+    same_score = [line for line in lines if (line.task, line.metric) == (task, metric)]
+    ranked = [line for line in same_score if line.facts.target and line.rows]
+    if not ranked:
         return list(lines)
-    ranks = scores.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)
+    ranks = scores.ranks({line.run.run_id: line.rows for line in ranked[:AT_ONCE]}, task, metric)
     return [replace(line, rank=ranks.get(line.run.run_id)) for line in lines]
 
 
@@ -165,12 +164,12 @@ _FACETS: dict[str, Callable[[Run], str]] = {
     "seed": lambda run: str(run.seed),
 }
 _VERDICTS = {word: COLOURS[class_] for word, class_ in CLASSES.items()} | {UNKNOWN: "#77808a"}
-_WIDTHS = {"interval": 160, "number": 80, "text": None}  # pixels, for the longest: −0.123 [−0.145, −0.101]
+_WIDTHS = {"interval": 160, "number": 80, "text": None}  # pixels; the longest is −0.123 [−0.145, −0.101]
 _PINNED = {"rank": 50, "champion": 34, "candidate": None}
 
 
 def choose_runs(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
-    """Let runs be filtered; without a filter the report's are shown."""
+    """Draw the filters; without a filter the report's runs are shown."""
     reported = {f.run_id for f in report.facts} if report is not None else set()
     shown = controls.runs_of(report, runs)
     with st.expander("Filters"):
@@ -191,36 +190,36 @@ def choose_runs(runs: Sequence[Run], report: ExperimentReport | None) -> list[Ru
 
 
 class Printed(float):
-    """A number that carries how it is printed."""
+    """A number with its printed form."""
 
     text: str
 
     @classmethod
     def of(cls, x: float | None, text: str) -> "Printed | None":
-        """Join a number and its text; None where there is no number."""
+        """Join a number and its text; None without a number."""
         if x is None:
             return None
-        made = cls(x)
-        made.text = text
-        return made
+        printed = cls(x)
+        printed.text = text
+        return printed
 
 
 def configure_columns(metrics: Sequence[str]) -> dict[str, Any]:
-    """Say how each column is headed and how wide it is, in the order of the table."""
-    found: dict[str, Any] = {}
+    """Return the heading and width of each column, in the order of the table."""
+    configured: dict[str, Any] = {}
     for column in leaderboard_columns(metrics):
         make = st.column_config.TextColumn if column.kind == "text" else st.column_config.NumberColumn
-        named = heading(column).replace("\n", " ")
+        title = heading(column).replace("\n", " ")
         width, is_pinned = _PINNED.get(column.name, _WIDTHS[column.kind]), column.name in _PINNED
         meaning = f"{column.meaning[0].upper()}{column.meaning[1:]}."
-        found[column.name] = make(named, width=width, pinned=is_pinned or None, help=meaning)
+        configured[column.name] = make(title, width=width, pinned=is_pinned or None, help=meaning)
     words, colours = list(_VERDICTS), list(_VERDICTS.values())
     verdict = st.column_config.MultiselectColumn("verdict", width=96, options=words, color=colours)
-    return found | {"verdict": verdict}
+    return configured | {"verdict": verdict}
 
 
 def style_table(lines: Sequence[Line], metrics: Sequence[str]) -> "Styler":
-    """Print the lines."""
+    """Format the lines as a table."""
     from pandas import DataFrame  # type: ignore[import-untyped]
 
     shown = leaderboard_columns(metrics)
@@ -251,20 +250,20 @@ def page() -> None:
     controls.say_absent(report, stored)
     runs = choose_runs(add_reported(stored, report), report)
     if not runs:
-        st.info("No run fits these filters.")
+        st.info("No run matches these filters.")
         return
     metrics = _choose_more_metrics(report) if stored else []
-    found = make_board(runs, report, metrics)
-    _table(found.lines, metrics, report, stored)
-    _unread(found)
-    known = [(line, e) for line in found.lines if (e := line.facts.target) is not None][: scores.AT_ONCE]
-    if not known:
+    board = make_board(runs, report, metrics)
+    _table(board.lines, metrics, report, stored)
+    _unread(board)
+    scored = [(line, e) for line in board.lines if (e := line.facts.target) is not None][: scores.AT_ONCE]
+    if not scored:
         return
-    task, metric = known[0][0].task, known[0][0].metric
-    alike = [(line.run, e) for line, e in known if (line.task, line.metric) == (task, metric)]
-    unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
+    task, metric = scored[0][0].task, scored[0][0].metric
+    comparable = [(line.run, e) for line, e in scored if (line.task, line.metric) == (task, metric)]
+    unit, names = scored[0][1].unit, controls.distinct([run for run, _ in comparable])
     bars = []
-    for name, (_, e) in zip(names, alike, strict=True):
+    for name, (_, e) in zip(names, comparable, strict=True):
         value, low, high = (unit.scale * x for x in e[:3])
         bars.append(charts.Bar(name, value, low, high, answered_text(e)))
     figure = charts.forest(
@@ -312,26 +311,26 @@ def _table(
         )
     chosen = [lines[i].run for i in picked.selection.rows if lines[i].run.rows]
     if len(chosen) < 2:
-        able = sum(bool(line.run.rows) for line in lines) > 1
-        right.caption("Select rows to compare them. " * able + "Click a head to sort.")
+        comparable = sum(bool(line.run.rows) for line in lines) > 1
+        right.caption("Select rows to compare them. " * comparable + "Click a heading to sort.")
     elif right.button(f"Compare {count(len(chosen))} candidates", type="primary"):
         address = {"compare": ",".join(controls.names_in_links(chosen, report, stored))}
-        at = {"experiment": report.file_name} if report is not None else {}
-        st.switch_page("compare.py", query_params=at | address)
+        experiment = {"experiment": report.file_name} if report is not None else {}
+        st.switch_page("compare.py", query_params=experiment | address)
 
 
-def _unread(found: Board) -> None:
-    """Say how many scores are not known yet, and estimate them on request."""
-    if found.n_unanswered:
+def _unread(board: Board) -> None:
+    """Say how many scores are missing, and estimate them on request."""
+    if board.n_unanswered:
         safe_text.say(
-            f"Runs without a score, because they did not answer the target: {count(found.n_unanswered)}"
+            f"Runs without a score, because they did not answer the target: {count(board.n_unanswered)}"
         )
-    if found.n_unread == 0:
+    if board.n_unread == 0:
         return
-    st.caption(f"Not estimated yet: {count(found.n_unread)} scores; the page opens with {scores.AT_ONCE}.")
+    st.caption(f"Not estimated yet: {count(board.n_unread)} scores; the page opens with {scores.AT_ONCE}.")
     if st.button("Estimate all", key="estimate"):
         bar = st.progress(0.0)
-        for share in found.read():
+        for share in board.read():
             bar.progress(share)
         st.rerun()
 

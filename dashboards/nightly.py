@@ -1,7 +1,7 @@
-"""Nightly: how every watched candidate stands against its reference, night after night, and what alarmed.
+"""Nightly: the change of every watched candidate against its reference by night, and the alarms.
 
-Invariant: each night is shown as `harness nightly run` told it, from the nights up to then; the band is a
-confidence sequence, so it may be looked at every morning.
+Invariant: each night is shown as `harness nightly run` reported it, from the nights up to then; the band is
+a confidence sequence, so looking at it every morning adds no false alarms.
 """
 
 from dataclasses import replace
@@ -20,57 +20,57 @@ SHOWN = 40  # nights
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _tell(
+def _rebuild_reports(
     stamp: Any, _name: str, _policy: NightlyPolicy, _nights: list[Night], _state: State
 ) -> list[NightReport]:
-    """Tell each of the last nights again from what was known then."""
+    """Rebuild the report of each of the last nights from what was known then."""
     out = []
     for n in range(max(1, len(_nights) - SHOWN + 1), len(_nights) + 1):
-        then = _nights[n - 1].night
+        night = _nights[n - 1].night
         alarms = tuple(
-            replace(a, acknowledged=a.acknowledged if a.acknowledged < then else "")
+            replace(a, acknowledged=a.acknowledged if a.acknowledged < night else "")
             for a in _state.alarms
-            if a.night <= then
+            if a.night <= night
         )
         out.append(build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
     return out
 
 
-def trends(told: list[NightReport], key: str) -> dict[str, list[charts.Bar]]:
+def trends(reports: list[NightReport], key: str) -> dict[str, list[charts.Bar]]:
     """Collect each candidate's change by night, in points."""
     series: dict[str, list[charts.Bar]] = {}
-    for night in told:
+    for night in reports:
         for line in night.lines:
             e = line.series.get(key)
             if e is None or e.delta is None or e.low is None or e.high is None:
                 continue
-            said = f"{points(e.delta, e.low, e.high)} pp, evidence {plain(e.e_value)} of {plain(e.needed)}"
-            bar = charts.Bar(night.night, 100 * e.delta, 100 * e.low, 100 * e.high, said)
+            text = f"{points(e.delta, e.low, e.high)} pp, evidence {plain(e.e_value)} of {plain(e.needed)}"
+            bar = charts.Bar(night.night, 100 * e.delta, 100 * e.low, 100 * e.high, text)
             series.setdefault(line.name, []).append(bar)
     return series
 
 
 def changes(nights: list[Night]) -> list[tuple[str, str]]:
-    """Name the nights on which the code or the libraries were others than the night before."""
+    """List the nights whose code or libraries differ from the night before, with the differences."""
     out = []
     for before, now in zip([None, *nights[:-1]], nights, strict=True):
-        what = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
+        changed = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
         if before is not None and before.environment != now.environment:
-            keys, at = (before.environment, now.environment), project.project().store
-            then, since = (store.read_environment(at, key) for key in keys)
+            keys, runs_store = (before.environment, now.environment), project.project().store
+            old, new = (store.read_environment(runs_store, key) for key in keys)
             # Such as `numpy 2.3 → 2.4`.
-            what.append(provenance.changes(then, since) if then and since else "other libraries")
-        if what:
-            out.append((now.night, ", ".join(what)))
+            changed.append(provenance.changes(old, new) if old and new else "other libraries")
+        if changed:
+            out.append((now.night, ", ".join(changed)))
     return out[-12:]
 
 
-def rows_of(told: list[NightReport]) -> list[dict[str, Any]]:
-    """List what each night showed of each candidate, unrounded."""
+def rows_of(reports: list[NightReport]) -> list[dict[str, Any]]:
+    """List each night's figures of each candidate, unrounded."""
     return [
         {"night": night.night, "candidate": line.name, "series": key, "verdict": line.verdict}
         | {"delta": e.delta, "low": e.low, "high": e.high, "n": e.n, "e_value": e.e_value, "needed": e.needed}
-        for night in told
+        for night in reports
         for line in night.lines
         for key, e in line.series.items()
     ]
@@ -83,7 +83,7 @@ def page() -> None:
     )
     loaded = project.experiment()
     if problems := project.list_problems():
-        st.error("The experiment's file cannot be used, so its nights cannot be told:")
+        st.error("The experiment's file cannot be used, so its nights cannot be shown:")
         safe_text.say_all(problems)
         return
     folder = home(project.project().store, loaded.experiment.name) if loaded else None
@@ -95,48 +95,48 @@ def page() -> None:
         return
     state = read_state(folder)
     policy = loaded.experiment.nightly
-    told_from = (tuple((n.night, n.finished) for n in stored), repr(policy), repr(state.alarms))
-    stamp = (str(project.project().file), told_from)
-    told = _tell(stamp, loaded.experiment.name, policy, stored, state)
-    last, shown = told[-1], {night.night for night in told}
+    inputs = (tuple((n.night, n.finished) for n in stored), repr(policy), repr(state.alarms))
+    stamp = (str(project.project().file), inputs)
+    reports = _rebuild_reports(stamp, loaded.experiment.name, policy, stored, state)
+    last, shown = reports[-1], {night.night for night in reports}
     alarms = [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
     marks = (changes(stored), alarms, list_missed_nights(stored))
     st.html(safe_text.badge(last.verdict))
     safe_text.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
         st.subheader(safe_text.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
-        charts.draw(charts.nights(trends(told, key), *marks), key)
+        charts.draw(charts.nights(trends(reports, key), *marks), key)
     st.caption(
-        "Band: a confidence sequence, which begins again each time the pool goes round; below 0 is an alarm. "
-        "Dotted: other code or libraries. Grey: a missed night."
+        "Band: a confidence sequence, which restarts with each pass through the pool; entirely below 0 is an "
+        "alarm. Dotted: other code or libraries. Grey: a missed night."
     )
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
     safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
     st.subheader("Alarms", anchor=False)
     rows = [
         {"night": a.night, "about": a.about, "verdict": a.verdict}
-        | {"told by webhook": a.told or UNKNOWN, "acknowledged": a.acknowledged or "open"}
+        | {"sent by webhook": a.told or UNKNOWN, "acknowledged": a.acknowledged or "open"}
         for a in reversed(state.alarms)
     ]
     if rows:
         st.dataframe(rows, hide_index=True)
         safe_text.say_all(f"{a.night}: {a.sentence}" for a in reversed(state.alarms))
-        st.caption("`harness nightly ack` closes them; evidence is then collected afresh.")
+        st.caption("`harness nightly ack` closes them; evidence then starts from zero.")
     else:
         st.text("None so far.")
     _control(stored)
-    controls.offer_csv(lambda: rows_of(told), "nightly")
+    controls.offer_csv(lambda: rows_of(reports), "nightly")
 
 
 def _control(stored: list[Night]) -> None:
     st.subheader("Control arm", anchor=False)
     rows = [
-        {"night": night.night, "base": base[:12], "items": count(n := len(found.flips))}
-        | {"scores that moved, %": percent(sum(found.flips.values()) / n) if n else UNKNOWN}
-        | {"prompts with other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
+        {"night": night.night, "base": base[:12], "items": count(n := len(control.flips))}
+        | {"scores that moved, %": percent(sum(control.flips.values()) / n) if n else UNKNOWN}
+        | {"prompts with other tokens": len(control.reworded), "anchors that differ": len(control.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}
         for night in reversed(stored[-SHOWN:])
-        for base, found in night.bases.items()
+        for base, control in night.bases.items()
     ]
     controls.show_rows(rows, most=320)
 

@@ -1,9 +1,8 @@
 """Rate: which of two answers is better, or how good one is, without knowing whose they are.
 
-Invariant: names stay hidden while somebody rates; order and sides depend on rater and pair; every
-choice has its own file, by the store's own writer, before the next item is shown, also where the index is
-held. Items come in the order in which `harness rate export` draws them, so that labels of both are one random
-sample.
+Invariant: names stay hidden while somebody rates; order and sides depend on rater and pair; each choice is
+written to its own file before the next item is shown, also while the index is locked. Items come in the
+order of `harness rate export`, so that labels from both form one random sample.
 """
 
 import time
@@ -61,20 +60,20 @@ def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -
 
 
 def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
-    """Say what all ratings of the pair show, and of all pairs where more candidates were rated."""
+    """Show the result of the pair's ratings, and of all pairs if more candidates were rated."""
     stamp = tuple(r.rating_id for r in done)
-    found = _outcome(stamp, pair.base, pair.new, done)
-    with st.expander(f"What the ratings of this pair show ({count(found.n_ratings)})"):
-        if found.rate is None or found.strength is None:
+    result = _outcome(stamp, pair.base, pair.new, done)
+    with st.expander(f"What the ratings of this pair show ({count(result.n_ratings)})"):
+        if result.rate is None or result.strength is None:
             st.text("Nothing yet.")
             return
-        r, s = found.rate, found.strength
+        r, s = result.rate, result.strength
         share = interval(r.rate, r.low, r.high)
-        n = count(found.n_items)
+        n = count(result.n_items)
         safe_text.say(f"{names[1]} is preferred to {names[0]} on {share} % of {n} items", "lead")
-        alpha = f"{plain(found.agreement)} (Krippendorff's alpha; 0 is chance, 1 is all)"
-        counted = {"raters": len(found.raters), "won": r.wins, "lost": r.losses, "equal": r.ties}
-        counted["skipped"] = found.n_skipped
+        alpha = f"{plain(result.agreement)} (Krippendorff's alpha; 0 is chance, 1 is full agreement)"
+        counted = {"raters": len(result.raters), "won": r.wins, "lost": r.losses, "equal": r.ties}
+        counted["skipped"] = result.n_skipped
         safe_text.say_all(
             [
                 ", ".join(f"{word} {count(n)}" for word, n in counted.items()),
@@ -88,14 +87,14 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
             labels = {run.run_id: run.label for run in project.runs()}
             first = min(strengths)
             safe_text.say(f"All rated candidates of this task, compared with {labels.get(first, first)}:")
-            strongest_first = sorted(strengths.items(), key=lambda one: -(one[1].elo or 0.0))
+            strongest_first = sorted(strengths.items(), key=lambda item: -(item[1].elo or 0.0))
             rows = [(clean(labels.get(run_id, run_id)), elo(s)) for run_id, s in strongest_first]
             st.dataframe([{"candidate": name, "Elo points": s} for name, s in rows], hide_index=True)
         controls.offer_csv(lambda: [asdict(rating) for rating in done], "ratings")
 
 
 def elo(s: Strength) -> str:
-    """Print a strength with its interval; `points` prints hundredths, and Elo points are no rates."""
+    """Format a strength with its interval; `points` expects hundredths, Elo points are not rates."""
     return points(*(None if x is None else x / 100 for x in (s.elo, s.low, s.high)))
 
 
@@ -114,16 +113,17 @@ _FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75,
 
 
 def label_answers(pair: Pair, metric: str, rater: str) -> None:
-    """Show the next answer that the rater has not labelled, with its question, and take the label."""
+    """Show the next answer without a label by the rater, with its question, and save the label."""
     if not is_correctable(project.metric(pair.task, metric)):
         controls.show_empty(f"Labels can correct metrics that are means in [0, 1], and {metric} is not one.")
         return
     order, is_binary = _answers(
         str(project.project().store.folder), metric, pair, project.row_set_times(pair.base, pair.new)
     )
-    written, given = project.task(pair.task), store.list_labels(project.project().store, pair.task)
-    given = current_labels(given, written) if written is not None else given
-    done = {one.answer for of in given if (of.rater, of.metric) == (rater, metric) for one in of.labels}
+    task, label_sets = project.task(pair.task), store.list_labels(project.project().store, pair.task)
+    label_sets = current_labels(label_sets, task) if task is not None else label_sets
+    by_rater = [given for given in label_sets if (given.rater, given.metric) == (rater, metric)]
+    done = {label.answer for given in by_rater for label in given.labels}
     n_done = sum(answer in done for answer, _ in order)
     st.progress(n_done / max(1, len(order)), f"{count(n_done)} of {count(len(order))} answers")
     following = next((row for answer, row in order if answer not in done), None)
@@ -131,16 +131,16 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
         st.success("You have labelled every answer of this pair.")
         return
     with suppress(HarnessError):
-        if written is not None and (rubric := rubric_of(written, metric)):
+        if task is not None and (rubric := rubric_of(task, metric)):
             safe_text.block("criteria", rubric.criteria.strip())
     safe_text.block("question", following[0])
     safe_text.block("answer", following[1].text)
     choices = _TWO if is_binary else _FIVE
-    for at, (column, (title, label)) in enumerate(
+    for digit, (column, (title, label)) in enumerate(
         zip(st.columns(len(choices)), choices.items(), strict=True), 1
     ):
         column.button(
-            f"{title} ({plain(label).rstrip('0').rstrip('.')})", key=f"label_{at}", shortcut=str(at),
+            f"{title} ({plain(label).rstrip('0').rstrip('.')})", key=f"label_{digit}", shortcut=str(digit),
             width="stretch", on_click=_save_label, args=(metric, rater, following[1], label),
         )  # fmt: skip
     if following[1].references:
@@ -152,27 +152,27 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
 def _answers(
     folder: str, metric: str, pair: Pair, changed: tuple[int, ...]
 ) -> tuple[list[tuple[str, tuple[str, SampleResult]]], bool]:
-    """List the answers by digest with their question, in the order of items; and whether all are 0 or 1."""
-    at = Store(Path(folder))
-    arms = [select_scored(metric, store.read_rows(at, digest)) for digest in (pair.base, pair.new)]
-    found: dict[str, tuple[str, SampleResult]] = {}
+    """List the answers by digest with their question, by item; and whether all scores are 0 or 1."""
+    runs_store = Store(Path(folder))
+    arms = [select_scored(metric, store.read_rows(runs_store, digest)) for digest in (pair.base, pair.new)]
+    answers: dict[str, tuple[str, SampleResult]] = {}
     for item in draw_items(set(arms[0]) | set(arms[1]), pair.task, metric):
         rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
-        # The order by digest does not reveal whose an answer is.
+        # The order by digest does not reveal the candidate.
         by_answer = sorted(((answer_digest(metric, row), row) for row in rows), key=lambda pair: pair[0])
-        found |= {answer: (question, row) for answer, row in by_answer}
+        answers |= {answer: (question, row) for answer, row in by_answer}
     grades = {row.parts[metric] for arm in arms for row in arm.values()}
-    return list(found.items()), grades <= {(0.0,), (1.0,)}
+    return list(answers.items()), grades <= {(0.0,), (1.0,)}
 
 
 def _save_label(metric: str, rater: str, row: SampleResult, label: float) -> None:
     now = datetime.now(UTC).isoformat(timespec="microseconds")
-    one = AnswerLabel(answer_digest(metric, row), row.example_id, label)
-    written = project.task(row.task)
-    rubric = digest_question(written, metric) if written is not None else ""
-    given = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (one,), rubric)
-    store.save_labels(project.project().store, given)
+    answer_label = AnswerLabel(answer_digest(metric, row), row.example_id, label)
+    task = project.task(row.task)
+    rubric = digest_question(task, metric) if task is not None else ""
+    label_set = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (answer_label,), rubric)
+    store.save_labels(project.project().store, label_set)
 
 
 def page() -> None:
@@ -184,8 +184,8 @@ def page() -> None:
     )
     runs = controls.newest(project.runs())
     target = _target(runs)
-    able = {name: run for name, run in runs.items() if f"{target}/test" in run.rows}
-    if len(able) < 2:
+    ratable = {name: run for name, run in runs.items() if f"{target}/test" in run.rows}
+    if len(ratable) < 2:
         controls.show_empty("Two candidates with answers on the target are needed.")
         return
     with st.expander("Who rates what", expanded=not controls.query_values("rater")):
@@ -193,17 +193,17 @@ def page() -> None:
             "Your name", value=", ".join(controls.query_values("rater")), max_chars=60, key="rater"
         ).strip()
         controls.remember("rater", [rater] if rater else [])
-        at = int(controls.query_values("kind") == ["one"])
-        one = st.radio("What", _KINDS, index=at, horizontal=True) == _KINDS[1]
-        controls.remember("kind", ["one"] if one else [])
-        chosen = controls.choose_candidates("rate", list(able), list(able)[:2], title="Two candidates")
+        kind = int(controls.query_values("kind") == ["one"])
+        single = st.radio("What", _KINDS, index=kind, horizontal=True) == _KINDS[1]
+        controls.remember("kind", ["one"] if single else [])
+        chosen = controls.choose_candidates("rate", list(ratable), list(ratable)[:2], title="Two candidates")
     if len(chosen) != 2 or not rater:
         st.info("Choose two candidates and give your name.")
         return
-    runs_of_pair = sorted((able[name] for name in chosen), key=lambda run: run.run_id)
+    runs_of_pair = sorted((ratable[name] for name in chosen), key=lambda run: run.run_id)
     old, new = (run.rows[f"{target}/test"] for run in runs_of_pair)
     pair = Pair(target, "", old, new)
-    if one:
+    if single:
         label_answers(pair, _metric(), rater)
         return
     done = store.list_ratings(project.project().store, target)
@@ -212,7 +212,7 @@ def page() -> None:
 
 
 def _metric() -> str:
-    """Name the metric that labels are for: the target's as written, else as last reported."""
+    """Return the labelled metric: the target's in harness.yaml, else that of the last report."""
     loaded = project.experiment()
     if loaded is not None:
         return loaded.experiment.target.primary_metric
@@ -220,7 +220,7 @@ def _metric() -> str:
 
 
 def _target(runs: dict[str, Run]) -> str:
-    """Name the task that is rated: the target as written, else the first one that most runs answered."""
+    """Return the rated task: the target in harness.yaml, else the last report's, else the first run's."""
     loaded = project.experiment()
     if loaded is not None:
         return loaded.experiment.target.name
@@ -234,17 +234,17 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     turn = human_preferences.find_next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len({r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, *both)})
     if note := st.session_state.pop("rating_note", ""):
-        safe_text.say(f"The rating is kept, and comes into the index with the next one. {note}")
+        safe_text.say(f"The rating is saved, and will be indexed with the next one. {note}")
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
-    at = project.project().store
-    texts = [store.read_samples(at, digest, [turn.example_id]) for digest in both] if turn else []
-    rows = [found[turn.example_id] for found in texts if turn and turn.example_id in found]
+    runs_store = project.project().store
+    samples = [store.read_samples(runs_store, digest, [turn.example_id]) for digest in both] if turn else []
+    rows = [by_id[turn.example_id] for by_id in samples if turn and turn.example_id in by_id]
     if turn is None or len(rows) < len(both):
         st.success("You have seen every item of this pair.")
         return
-    if st.session_state.get("rating_item") != turn.example_id:  # the clock of an item starts
+    if st.session_state.get("rating_item") != turn.example_id:  # start timing the item
         st.session_state["rating_item"], st.session_state["rating_since"] = turn.example_id, time.time()
-    # The shorter prompt: the longer one may hold passages or shots, which would tell whose answer is whose.
+    # The shorter prompt: passages or shots in the longer one would reveal the candidates.
     safe_text.block("question", min((row.prompt for row in rows), key=len))
     ordered = rows if turn.left == "a" else rows[::-1]
     for column, side, row in zip(st.columns(2), ("left", "right"), ordered, strict=True):

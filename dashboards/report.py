@@ -1,4 +1,4 @@
-"""Report: the first page of the written report; what to ship, why, how sure that is, and what to do next.
+"""Report: the first page of the written report: what to ship, why, how sure that is, and what to do next.
 
 Invariant: the page shows the document that `harness compare` writes, and computes nothing.
 """
@@ -26,14 +26,14 @@ def page() -> None:
             for step in first.next_steps:
                 safe_text.command(step.line, step.purpose)
         with right:
-            if drawn := front_file(report, NARROW):
-                st.image(drawn, width="stretch")
+            if picture := front_file(report, NARROW):
+                st.image(picture, width="stretch")
                 safe_text.say(CAPTION, "name")
-        # The table takes the whole width, as its cells do not wrap.
+        # Cells do not wrap, so the table gets the whole width.
         safe_text.table(first.table.columns, first.table.rows)
         for note in first.table.notes:
             safe_text.say(note, "name")
-    # What the report says behind its first page; the appendix is on the other pages.
+    # The sections after the first page; other dashboard pages show the appendix.
     safe_text.say(document.lead, "name")
     for section in (s for s in document.sections if not s.appendix):
         with st.expander(safe_text.label(section.title)):

@@ -1,6 +1,6 @@
-"""Training: losses of one or several candidates in one picture, what training took, and on which rows.
+"""Training: losses of one or several candidates in one plot, time and cost, and the training rows.
 
-Invariant: only what was logged is shown, and losses of two kinds never share an axis; means, gap and
+Invariant: the page shows only logged values, and two kinds of loss never share an axis; means, gap and
 diagnosis are those of `harness.report.training_tables`.
 """
 
@@ -47,9 +47,9 @@ def page() -> None:
     runs = project.runs()
     report = controls.report_if_any()
     _draw_trainings(runs, report)
-    # What candidates reached that differ in their training rows alone.
-    for i, of in enumerate(report.training_sets if report else ()):
-        section = sets_section(of, report.unit if report else RATE)
+    # Candidates that differ only in their training rows.
+    for i, training_set in enumerate(report.training_sets if report else ()):
+        section = sets_section(training_set, report.unit if report else RATE)
         st.subheader(safe_text.label(section.title), anchor=False)
         safe_text.table(section.columns, section.rows)
         safe_text.say_all(section.notes)
@@ -57,17 +57,17 @@ def page() -> None:
 
 
 def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
-    # Runs by label, one for each training: a candidate that borrows weights logs the same again.
+    # One run for each training: candidates that borrow weights have the same log.
     seen: set[object] = set()
-    out = {}
+    distinct = {}
     shown = controls.runs_of(report, runs) or controls.newest(runs)
     for name, run in sorted(shown.items(), key=lambda named: bool(named[1].recipe.get("weights_of"))):
         key = run.training.fit_key
         if run.recipe.get("weights_of") and key in seen:
             continue
         seen.add(key)
-        out[name] = run
-    trained = {name: run for name, run in out.items() if len(numeric_points(run.training.loss)) > 1}
+        distinct[name] = run
+    trained = {name: run for name, run in distinct.items() if len(numeric_points(run.training.loss)) > 1}
     if not trained:
         controls.show_empty("No training was logged yet.")
         return
@@ -83,9 +83,10 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     _draw_points({name: run.training for name, run in tracked.items()})
     sign = report.unit.sign if report else 1
     safe_text.say_all(
-        f"{name}: {said}."
+        f"{name}: {sentence}."
         for name, run in tracked.items()
-        if not run.recipe.get("weights_of") and (said := front_sentence(run.candidate, run.training, sign))
+        if not run.recipe.get("weights_of")
+        and (sentence := front_sentence(run.candidate, run.training, sign))
     )
     _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
@@ -96,15 +97,15 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
 
 
 def _draw(chosen: Mapping[str, Run]) -> None:
-    """Draw likelihoods and preferences apart: they are no losses of one kind."""
+    """Draw likelihood and preference losses in separate plots."""
     by_kind: dict[bool, dict[str, charts.Curves]] = {False: {}, True: {}}
     for name, run in chosen.items():
         trials = [t for t in run.training.sweep if numeric_points(t.loss)]
-        drawn = {} if trials else {name: _curves(run.training)}
-        for t in trials:  # every trial of a sweep
+        curves = {} if trials else {name: _curves(run.training)}
+        for t in trials:
             params = ", ".join(f"{key}={value}" for key, value in t.params.items())
-            drawn[f"{name}[{params}]" + " (chosen)" * t.chosen] = _curves(t)
-        by_kind[is_of_preferences(run.training)] |= drawn
+            curves[f"{name}[{params}]" + " (chosen)" * t.chosen] = _curves(t)
+        by_kind[is_of_preferences(run.training)] |= curves
     if by_kind[False]:
         charts.draw(charts.curves(by_kind[False], "loss"), "training")
         st.caption(LIKELIHOOD)
@@ -114,31 +115,31 @@ def _draw(chosen: Mapping[str, Run]) -> None:
 
 
 def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
-    """Draw target and capability along the trainings that were tracked, and say when they forget."""
+    """Draw target and capability along the tracked trainings, and say when they forget."""
     targets = {
-        name: ([(p.step, p.target) for p in of.tracked if p.target is not None], ())
-        for name, of in tracked.items()
+        name: ([(p.step, p.target) for p in record.tracked if p.target is not None], ())
+        for name, record in tracked.items()
     }
     changes = {
-        name: ([(p.step, 100 * p.capability) for p in of.tracked if p.capability is not None], ())
-        for name, of in tracked.items()
+        name: ([(p.step, 100 * p.capability) for p in record.tracked if p.capability is not None], ())
+        for name, record in tracked.items()
     }
     if any(points for points, _ in targets.values()):
         charts.draw(charts.curves(targets, "target, on validation"), "tracked-target", height=280)
     if any(points for points, _ in changes.values()):
         charts.draw(charts.curves(changes, "capability, points against the base"), "tracked", height=280)
-    for name, of in tracked.items():
-        if said := describe_forgetting(of):
-            st.text(f"{name} {said}.")
+    for name, record in tracked.items():
+        if sentence := describe_forgetting(record):
+            st.text(f"{name} {sentence}.")
 
 
 def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:
     accuracies = {
-        name: (round_means(of.token_accuracy, round_length(of)), numeric_points(of.validation_token_accuracy))
-        for name, of in chosen.items()
-        if of.token_accuracy
+        name: (round_means(r.token_accuracy, round_length(r)), numeric_points(r.validation_token_accuracy))
+        for name, r in chosen.items()
+        if r.token_accuracy
     }
-    rates = {name: (numeric_points(of.learning_rate), ()) for name, of in chosen.items() if of.learning_rate}
+    rates = {name: (numeric_points(r.learning_rate), ()) for name, r in chosen.items() if r.learning_rate}
     if not accuracies and not rates:
         return
     with st.expander("Token accuracy and learning rate by step"):
@@ -148,26 +149,26 @@ def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:
             charts.draw(charts.curves(rates, "learning rate"), "learning-rate", height=280)
 
 
-def _curves(of: TrainingRecord | Trial) -> charts.Curves:
-    return smooth(of), numeric_points(of.validation_loss)
+def _curves(training: TrainingRecord | Trial) -> charts.Curves:
+    return smooth(training), numeric_points(training.validation_loss)
 
 
 def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
-    of = run.training
+    record = run.training
     return {
         "candidate": name,
-        "loss": "preference" if is_of_preferences(of) else "likelihood",
-        "last training loss": plain(smooth(of)[-1][1]),
-        "best validation loss": plain(of.best_validation_loss),
-        "overfitting gap": plain(gap(of), sign=True),
+        "loss": "preference" if is_of_preferences(record) else "likelihood",
+        "last training loss": plain(smooth(record)[-1][1]),
+        "best validation loss": plain(record.best_validation_loss),
+        "overfitting gap": plain(gap(record), sign=True),
         "cost USD": cost,
-        **{figure_title(figure): figure_text(figure, getattr(of, figure)) for figure in _FIGURES},
+        **{figure_title(figure): figure_text(figure, getattr(record, figure)) for figure in _FIGURES},
     }
 
 
 def _show_more(name: str, run: Run, report: ExperimentReport | None) -> None:
-    of_pairs = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
-    curves = (*of_pairs, "reward", "equal_rewards", "kl")
+    pair_curves = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
+    curves = (*pair_curves, "reward", "equal_rewards", "kl")
     rewards = {name: getattr(run.training, name) for name in curves}
     others = {key: value for key, value in rewards.items() if numeric_points(value)}
     sweep = run.training.sweep

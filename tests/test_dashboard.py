@@ -151,7 +151,7 @@ def test_a_page_of_one_run_opens(open_page, tmp_path, name):
 def test_an_empty_store_in_which_somebody_works_says_to_wait(open_page, tmp_path):
     with store.hold(Store(tmp_path / "runs")):
         (info,) = open_page("leaderboard").info
-    assert info.value.endswith("Another command is at work; this page fills when it has finished.")
+    assert info.value.endswith("Another command is running; this page fills when it has finished.")
 
 
 @pytest.mark.e2e

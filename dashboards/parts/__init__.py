@@ -1,1 +1,1 @@
-"""What the pages share: what there is to show, pictures of it, texts made harmless, and controls."""
+"""Parts shared by the pages: stored results, charts, escaped texts and controls."""

@@ -1,6 +1,6 @@
-"""The matrix of answers: the row sets of a task as columns, an item a row, and which items are looked for.
+"""The matrix of answers: one column per row set of a task, one row per item, and its filters.
 
-Invariant: a page of items is read with the texts of its own; of all others no more than a metric's scores.
+Invariant: texts are read only for the displayed page of items, and only a metric's scores for all others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _SHOWN = 120  # characters of a cell
 
 
 class Column(NamedTuple):
-    """A row set with the candidates whose answers it holds, and one of their runs."""
+    """A row set with the names of its candidates, and one of their runs."""
 
     name: str
     digest: str
@@ -40,7 +40,7 @@ class Column(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """The columns of a task and the metric that says what is right."""
+    """The columns of a task and the metric that decides what is right."""
 
     task: str
     metric: Metric
@@ -53,61 +53,62 @@ class Matrix(NamedTuple):
 
 
 def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
-    """Give each row set of a task a column; that of the base comes first where all are fine-tunes."""
-    key, named, of = f"{task}/test", dict[str, list[str]](), dict[str, Run]()
+    """Return a column for each row set of a task; if all are fine-tunes, the base's column comes first."""
+    key, names, run_of = f"{task}/test", dict[str, list[str]](), dict[str, Run]()
     for name, run in runs.items():
         if digest := run.rows.get(key):
-            named.setdefault(digest, []).append(name)
-            of.setdefault(digest, run)
-    answers_as_base = any(run.weights_digest == run.base_digest for run in of.values())
-    candidates = {} if answers_as_base else of
+            names.setdefault(digest, []).append(name)
+            run_of.setdefault(digest, run)
+    has_base = any(run.weights_digest == run.base_digest for run in run_of.values())
+    tuned = {} if has_base else run_of
     bases = {
         base: run
-        for run in candidates.values()
+        for run in tuned.values()
         if (base := store.digest_of_base(project.project().store, run, key))
     }
-    before = [Column("base", *one) for one in bases.items()][:1]
-    return (*before, *(Column(", ".join(names), digest, of[digest]) for digest, names in named.items()))
+    first = [Column("base", *base) for base in bases.items()][:1]
+    return (*first, *(Column(", ".join(of_set), digest, run_of[digest]) for digest, of_set in names.items()))
 
 
-def find_items(of: Matrix, outcome: str, slice_: str, text: str) -> ItemFilter:
-    """Return the filter of the items with an outcome; lost and gained are against the first column."""
-    ids = None if outcome == "all" or outcome in STATUSES else _ids_of(of, outcome)
+def find_items(matrix: Matrix, outcome: str, slice_: str, text: str) -> ItemFilter:
+    """Return the filter for an outcome; lost and gained are relative to the first column."""
+    ids = None if outcome == "all" or outcome in STATUSES else _ids_of(matrix, outcome)
     return ItemFilter(text, slice_, STATUSES.get(outcome, ""), ids)
 
 
-def _ids_of(of: Matrix, outcome: str) -> list[str]:
-    key = (of.task, of.metric.name, tuple(of.digests), project.row_set_times(*of.digests))
-    ids, by_column = _score_items(str(project.project().store.folder), key, of.metric)
+def _ids_of(matrix: Matrix, outcome: str) -> list[str]:
+    metric, digests = matrix.metric, matrix.digests
+    key = (matrix.task, metric.name, tuple(digests), project.row_set_times(*digests))
+    ids, by_column = _score_items(str(project.project().store.folder), key, metric)
     if outcome in ("all right", "none right"):
-        right = np.isclose(by_column, of.metric.bounds[int(of.metric.higher_is_better)])
+        right = np.isclose(by_column, metric.bounds[int(metric.higher_is_better)])
         chosen = right.all(axis=0) if outcome == "all right" else ~right.any(axis=0)
     else:
-        found = [flips_of_scores(of.metric, by_column[0], one) for one in by_column[1:]]
+        flips = [flips_of_scores(metric, by_column[0], scored) for scored in by_column[1:]]
         sides = {"lost": lambda by: by < 0, "gained": lambda by: by > 0, "disagreement": lambda by: by != 0}
-        moved = [one.flipped & sides[outcome](one.improvements) for one in found]
+        moved = [each.flipped & sides[outcome](each.improvements) for each in flips]
         chosen = np.any(moved, axis=0) if moved else np.zeros(len(ids), bool)
     return [item for item, wanted in zip(ids, chosen, strict=True) if wanted]
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _score_items(folder: str, key: tuple[str, str, tuple[str, ...], Any], _metric: Metric) -> Any:
-    """Score the items that all columns hold, a row a column; what failed scores worst."""
-    found = scores.read_parts(key[2], key[0], _metric.name)
+    """Return ids and scores (columns, items) of the items in all columns; failed answers score worst."""
+    parts_by_column = scores.read_parts(key[2], key[0], _metric.name)
     worst = _metric.bounds[int(not _metric.higher_is_better)]
     by_column = []
-    for columns in found:
+    for columns in parts_by_column:
         known = [(i, parts) for i, parts in zip(columns.ids, columns.parts, strict=True) if parts is not None]
         values: Any = item_scores(_metric, np.array([parts for _, parts in known], float)) if known else []
         scored = {item: score for (item, _), score in zip(known, values, strict=True)}
         failed = dict(zip(columns.ids, columns.failed, strict=True))
         by_column.append({i: scored.get(i, worst if failed[i] else np.nan) for i in columns.ids})
-    ids = [item for item in by_column[0] if all(item in one for one in by_column)] if by_column else []
-    return ids, np.array([[one[item] for item in ids] for one in by_column], float)
+    ids = [item for item in by_column[0] if all(item in each for each in by_column)] if by_column else []
+    return ids, np.array([[each[item] for item in ids] for each in by_column], float)
 
 
-def style(of: Matrix, items: Sequence[AnsweredItem]) -> "Styler":
-    """Lay a page of items out, right and wrong answers on grounds of their own."""
+def style(matrix: Matrix, items: Sequence[AnsweredItem]) -> "Styler":
+    """Format a page of items, with a background colour for right and wrong answers."""
     from pandas import DataFrame  # type: ignore[import-untyped]
 
     rows = [
@@ -115,11 +116,11 @@ def style(of: Matrix, items: Sequence[AnsweredItem]) -> "Styler":
             "item": clean(item.id),
             "question": _cut(item.question),
             "reference": _cut(" | ".join(item.references[:3])),
-            **{column.name: _cell(of.metric, item, column.digest) for column in of.columns},
+            **{column.name: _cell(matrix.metric, item, column.digest) for column in matrix.columns},
         }
         for item in items
     ]
-    names = [column.name for column in of.columns]
+    names = [column.name for column in matrix.columns]
     frame = DataFrame(rows, columns=["item", "question", "reference", *names])
     return frame.style.map(
         lambda text: f"background-color:{_GROUNDS.get(text[:1], 'transparent')}", subset=names
@@ -138,18 +139,19 @@ def _cell(metric: Metric, item: AnsweredItem, digest: str) -> str:
     return f"{mark_answer(metric, answer.parts)} {status}{_cut(answer.text)}"
 
 
-def csv_rows(at: Path, of: Matrix, wanted: ItemFilter) -> Iterator[dict[str, Any]]:
-    """Yield the items that are wanted, whole, with answer, status and score of each column."""
-    _, items = store.read_answers(Store(at), of.digests, of.metric.name, wanted)
+def csv_rows(folder: Path, matrix: Matrix, wanted: ItemFilter) -> Iterator[dict[str, Any]]:
+    """Yield the filtered items with the full answer, status and score of each column."""
+    metric = matrix.metric
+    _, items = store.read_answers(Store(folder), matrix.digests, metric.name, wanted)
     for item in items:
         row = {"item": item.id, "slice": item.slice, "question": item.question}
         row["references"] = " | ".join(item.references)
-        for column in of.columns:
+        for column in matrix.columns:
             answer = item.answers.get(column.digest)
             parts = None if answer is None or answer.parts is None else np.array([answer.parts], float)
             row |= {
                 f"{column.name}: answer": answer.text if answer else "",
                 f"{column.name}: status": answer.status if answer else "",
-                f"{column.name}: {of.metric.name}": "" if parts is None else item_scores(of.metric, parts)[0],
+                f"{column.name}: {metric.name}": "" if parts is None else item_scores(metric, parts)[0],
             }
         yield row

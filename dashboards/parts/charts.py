@@ -1,7 +1,7 @@
-"""Pictures of results, for Plotly; light and dark come from Streamlit's theme.
+"""Plotly charts of results; light and dark come from Streamlit's theme.
 
-Invariant: nothing is computed here but places on paper; colours are told apart by colour-blind readers,
-and what a colour says a mark or a word says too.
+Invariant: only positions are computed here; the colours suit colour-blind readers, and a mark or a word
+repeats what a colour says.
 
 Source: Okabe & Ito 2008, colour universal design.
 """
@@ -19,29 +19,29 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a
 BAD, QUIET = "#d55e00", "#8c96a0"
 
 _ROW = 30
-_NIGHTS_DRAWN = (0.24, 0.86)  # of the height; above alarms are named, below are dates and commits
-_NIGHT_ROW = 0.045  # of the height, one line of words
+_NIGHTS_DRAWN = (0.24, 0.86)  # share of the height; alarms are above it, dates and commits below
+_NIGHT_ROW = 0.045  # share of the height of a line of text
 Curves = tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]  # by step: training, validation
 
 
 class Bar(NamedTuple):
-    """A value with its interval, on one line of a picture; `margin` is the loss that is too much."""
+    """A value with its interval and hover text; `margin` is the largest acceptable loss."""
 
     name: str
     value: float
     low: float
     high: float
-    said: str
+    hover: str
     margin: float | None = None
 
 
 def plain(text: str, width: int = 40) -> str:
-    """Make a name harmless for Plotly, which reads some markup."""
+    """Clean and escape a name for Plotly, which reads some markup."""
     return escape(shorten(clean(text), width), quote=False)
 
 
 def draw(figure: go.Figure, name: str, height: int | None = None) -> None:
-    """Put a picture on the page; its button saves it as PNG without a network."""
+    """Draw a chart; its button saves it as PNG without a network."""
     figure.update_layout(
         margin={"l": 8, "r": 8, "t": 34, "b": 8},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": None},
@@ -60,7 +60,7 @@ def draw(figure: go.Figure, name: str, height: int | None = None) -> None:
 
 
 def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True) -> go.Figure:
-    """Draw values with intervals, a line each, the first on top; series lie beside each other."""
+    """Draw values with intervals, one line per name, the first on top; series are offset."""
     names = list(dict.fromkeys(bar.name for bars in series.values() for bar in bars))
     figure, step = go.Figure(), 0.62 / max(1, len(series))
     for i, (label, bars) in enumerate(series.items()):
@@ -79,7 +79,7 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True)
             mode="markers",
             marker={"size": 9, "color": colour, "symbol": ("circle", "diamond", "square", "x")[i % 4]},
             name=plain(label),
-            text=[f"{plain(label)}<br>{plain(bar.name)}: {plain(bar.said, 90)}" for bar in bars],
+            text=[f"{plain(label)}<br>{plain(bar.name)}: {plain(bar.hover, 90)}" for bar in bars],
             hovertemplate="%{text}<extra></extra>",
         )
     _margins(figure, names, [bar for bars in series.values() for bar in bars])
@@ -104,29 +104,29 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True)
 
 
 def _margins(figure: go.Figure, names: Sequence[str], bars: Sequence[Bar]) -> None:
-    """Shade what lies beyond each line's margin."""
+    """Shade losses beyond each line's margin."""
     margins = {bar.name: bar.margin for bar in bars if bar.margin is not None}
     if not margins:
         return
     lowest = min([bar.low for bar in bars] + [-m for m in margins.values()])
     left = lowest - 0.05 * abs(lowest)
     for name, margin in margins.items():
-        at = names.index(name)
+        y = names.index(name)
         figure.add_shape(
-            type="rect", x0=left, x1=-margin, y0=at - 0.46, y1=at + 0.46,
+            type="rect", x0=left, x1=-margin, y0=y - 0.46, y1=y + 0.46,
             fillcolor=BAD, opacity=0.10, line_width=0, layer="below",
         )  # fmt: skip
         figure.add_shape(
-            type="line", x0=-margin, x1=-margin, y0=at - 0.46, y1=at + 0.46,
+            type="line", x0=-margin, x1=-margin, y0=y - 0.46, y1=y + 0.46,
             line={"color": BAD, "width": 1.5, "dash": "dot"},
         )  # fmt: skip
 
 
 def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
-    """Draw losses by step: training as a line, validation with marks, one colour a candidate.
+    """Draw losses by step: training as a line, validation with marks, one colour per candidate.
 
-    The marks are hollow and of several sizes: those of one place stand around each other. A line that no
-    other of its candidate stands beside bears the candidate's name alone.
+    The marks are hollow and differ in size, so that coinciding ones stay visible. Without validation a line
+    has only the candidate's name.
     """
     figure = go.Figure()
     both = any(validation for _, validation in series.values())
@@ -151,18 +151,18 @@ def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
 
 
 def _settled_range(series: Mapping[str, Curves]) -> list[float] | None:
-    """Return the range of values once a tenth of the steps is done: the first ones would flatten the rest."""
-    points = [point for of in series.values() for curve in of for point in curve]
+    """Return the range of values after the first tenth of the steps, which would flatten the rest."""
+    points = [point for curves_of in series.values() for curve in curves_of for point in curve]
     last = max((step for step, _ in points), default=0)
     later = [value for step, value in points if step >= 0.1 * last]
     if not later:
         return None
-    room = 0.06 * (max(later) - min(later)) or 0.06 * abs(later[0]) or 1.0
-    return [min(later) - room, max(later) + room]
+    padding = 0.06 * (max(later) - min(later)) or 0.06 * abs(later[0]) or 1.0
+    return [min(later) - padding, max(later) + padding]
 
 
 def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[str, float]) -> go.Figure:
-    """Draw what requests cost: each line from what is spent once, rising by its cost a request, in USD."""
+    """Draw the cost of requests in USD: each line is a one-off cost plus a cost per request."""
     figure = go.Figure()
     for i, (label, (once, each)) in enumerate(lines.items()):
         figure.add_scatter(
@@ -170,11 +170,11 @@ def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[
             line={"color": SERIES[i % len(SERIES)], "width": 2.5},
             hovertemplate="%{x:,.0f} requests: %{y:.4g} USD<extra>" + plain(label) + "</extra>",
         )  # fmt: skip
-    for i, (name, at) in enumerate(marks.items()):
-        if 0 <= at <= most:
-            figure.add_vline(x=at, line={"color": QUIET, "dash": "dot", "width": 1.5})
+    for i, (name, n_requests) in enumerate(marks.items()):
+        if 0 <= n_requests <= most:
+            figure.add_vline(x=n_requests, line={"color": QUIET, "dash": "dot", "width": 1.5})
             figure.add_annotation(
-                x=at, y=1 - 0.08 * i, yref="paper", text=plain(name), showarrow=False, xanchor="left",
+                x=n_requests, y=1 - 0.08 * i, yref="paper", text=plain(name), showarrow=False, xanchor="left",
                 xshift=5,
             )  # fmt: skip
     figure.update_xaxes(title="requests", rangemode="tozero", tickformat=",")
@@ -191,32 +191,33 @@ def nights(
 ) -> go.Figure:
     """Draw changes by night with their bands.
 
-    `changes` and `alarms` are nights with what is said of them: alarms above what is drawn, new code below.
+    `changes` and `alarms` are nights with a text: alarms are named above the plot, new code below it.
     """
     figure = go.Figure()
     for i, (label, bars) in enumerate(series.items()):
-        colour, at = SERIES[i % len(SERIES)], [bar.name for bar in bars]
+        colour, dates = SERIES[i % len(SERIES)], [bar.name for bar in bars]
         figure.add_scatter(
-            x=[*at, *at[::-1]], y=[*(b.high for b in bars), *(b.low for b in reversed(bars))], fill="toself",
-            mode="lines", fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip",
+            x=[*dates, *dates[::-1]], y=[*(b.high for b in bars), *(b.low for b in reversed(bars))],
+            fill="toself", mode="lines", fillcolor=colour, opacity=0.14, line={"width": 0}, hoverinfo="skip",
             showlegend=False, legendgroup=label,
         )  # fmt: skip
         figure.add_scatter(
-            x=at, y=[bar.value for bar in bars], mode="lines+markers", name=plain(label), legendgroup=label,
-            line={"color": colour, "width": 2}, text=[plain(bar.said, 90) for bar in bars],
+            x=dates, y=[bar.value for bar in bars], mode="lines+markers", name=plain(label),
+            legendgroup=label, line={"color": colour, "width": 2},
+            text=[plain(bar.hover, 90) for bar in bars],
             hovertemplate="%{x}: %{text}<extra>" + plain(label) + "</extra>",
         )  # fmt: skip
     for night in missed:
         figure.add_vline(x=night, line={"color": QUIET, "width": 6}, opacity=0.25)
     drawn = sorted({bar.name for bars in series.values() for bar in bars})
     low, high = _NIGHTS_DRAWN
-    for i, (night, said) in enumerate(changes):
+    for i, (night, text) in enumerate(changes):
         figure.add_vline(x=night, line={"color": QUIET, "dash": "dot", "width": 1})
-        _name_night(figure, drawn, night, plain(said), y=_NIGHT_ROW * (2 - i % 3), font={"size": 11})
-    for i, (night, said) in enumerate(alarms):
+        _name_night(figure, drawn, night, plain(text), y=_NIGHT_ROW * (2 - i % 3), font={"size": 11})
+    for i, (night, text) in enumerate(alarms):
         figure.add_vline(x=night, line={"color": BAD, "width": 2})
         font = {"color": BAD, "size": 12}
-        _name_night(figure, drawn, night, f"<b>{plain(said)}</b>", y=high + _NIGHT_ROW * (i % 3), font=font)
+        _name_night(figure, drawn, night, f"<b>{plain(text)}</b>", y=high + _NIGHT_ROW * (i % 3), font=font)
     figure.update_yaxes(
         title="change, points", zeroline=True, zerolinecolor=QUIET, zerolinewidth=1.5, domain=[low, high]
     )
@@ -225,10 +226,10 @@ def nights(
     return figure
 
 
-def _name_night(figure: go.Figure, drawn: Sequence[str], night: str, said: str, **how: Any) -> None:
-    """Write a few words at a night, towards the middle of what is drawn so that no edge cuts them."""
+def _name_night(figure: go.Figure, drawn: Sequence[str], night: str, text: str, **how: Any) -> None:
+    """Write a text at a night, on the side towards the middle so that no edge cuts it."""
     late = bool(drawn) and night > drawn[len(drawn) // 2]
     figure.add_annotation(
-        x=night, yref="paper", text=said, showarrow=False, yanchor="bottom",
+        x=night, yref="paper", text=text, showarrow=False, yanchor="bottom",
         xanchor="right" if late else "left", xshift=4 if late else -4, **how,
     )  # fmt: skip

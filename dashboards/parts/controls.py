@@ -1,6 +1,6 @@
-"""Controls that several pages have: the experiment, candidates in the address, files to take away.
+"""Controls that pages share: the experiment, candidates in the page's address, downloads.
 
-Invariant: what is chosen stands in the page's address, so a link shows what its sender saw.
+Invariant: choices are kept in the page's address, so a link shows what its sender saw.
 """
 
 import io
@@ -23,10 +23,10 @@ PAGE_SIZE = 50  # items of a long list
 
 
 def heading(title: str, purpose: str) -> None:
-    """Open a page, with the experiment whose results it shows and a switch to others."""
+    """Draw a page's heading with its experiment and a switch to others."""
     safe_text.style()
-    found, loaded = project.reports(), project.experiment()
-    names = sorted(found, key=lambda name: found[name].smoke)
+    reports, loaded = project.reports(), project.experiment()
+    names = sorted(reports, key=lambda name: reports[name].smoke)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     left.title(title, anchor=False)
     if len(names) > 1:
@@ -34,52 +34,52 @@ def heading(title: str, purpose: str) -> None:
             "Experiment", names, index=names.index(project.shown()), format_func=clean, key="experiment"
         )
         remember("experiment", [name])
-    named = names[0] if len(names) == 1 else loaded.experiment.name if loaded and not names else ""
-    st.caption(f"**{safe_text.label(named)}** · {purpose}" if named else purpose)
+    single = names[0] if len(names) == 1 else loaded.experiment.name if loaded and not names else ""
+    st.caption(f"**{safe_text.label(single)}** · {purpose}" if single else purpose)
     safe_text.say_all(project.unreadable_reports())
 
 
 def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
-    at = project.find_at_work()
-    wait = f"{project.worker(at)} is at work; this page fills when it has finished." if at is not None else ""
+    activity = project.find_at_work()
+    wait = f"{project.worker(activity)} is running; this page fills when it has finished." if activity else ""
     file = project.project().file.name
     command = CommandLine.from_options(Path(file)).command("compare")
     st.info(f"{what} {wait or f'Next: `{command}` in the folder of {file}.'}")
 
 
 def shown_report() -> ExperimentReport | None:
-    """Return the report that is shown; None where there is none, which is said."""
-    found = project.reports().get(project.shown())
-    if found is None:
+    """Return the displayed report; None, with a message, if there is none."""
+    report = project.reports().get(project.shown())
+    if report is None:
         show_empty()
         return None
-    if found.smoke:
+    if report.smoke:
         st.info(f"{SMOKE[0].upper()}{SMOKE[1:]}: few items, to see that everything works.")
-    safe_text.say_all(note for note in found.notes if note.startswith("fewer items"))
-    return found
+    safe_text.say_all(note for note in report.notes if note.startswith("fewer items"))
+    return report
 
 
 def report_if_any() -> ExperimentReport | None:
-    """Return the report that is shown, on a page that has something to show without one as well."""
+    """Return the displayed report, for a page that also works without one."""
     return shown_report() if project.reports() else None
 
 
 def say_absent(report: ExperimentReport | None, runs: Sequence[Run]) -> None:
-    """Say which of a report's runs are not on this machine, as after a clone, and how to make them."""
+    """Say how many of a report's runs are not on this machine (as after a clone), and how to make them."""
     stored = {run.run_id for run in runs}
     absent = [f for f in report.facts if f.run_id not in stored] if report is not None else []
     if report is None or not absent:
         return
     n_absent, n = count(len(absent)), count(len(report.facts))
     safe_text.say(
-        f"Not on this machine: {n_absent} of the {n} runs of the report {report.file_name}. What was "
-        "reported is shown; their answers cannot be ranked or paired. Next: harness compare makes them here."
+        f"Not on this machine: {n_absent} of the {n} runs of the report {report.file_name}. Their reported "
+        "figures are shown; their answers cannot be ranked or paired. Next: harness compare makes them here."
     )
 
 
 def remember(key: str, values: Sequence[str]) -> None:
-    """Write what was chosen into the address."""
+    """Write a choice into the page's address."""
     text = ",".join(values)
     if text and st.query_params.get(key) != text:
         st.query_params[key] = text
@@ -100,7 +100,7 @@ def query_values(key: str) -> list[str]:
 
 
 def distinct(runs: Sequence[Run]) -> list[str]:
-    """Name runs for one picture: by label, and by id where runs share a label."""
+    """Name runs for a plot: by label, or by id if runs share a label."""
     times = Counter(run.label for run in runs)
     return [run.run_id if times[run.label] > 1 else run.label for run in runs]
 
@@ -111,7 +111,7 @@ def newest(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, Run]:
-    """Return the runs that a report is about, by label; without a report all newest ones."""
+    """Return a report's finished runs by label; without a report the newest of each label."""
     if report is None:
         return newest(runs)
     ids = {f.run_id for f in report.facts}
@@ -119,13 +119,13 @@ def runs_of(report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, R
 
 
 def name_runs(key: str, report: ExperimentReport | None, runs: Sequence[Run]) -> dict[str, Run]:
-    """Return the runs that can be chosen, by label; those that the address names by their ids as well."""
+    """Return the runs to choose from by label, and those that the address names by id."""
     named = runs_of(report, runs) or newest(runs)
     return named | {name: run for name in query_values(key) for run in runs if run.run_id == name}
 
 
 def order_candidates(report: ExperimentReport | None, labels: Sequence[str]) -> list[str]:
-    """Order labels: the best that trains nothing, then the others, the best on test first."""
+    """Order labels: the best untrained, then the others, the best on test first."""
     if report is None:
         return list(labels)
     ordered = [best_untrained(report.facts), *(f.label for f in best_first(report))]
@@ -133,20 +133,20 @@ def order_candidates(report: ExperimentReport | None, labels: Sequence[str]) -> 
 
 
 def offer_answers(names: Sequence[str]) -> None:
-    """Offer to look at the answers of candidates."""
+    """Draw a button that opens the candidates' answers."""
     if st.button("Look at their answers"):
-        at = {"experiment": shown} if (shown := project.shown()) else {}
-        st.switch_page("answers.py", query_params=at | {"compare": ",".join(names)})
+        experiment = {"experiment": shown} if (shown := project.shown()) else {}
+        st.switch_page("answers.py", query_params=experiment | {"compare": ",".join(names)})
 
 
 def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs: Sequence[Run]) -> list[str]:
-    """Name runs so that `?compare=` finds these: by label where that tells them apart, else by their ids."""
-    named = {name: run.run_id for name, run in runs_of(report, runs).items()}
-    return [run.label if named.get(run.label) == run.run_id else run.run_id for run in chosen]
+    """Name runs for `?compare=`: by label if it identifies the run, else by id."""
+    by_label = {name: run.run_id for name, run in runs_of(report, runs).items()}
+    return [run.label if by_label.get(run.label) == run.run_id else run.run_id for run in chosen]
 
 
 def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *, title: str) -> list[str]:
-    """Let candidates be chosen; the address names them, and follows what is chosen."""
+    """Draw a box to choose candidates; the page's address keeps the choice."""
     wanted = [name for name in query_values(key) if name in labels]
     if missing := [name for name in query_values(key) if name not in labels]:
         safe_text.say(f"Not among these runs: {', '.join(missing)}")
@@ -158,12 +158,12 @@ def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *
 
 
 def map_to_cells(section: Section) -> list[dict[str, str]]:
-    """Map the columns of a report's table to the cells of each row."""
+    """Return each row of a report's table as a mapping of columns to cells."""
     return [dict(zip(section.columns, row, strict=True)) for row in section.rows]
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], name: str = "", most: int = 520, **how: Any) -> None:
-    """Show rows as a table of at most so many pixels; by a `name`, offer them as a CSV file as well."""
+    """Show rows as a table at most `most` pixels high; with a `name`, also offer them as CSV."""
     if rows:
         st.dataframe(rows, hide_index=True, height=table_height(len(rows), most), **how)
     if name:
@@ -176,7 +176,7 @@ def table_height(n: int, most: int = 520) -> int:
 
 
 def offer_csv(make_rows: Callable[[], Iterable[Mapping[str, Any]]], name: str) -> None:
-    """Offer rows as a CSV file; they are made when it is taken."""
+    """Offer rows as a CSV file; they are made when it is downloaded."""
 
     def write() -> str:
         rows, stream = list(make_rows()), io.StringIO()
@@ -187,18 +187,18 @@ def offer_csv(make_rows: Callable[[], Iterable[Mapping[str, Any]]], name: str) -
 
 
 class Page(NamedTuple):
-    """A page of a long list: the items at `offset`, and the key of the control that turns it."""
+    """A page of a long list: the offset of its items, and the key of its page control."""
 
     key: str
     offset: int
 
     def turn(self, n: int) -> None:
-        """Draw the control that turns the pages of n items."""
+        """Draw the page control for n items."""
         st.pagination(max(1, -(-n // PAGE_SIZE)), key=self.key)
 
 
 def find_page(name: str) -> Page:
-    """Return the page that is shown of the list `name`; another name begins at the first page."""
+    """Return the displayed page of the list `name`; a new name begins at the first page."""
     number = int(st.session_state.get(f"page_{name}") or 1)
     return Page(f"page_{name}", PAGE_SIZE * (number - 1))
 

@@ -1,7 +1,7 @@
-"""What there is to show: runs, reports, the experiment as written, and the command at work.
+"""Stored results for the pages: runs, reports, the experiment's file, and the running command.
 
-Invariant: reads files only, each once until it changes, and takes no lock but to see whether somebody
-works; so a writer never waits for a page.
+Invariant: only reads files, each again only after a change, and takes a lock only to detect a running
+command; so a writer never waits for a page.
 """
 
 import os
@@ -31,55 +31,55 @@ from harness.store import Store
 
 @dataclass(frozen=True)
 class Project:
-    """The folder of an experiment's file; its runs and reports lie beside it."""
+    """The file of an experiment; its runs and reports are in the same folder."""
 
     file: Path
 
     @property
     def store(self) -> Store:
-        """The stored runs: those of the report that is shown, which a smoke run keeps apart."""
+        """The stored runs of the displayed report; smoke runs have a separate folder."""
         folder = self.file.parent / "runs"
         return Store(folder / "smoke" if is_smoke() else folder, wait_s=2)
 
 
 def project() -> Project:
-    """Return what `harness dashboard` is to show."""
+    """Return the project that `harness dashboard` shows."""
     return Project(Path(os.environ.get("HARNESS_CONFIG") or "harness.yaml").resolve())
 
 
 def shown() -> str:
-    """Name the report that is shown: that of the address, else the latest of the experiment's file.
+    """Return the name of the displayed report: the address's, else the latest of the experiment's file.
 
-    Reports of other experiments come after its own, and smoke runs after whole ones.
+    The experiment's own reports come before others, and full runs before smoke runs.
     """
-    found, loaded = _kept_reports(), experiment()
+    kept, loaded = _kept_reports(), experiment()
     wanted = str(st.query_params.get("experiment", ""))
-    if wanted in found:
+    if wanted in kept:
         return wanted
     own = loaded.experiment.name if loaded else ""
-    return min(found, key=lambda name: (found[name][0].experiment != own, found[name][0].smoke), default="")
+    return min(kept, key=lambda name: (kept[name][0].experiment != own, kept[name][0].smoke), default="")
 
 
 def is_smoke() -> bool:
-    """Tell whether the runs of what is shown lie in the store of smoke runs, and not in the other one."""
+    """Tell whether the displayed runs are only in the store of smoke runs."""
     folder = project().file.parent / "runs"
     if shown_report := _kept_reports().get(shown()):
         names = [f.run_id for f in shown_report[0].facts]
-        there, smoke = (any((at / n).exists() for n in names) for at in (folder, folder / "smoke"))
+        full, smoke = (any((runs / n).exists() for n in names) for runs in (folder, folder / "smoke"))
     else:
-        there, smoke = (any(at.glob("*/run.json")) for at in (folder, folder / "smoke"))
-    return smoke and not there
+        full, smoke = (any(runs.glob("*/run.json")) for runs in (folder, folder / "smoke"))
+    return smoke and not full
 
 
 def runs() -> list[Run]:
-    """List the finished and failed runs, oldest first; only files that have changed are read again."""
-    (before,) = kept = _runs(str(project().store.folder))
+    """List the finished and failed runs, oldest first; only changed files are read again."""
+    (previous,) = cache = _runs(str(project().store.folder))
     files = _file_times(project().store.folder.glob("*/run.json"))
     known = {}
     for file, modified_ns in files.items():
-        unchanged = file in before and before[file][0] == modified_ns
-        known[file] = before[file] if unchanged else (modified_ns, store.read_run(file))
-    kept[0] = known
+        unchanged = file in previous and previous[file][0] == modified_ns
+        known[file] = previous[file] if unchanged else (modified_ns, store.read_run(file))
+    cache[0] = known
     return sorted(
         (run for _, run in known.values() if run is not None), key=lambda run: (run.created, run.run_id)
     )
@@ -87,53 +87,53 @@ def runs() -> list[Run]:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _runs(folder: str) -> list[dict[Path, tuple[int, Run | None]]]:
-    """Keep what was read of each file, with the time of its last change."""
+    """Cache each file's run with the time of the file's last change."""
     return [{}]
 
 
 def reports() -> dict[str, ExperimentReport]:
-    """Read the kept reports by name, the latest first; a smoke report is one of its own."""
-    return {name: _renew_verdicts(*one) for name, one in _kept_reports().items()}
+    """Read the kept reports by name, the latest first; smoke reports have their own names."""
+    return {name: _renew_verdicts(*kept) for name, kept in _kept_reports().items()}
 
 
 def unreadable_reports() -> list[str]:
-    """List why files that look like reports are not shown, and what to do."""
+    """List the errors of reports that cannot be read."""
     return [str(error) for error, _ in _read_reports() if isinstance(error, HarnessError)]
 
 
 def _kept_reports() -> dict[str, tuple[ExperimentReport, int]]:
-    """Map the kept reports by name as they were written, each with when it was."""
-    found: dict[str, tuple[ExperimentReport, int]] = {}
+    """Map names to the kept reports as written, each with its time."""
+    reports: dict[str, tuple[ExperimentReport, int]] = {}
     for kept, written_ns in _read_reports():
         if isinstance(kept, ExperimentReport):
-            found.setdefault(kept.file_name, (kept, written_ns))
-    return found
+            reports.setdefault(kept.file_name, (kept, written_ns))
+    return reports
 
 
 def _read_reports() -> Iterator[tuple[ExperimentReport | HarnessError, int]]:
-    """Yield each kept report, or why it cannot be read, with the time of its last change."""
+    """Yield each kept report, or its error, with the time of its last change."""
     files = _file_times(report.kept_reports(project().file.parent / "reports"))
     yield from ((_report(str(file), modified_ns), modified_ns) for file, modified_ns in files.items())
 
 
 def stamp() -> tuple[tuple[str, int], ...]:
-    """Name the files of runs and reports with the times of their last change."""
+    """List the files of runs and reports with the times of their last change."""
     here = project().file.parent
     files = (*project().store.folder.glob("*/run.json"), *(here / "reports").glob("*.json"))
     return tuple(sorted((str(file), modified_ns) for file, modified_ns in _file_times(files).items()))
 
 
 def _file_times(files: Iterable[Path]) -> dict[Path, int]:
-    """Map files to the time of their last change; one that was just removed is left out."""
-    found = {}
+    """Map files to the time of their last change; files removed meanwhile are left out."""
+    times = {}
     for file in files:
         with suppress(OSError):
-            found[file] = file.stat().st_mtime_ns
-    return found
+            times[file] = file.stat().st_mtime_ns
+    return times
 
 
 def _renew_verdicts(kept: ExperimentReport, written_ns: int) -> ExperimentReport:
-    """Take the verdicts that a gate or a confirmation in fp32 made by the file's policy after a report."""
+    """Take over verdicts that a gate or an fp32 confirmation by the file's policy renewed later."""
     loaded = experiment()
     if loaded is None or loaded.experiment.name != kept.experiment:
         return kept
@@ -149,11 +149,11 @@ def _report(path: str, modified_ns: int) -> ExperimentReport | HarnessError:
 
 
 def rescues(of: ExperimentReport) -> list[Rescue]:
-    """Read the last rescue of each run that a report is about."""
+    """Read the last rescue of each run in a report."""
     ids = {f.run_id for f in of.facts}
     files = _file_times(rescue.report_files(project().file.parent / "reports", of.experiment))
-    found = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
-    return [one for one in found if one is not None and one.original.facts.run_id in ids]
+    read = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
+    return [each for each in read if each is not None and each.original.facts.run_id in ids]
 
 
 @st.cache_resource(show_spinner=False, max_entries=50)
@@ -162,15 +162,15 @@ def _rescue(path: str, modified_ns: int) -> Rescue | None:
 
 
 def experiment() -> LoadedExperiment | None:
-    """Read the experiment as it is written now; None where there is none that can be used."""
-    found = _load_written()
-    return found if isinstance(found, LoadedExperiment) else None
+    """Read the experiment's current file; None if it is missing or invalid."""
+    loaded = _load_written()
+    return loaded if isinstance(loaded, LoadedExperiment) else None
 
 
 def list_problems() -> list[str]:
-    """List what keeps the experiment's file from being used; empty where it can be, or is not there."""
-    found = _load_written()
-    return str(found).splitlines() if isinstance(found, HarnessError) else []
+    """List the problems of the experiment's file; empty if it is valid or missing."""
+    loaded = _load_written()
+    return str(loaded).splitlines() if isinstance(loaded, HarnessError) else []
 
 
 def _load_written() -> LoadedExperiment | HarnessError | None:
@@ -187,10 +187,10 @@ def _experiment(path: str, modified_ns: int) -> LoadedExperiment | HarnessError:
 
 
 def find_prompt(run: Run, task: str, item: str) -> SentPrompt | None:
-    """Make the prompt of a stored answer again; None where no experiment is written whose files make it.
+    """Rebuild the prompt of a stored answer; None without an experiment's file.
 
     Raises:
-        HarnessError: the files as they are now do not make it.
+        HarnessError: the current files cannot rebuild it.
     """
     loaded = experiment()
     if loaded is None:
@@ -206,7 +206,7 @@ def _session(path: str, modified_ns: int, _loaded: LoadedExperiment, quick: bool
 
 
 def champion_ids() -> dict[str, store.Champion]:
-    """Map the runs that are champions to what was promoted."""
+    """Map run ids to champions."""
     try:
         return {champion.run_id: champion for champion in store.champions(project().file.parent)}
     except HarnessError:
@@ -214,46 +214,46 @@ def champion_ids() -> dict[str, store.Champion]:
 
 
 def find_at_work() -> dict[str, Any] | None:
-    """Say where the command is that works in the runs right now; None where none does."""
+    """Return the progress of the command that is using the runs folder; None if there is none."""
     return store.current_activity(project().store)
 
 
-def worker(at: dict[str, Any]) -> str:
-    """Name what is at work; what removes a run, or begins only, has not said."""
-    return clean(str(at.get("what", "Another command")))
+def worker(activity: dict[str, Any]) -> str:
+    """Return the name of the running command; a starting one, or one that removes a run, gives none."""
+    return clean(str(activity.get("what", "Another command")))
 
 
 def task(name: str) -> Task | None:
-    """Find a task of the experiment as it is written now."""
+    """Return a task of the experiment's current file."""
     loaded = experiment()
     if loaded is None:
         return None
-    return next((one for one in loaded.experiment.tasks if one.name == name), None)
+    return next((task for task in loaded.experiment.tasks if task.name == name), None)
 
 
 def metric(task_name: str, name: str) -> Metric:
-    """Build a metric of a task; where neither the task nor the metric is known, a mean in [0, 1]."""
+    """Return a metric of a task; if task and metric are unknown, a mean in [0, 1]."""
     written = task(task_name)
     with suppress(HarnessError):
-        if written is not None and not written.lm_eval and name in (made := load_metrics(written)):
-            return made[name]
+        if written is not None and not written.lm_eval and name in (metrics := load_metrics(written)):
+            return metrics[name]
     known = (run.metrics.get(task_name, {}).get(name) for run in runs())
     return metric_of_rows(name, next(filter(None, known), None)) or mean_metric(name, lambda *_: None)
 
 
 def row_set_times(*digests: str) -> tuple[int, ...]:
-    """Return when row sets last changed: one with a part of its items grows under its digest."""
+    """Return when row sets last changed; an incomplete one grows under the same digest."""
     known = _file_times(paths := [project().store.parquet(digest) for digest in digests])
     return tuple(known.get(path, 0) for path in paths)
 
 
 def label_times() -> tuple[int, ...]:
-    """Return when people's labels came, as a comparison that they correct changes with them."""
+    """Return the times of people's labels, which change the comparisons that they correct."""
     return tuple(sorted(_file_times((project().store.folder / "labels").glob("*.json")).values()))
 
 
 def read_scored_rows(digest: str, metric_name: str) -> list[SampleResult]:
-    """Read the rows of a set as far as a comparison by one metric needs them."""
+    """Read the fields of a row set that a comparison by one metric needs."""
     return _read_scored_rows(str(project().store.folder), digest, metric_name, row_set_times(digest))
 
 

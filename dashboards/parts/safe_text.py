@@ -1,7 +1,7 @@
-"""Other people's texts on a page: names, prompts, answers, sentences; shown as text, whatever they hold.
+"""Untrusted texts on a page (names, prompts, answers, sentences), always shown as plain text.
 
-Invariant: everything is cleaned of control and direction characters, cut to what can be read, and
-escaped before it becomes HTML; what goes through Markdown is a name, escaped.
+Invariant: texts lose control and direction characters, are truncated to a readable length, and are escaped
+before they become HTML; only escaped names go through Markdown.
 """
 
 import re
@@ -18,11 +18,11 @@ from harness.report.pictures import Cell, Heat
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
-COLOURS = {"passes": "#0072b2", "fails": "#d05200", "undecided": "#a87400"}  # of a verdict, on every page
+COLOURS = {"passes": "#0072b2", "fails": "#d05200", "undecided": "#a87400"}  # of verdicts, on every page
 _BADGES = {"ok": "passes", "regression": "fails", "error": "fails"} | dict.fromkeys(
     ("suspect", "harness-drift"), "undecided"
 )
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")  # of ASCII: what Markdown lets be escaped
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")  # ASCII characters that Markdown allows to escape
 _STYLE = """<style>
 .stMainBlockContainer{padding:2.6rem 3rem 3rem}
 .quoted{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext;overflow:auto;max-height:26rem;
@@ -44,8 +44,9 @@ _STYLE = """<style>
 
 
 def style() -> None:
-    """Put the rules of all texts on the page, once."""
-    verdicts = "".join(f".cells .{name},.badge.{name}{{color:{of}}}" for name, of in COLOURS.items())
+    """Add the style sheet of all texts to the page."""
+    rules = (f".cells .{name},.badge.{name}{{color:{colour}}}" for name, colour in COLOURS.items())
+    verdicts = "".join(rules)
     st.html(f"{_STYLE}{verdicts}</style>")
 
 
@@ -56,20 +57,20 @@ def say(sentence: str, kind: str = "said") -> None:
 
 def say_all(sentences: Iterable[str]) -> None:
     """Write a list of sentences, as text."""
-    items = "".join(f"<li>{escape(clean(one))}</li>" for one in sentences)
+    items = "".join(f"<li>{escape(clean(sentence))}</li>" for sentence in sentences)
     if items:
         st.html(f'<ul class="said">{items}</ul>')
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Show cells as text; a verdict has its colour."""
+    """Show cells as text; verdicts are coloured."""
     head = "".join(f"<th>{escape(clean(column))}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     st.html(f'<div style="overflow-x:auto"><table class="cells"><tr>{head}</tr>{body}</table></div>')
 
 
 def heat(changes: Heat) -> None:
-    """Show changes as a heat map: blue gained, vermilion lost, bold where the interval leaves 0 out."""
+    """Show changes as a heat map: blue gained, vermilion lost, bold if the interval excludes 0."""
     head = "".join(f"<th>{escape(clean(column))}</th>" for column in ("task", *changes.labels))
     rows = [f"<tr>{head}</tr>"]
     for task, cells in changes.rows:
@@ -85,8 +86,8 @@ def _heat_cell(cell: Cell | None) -> str:
     red_green_blue = "196 74 0" if cell.strength < 0 else "0 114 178"
     colour = f"background:rgb({red_green_blue}/{0.5 * abs(cell.strength):.2f})"
     weight = "font-weight:700" if cell.shown else ""
-    said = escape(f"{cell.change} {cell.interval}")
-    return f'<td style="{colour};{weight}" title="{escape(clean(cell.said))}">{said}</td>'
+    text = escape(f"{cell.change} {cell.interval}")
+    return f'<td style="{colour};{weight}" title="{escape(clean(cell.said))}">{text}</td>'
 
 
 def _cell(text: str) -> str:
@@ -94,20 +95,20 @@ def _cell(text: str) -> str:
 
 
 def command(line: str, purpose: str) -> None:
-    """Show a command to type, and what it does."""
+    """Show a command and its purpose."""
     typed = f"<code>{escape(clean(line))}</code> " if line else ""
     st.html(f'<p class="said">{typed}{escape(clean(purpose))}</p>')
 
 
 def label(name: str) -> str:
-    """Escape a name for where Streamlit reads Markdown: labels, headings, captions."""
+    """Escape a name for Streamlit's Markdown: labels, headings, captions."""
     return _PUNCTUATION.sub(r"\\\g<0>", clean(name))
 
 
 def clean_and_cut(text: str) -> str:
-    """Clean a text and cut it to what can be read, saying so."""
-    whole = clean_lines(text[:LONGEST])
-    return whole if len(text) <= LONGEST else f"{whole} … (cut: {formatting.count(len(text))} characters)"
+    """Clean a text and truncate it to `LONGEST`, with a note."""
+    shown = clean_lines(text[:LONGEST])
+    return shown if len(text) <= LONGEST else f"{shown} … (cut: {formatting.count(len(text))} characters)"
 
 
 def block(name: str, text: str) -> None:
@@ -116,7 +117,7 @@ def block(name: str, text: str) -> None:
 
 
 def whole(name: str, text: str, key: str) -> None:
-    """Offer a text that was cut as a file."""
+    """Offer a truncated text as a download."""
     if len(text) > LONGEST:
         size = formatting.size(len(text.encode("utf-8", "replace")))
         st.download_button(
@@ -125,15 +126,15 @@ def whole(name: str, text: str, key: str) -> None:
 
 
 def difference(name: str, old: str, new: str) -> None:
-    """Show the words of two texts: struck out what only the old has, marked what only the new has."""
+    """Show a word diff of two texts: deletions struck out, insertions marked."""
     before, after = (re.findall(r"\s+|\w+|[^\w\s]", clean_and_cut(text))[:_MOST_WORDS] for text in (old, new))
     out = []
-    for what, a0, a1, b0, b1 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        gone, come = escape("".join(before[a0:a1])), escape("".join(after[b0:b1]))
-        if what == "equal":
-            out.append(gone)
+    for change, a0, a1, b0, b1 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        deleted, inserted = escape("".join(before[a0:a1])), escape("".join(after[b0:b1]))
+        if change == "equal":
+            out.append(deleted)
             continue
-        marked = (("del", gone), ("ins", come))
+        marked = (("del", deleted), ("ins", inserted))
         out.append(" ".join(f"<{tag}>{words}</{tag}>" for tag, words in marked if words))
     _show_named(name, "".join(out))
 

@@ -1,7 +1,7 @@
-"""Scores, ranks and paired differences of runs, made of stored rows; a row set is read once for each metric.
+"""Scores, ranks and paired differences of runs from stored rows; a row set is read once for each metric.
 
-Invariant: numbers come from `comparison`; rows that must not be compared are not, and no more row sets are
-read than were requested.
+Invariant: numbers come from `comparison`; incomparable rows are never compared, and only the requested row
+sets are read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ ALPHA = 0.05
 
 
 class Pair(NamedTuple):
-    """Two row sets of one task, the metric that decides there, and what the base's errors count as."""
+    """Two row sets of one task, its deciding metric, and the treatment of the base's errors."""
 
     task: str
     metric: str
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
 
 def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> str:
-    """Name the metric that a task is decided by: as reported, as written, or the first that was scored."""
+    """Return a task's deciding metric: the report's, that in harness.yaml, or the first scored one."""
     if report is not None and task == report.task:
         return report.metric
     for comparisons in report.comparisons.values() if report is not None else ():
@@ -52,7 +52,7 @@ def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> s
 
 
 def compare(pair: Pair) -> Comparison | str:
-    """Compare two row sets, or say why they must not be."""
+    """Compare two row sets, or return why they cannot be compared."""
     try:
         changed = (*project.row_set_times(pair.base, pair.new), *project.label_times())
         return _compare_pair(pair, changed)
@@ -72,9 +72,9 @@ def compare_on_every_task(
         if key in base.rows:
             task = key.removesuffix("/test")
             metric = primary_metric(task, new.rows[key], report)
-            # As the report compares: on the target errors score worst in both, else as the gate takes them.
-            how: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
-            pair = Pair(task, metric, base.rows[key], new.rows[key], *how)
+            # As in the report: on the target errors score worst in both arms, elsewhere as in the gate.
+            rules: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
+            pair = Pair(task, metric, base.rows[key], new.rows[key], *rules)
             out[task] = (pair, find_drawn_comparison(task, base, new, report) or compare(pair))
     return out
 
@@ -82,39 +82,39 @@ def compare_on_every_task(
 def find_drawn_comparison(
     task: str, base: Run, new: Run, report: ExperimentReport | None
 ) -> Comparison | str | None:
-    """Find the report's own comparison of a task whose items were drawn, or say why there is none.
+    """Return the report's comparison of a task with sampled items, or why there is none.
 
-    None where every item was evaluated, so that the stored rows say all.
+    None if every item was evaluated, because the stored rows then suffice.
     """
     if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
         return None
     reported = {f.run_id: f.label for f in report.facts} if report is not None else {}
-    found = report.comparisons.get(reported.get(new.run_id, ""), ()) if report is not None else ()
-    kept = next((c for c in found if c.task == task and not c.slice), None)
+    comparisons = report.comparisons.get(reported.get(new.run_id, ""), ()) if report is not None else ()
+    kept = next((c for c in comparisons if c.task == task and not c.slice), None)
     if kept is not None and base.weights_digest == new.base_digest:
         return kept
-    said = "sampled items count by weights that the report keeps for candidate against base alone"
-    return f"{task}: {said}. Next: harness compare --all-items"
+    reason = "sampled items count by weights, which the report keeps only for candidate against base"
+    return f"{task}: {reason}. Next: harness compare --all-items"
 
 
 @st.cache_resource(show_spinner=False, max_entries=2_000)
 def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
-    at = project.project().store
-    one, other = (store.read_identity(at, digest) for digest in (pair.base, pair.new))
-    comparison.check_comparable(one, other)
+    runs_store = project.project().store
+    base, new = (store.read_identity(runs_store, digest) for digest in (pair.base, pair.new))
+    comparison.check_comparable(base, new)
     if pair.base_errors == "worst" and pair.base != pair.new:
-        # As verdicts compare on the target, by people's labels.
+        # On the target verdicts use people's labels.
         loaded, task = project.experiment(), project.task(pair.task)
         policy = loaded.experiment.gate if loaded else GatePolicy()
         metric = project.metric(pair.task, pair.metric)
-        labels = judge_labels(at, task, metric.name) if task else {}
+        labels = judge_labels(runs_store, task, metric.name) if task else {}
         if labels:
-            whole = store.read_many(at, (pair.base, pair.new))
-            arms = [add_samples(whole[d], store.read_drawn(at, d)) for d in (pair.base, pair.new)]
+            rows = store.read_many(runs_store, (pair.base, pair.new))
+            arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
         else:
             arms = [project.read_scored_rows(digest, metric.name) for digest in (pair.base, pair.new)]
-        if found := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
-            return found
+        if corrected := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
+            return corrected
     return comparison.compare_rows(
         project.metric(pair.task, pair.metric),
         project.read_scored_rows(pair.base, pair.metric),
@@ -126,7 +126,7 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
 
 
 def read_all_answers(digest: str, item: str) -> tuple[Sample, ...]:
-    """Read all answers that were drawn to an item; none where it was answered greedily."""
+    """Read all sampled answers to an item; empty if it was answered greedily."""
     drawn = _read_drawn(str(project.project().store.folder), digest, project.row_set_times(digest))
     return drawn.get(item, ())
 
@@ -136,11 +136,11 @@ def _read_drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str,
     return store.read_drawn(Store(Path(folder)), digest)
 
 
-AT_ONCE = 20  # row sets that are read as a page opens: as many as its picture shows, and soon read
+AT_ONCE = 20  # row sets read when a page opens, as many as its plot shows
 
 
 class _Key(NamedTuple):
-    """A row set as it was at some time, and a metric of a task."""
+    """A version of a row set, and a metric of its task."""
 
     digest: str
     modified_ns: int
@@ -149,59 +149,59 @@ class _Key(NamedTuple):
 
 
 def estimates(digests: Sequence[str], task: str, metric: str) -> dict[str, Estimate | None]:
-    """Estimate the scores of row sets: of the first `AT_ONCE`, and of others that were read before.
+    """Estimate the scores of the first `AT_ONCE` row sets; others only if they were read before.
 
-    None stands for a set that is not there, or that nothing in it was scored.
+    None stands for a missing set, or one without scores.
     """
-    kept, keys = _keep_estimates(str(project.project().store.folder)), _keys(digests, task, metric)
-    if new := [key for key in keys[:AT_ONCE] if key not in kept]:
-        of, found = project.metric(task, metric), _columns(new)
-        kept.update({k: estimate_columns(of, found[k]) if k in found else None for k in new})
-    return {key.digest: kept[key] for key in keys if key in kept}
+    cache, keys = _keep_estimates(str(project.project().store.folder)), _keys(digests, task, metric)
+    if new := [key for key in keys[:AT_ONCE] if key not in cache]:
+        definition, columns = project.metric(task, metric), _columns(new)
+        cache.update({k: estimate_columns(definition, columns[k]) if k in columns else None for k in new})
+    return {key.digest: cache[key] for key in keys if key in cache}
 
 
 def estimate_all(digests: Sequence[str], task: str, metric: str) -> Iterator[int]:
-    """Estimate the scores of all row sets, which are then known; yields how many more are done."""
-    for at in range(0, len(digests), AT_ONCE):
-        yield len(estimates(digests[at : at + AT_ONCE], task, metric))
+    """Estimate and cache the scores of all row sets; yields the number of each batch."""
+    for start in range(0, len(digests), AT_ONCE):
+        yield len(estimates(digests[start : start + AT_ONCE], task, metric))
 
 
 def read_parts(digests: Sequence[str], task: str, metric: str) -> list[MetricColumns]:
-    """Read a metric's parts of row sets, in their order; those that it did not score are left out."""
+    """Read a metric's parts of row sets, in their order, without those that it did not score."""
     keys = _keys(digests, task, metric)
-    found = _columns(keys)
-    return [found[key] for key in keys if key in found]
+    columns = _columns(keys)
+    return [columns[key] for key in keys if key in columns]
 
 
 def ranks(digests: Mapping[str, str], task: str, metric: str) -> dict[str, int]:
-    """Rank runs, given by id with their row sets, on the items that most of them answered."""
+    """Rank runs (row set digests by run id) on the items that most of them answered."""
     return _rank_row_sets(tuple(sorted(digests.items())), tuple(_keys(list(digests.values()), task, metric)))
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _rank_row_sets(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dict[str, int]:
-    found = {key.digest: columns for key, columns in _columns(keys).items()}
-    by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
+    by_digest = {key.digest: columns for key, columns in _columns(keys).items()}
+    by_run = {run_id: by_digest[digest] for run_id, digest in digests if digest in by_digest}
     return rank_with_ties(project.metric(keys[0].task, keys[0].metric), by_run)
 
 
 def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
     distinct = list(dict.fromkeys(digests))
     times = project.row_set_times(*distinct)
-    return [_Key(digest, at, task, metric) for digest, at in zip(distinct, times, strict=True)]
+    return [_Key(digest, time, task, metric) for digest, time in zip(distinct, times, strict=True)]
 
 
 def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
-    """Read row sets of one metric; the last ones stay at hand, because what is scored is then ranked."""
-    held = _hold_columns(str(project.project().store.folder))
-    found = {key: columns for key in keys if (columns := held.get(key)) is not None}
-    if new := {key.digest: key for key in keys if key not in found}:
-        rows = store.read_columns(project.project().store, new, keys[0].metric)
-        found |= {new[digest]: columns for digest, columns in rows.items()}
-    held.update(found)
-    for key in list(held)[: max(0, len(held) - AT_ONCE)]:
-        held.pop(key, None)
-    return found
+    """Read row sets of one metric; the last ones are cached, because scored sets are then ranked."""
+    cache = _hold_columns(str(project.project().store.folder))
+    columns_by_key = {key: columns for key in keys if (columns := cache.get(key)) is not None}
+    if new := {key.digest: key for key in keys if key not in columns_by_key}:
+        read = store.read_columns(project.project().store, new, keys[0].metric)
+        columns_by_key |= {new[digest]: columns for digest, columns in read.items()}
+    cache.update(columns_by_key)
+    for key in list(cache)[: max(0, len(cache) - AT_ONCE)]:
+        cache.pop(key, None)
+    return columns_by_key
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -211,5 +211,5 @@ def _keep_estimates(folder: str) -> dict[_Key, Estimate | None]:
 
 @st.cache_resource(show_spinner=False, max_entries=4)
 def _hold_columns(folder: str) -> dict[_Key, MetricColumns]:
-    """Hold the row sets that were read last; each may have 10,000 items."""
+    """Cache of the row sets read last; each may have 10,000 items."""
     return {}

@@ -1,7 +1,7 @@
-"""The server of the dashboard: Streamlit's, behind a guard of what a browser may ask it.
+"""The dashboard's server: Streamlit behind a guard against requests from other sites.
 
-Invariant: no page of another site reaches it, by whatever name that site calls this machine (DNS rebinding):
-Host is this machine, or the request has the token; an Origin is the address that was asked.
+Invariant: no page of another site reaches it, whatever name that site gives this machine (DNS rebinding):
+Host is this machine, or the request has the token; an Origin equals the requested address.
 """
 
 import hmac
@@ -23,19 +23,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit.starlette import App
 
 _NAMED_LOCAL = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
-TOKEN = "HARNESS_DASHBOARD_TOKEN"  # of the environment; without it this machine alone is answered
-OPENS = "HARNESS_DASHBOARD_OPENS"  # the address that is to be opened in a browser here; empty: none
+TOKEN = "HARNESS_DASHBOARD_TOKEN"  # environment variable; without it only this machine is served
+OPENS = "HARNESS_DASHBOARD_OPENS"  # address to open in a browser on this machine; empty: none
 _COOKIE = "harness_token"
 
 
 class Guard:
-    """Middleware that refuses foreign hosts and origins, and asks for the token where there is one."""
+    """Middleware that refuses foreign hosts and origins, and requires the token if one is set."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it; of a web socket a refusal is its end before it is accepted."""
+        """Answer or refuse a request; a refused web socket is closed before it is accepted."""
         refusal = self._refuse(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
             await self._app(scope, receive, send)
@@ -45,7 +45,7 @@ class Guard:
             await refusal(scope, receive, send)
 
     def _refuse(self, scope: Scope) -> Response | None:
-        """Return the answer to what is not served; None to what is."""
+        """Return the response that refuses a request or sets the cookie; None if the app may answer."""
         hosts, origins = _headers(scope, b"host"), _headers(scope, b"origin")
         if len(hosts) != 1 or any(origin.partition("://")[2] != hosts[0] for origin in origins):
             return PlainTextResponse("a request from another site", 403)
@@ -56,7 +56,7 @@ class Guard:
             return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
         if scope["type"] == "http" and self._is_token(given[0]):
-            # A browser takes what begins with two slashes for an address of another host.
+            # Browsers read a path that begins with two slashes as another host's address.
             answer = RedirectResponse(f"/{scope['path'].lstrip('/')}", 303)
             answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
             return answer
@@ -71,9 +71,9 @@ def _headers(scope: Scope, name: bytes) -> Sequence[str]:
 
 
 def _open_browser(address: str) -> None:
-    at = urlsplit(address)
+    parts = urlsplit(address)
     for _ in range(300):
-        with suppress(OSError), socket.create_connection((at.hostname or "", at.port or 80), 1):
+        with suppress(OSError), socket.create_connection((parts.hostname or "", parts.port or 80), 1):
             webbrowser.open(address)
             return
         time.sleep(0.1)
