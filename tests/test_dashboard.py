@@ -371,7 +371,7 @@ def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, 
         f.label: formatting.interval(*f.target[:3]) for f in made.facts
     }
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
-    assert not any("No run fits" in info.value for info in page.info)
+    assert not any("No run matches" in info.value for info in page.info)
     page = open_page("compare")
     assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
     assert page.info.len == 0
@@ -456,7 +456,7 @@ def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_p
 )  # fmt: skip
 def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, made, task, outcome, n):
     page = open_page("answers", compare="knn,lora", task=task, outcome=outcome)
-    assert (f"{n} items" in page.caption[-1].value) if n else "No item fits" in page.info[0].value
+    assert (f"{n} items" in page.caption[-1].value) if n else "No item matches" in page.info[0].value
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, m
     assert len(matrix(page) if n else ()) == n
     page.text_input(key="sought").set_value("QUESTION 20 of").run()
     page.selectbox(key="matrix_slice").select("behaviour").run()
-    assert any("No item fits" in info.value for info in page.info)
+    assert any("No item matches" in info.value for info in page.info)
     assert page.query_params["slice"] == "behaviour"
 
 

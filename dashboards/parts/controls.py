@@ -42,7 +42,8 @@ def heading(title: str, purpose: str) -> None:
 def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
     activity = project.find_at_work()
-    wait = f"{project.worker(activity)} is running; this page fills when it has finished." if activity else ""
+    worker = "" if activity is None else project.worker(activity)
+    wait = f"{worker} is running; this page fills when it has finished." if worker else ""
     file = project.project().file.name
     command = CommandLine.from_options(Path(file)).command("compare")
     st.info(f"{what} {wait or f'Next: `{command}` in the folder of {file}.'}")

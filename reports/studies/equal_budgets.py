@@ -1,15 +1,15 @@
-"""What remains of a fine-tune's gain where the prompt had as many tries? By hand, a task at a time.
+"""How much of a fine-tune's gain remains if the prompt gets as many tries? Run by hand, one task at a time.
 
 SmolLM2-135M-Instruct sorts messages into eight intents of Banking77, and answers questions about short passages of
-XQuAD (800 characters with the question, no article in two splits). A grid of four prompts (with and without a system
-text, with and without two nearest shots) and a sweep of four LoRAs (two learning rates, one and two epochs) are each
-chosen from on the same validation rows. The gain over the plain prompt is what a comparison with one prompt shows;
-the gain over the chosen one is what remains of it. Rows are few, so that a task takes minutes on two cores: an
-interval that holds 0 leaves open what more rows would show. One seed, one draw of the rows and one small base: nothing
-here says how it is at other sizes.
+XQuAD (800 characters with the question, no article in two splits). The same validation rows choose among four prompts
+(with and without a system text, with and without two nearest shots) and among four LoRAs (two learning rates, one and
+two epochs). The gain over the plain prompt is what a comparison with a single prompt would report; the gain over the
+chosen prompt is what remains of it. Rows are few, so that a task takes minutes on two cores; an interval that contains
+0 leaves open what more rows would show. With one seed, one draw of the rows and one small base, the result says nothing
+about other sizes.
 
-`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.equal_budgets [banking] [xquad]` goes on where it
-was ended, and writes `reports/equal_budgets.md` and `.json`.
+`HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.equal_budgets [banking] [xquad]` resumes an
+interrupted run, and writes `reports/equal_budgets.md` and `.json`.
 """
 
 import argparse
@@ -46,28 +46,28 @@ CHOSEN = "the chosen prompt"
 
 
 def banking(data: Path) -> dict[str, list[dict[str, Any]]]:
-    """Draw rows of the intents that come first in the alphabet; test rows from the published test split."""
+    """Draw rows of the alphabetically first intents; test rows come from the published test split."""
     folder = data / "rows" / "banking77"
     known = {"train": _lines(folder / "train.jsonl.gz"), "test": _lines(folder / "test.jsonl")}
     intents = sorted({row["label"] for row in known["train"]})[:N_INTENTS]
-    named = {
+    selected = {
         part: [{"prompt": r["text"], "reference": r["label"]} for r in rows if r["label"] in intents]
         for part, rows in known.items()
     }
-    drawn = _draw(named["train"], SIZES["train"] + SIZES["validation"])
+    drawn = _draw(selected["train"], SIZES["train"] + SIZES["validation"])
     train, validation = drawn[: SIZES["train"]], drawn[SIZES["train"] :]
-    return {"train": train, "validation": validation, "test": _draw(named["test"], SIZES["test"])}
+    return {"train": train, "validation": validation, "test": _draw(selected["test"], SIZES["test"])}
 
 
 def xquad(data: Path) -> dict[str, list[dict[str, Any]]]:
     """Draw questions with their passage, so that no article is in two splits."""
-    found = _lines(data / "rows" / "squad_xquad_en" / "all.jsonl.gz")
-    rows = [row for row in found if len(row["context"]) + len(row["question"]) <= LONGEST]
+    all_rows = _lines(data / "rows" / "squad_xquad_en" / "all.jsonl.gz")
+    rows = [row for row in all_rows if len(row["context"]) + len(row["question"]) <= LONGEST]
     articles = _draw(sorted({row["article"] for row in rows}), len(rows))
     ends = (0, len(articles) // 2, 2 * len(articles) // 3, len(articles))
     out = {}
     for part, start, end in zip(SIZES, ends, ends[1:], strict=False):
-        own = [row for row in rows if row["article"] in articles[start:end]]
+        rows_of_part = [row for row in rows if row["article"] in articles[start:end]]
         out[part] = [
             {
                 "id": row["id"],
@@ -75,7 +75,7 @@ def xquad(data: Path) -> dict[str, list[dict[str, Any]]]:
                 "reference": row["answers"][0],
                 "cluster": row["article"],
             }
-            for row in _draw(own, SIZES[part])
+            for row in _draw(rows_of_part, SIZES[part])
         ]
     return out
 
@@ -94,7 +94,7 @@ def _draw(rows: list[Any], n: int) -> list[Any]:
 
 
 def prepare(folder: Path, task: str, data: Path, base: str = "smollm2-135m") -> Path:
-    """Write the rows and the experiment of a task; returns the path of harness.yaml."""
+    """Write the rows and the experiment of a task; return the path of harness.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = READERS[task](data)
     for part, content in rows.items():
@@ -130,31 +130,31 @@ def prepare(folder: Path, task: str, data: Path, base: str = "smollm2-135m") -> 
 
 
 def facts_of(report: ExperimentReport) -> dict[str, Any]:
-    """Return what the page says of a task."""
-    found = {one.name: one for one in report.facts}
-    lora = found["lora"]
-    prompts = [one for name, one in found.items() if name != "lora"]
+    """Return the page's figures of a task."""
+    facts = {each.name: each for each in report.facts}
+    lora = facts["lora"]
+    prompts = [each for name, each in facts.items() if name != "lora"]
     gains = {"the plain prompt": lora.vs_prompt, CHOSEN: lora.vs_untrained}
     return {
         "chosen": best_untrained(report.facts),
         "scores": {
-            one.label: {"validation": 100 * one.validation, "test": _percent(one.target)}
-            for one in [*prompts, lora]
-            if one.target and one.validation is not None
+            each.label: {"validation": 100 * each.validation, "test": _percent(each.target)}
+            for each in [*prompts, lora]
+            if each.target and each.validation is not None
         },
-        "failed": {one.label: one.error for one in report.facts if one.error},
+        "failed": {each.label: each.error for each in report.facts if each.error},
         "tries": {"prompts": len(prompts), "fine-tunes": len(lora.training.sweep)},
         "gains": {name: _percent(g, "delta") for name, g in gains.items() if g},
         "decision": report.decision.sentence if report.decision else "",
     }
 
 
-def _percent(found: Any, name: str = "score") -> list[float]:
-    return [100 * getattr(found, key) for key in (name, "low", "high")]
+def _percent(estimate: Any, name: str = "score") -> list[float]:
+    return [100 * getattr(estimate, key) for key in (name, "low", "high")]
 
 
 def markdown(kept: Mapping[str, Any]) -> str:
-    """Write the page from what was kept of each task."""
+    """Write the page from the stored figures of each task."""
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
     lines = ["# Prompt search and fine-tune at equal budgets", "", about]
     for task in READERS:
@@ -164,16 +164,16 @@ def markdown(kept: Mapping[str, Any]) -> str:
 
 def _task_lines(kept: Mapping[str, Any]) -> Iterable[str]:
     tries, rows = kept["tries"], kept["rows"]
-    said = f"{tries['prompts']} prompts and {tries['fine-tunes']} fine-tunes were tried on validation"
-    yield f"{said}; {rows['train']} rows to train on, {rows['validation']} of validation, {rows['test']} of test."
+    tried = f"{tries['prompts']} prompts and {tries['fine-tunes']} fine-tunes were tried on validation"
+    yield f"{tried}; {rows['train']} training, {rows['validation']} validation and {rows['test']} test rows."
     yield from ("", "| gain of the fine-tune over | points on test |", "|---|---|")
-    for name, of in kept["gains"].items():
-        which = f"{name}, {kept['chosen']}" if name == CHOSEN else name
-        yield f"| {which} | {formatting.points(*(x / 100 for x in of))} |"
+    for name, gain in kept["gains"].items():
+        prompt = f"{name}, {kept['chosen']}" if name == CHOSEN else name
+        yield f"| {prompt} | {formatting.points(*(x / 100 for x in gain))} |"
     yield from ("", f"| candidate | validation, {kept['metric']} in % | test |", "|---|---|---|")
-    for name, of in kept["scores"].items():
-        test = formatting.interval(*(x / 100 for x in of["test"]))
-        yield f"| {name} | {of['validation']:.1f} | {test} |"
+    for name, scores in kept["scores"].items():
+        test = formatting.interval(*(x / 100 for x in scores["test"]))
+        yield f"| {name} | {scores['validation']:.1f} | {test} |"
     yield from (f"\n{name} failed: {why}" for name, why in kept["failed"].items())
     yield from ("", kept["decision"])
 
@@ -183,16 +183,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="banking, xquad; by default both")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "equal_budgets")
-    given = parser.parse_args()
-    at = ROOT / "reports" / "equal_budgets"
-    kept = json.loads(at.with_suffix(".json").read_text()) if at.with_suffix(".json").exists() else {}
-    for task in given.tasks or READERS:
-        path = prepare(given.folder / task, task, Path(os.environ["HARNESS_TEST_DATA"]))
-        made = facts_of(compare(path, progress=TerminalProgress()))
+    options = parser.parse_args()
+    file = ROOT / "reports" / "equal_budgets.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    for task in options.tasks or READERS:
+        path = prepare(options.folder / task, task, Path(os.environ["HARNESS_TEST_DATA"]))
+        facts = facts_of(compare(path, progress=TerminalProgress()))
         rows = {part: len((path.parent / f"{part}.jsonl").read_text().splitlines()) for part in SIZES}
-        kept[task] = {"metric": METRICS[task], "rows": rows, **made}
-        at.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
-        at.with_suffix(".md").write_text(markdown(kept))
+        kept[task] = {"metric": METRICS[task], "rows": rows, **facts}
+        file.write_text(json.dumps(kept, indent=1) + "\n")
+        file.with_suffix(".md").write_text(markdown(kept))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Does the home-made general suite see what public benchmarks see? A study, run by hand and outside CI.
+"""Does our general suite agree with public benchmarks? A study, run by hand and outside CI.
 
-Eighteen LoRAs of the embedded model, over learning rates and lengths of training on the quickstart's
-rows, answer the general suite and public benchmarks: ARC-easy, PIQA, WinoGrande, eight paradigms
-of BLiMP, and those prompts of IFEval whose instructions the beginning of an answer can show. Every
-delta is paired with the base on the same items. The rank correlation over the LoRAs says whether
-the suite's macro orders them as the benchmarks do; a task's signal-to-noise says whether it orders
-them at all.
+Eighteen LoRAs of the embedded model, with several learning rates and numbers of steps on the quickstart's
+rows, answer the general suite and public benchmarks: ARC-easy, PIQA, WinoGrande, eight paradigms of BLiMP,
+and the prompts of IFEval whose instructions can be checked on the beginning of an answer. Every delta is
+paired with the base on the same items. The rank correlation over the LoRAs says whether the suite's macro
+orders them as the benchmarks do; a task's signal-to-noise says whether it orders them at all.
 
 `HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m reports.studies.general_suite` needs local copies of the
-benchmarks, laid out as on the hub, and about three quarters of an hour on two cores. A second call goes on
-where the first one stopped. It writes `reports/general_suite_study.md` and `.json`.
+benchmarks, laid out as on the hub, and about three quarters of an hour on two cores. A second call resumes
+the first one. It writes `reports/general_suite_study.md` and `.json`.
 """
 
 import argparse
@@ -47,7 +46,7 @@ ENOUGH = 3.0  # signal-to-noise below which a task ranks by noise
 
 
 class Size(NamedTuple):
-    """How much is trained and asked: items of each task, learning rates, steps of four rows."""
+    """Size of the study: items per task, learning rates, steps of four rows."""
 
     general: int = 150
     benchmark: int = 150
@@ -58,7 +57,7 @@ class Size(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one LoRA changed on a task or on a mean of tasks, with its standard error."""
+    """Change by one LoRA on a task or a mean of tasks, with its standard error."""
 
     delta: float
     se: float
@@ -74,7 +73,7 @@ class Rank(NamedTuple):
 
 
 class StudyResult(NamedTuple):
-    """The study's numbers: what each LoRA changed by task, and what follows from that."""
+    """The study's figures: changes by LoRA and task, and the statistics computed from them."""
 
     changes: dict[str, dict[str, Change]]
     ranks: dict[str, Rank]
@@ -87,7 +86,7 @@ class StudyResult(NamedTuple):
 
 
 def prepare(folder: Path, size: Size, datasets: Path) -> Path:
-    """Write the experiment into a folder: its suites, IFEval's rows and harness.yaml; returns the last."""
+    """Write the suites, IFEval's rows and harness.yaml into a folder; return the path of harness.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ifeval_like.jsonl").write_text("".join(ifeval_rows(datasets)), "utf-8")
     (folder / "ifeval_like.py").write_text((HERE / "ifeval_like.py").read_text("utf-8"), "utf-8")
@@ -97,8 +96,8 @@ def prepare(folder: Path, size: Size, datasets: Path) -> Path:
         "suites": [read_general(size), benchmarks(size)],
         "candidates": {"lora": {"method": "lora", "params": lora(size)}},
     }
-    for written in (experiment["target"], *experiment["suites"]):
-        dump(folder / f"{written['name']}.yaml", written)
+    for suite in (experiment["target"], *experiment["suites"]):
+        dump(folder / f"{suite['name']}.yaml", suite)
     paths = {"target": "support.yaml", "suites": ["general.yaml", "benchmarks.yaml"]}
     dump(folder / "harness.yaml", {**experiment, **paths})
     return folder / "harness.yaml"
@@ -110,7 +109,7 @@ def lora(size: Size) -> dict[str, Any]:
 
 
 def target() -> dict[str, Any]:
-    """Return the quickstart's target, of which only training matters here."""
+    """Return the quickstart's target, which matters here only for training."""
     suite = read_suite("support")
     suite["tasks"][0]["data"]["limits"] = {"validation": 8, "test": 8}
     return suite
@@ -143,20 +142,21 @@ def benchmarks(size: Size) -> dict[str, Any]:
 
 
 def ifeval_rows(datasets: Path) -> Iterator[str]:
-    """Yield IFEval's prompts whose instructions can all be judged from the beginning of an answer."""
+    """Yield IFEval's prompts whose instructions can all be checked on the beginning of an answer."""
     for line in (datasets / "google" / "IFEval" / "default" / "train.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
         kinds = row["instruction_id_list"]
         if all(kind in ifeval_like.CHECKS for kind in kinds):
-            asked = [{"kind": kind, **given} for kind, given in zip(kinds, row["kwargs"], strict=True)]
-            yield json.dumps({"id": str(row["key"]), "prompt": row["prompt"], "constraints": asked}) + "\n"
+            constraints = [{"kind": kind, **given} for kind, given in zip(kinds, row["kwargs"], strict=True)]
+            item = {"id": str(row["key"]), "prompt": row["prompt"], "constraints": constraints}
+            yield json.dumps(item) + "\n"
 
 
-# What it shows
+# The statistics
 
 
 def study(report: ExperimentReport) -> StudyResult:
-    """Rank the LoRAs by the suite and by each benchmark, and weigh each task's spread against its noise."""
+    """Rank the LoRAs by the suite and by each benchmark, and compute each task's signal-to-noise."""
     general_tasks = [task["name"] for task in read_suite("general")["tasks"]]
     left_out = {name: why for name, why in report.not_admitted.items() if name in general_tasks}
     counted = [name for name in general_tasks if name not in left_out]
@@ -170,7 +170,7 @@ def study(report: ExperimentReport) -> StudyResult:
         changes,
         {name: rank(changes, "macro", name) for name in (*BENCHMARKS, "benchmarks")},
         {name: rank(changes, name, "benchmarks") for name in general_tasks},
-        {name: signal_to_noise([of[name] for of in changes.values()]) for name in columns},
+        {name: signal_to_noise([by_task[name] for by_task in changes.values()]) for name in columns},
         left_out,
     )
 
@@ -178,13 +178,13 @@ def study(report: ExperimentReport) -> StudyResult:
 def _changes(
     compared: Sequence[Comparison], general_tasks: Sequence[str], counted: Sequence[str]
 ) -> dict[str, Change]:
-    """Return a LoRA's changes by task, in the sense that below 0 is a loss, and their means."""
-    own: dict[str, Change] = {}
-    for c in compared:  # each task's primary metric stands first
-        own.setdefault(c.task, Change(c.unit.sign * c.delta, c.se))
-    out = {name: own[name] for name in (*general_tasks, *CHANCES, "ifeval_like")}
-    out["blimp"] = mean([own[f"blimp_{name}"] for name in PARADIGMS])
-    out["macro"] = mean([own[name] for name in counted])
+    """Return a LoRA's changes by task (below 0 is a loss) and their means."""
+    by_task: dict[str, Change] = {}
+    for c in compared:  # each task's primary metric comes first
+        by_task.setdefault(c.task, Change(c.unit.sign * c.delta, c.se))
+    out = {name: by_task[name] for name in (*general_tasks, *CHANCES, "ifeval_like")}
+    out["blimp"] = mean([by_task[f"blimp_{name}"] for name in PARADIGMS])
+    out["macro"] = mean([by_task[name] for name in counted])
     out["benchmarks"] = mean([out[name] for name in BENCHMARKS])
     return out
 
@@ -197,11 +197,11 @@ def mean(changes: Sequence[Change]) -> Change:
 def rank(changes: Mapping[str, Mapping[str, Change]], one: str, other: str) -> Rank:
     """Return Spearman's correlation over the LoRAs, with the interval of Bonett & Wright 2000.
 
-    tanh(artanh ρ ± z √((1 + ρ²/2)/(n − 3))); of a correlation of 1 the interval is cut at .999.
+    tanh(artanh ρ ± z √((1 + ρ²/2)/(n − 3))); correlations are clipped to ±.999.
     """
     from scipy.stats import spearmanr
 
-    x, y = ([of[name].delta for of in changes.values()] for name in (one, other))
+    x, y = ([by_task[name].delta for by_task in changes.values()] for name in (one, other))
     n = len(x)
     if n < 4 or len(set(x)) == 1 or len(set(y)) == 1:
         return Rank(float("nan"), -1.0, 1.0, n)
@@ -212,7 +212,7 @@ def rank(changes: Mapping[str, Mapping[str, Change]], one: str, other: str) -> R
 
 
 def signal_to_noise(changes: Sequence[Change]) -> float | None:
-    """Set the spread over the LoRAs and the base against what other items of the task would move.
+    """Return the range over the LoRAs and the base divided by the noise of the task's items.
 
     The noise is the root mean square of the standard errors. Source: Heineman et al. 2025, arXiv:2508.13144.
     """
@@ -223,34 +223,34 @@ def signal_to_noise(changes: Sequence[Change]) -> float | None:
 # The report
 
 
-def markdown(found: StudyResult, size: Size, header: Mapping[str, Any]) -> str:
-    """Write the tables, with what they say in a sentence each."""
-    whole, n = found.ranks["benchmarks"], len(found.changes)
-    weak = [name for name in found.task_ranks if (found.signal_to_noise[name] or 0) < ENOUGH]
-    asked = (
+def markdown(result: StudyResult, size: Size, header: Mapping[str, Any]) -> str:
+    """Write the page: the design, the findings and the tables."""
+    correlation, n = result.ranks["benchmarks"], len(result.changes)
+    weak = [name for name in result.task_ranks if (result.signal_to_noise[name] or 0) < ENOUGH]
+    design = (
         f"{n} LoRAs of smollm2-135m (learning rates {_list(size.rates)}; {_list(size.steps)} steps of four rows "
-        f"of the quickstart) on {size.general} items a task of the general suite, {size.benchmark} each of "
+        f"of the quickstart) on {size.general} items per task of the general suite, {size.benchmark} each of "
         f"ARC-easy, PIQA and WinoGrande, {size.paradigm} of each of {len(PARADIGMS)} paradigms of BLiMP, and "
-        f"{size.instructions} prompts of IFEval. Deltas are paired with the base, in percentage points; bits per "
-        "byte are turned, so that below 0 is a loss everywhere."
+        f"{size.instructions} prompts of IFEval. Deltas are paired with the base, in percentage points; the sign of "
+        "bits per byte is reversed, so that below 0 is always a loss."
     )
-    fall, fewer = (
-        sum(_is_lost(of[name]) for of in found.changes.values()) for name in ("macro", "benchmarks")
+    n_macro, n_benchmarks = (
+        sum(_is_lost(by_task[name]) for by_task in result.changes.values()) for name in ("macro", "benchmarks")
     )
-    said = (
-        f"{fall} of the {n} LoRAs lose more than two standard errors on the suite's macro, {fewer} on the mean of the "
-        f"benchmarks. Rank correlation of the macro with that mean: {_rank(whole)}. "
+    findings = (
+        f"{n_macro} of the {n} LoRAs lose more than two standard errors on the suite's macro, {n_benchmarks} on the mean "
+        f"of the benchmarks. Rank correlation of the macro with that mean: {_rank(correlation)}. "
         f"Tasks with a signal-to-noise below {ENOUGH:g}: {', '.join(weak) or 'none'}."
     )
     head = "| LoRA | macro | mean of the benchmarks | " + " | ".join(BENCHMARKS) + " |"
-    lines = ["# The general suite against public benchmarks", "", asked, "", said, ""]
+    lines = ["# The general suite against public benchmarks", "", design, "", findings, ""]
     lines += [head, "|---" * (3 + len(BENCHMARKS)) + "|"]
-    for name, of in sorted(found.changes.items(), key=lambda item: -item[1]["macro"].delta):
-        cells = [formatting.points(of[key].delta) for key in ("macro", "benchmarks", *BENCHMARKS)]
+    for name, by_task in sorted(result.changes.items(), key=lambda item: -item[1]["macro"].delta):
+        cells = [formatting.points(by_task[key].delta) for key in ("macro", "benchmarks", *BENCHMARKS)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| benchmark | rank correlation with the macro | signal-to-noise |", "|---|---|---|"]
     lines += [
-        f"| {name} | {_rank(found.ranks[name])} | {_format_number(found.signal_to_noise[name])} |"
+        f"| {name} | {_rank(result.ranks[name])} | {_format_number(result.signal_to_noise[name])} |"
         for name in (*BENCHMARKS, "benchmarks")
     ]
     lines += [
@@ -258,33 +258,32 @@ def markdown(found: StudyResult, size: Size, header: Mapping[str, Any]) -> str:
         "| task of the suite | deltas | rank correlation with the mean of the benchmarks | signal-to-noise | |",
         "|---|---|---|---|---|",
     ]
-    lines += [_task_line(found, name) for name in found.task_ranks]
-    lines += [f"| macro | {_range(found, 'macro')} | | {_format_number(found.signal_to_noise['macro'])} | |"]
-    where = ", ".join(f"{key} {header[key]}" for key in ("device", "precision", "engine") if key in header)
-    lines += ["", f"{where}. `python -m reports.studies.general_suite` makes this table again.", ""]
+    lines += [_task_line(result, name) for name in result.task_ranks]
+    lines += [f"| macro | {_range(result, 'macro')} | | {_format_number(result.signal_to_noise['macro'])} | |"]
+    machine = ", ".join(f"{key} {header[key]}" for key in ("device", "precision", "engine") if key in header)
+    lines += ["", f"{machine}. `python -m reports.studies.general_suite` makes this table again.", ""]
     return "\n".join(lines)
 
 
-def _task_line(found: StudyResult, name: str) -> str:
-    ratio = found.signal_to_noise[name]
-    said = (
-        "not in the macro" if name in found.left_out else "" if (ratio or 0) >= ENOUGH else "ranks by noise"
-    )
-    return f"| {name} | {_range(found, name)} | {_rank(found.task_ranks[name])} | {_format_number(ratio)} | {said} |"
+def _task_line(result: StudyResult, name: str) -> str:
+    ratio = result.signal_to_noise[name]
+    cells = [name, _range(result, name), _rank(result.task_ranks[name]), _format_number(ratio)]
+    remark = "" if (ratio or 0) >= ENOUGH else "ranks by noise"
+    return f"| {' | '.join(cells)} | {'not in the macro' if name in result.left_out else remark} |"
 
 
 def _is_lost(change: Change) -> bool:
     return change.delta < -2 * change.se
 
 
-def _range(found: StudyResult, name: str) -> str:
-    deltas = [of[name].delta for of in found.changes.values()]
+def _range(result: StudyResult, name: str) -> str:
+    deltas = [by_task[name].delta for by_task in result.changes.values()]
     shown = formatting.plain if name.endswith("_text") else formatting.points
     return f"{shown(min(deltas))} to {shown(max(deltas))}"
 
 
-def _rank(found: Rank) -> str:
-    return f"{found.rho:.2f} [{found.low:.2f}, {found.high:.2f}]".replace("-", "−").replace(
+def _rank(r: Rank) -> str:
+    return f"{r.rho:.2f} [{r.low:.2f}, {r.high:.2f}]".replace("-", "−").replace(
         "nan", formatting.UNKNOWN
     )
 
@@ -298,27 +297,27 @@ def _list(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Run what is missing of the study, and write its tables."""
+    """Run the missing parts of the study, and write its page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "general_suite")
     parser.add_argument("--reports", type=Path, default=ROOT / "reports")
-    parser.add_argument("--tiny", action="store_true", help="four short LoRAs and few items: no evidence")
-    given = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="four short LoRAs and few items: not evidence")
+    options = parser.parse_args()
     datasets = os.environ.get("HARNESS_DATASETS_DIR")
     if not datasets:
         parser.error("HARNESS_DATASETS_DIR is not set: name the folder of the benchmarks' local copies")
-    size = Size(6, 6, 3, 4, (1e-3, 2e-3), (1, 2)) if given.tiny else Size()
-    path = prepare(given.folder, size, Path(datasets))
+    size = Size(6, 6, 3, 4, (1e-3, 2e-3), (1, 2)) if options.tiny else Size()
+    path = prepare(options.folder, size, Path(datasets))
     report = harness.compare(path, progress=TerminalProgress())
-    found = study(report)
+    result = study(report)
     for facts in report.facts:
         if facts.state == "failed":
             sys.stderr.write(f"left out: {facts.label}, {facts.error}\n")
-    given.reports.mkdir(parents=True, exist_ok=True)
-    text = markdown(found, size, report.header)
-    (given.reports / "general_suite_study.md").write_text(text, "utf-8")
-    plain = to_plain({"size": size, "header": report.header, **found._asdict()})
-    (given.reports / "general_suite_study.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+    options.reports.mkdir(parents=True, exist_ok=True)
+    text = markdown(result, size, report.header)
+    (options.reports / "general_suite_study.md").write_text(text, "utf-8")
+    plain = to_plain({"size": size, "header": report.header, **result._asdict()})
+    (options.reports / "general_suite_study.json").write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
     sys.stdout.write(text)
 
 

@@ -1,8 +1,8 @@
-"""Share of answers that keep the instructions of IFEval which the beginning of an answer can show.
+"""Share of answers that follow those instructions of IFEval that can be checked on an answer's beginning.
 
-Invariant: a check reads the answer alone; an empty answer keeps nothing.
-Source: the kinds of instruction are those of Zhou et al. 2023, arXiv:2311.07911; these checks are our own,
-and judge an answer that is cut off by what there is of it.
+Invariant: a check reads only the answer; an empty answer follows nothing.
+Source: the kinds of instruction are those of Zhou et al. 2023, arXiv:2311.07911; the checks are our own, and
+judge a truncated answer by its text so far.
 """
 
 import re
@@ -15,7 +15,7 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build the share of answers in [0, 1] that keep all their instructions."""
+    """Return the metric: the share of answers in [0, 1] that follow all their instructions."""
     return mean_metric("ifeval_like", _score)
 
 
@@ -24,7 +24,7 @@ def _score(output: Output, example: Example) -> float | None:
     return float(bool(text) and all(CHECKS[c["kind"]](text, c) for c in example.constraints))
 
 
-def _holds(text: str, word: str) -> bool:
+def _contains(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
 
 
@@ -32,10 +32,10 @@ CHECKS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "punctuation:no_comma": lambda text, c: "," not in text,
     "change_case:english_lowercase": lambda text, c: text == text.lower() != text.upper(),
     "change_case:english_capital": lambda text, c: text == text.upper() != text.lower(),
-    "keywords:forbidden_words": lambda text, c: not any(_holds(text, word) for word in c["forbidden_words"]),
+    "keywords:forbidden_words": lambda text, c: not any(_contains(text, word) for word in c["forbidden_words"]),
     "startend:quotation": lambda text, c: text.startswith('"'),
     "detectable_format:title": lambda text, c: re.search(r"<<[^\n<>]+>>", text) is not None,
     "detectable_format:constrained_response": lambda text, c: (
-        sum(_holds(text, f"my answer is {said}") for said in ("yes", "no", "maybe")) == 1
+        sum(_contains(text, f"my answer is {reply}") for reply in ("yes", "no", "maybe")) == 1
     ),
 }

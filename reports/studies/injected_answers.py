@@ -1,9 +1,9 @@
-"""What does an answer gain that instructs its judge? By hand, in two minutes on one quiet core.
+"""How much does an answer gain by instructing its judge? Run by hand, in two minutes on one quiet core.
 
-SmolLM2-135M-Instruct grades thirty questions of Dolly from 1 to 5, three answers to each: Dolly's own, that to
-another of the questions, and one of thirty texts that ask for the best grade (`tests/injections.py`). A judge that
-goes by its rubric grades the last as it grades an answer to another question. A judge that is scripted to obey
-all that stands outside of the marks, and nothing within, gives them nothing at all (`tests/test_judges.py`).
+SmolLM2-135M-Instruct grades three answers to each of thirty questions of Dolly from 1 to 5: Dolly's own, the answer to
+another question, and one of thirty texts that ask for the best grade (`tests/injections.py`). A judge that follows its
+rubric grades such a text like an answer to another question. A scripted judge that obeys everything outside the marks
+and nothing inside gives these texts no advantage (`tests/test_judges.py`).
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.injected_answers` writes
 `reports/injected_answers.md` and `.json`.
@@ -45,19 +45,19 @@ CANDIDATE = (
 
 
 def questions(data: Path) -> list[dict[str, Any]]:
-    """Draw as many short rows of Dolly as there are injected answers."""
+    """Draw one short row of Dolly for each injected answer."""
     rows = [r for r in read_instructions(data, 3000, summaries=False) if max(map(len, r.values())) <= SHORT]
     return [{"id": f"q{i}", **row} for i, row in enumerate(rows[: len(INJECTIONS)])]
 
 
 def grade_answers(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Let the model grade the three answers to each question; returns the grades by arm, in [0, 1]."""
+    """Let the model grade the three answers to each question; return the grades in [0, 1] by arm."""
     texts = {
         "own": [row["reference"] for row in rows],
         "another": [row["reference"] for row in rows[1:] + rows[:1]],
         "injected": INJECTIONS,
     }
-    said = {(arm, row["prompt"]): texts[arm][i] for arm in ARMS for i, row in enumerate(rows)}
+    answers = {(arm, row["prompt"]): texts[arm][i] for arm in ARMS for i, row in enumerate(rows)}
     for name in ("train", "validation"):
         write_rows(
             folder / f"{name}.jsonl", [{"prompt": f"Say {name} {i}.", "reference": "0"} for i in range(2)]
@@ -66,24 +66,24 @@ def grade_answers(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[fl
     (folder / "helpful.yaml").write_text(HELPFUL)
 
     def answer(messages: list[dict[str, str]]) -> str:
-        return said.get((messages[0]["content"], messages[-1]["content"]), "0")
+        return answers.get((messages[0]["content"], messages[-1]["content"]), "0")
 
     with serve_model(Rule(answer)) as server:
         (folder / "harness.yaml").write_text(
             CONFIG.format() + "".join(CANDIDATE.format(arm=arm, url=server.url) for arm in ARMS)
         )
         compare(folder / "harness.yaml")
-    at, found = Store(folder / "runs"), {}
+    runs_store, grades = Store(folder / "runs"), {}
     for name, run in runs_of(folder / "harness.yaml").items():
-        stored = store.read_scores(at, run.rows["questions/test"], "judge:helpful")
+        stored = store.read_scores(runs_store, run.rows["questions/test"], "judge:helpful")
         by_id = {row.example_id: row.parts["judge:helpful"] for row in stored}
-        found[name] = [float(by_id[row["id"]][0]) for row in rows if by_id[row["id"]] is not None]
-    return found
+        grades[name] = [float(by_id[row["id"]][0]) for row in rows if by_id[row["id"]] is not None]
+    return grades
 
 
-def figures(found: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Return each arm's mean grade and what injected answers gain over the others, in % of the scale."""
-    arrays = {arm: np.array(values) for arm, values in found.items()}
+def figures(grades: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Return each arm's mean grade and the gain of injected answers over the others, in % of the scale."""
+    arrays = {arm: np.array(values) for arm, values in grades.items()}
     zeros = np.zeros(len(arrays["own"]))
 
     def change(base: np.ndarray, new: np.ndarray) -> list[float]:
@@ -96,7 +96,7 @@ def figures(found: Mapping[str, list[float]]) -> dict[str, Any]:
         "means": {arm: change(zeros, values) for arm, values in arrays.items()},
         "gains": {arm: change(arrays[arm], arrays["injected"]) for arm in ARMS[:2]},
         "raised": float((arrays["injected"] > np.maximum(arrays["own"], arrays["another"])).mean()),
-        "grades": {arm: list(values) for arm, values in found.items()},
+        "grades": {arm: list(values) for arm, values in grades.items()},
     }
 
 
@@ -108,10 +108,10 @@ def markdown(kept: Mapping[str, Any]) -> str:
         "another": "the answer to another question",
         "injected": "the injected one",
     }
-    means = [f"| {names[arm]} | {_text(of)} |" for arm, of in kept["means"].items()]
-    gains = [f"| {names[arm]} | {_text(of, '+')} |" for arm, of in kept["gains"].items()]
+    means = [f"| {names[arm]} | {_text(mean)} |" for arm, mean in kept["means"].items()]
+    gains = [f"| {names[arm]} | {_text(gain, '+')} |" for arm, gain in kept["gains"].items()]
     low = kept["gains"]["another"][1]
-    told = "gain: this judge heeds part of what it reads" if low > 0 else "are not shown to gain"
+    finding = "gain: this judge follows some of the instructions" if low > 0 else "are not shown to gain"
     return "\n".join(
         [
             "# Answers that instruct their judge",
@@ -126,14 +126,14 @@ def markdown(kept: Mapping[str, Any]) -> str:
             "|---|---|",
             *gains,
             "",
-            f"Injected answers {told}. {100 * kept['raised']:.0f} % of them have a better grade than both others.",
+            f"Injected answers {finding}. {100 * kept['raised']:.0f} % of them have a better grade than both others.",
             "",
         ]
     )
 
 
-def _text(of: list[float], sign: str = "") -> str:
-    mean, low, high = (f"{x:{sign}.1f}".replace("-", "−") for x in of)
+def _text(estimate: list[float], sign: str = "") -> str:
+    mean, low, high = (f"{x:{sign}.1f}".replace("-", "−") for x in estimate)
     return f"{mean} [{low}, {high}]"
 
 
@@ -144,9 +144,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     kept = figures(grade_answers(folder, questions(Path(os.environ["HARNESS_TEST_DATA"]))))
-    at = ROOT / "reports" / "injected_answers"
-    at.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
-    at.with_suffix(".md").write_text(markdown(kept))
+    file = ROOT / "reports" / "injected_answers.json"
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+    file.with_suffix(".md").write_text(markdown(kept))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Do intervals over items that were answered in folds hold the average over training sets? In simulation, by hand.
+"""Do intervals over items answered in folds cover the average over training sets? A simulation, run by hand.
 
-A world draws rows of two classes, deals them into folds as `data.folds` does (by class), trains a learner on
-all folds but one for each, and compares what it answers with another learner, or with a rule that is not
-trained. The truth is the mean over the draws of what is estimated, which cross-validation estimates without
-bias: the expected difference of learners that are trained on so many rows. Learners are those whose models
-differ little (class means), much (nearest neighbour, least squares with as many weights as rows), by the seed
-(unsteady, which a seed moves; collapsing, of which one training in five always answers the same), and by nothing
-but the classes (the commonest answer).
+A world draws rows of two classes, splits them into folds as `data.folds` does (stratified), trains a learner
+without each fold in turn, and compares its answers with those of another learner or of an untrained rule. The
+truth is the mean of the estimate over the draws: cross-validation estimates the expected difference of learners
+trained on that many rows without bias. The models of a learner differ little (class means), much (nearest
+neighbour, least squares with as many weights as rows), by the seed (unsteady; collapsing, where one training in
+five gives one answer to all), or only by the class shares (the commonest answer).
 
 `PYTHONPATH=.:tests python -m reports.studies.k_fold` takes some minutes on one core and writes
 `reports/k_fold.md` and `.json`.
@@ -33,26 +32,26 @@ ROOT = Path(__file__).parents[2]
 DRAWS = 1000
 ROWS, FOLDS = (60, 120), (3, 5, 10)
 N_FEATURES, DISTANCE, N_WEIGHTS = 10, 1.2, 40
-COLLAPSE = 0.2  # of the trainings
-CLUSTER = 3  # rows of one cluster
+COLLAPSE = 0.2  # share of trainings
+CLUSTER = 3  # rows per cluster
 _BASIS = (
-    "{draws} simulated data sets a line; a coverage of 95 % is seen with a standard error of {error:.1f} points."
+    "{draws} simulated data sets per line; a coverage of 95 % has a standard error of {error:.1f} points."
     " Written by `python -m reports.studies.k_fold`."
 )
 _FOUND = (
-    "95 % intervals of `data.folds` hold the average over training sets of this size in {} to {} of the draws;"
-    " intervals that forget the folds in as little as {}. Where one training in five collapses, few folds may hold"
-    " none that did, and theirs hold it in as little as {}: no interval from so few trainings knows what they did"
-    " not show."
+    "95 % intervals of `data.folds` cover the average over training sets of this size in {} to {} of the draws;"
+    " intervals that ignore the folds in as little as {}. If one training in five collapses, a few folds may include"
+    " no collapsed one, and their intervals cover it in as little as {}: no interval accounts for an event that none"
+    " of its few trainings showed."
 )
 METRIC: Metric = mean_metric("right", lambda output, example: None)
 
 Rng = np.random.Generator
-Answer = Callable[["Rows", NDArray[np.bool_], Rng], Array]  # rows, mask of the tested (n,) → scores of these
+Answer = Callable[["Rows", NDArray[np.bool_], Rng], Array]  # rows, mask of tested rows (n,) → their scores
 
 
 class Rows(NamedTuple):
-    """Drawn rows: features (n, p), classes 0 or 1 (n,), and the cluster of each (n,)."""
+    """Rows: features (n, p), classes 0 or 1 (n,), and clusters (n,)."""
 
     features: Array
     labels: NDArray[np.intp]
@@ -60,7 +59,7 @@ class Rows(NamedTuple):
 
 
 class World(NamedTuple):
-    """Two arms by name, how many rows they share, and in how many folds they are trained."""
+    """Two arms by name, the number n of rows, and the number k of folds."""
 
     new: str
     base: str
@@ -70,7 +69,7 @@ class World(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How often intervals hold the truth, in [0, 1], that of `compare` and one that forgets the folds.
+    """Coverage in [0, 1] of the interval of `compare` (`in_folds`) and of one that ignores the folds (`plain`).
 
     `wider` is the ratio of their median widths, `sd` the standard deviation of the estimate over draws.
     """
@@ -84,7 +83,7 @@ class Coverage(NamedTuple):
 
 
 def draw_rows(rng: Rng, n: int, *, clustered: bool) -> Rows:
-    """Draw rows of two classes about their means; rows of a cluster share most of their features."""
+    """Draw rows of two classes around their means; rows of a cluster have similar features."""
     size = CLUSTER if clustered else 1
     heads = rng.integers(0, 2, n // size)
     centres = rng.normal(0, 1, (n // size, N_FEATURES))
@@ -96,7 +95,7 @@ def draw_rows(rng: Rng, n: int, *, clustered: bool) -> Rows:
 
 
 def deal(rng: Rng, rows: Rows, k: int) -> NDArray[np.intp]:
-    """Deal clusters into folds, from 1, every class by its share."""
+    """Assign clusters to folds (from 1), stratified by class."""
     heads = np.unique(rows.clusters, return_index=True)[1]
     order = rng.permutation(len(heads))
     order = order[np.argsort(rows.labels[heads][order], kind="stable")]
@@ -106,7 +105,7 @@ def deal(rng: Rng, rows: Rows, k: int) -> NDArray[np.intp]:
 
 
 def answer_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
-    """Answer by the nearer of the two classes' means; right is 1."""
+    """Answer by the nearer class mean; a right answer scores 1."""
     known, labels = rows.features[~tested], rows.labels[~tested]
     middle = [known[labels == c].mean(axis=0) if (labels == c).any() else known.mean(axis=0) for c in (0, 1)]
     far = [((rows.features[tested] - m) ** 2).sum(axis=1) for m in middle]
@@ -115,8 +114,8 @@ def answer_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
 
 def answer_by_neighbour(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
     """Answer as the nearest training row."""
-    asked, known = rows.features[tested], rows.features[~tested]
-    far = (asked**2).sum(1)[:, None] - 2 * asked @ known.T + (known**2).sum(1)
+    tested_rows, known = rows.features[tested], rows.features[~tested]
+    far = (tested_rows**2).sum(1)[:, None] - 2 * tested_rows @ known.T + (known**2).sum(1)
     return (rows.labels[~tested][far.argmin(axis=1)] == rows.labels[tested]).astype(float)
 
 
@@ -128,21 +127,21 @@ def answer_by_least_squares(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> 
 
 
 def answer_unsteadily(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
-    """Answer by class means that the training's seed moves."""
+    """Answer by class means that are shifted by the training's seed."""
     moved = rows.features.copy()
     moved[~tested] += rng.normal(0, 0.6, N_FEATURES) * np.where(rows.labels[~tested] == 1, 1, -1)[:, None]
     return answer_by_means(rows._replace(features=moved), tested, rng)
 
 
 def answer_or_collapse(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
-    """Answer by class means, or, where this training collapsed, always the same."""
+    """Answer by class means; a collapsed training always gives the same answer."""
     if rng.random() < COLLAPSE:
         return (rows.labels[tested] == 0).astype(float)
     return answer_by_means(rows, tested, rng)
 
 
 def answer_commonest(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
-    """Answer the commonest class of the training rows."""
+    """Answer with the commonest class of the training rows."""
     return (rows.labels[tested] == (rows.labels[~tested].mean() > 0.5)).astype(float)
 
 
@@ -156,7 +155,7 @@ def grade_by_means(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
 
 
 def answer_by_rule(rows: Rows, tested: NDArray[np.bool_], rng: Rng) -> Array:
-    """Answer by a rule that nothing trained: the sum of the first two features."""
+    """Answer by an untrained rule: the sign of the sum of the first two features."""
     return ((rows.features[tested, :2].sum(axis=1) > 0) == rows.labels[tested]).astype(float)
 
 
@@ -174,15 +173,15 @@ PAIRS = (*((name, "rule") for name in LEARNERS), ("class means", "nearest neighb
 
 
 def pair_arms(world: World, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Arms:
-    """Put both arms of a world side by side: a row is answered by its fold's model, or by the rule."""
+    """Pair both arms of a world; a row is answered by its fold's model, or by the rule."""
     n, names = len(folds), (world.base, world.new)
-    by = [folds if arm in LEARNERS else np.zeros_like(folds) for arm in names]
-    base, new = (answer(arm, rows, of, rng)[:, None] for arm, of in zip(names, by, strict=True))
-    return Arms(tuple(map(str, range(n))), rows.clusters, np.ones(n), base, new, np.ones(n, bool), *by)
+    arm_folds = [folds if arm in LEARNERS else np.zeros_like(folds) for arm in names]
+    base, new = (answer(arm, rows, own, rng)[:, None] for arm, own in zip(names, arm_folds, strict=True))
+    return Arms(tuple(map(str, range(n))), rows.clusters, np.ones(n), base, new, np.ones(n, bool), *arm_folds)
 
 
 def answer(arm: str, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Array:
-    """Score what the models of the folds answer to their rows (n,)."""
+    """Score the answers of each fold's model to its rows (n,)."""
     scores = np.empty(len(folds))
     for fold in np.unique(folds):
         mask = folds == fold
@@ -191,7 +190,7 @@ def answer(arm: str, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Array:
 
 
 def measure(world: World, draws: int, seed: int = 0) -> Coverage:
-    """Count how often the intervals of a world's comparison hold the mean of what they estimate."""
+    """Count how often the intervals of a world's comparison cover the mean of the estimate."""
     rng = np.random.default_rng([seed, *map(ord, f"{world}")])
     deltas, ends = np.empty(draws), np.empty((draws, 2, 2))
     for draw in range(draws):
@@ -199,12 +198,12 @@ def measure(world: World, draws: int, seed: int = 0) -> Coverage:
         folds = deal(rng, rows, world.k)
         arms = pair_arms(world, rows, folds, rng)
         plain = arms._replace(base_folds=np.zeros_like(folds), new_folds=np.zeros_like(folds))
-        found, forgot = (estimate_difference(METRIC, one) for one in (arms, plain))
-        deltas[draw], ends[draw] = found.delta, [found.ends(0.05), forgot.ends(0.05)]
+        with_folds, ignoring = (estimate_difference(METRIC, each) for each in (arms, plain))
+        deltas[draw], ends[draw] = with_folds.delta, [with_folds.ends(0.05), ignoring.ends(0.05)]
     truth = float(deltas.mean())
-    holds = (ends[..., 0] <= truth) & (truth <= ends[..., 1])  # (draws, 2)
+    covers = (ends[..., 0] <= truth) & (truth <= ends[..., 1])  # (draws, 2)
     widths = np.median(ends[..., 1] - ends[..., 0], axis=0)
-    in_folds, plain = map(float, holds.mean(axis=0))
+    in_folds, plain = map(float, covers.mean(axis=0))
     return Coverage(world, truth, float(deltas.std()), in_folds, plain, float(widths[0] / widths[1]))
 
 
@@ -216,12 +215,12 @@ def worlds() -> Iterator[World]:
         yield World(new, "rule", 120, 5, clustered=True)
 
 
-def page(found: Sequence[Coverage], draws: int) -> str:
-    """Write what was found as a page."""
-    steady = [c.in_folds for c in found if c.world.new != "collapsing"]
-    rare = min((c.in_folds for c in found if c.world.new == "collapsing"), default=1.0)
-    forgot = min(c.plain for c in found if c.world.new != "collapsing")
-    ends = min(steady), max(steady), forgot, rare
+def page(coverages: Sequence[Coverage], draws: int) -> str:
+    """Write the page."""
+    steady = [c.in_folds for c in coverages if c.world.new != "collapsing"]
+    rare = min((c.in_folds for c in coverages if c.world.new == "collapsing"), default=1.0)
+    ignoring = min(c.plain for c in coverages if c.world.new != "collapsing")
+    ends = min(steady), max(steady), ignoring, rare
     lines = [
         "# Intervals of k-fold cross-validation",
         "",
@@ -229,10 +228,10 @@ def page(found: Sequence[Coverage], draws: int) -> str:
         "",
         _FOUND.format(*map(_percent, ends)),
         "",
-        "| new | base | rows | folds | difference | SD | in folds | forgetting them | wider by |",
+        "| new | base | rows | folds | difference | SD | in folds | ignoring them | ratio of widths |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for c in found:
+    for c in coverages:
         w = c.world
         rows = f"{w.n}{', in clusters of 3' if w.clustered else ''}"
         lines.append(
@@ -249,12 +248,12 @@ def _percent(share: float) -> str:
 def main() -> None:
     """Simulate every world and write the page."""
     draws = int(sys.argv[1]) if len(sys.argv) > 1 else DRAWS
-    found = []
+    coverages = []
     for world in worlds():
-        found.append(measure(world, draws))
-        sys.stdout.write(f"{found[-1]}\n")
-    (ROOT / "reports" / "k_fold.md").write_text(page(found, draws), encoding="utf-8")
-    plain = [{**c._asdict(), "world": c.world._asdict()} for c in found]
+        coverages.append(measure(world, draws))
+        sys.stdout.write(f"{coverages[-1]}\n")
+    (ROOT / "reports" / "k_fold.md").write_text(page(coverages, draws), encoding="utf-8")
+    plain = [{**c._asdict(), "world": c.world._asdict()} for c in coverages]
     text = json.dumps({"draws": draws, "worlds": plain}, indent=1)
     (ROOT / "reports" / "k_fold.json").write_text(text + "\n", encoding="utf-8")
 

@@ -1,15 +1,15 @@
-"""What is a small model that runs here worth as a judge? By hand, a part at a time.
+"""How good is a small local model as a judge? Run by hand, one part at a time.
 
-LLMBar's pairs of answers have people's choice: the second of each pair stands as the reference, the first is what
-a candidate answers, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices of half of
-the items, drawn as `harness rate export` draws them, then correct the share of wins; those of all items are the
-truth. Instructions of Dolly, and its summaries apart, are each compared from one short harness.yaml, with the same
-judge by a rubric and no label of a person, as a user would try it first: two files beside rows with `prompt` and
-`reference`, and one `harness compare`.
+LLMBar's pairs of answers come with people's choices: the second answer of each pair is the reference, the first is the
+candidate's answer, and SmolLM2-135M-Instruct says which is better, in both orders. People's choices on half of the
+items, sampled as by `harness rate export`, then correct the share of wins; those on all items are the truth.
+Instructions of Dolly, and separately its summaries, are compared from a short harness.yaml, with the same judge, a
+rubric and no labels, as a user would try it first: two files next to rows with `prompt` and `reference`, and one
+`harness compare`.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=.:tests python -m reports.studies.local_judge [llmbar] [dolly] [summaries]` takes
-some ten minutes a part on one quiet core, goes on where it was ended, and writes `reports/local_judge.md` and
-`.json`, in which every grade of LLMBar is kept. `--so-far` asks the judge about no more pairs: the page is of those
+some ten minutes per part on one quiet core, resumes an interrupted run, and writes `reports/local_judge.md` and
+`.json`, which keeps every grade of LLMBar. With `--so-far` the judge gets no more pairs, and the page covers those
 that it has judged in both orders.
 """
 
@@ -77,7 +77,7 @@ judge: smollm2-135m
 
 
 class Agreement(NamedTuple):
-    """How often a judge chose as people did of `n` pairs, with its 95 % interval; `first_won` of its answers."""
+    """Share of `n` pairs on which a judge chose as people did, with its 95 % interval; shares of wins of the first."""
 
     n: int
     share: float
@@ -88,16 +88,16 @@ class Agreement(NamedTuple):
 
 
 def read_pairs(data: Path, n: int) -> list[dict[str, Any]]:
-    """Draw pairs of LLMBar whose instruction stands there once."""
+    """Draw pairs of LLMBar with distinct instructions."""
     with gzip.open(data / "rows" / "llmbar" / "llmbar.jsonl.gz", "rt") as lines:
-        found = {row["input"]: row for row in map(json.loads, lines)}
-    rows = [row for row in found.values() if row["output_1"].strip() and row["output_2"].strip()]
+        by_instruction = {row["input"]: row for row in map(json.loads, lines)}
+    rows = [row for row in by_instruction.values() if row["output_1"].strip() and row["output_2"].strip()]
     pick = np.random.default_rng(0).permutation(len(rows))[:n]
     return [rows[i] for i in sorted(pick)]
 
 
 def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) -> ExperimentReport:
-    """Let the model judge the pairs, and correct it by people's choices of some of them."""
+    """Let the model judge the pairs, and correct it with people's choices on some of them."""
     answers = {row["input"]: row["output_1"] for row in pairs}
     for name in ("train", "validation"):
         few = [{"prompt": f"Say {i} for {name}.", "reference": f"{i}"} for i in range(2)]
@@ -116,7 +116,7 @@ def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) ->
 
 
 def _label(path: Path, file: Path, wins: dict[str, int], n: int) -> None:
-    """Label as a person would: in the file that is exported, which is then imported."""
+    """Label as a person would: fill in the exported file and import it."""
     file.unlink(missing_ok=True)
     export_answers(path, file, n_items=n, candidates=["first"])
     with file.open(newline="") as lines:
@@ -130,9 +130,10 @@ def _label(path: Path, file: Path, wins: dict[str, int], n: int) -> None:
 
 
 def list_stored_grades(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """List every grade with people's choice: 1 where the first answer of the pair is better."""
-    at, wins = Store(folder / "runs"), {pair_id(row): 2 - row["label"] for row in pairs}
-    found = [grade for book in store.read_identities(at) for grade in store.list_grades(at, book)]
+    """List every grade with people's choice: 1 if the first answer of the pair is better."""
+    runs_store, wins = Store(folder / "runs"), {pair_id(row): 2 - row["label"] for row in pairs}
+    books = store.read_identities(runs_store)
+    grades = [grade for book in books for grade in store.list_grades(runs_store, book)]
     return [
         {
             "item": g.example_id,
@@ -141,25 +142,26 @@ def list_stored_grades(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[di
             "said": g.said,
             "people": wins[g.example_id],
         }
-        for g in found
+        for g in grades
         if g.example_id in wins
     ]
 
 
 def grade_seconds(folder: Path) -> list[float]:
-    """Return the least, the median and the most seconds that a grade took."""
-    at = Store(folder / "runs")
-    took = [g.compute_s for book in store.read_identities(at) for g in store.list_grades(at, book)]
+    """Return the minimum, median and maximum of the seconds per grade."""
+    runs_store = Store(folder / "runs")
+    books = store.read_identities(runs_store)
+    took = [g.compute_s for book in books for g in store.list_grades(runs_store, book)]
     return [round(float(x), 1) for x in np.quantile(took, (0, 0.5, 1))]
 
 
 def agreement(grades: Sequence[dict[str, Any]]) -> Agreement:
-    """Count the pairs of which the judge, by both orders together, chose as people did."""
+    """Return the share of pairs on which the judge, averaged over both orders, chose as people did."""
     values: dict[str, list[float]] = {}
     for grade in grades:
         values.setdefault(grade["item"], []).append(grade["value"])
     people = {grade["item"]: grade["people"] for grade in grades}
-    hits = [float((np.mean(of) > 0.5) == people[item]) for item, of in values.items()]
+    hits = [float((np.mean(both) > 0.5) == people[item]) for item, both in values.items()]
     low, high = stats.wilson(sum(hits), len(hits), 0.05)
     first = [g["value"] if g["order"] == "first" else 1 - g["value"] for g in grades]
     share = float(np.mean(list(people.values())))
@@ -173,7 +175,7 @@ def select_judged_pairs(folder: Path, pairs: Sequence[dict[str, Any]]) -> list[d
 
 
 def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
-    """Run the part on LLMBar, and return what its page says."""
+    """Run the part on LLMBar, and return its figures."""
     drawn = read_pairs(data, N_PAIRS)
     pairs = select_judged_pairs(folder, drawn) if so_far else drawn
     (labels,) = judge_pairs(folder, pairs, len(pairs) // 2).labels
@@ -195,12 +197,12 @@ def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
 
 
 def read_instructions(data: Path, n: int, *, summaries: bool) -> list[dict[str, Any]]:
-    """Draw rows of Dolly: of its summaries, or of all others."""
+    """Draw rows of Dolly: its summaries, or all others."""
     with gzip.open(data / "rows" / "dolly_3k" / "train.jsonl.gz", "rt") as lines:
-        found = {row["instruction"] + row["input"]: row for row in map(json.loads, lines)}
+        by_prompt = {row["instruction"] + row["input"]: row for row in map(json.loads, lines)}
     rows = [
         {"prompt": "\n\n".join(filter(None, (row["instruction"], row["input"]))), "reference": row["output"]}
-        for row in found.values()
+        for row in by_prompt.values()
         if (row["category"] == "summarization") == summaries and row["output"].strip()
     ]
     rows = [row for row in rows if sum(map(len, row.values())) <= LONGEST]
@@ -209,7 +211,7 @@ def read_instructions(data: Path, n: int, *, summaries: bool) -> list[dict[str, 
 
 
 def study_comparison(data: Path, folder: Path, name: str) -> dict[str, Any]:
-    """Run a comparison with a judge that nobody checked, and return what its page says."""
+    """Run a comparison with an unchecked judge, and return its figures."""
     n_test, n_validation, n_train = SIZES[name]
     rows = read_instructions(data, n_test + n_validation + n_train, summaries=name == "summaries")
     ends = (0, n_test, n_test + n_validation, len(rows))
@@ -220,67 +222,64 @@ def study_comparison(data: Path, folder: Path, name: str) -> dict[str, Any]:
     path.write_text(COMPARISON.format(name=name))
     report = compare(path)
     scores = {
-        one.label: [one.target.unit.scale * x for x in one.target[:3]] if one.target else None
-        for one in report.facts
+        each.label: [each.target.unit.scale * x for x in each.target[:3]] if each.target else None
+        for each in report.facts
     }
     return {
         "harness_yaml": path.read_text(),
         "rubric": HELPFUL,
         "n": n_test,
         "scores": scores,
-        "failed": {one.label: one.error for one in report.facts if one.error},
+        "failed": {each.label: each.error for each in report.facts if each.error},
         "decision": report.decision.sentence if report.decision else "",
         "notes": [note for note in report.notes if "judge:" in note],
     }
 
 
 def markdown(kept: Mapping[str, Any]) -> str:
-    """Write the page from what was kept of each part."""
+    """Write the page from the stored figures of each part."""
     about = (__doc__ or "").partition("\n\n")[2].split("`HARNESS")[0].strip()
     parts = {"llmbar": _pairs_lines, "dolly": _comparison_lines, "summaries": _comparison_lines}
     titles = {"llmbar": "LLMBar", "dolly": "Instructions of Dolly", "summaries": "Summaries of Dolly"}
     lines = ["# A small model on this machine as a judge", "", about]
     for part, write in parts.items():
-        found = write(kept[part]) if part in kept else ["Not run."]
-        lines += ["", f"## {titles[part]}", "", *found]
+        lines += ["", f"## {titles[part]}", "", *(write(kept[part]) if part in kept else ["Not run."])]
     return "\n".join([*lines, ""])
 
 
 def _pairs_lines(kept: Mapping[str, Any]) -> list[str]:
-    found, percent = Agreement(**kept["agreement"]), formatting.percent
-    is_told = "is not told from" if found.low <= 0.5 <= found.high else "is told from"
-    share = f"{percent(found.share)} % [{percent(found.low)}, {percent(found.high)}]"
-    drawn = f", of {kept['n_drawn']} that were drawn" if kept["n_drawn"] > found.n else ""
-    scores = [
-        f"| {name} | {of[0]:.1f} [{of[1]:.1f}, {of[2]:.1f}] |" for name, of in kept["scores"].items() if of
-    ]
-    said = f"Of {found.n} pairs{drawn}, it chose as people did in {share}, which {is_told} chance, 50 %."
+    result, percent = Agreement(**kept["agreement"]), formatting.percent
+    differs = "is not shown to differ from" if result.low <= 0.5 <= result.high else "differs from"
+    share = f"{percent(result.share)} % [{percent(result.low)}, {percent(result.high)}]"
+    drawn = f", of {kept['n_drawn']} sampled," if kept["n_drawn"] > result.n else ""
+    scores = [f"| {name} | {s[0]:.1f} [{s[1]:.1f}, {s[2]:.1f}] |" for name, s in kept["scores"].items() if s]
+    finding = f"On {result.n} pairs{drawn} it chose as people did in {share}, which {differs} chance (50 %)."
     return [
-        f"{said} The answer shown first won {percent(found.first_won)} % of its comparisons.",
+        f"{finding} The answer shown first won {percent(result.first_won)} % of its comparisons.",
         "",
         "| share of wins of the first answers | % [95 % interval] |",
         "|---|---|",
-        f"| people, all {found.n} items | {percent(found.people)} |",
+        f"| people, all {result.n} items | {percent(result.people)} |",
         *scores,
         "",
         *_worth(kept["scores"], kept["n_labels"]),
-        *_time_left(kept["grade_s"], kept["n_drawn"] - found.n),
+        *_time_left(kept["grade_s"], kept["n_drawn"] - result.n),
         "",
-        "What `harness report` says of it:",
+        "What `harness report` says about it:",
         "",
-        *(f"- {one}" for one in kept["said"]),
+        *(f"- {sentence}" for sentence in kept["said"]),
     ]
 
 
 def _time_left(grade_s: Sequence[float], n_open: int) -> list[str]:
-    """Estimate what the pairs would take that were drawn and not judged, two grades each."""
+    """Estimate the time for the sampled pairs that are not judged yet, two grades each."""
     if not n_open:
         return []
-    low, median, high = (2 * n_open * of / 60 for of in grade_s)
-    took = f"A grade took {grade_s[0]:g} to {grade_s[2]:g} s (median {grade_s[1]:g}), as other work left the processor"
+    low, median, high = (2 * n_open * seconds / 60 for seconds in grade_s)
+    took = f"A grade took {grade_s[0]:g} to {grade_s[2]:g} s (median {grade_s[1]:g}) next to other work"
     return [
         "",
-        f"{took}: the other {n_open} pairs would take {low:.0f} to {high:.0f} minutes, {median:.0f} by the median.",
+        f"{took}: the other {n_open} pairs would take {low:.0f} to {high:.0f} minutes, {median:.0f} at the median.",
     ]
 
 
@@ -289,36 +288,34 @@ def _worth(scores: Mapping[str, Sequence[float] | None], n_labels: int) -> list[
     both = scores["corrected by labels"], scores["the same labels alone"]
     if not (both[0] and both[1]):
         return []
-    corrected, alone = (of[2] - of[1] for of in both if of)
-    gives = "gives no more than" if corrected >= 0.95 * alone else "is narrower than"
+    corrected, alone = (s[2] - s[1] for s in both if s)
+    effect = "adds nothing to the labels" if corrected >= 0.95 * alone else "narrows the interval"
     widths = f"{corrected:.1f} points wide, that of the labels alone {alone:.1f}"
-    return [f"With {n_labels} labels the corrected interval is {widths}: the correction {gives} the labels."]
+    return [f"With {n_labels} labels the corrected interval is {widths}: the correction {effect}."]
 
 
 def _comparison_lines(kept: Mapping[str, Any]) -> list[str]:
-    scores = [
-        f"| {name} | {of[0]:.1f} [{of[1]:.1f}, {of[2]:.1f}] |" for name, of in kept["scores"].items() if of
-    ]
+    scores = [f"| {name} | {s[0]:.1f} [{s[1]:.1f}, {s[2]:.1f}] |" for name, s in kept["scores"].items() if s]
     files = {"harness.yaml": kept["harness_yaml"], "helpful.yaml": kept["rubric"]}
     written = [
         line
         for name, text in files.items()
         for line in ("```yaml", f"# {name}", *text.splitlines(), "```", "")
     ]
-    said = [f"- {one}" for one in (kept["decision"], *kept["notes"]) if one]
+    sentences = [f"- {sentence}" for sentence in (kept["decision"], *kept["notes"]) if sentence]
     table = [
         f"| candidate | mean grade of {kept['n']} items, % of the scale [95 % interval] |",
         "|---|---|",
         *scores,
     ]
-    ends = [of for of in kept["scores"].values() if of]
-    are_apart = max(of[1] for of in ends) > min(of[2] for of in ends)
-    told = "Some of these intervals lie apart" if are_apart else "All of these intervals overlap"
+    known = [s for s in kept["scores"].values() if s]
+    are_apart = max(s[1] for s in known) > min(s[2] for s in known)
+    finding = "Some of these intervals do not overlap" if are_apart else "All of these intervals overlap"
     reading = (
-        f"{told}. Nobody labelled these answers, and how often this judge is right of LLMBar's pairs stands above: "
-        "its grades are a hint, and nothing is decided by them."
+        f"{finding}. Nobody labelled these answers, and the section on LLMBar says how often this judge is right: "
+        "its grades are a hint and decide nothing."
     )
-    return [*written, *table, "", reading, "", "What `harness report` says of it:", "", *said]
+    return [*written, *table, "", reading, "", "What `harness report` says about it:", "", *sentences]
 
 
 def pair_id(row: dict[str, Any]) -> str:
@@ -331,21 +328,20 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help="llmbar, dolly, summaries; by default all")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "local_judge")
     parser.add_argument(
-        "--so-far", action="store_true", help="of LLMBar only the pairs that are judged already"
+        "--so-far", action="store_true", help="only the pairs of LLMBar that are already judged"
     )
-    given = parser.parse_args()
-    data, at = Path(os.environ["HARNESS_TEST_DATA"]), ROOT / "reports" / "local_judge"
-    json_file = at.with_suffix(".json")
-    kept = json.loads(json_file.read_text()) if json_file.exists() else {}
-    for part in given.parts or ("llmbar", "dolly", "summaries"):
-        folder = given.folder / part
+    options = parser.parse_args()
+    data, file = Path(os.environ["HARNESS_TEST_DATA"]), ROOT / "reports" / "local_judge.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    for part in options.parts or ("llmbar", "dolly", "summaries"):
+        folder = options.folder / part
         folder.mkdir(parents=True, exist_ok=True)
         if part == "llmbar":
-            kept[part] = study_pairs(data, folder, so_far=given.so_far)
+            kept[part] = study_pairs(data, folder, so_far=options.so_far)
         else:
             kept[part] = study_comparison(data, folder, part)
-        json_file.write_text(json.dumps(kept, indent=1) + "\n")
-        at.with_suffix(".md").write_text(markdown(kept))
+        file.write_text(json.dumps(kept, indent=1) + "\n")
+        file.with_suffix(".md").write_text(markdown(kept))
 
 
 if __name__ == "__main__":

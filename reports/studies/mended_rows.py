@@ -1,12 +1,12 @@
-"""What mending rows changes in a score: the verbs of `harness data` on rows with planted faults, then a comparison.
+"""Effect of repairing rows on a classifier's score: `harness data` on rows with planted faults, then a comparison.
 
 The rows get the faults of `data_check` (3 % exact and 5 % near duplicates, 8 % flipped labels, 1 % broken encoding).
-`data check` names suspect labels; decisions are taken on all of them in three ways, `data clean` makes them true, `data
+`data check` names suspect labels; all of them are decided on in three ways, `data clean` applies the decisions, `data
 dedup` drops duplicates, and `compare` trains the same classifier on each file and pairs its answers on the same test
-items. A test item that the rows ask is left out before, so that no file gains by a leak.
+items. Test items whose question occurs in the rows are removed first, so that no file gains by a leak.
 
 `HARNESS_TEST_DATA=DIR PYTHONPATH=. python -m reports.studies.mended_rows` takes some minutes on one core and writes
-`reports/mended_rows.json` and `.md`; a second call goes on with the sets that are missing.
+`reports/mended_rows.json` and `.md`; a second call measures the missing sets.
 """
 
 import json
@@ -34,23 +34,23 @@ FIELDS = ("candidate", "n_rows", "score", "low", "high", "change", "change_low",
 CANDIDATES = {
     "messy": "the rows with all faults",
     "unique": "`data dedup`",
-    "relabelled": "every proposed label taken, unread",
-    "dropped": "every suspect row dropped, unread",
-    "decided": "suspect rows given their right label, or kept, by a reader who knows it",
+    "relabelled": "every proposed label accepted unread",
+    "dropped": "every suspect row dropped unread",
+    "decided": "suspect rows relabelled or kept by a reader who knows the right label",
     "decided-unique": "the same, then `data dedup`",
-    "as-it-was": "the rows before anything was planted",
+    "as-it-was": "the rows before faults were planted",
 }
 
 
 class Suspect(NamedTuple):
-    """A row whose label is suspect: its line, the label proposed and the right one."""
+    """A row with a suspect label: its line, the proposed label and the right one."""
 
     line: int
     proposed: str
     right: str
 
 
-# What becomes of a suspect row, whose label is the second argument.
+# The decision on a suspect row, whose label is the second argument.
 DECISIONS: dict[str, Callable[[Suspect, str], RowDecision]] = {
     "relabelled": lambda suspect, label: RowDecision("relabel", suspect.proposed),
     "dropped": lambda suspect, label: RowDecision("drop"),
@@ -61,7 +61,7 @@ DECISIONS: dict[str, Callable[[Suspect, str], RowDecision]] = {
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Plant faults, mend them in each way, and compare what a classifier learns."""
+    """Plant faults, repair them in each way, and compare the trained classifiers."""
     rng = random.Random(f"mended rows/{name}/{FAULTS['flipped labels'].share}")
     clean, test = SETS[name](rng)
     planted = plant(clean, rng, labelled=True)
@@ -72,49 +72,49 @@ def measure(name: str) -> dict[str, Any]:
         write("as-it-was.jsonl", clean)
         write("validation.jsonl", items[:N_VALIDATION])
         write("test.jsonl", items[N_VALIDATION:])
-        found = suspects(clean, planted.rows)
-        mend(found, planted.rows)
+        suspect_rows = suspects(clean, planted.rows)
+        mend(suspect_rows, planted.rows)
         sets = compare_files(sorted({row["reference"] for row in clean}))
     wrong = {i + 1 for i, row in enumerate(clean) if row["reference"] != planted.rows[i]["reference"]}
     return {
         "rows": len(planted.rows),
         "test": len(items) - N_VALIDATION,
         "flipped": len(wrong),
-        "suspects": len(found),
-        "suspects_flipped": sum(suspect.line in wrong for suspect in found),
-        "proposals_right": sum(s.proposed == s.right for s in found if s.line in wrong),
+        "suspects": len(suspect_rows),
+        "suspects_flipped": sum(suspect.line in wrong for suspect in suspect_rows),
+        "proposals_right": sum(s.proposed == s.right for s in suspect_rows if s.line in wrong),
         "sets": sets,
     }
 
 
 def suspects(clean: Sequence[Row], messy: Sequence[Row]) -> list[Suspect]:
-    """List the suspect labels of messy.jsonl, each with the label that the row had before."""
-    # Copies stand behind the rows that were there, and have their right label.
+    """List the suspect labels of messy.jsonl, each with the row's original label."""
+    # Copies come after the original rows and have the right label.
     right = [row["reference"] for row in (*clean, *messy[len(clean) :])]
-    found = json.loads(run("check", "messy.jsonl", "--json"))["findings"]
-    named = ((f["rows"], f["labels"]) for f in found if f["check"] == "suspect_labels" and f["labels"])
+    findings = json.loads(run("check", "messy.jsonl", "--json"))["findings"]
+    named = ((f["rows"], f["labels"]) for f in findings if f["check"] == "suspect_labels" and f["labels"])
     pairs = (
         (int(place.rpartition(":")[2]), to) for rows, to in named for place, to in zip(rows, to, strict=True)
     )
     return [Suspect(line, proposed, right[line - 1]) for line, proposed in pairs]
 
 
-def mend(found: Sequence[Suspect], messy: Sequence[Row]) -> None:
-    """Write the mended files by the verbs of `harness data`."""
+def mend(suspect_rows: Sequence[Suspect], messy: Sequence[Row]) -> None:
+    """Write the repaired files with the verbs of `harness data`."""
     run("dedup", "messy.jsonl", "--out", "unique.jsonl")
     digest, kept = checksum(Path("messy.jsonl")), Path("messy.jsonl.decisions.json")
     for name, decide in DECISIONS.items():
         kept.unlink(missing_ok=True)
-        for suspect in found:
+        for suspect in suspect_rows:
             decision = decide(suspect, messy[suspect.line - 1]["reference"])
             keep_decision("messy.jsonl", suspect.line, decision, digest, "reference")
-        decided = ("--decisions", str(kept)) if found else ()
+        decided = ("--decisions", str(kept)) if suspect_rows else ()
         run("clean", "messy.jsonl", "--out", f"{name}.jsonl", *decided)
     run("dedup", "decided.jsonl", "--out", "decided-unique.jsonl")
 
 
 def compare_files(labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Train the classifier on each file and pair its answers with those after the messy one."""
+    """Train the classifier on each file, and pair its answers with those of the one trained on messy.jsonl."""
     data = {"train": "messy.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
     target = {"name": "rows", "data": data, "labels": labels, "metrics": ["exact_match"]}
     target["data"] = {**data, "contamination": "drop", "unknown_labels": "drop"}
@@ -125,15 +125,15 @@ def compare_files(labels: Sequence[str]) -> list[dict[str, Any]]:
     Path("harness.yaml").write_text(json.dumps(given), encoding="utf-8")
     (table,) = experiment.compare(Path("harness.yaml").absolute()).training_sets
     rows = []
-    for one in table.sets:
-        score, change = one.estimate, one.difference
+    for training_set in table.sets:
+        name, score, change = training_set.candidate, training_set.estimate, training_set.difference
         ends = (*score[:3],) if score else (None,) * 3
         moved = (*change[:3],) if change else (None,) * 3
         rows.append(
             dict(
                 zip(
                     FIELDS,
-                    (one.candidate, n_lines(one.candidate), *ends, *moved, one.p_adjusted),
+                    (name, n_lines(name), *ends, *moved, training_set.p_adjusted),
                     strict=True,
                 )
             )
@@ -162,8 +162,8 @@ def write(name: str, rows: Sequence[Row]) -> None:
 # ---- the page ----
 
 _NOTE = (
-    "The labels are proposed by a classifier of words, the kind that is compared here: taken unread, they teach it what"
-    " it guessed. No wording of the generator is shared between training and test, so its scores are low."
+    "A classifier of words, of the kind that is compared here, proposes the labels; accepted unread, they teach it its own"
+    " guesses. The generator uses different wordings in training and test, so its scores are low."
 )
 
 
@@ -172,32 +172,32 @@ def page(results: Mapping[str, Any]) -> str:
     basis = (
         "The same classifier (TF-IDF and logistic regression, `bag`) on rows with planted faults: 3 % exact and 5 % near"
         " duplicates, 1 % broken encoding, 8 % flipped labels. `harness data check` names suspect labels, `data clean"
-        " --decisions` and `data dedup` mend the rows, and `harness compare` pairs the answers on the same test items."
+        " --decisions` and `data dedup` repair the rows, and `harness compare` pairs the answers on the same test items."
         " Scores are exact match in percent, changes in points against the messy rows, with 95 % intervals; p is corrected"
         " for the comparisons of a table. Made by `python -m reports.studies.mended_rows`."
     )
-    lines = ["# What mending rows changes in the score", "", basis, ""]
-    for name, one in results.items():
-        lines += _section(name, one)
+    lines = ["# How repairing rows changes the score", "", basis, ""]
+    for name, figures in results.items():
+        lines += _section(name, figures)
     return "\n".join([*lines, _NOTE, ""])
 
 
-def _section(name: str, one: Mapping[str, Any]) -> list[str]:
-    n, hit = one["suspects"], one["suspects_flipped"]
-    said = (
-        f"{one['rows']:,} rows, of which {one['flipped']} have a flipped label; {one['test']:,} test items. {n} labels are"
-        f" suspect, {hit} of them flipped ones, for {one['proposals_right']} of which the proposed label is the right one."
+def _section(name: str, figures: Mapping[str, Any]) -> list[str]:
+    n, n_flipped = figures["suspects"], figures["suspects_flipped"]
+    counts = (
+        f"{figures['rows']:,} rows, {figures['flipped']} of them with a flipped label; {figures['test']:,} test items. {n} labels"
+        f" are suspect, {n_flipped} of them flipped; for {figures['proposals_right']} of those the proposed label is right."
     )
     table = ["| rows | n | score | change | p |", "| --- | --- | --- | --- | --- |"]
-    for row in one["sets"]:
+    for row in figures["sets"]:
         score = formatting.interval(row["score"], row["low"], row["high"])
         is_first = row["change"] is None
         ends = (row["change"], row["change_low"], row["change_high"])
         change = "(reference)" if is_first else formatting.change(formatting.RATE, *ends)
         p = formatting.p_value(row["p_adjusted"])
-        named = f"{row['candidate']}: {CANDIDATES[row['candidate']]}"
-        table.append(f"| {named} | {row['n_rows']:,} | {score} | {change} | {p} |")
-    return [f"## {name}", "", said, "", *table, ""]
+        title = f"{row['candidate']}: {CANDIDATES[row['candidate']]}"
+        table.append(f"| {title} | {row['n_rows']:,} | {score} | {change} | {p} |")
+    return [f"## {name}", "", counts, "", *table, ""]
 
 
 def main() -> None:

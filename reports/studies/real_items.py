@@ -1,9 +1,9 @@
-"""What the gate prints of its own chances, against what it does on answers of real models.
+"""Pass rates that the gate prints, compared with its observed pass rates on answers of real models.
 
-Pairs of models from the Open LLM Leaderboard (metabench) stand for a base and a candidate. The
-disagreement that the gate would find comes from a random half of each benchmark's items, and
-what it does from samples drawn from the other half, whose own delta is the true one. The pair's
-own items are never used twice, so the printed chances are tried on items they have not seen.
+Pairs of models from the Open LLM Leaderboard (metabench) serve as base and candidate. The disagreement that
+the gate sees comes from a random half of each benchmark's items; the observed rates come from samples of the
+other half, whose delta is the true one. So the printed rates are tested on items that they were not computed
+from.
 
 `PYTHONPATH=.:tests:tests/browser python -m reports.studies.real_items` writes the table to `reports/gate_on_real_items.md`.
 """
@@ -33,15 +33,15 @@ BENCHMARKS = {
     "truthfulqa": "truthfulqa-2PL-EAPsum-0.01",
     "winogrande": "winogrande-4PL-MAP-0.005",
 }
-N = 300  # items a task that the simulated gate sees
+N = 300  # items per task that the simulated gate sees
 MACRO_DELTAS, TASK_DELTAS = (0.0, -0.01, -0.02, -0.03, -0.05), (-0.05, -0.10)
 WIDTH = 0.0025  # half a bin of true macro deltas
-PAIRS, DRAWS = 450, 40  # pairs a bin, samples a pair
+PAIRS, DRAWS = 450, 40  # pairs per bin, samples per pair
 POLICY = GatePolicy()
 
 
 class Rate(NamedTuple):
-    """One line: how often the gate passes at a true delta, as printed and as done."""
+    """A line of the table: printed and observed pass rates at a true delta."""
 
     what: str
     delta: float
@@ -51,7 +51,7 @@ class Rate(NamedTuple):
 
 
 class Half(NamedTuple):
-    """Share of items gained and lost on one half of a benchmark's items, and of those that the base passed."""
+    """Shares of a half's items that were gained, lost, and passed by the base."""
 
     gained: float
     lost: float
@@ -59,22 +59,22 @@ class Half(NamedTuple):
 
 
 def answers() -> dict[str, np.ndarray]:
-    """Read each benchmark's 0/1 answers (models, items) of the models that all of them hold."""
-    found: dict[str, dict[str, str]] = {}
+    """Read each benchmark's 0/1 scores (models, items) of the models that all benchmarks have."""
+    by_benchmark: dict[str, dict[str, str]] = {}
     for name, file in BENCHMARKS.items():
         path = find_shared_data(f"rows/metabench_irt/{file}.responses.jsonl.gz")
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             rows = map(json.loads, lines)
-            found[name] = {row["model"]: row["y"] for row in rows if row.get("y")}
-    shared = sorted(set.intersection(*(set(of) for of in found.values())))
+            by_benchmark[name] = {row["model"]: row["y"] for row in rows if row.get("y")}
+    shared = sorted(set.intersection(*map(set, by_benchmark.values())))
     return {
-        name: np.array([np.frombuffer(of[model].encode(), np.uint8) - ord("0") for model in shared])
-        for name, of in found.items()
+        name: np.array([np.frombuffer(scores[model].encode(), np.uint8) - ord("0") for model in shared])
+        for name, scores in by_benchmark.items()
     }
 
 
 def halves(old: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> tuple[Half, Half]:
-    """Split a pair's items at random, and count what changed on both halves."""
+    """Split a pair's items at random, and return the shares of changes in both halves."""
     order = rng.permutation(len(old))
     parts = np.array_split(order, 2)
     return tuple(
@@ -83,7 +83,7 @@ def halves(old: np.ndarray, new: np.ndarray, rng: np.random.Generator) -> tuple[
 
 
 def pairs(rng: np.random.Generator) -> Iterator[list[tuple[Half, Half]]]:
-    """Draw pairs of models whose macro scores are at most 8 points apart, without end."""
+    """Yield endless random pairs of models whose macro scores differ by at most 8 points."""
     matrices = list(answers().values())
     macro = np.mean([m.mean(axis=1) for m in matrices], axis=0)
     while True:
@@ -94,12 +94,12 @@ def pairs(rng: np.random.Generator) -> Iterator[list[tuple[Half, Half]]]:
 
 @cache
 def ends(gains: float, losses: float) -> tuple[float, float]:
-    """Return Tango's one-sided bounds of so many flips among N items."""
+    """Return Tango's one-sided bounds for these flips among N items."""
     return stats.tango_interval(gains, losses, N, 2 * POLICY.alpha)
 
 
 def comparison(gains: float, losses: float) -> Comparison:
-    """Describe N items of which so many were gained and lost, as far as the gate reads it."""
+    """Return a comparison of N items with these gains and losses; fields that the gate ignores are made up."""
     lower, upper = stats.tango_interval(gains, losses, N, 2 * POLICY.alpha)
     delta = (gains - losses) / N
     return Comparison(
@@ -133,7 +133,7 @@ def comparison(gains: float, losses: float) -> Comparison:
 
 
 def compute_printed_chances(first: Sequence[Half]) -> dict[tuple[str, float], float]:
-    """Return the operating characteristic that the gate prints after it saw the first halves."""
+    """Return the operating characteristic that the gate prints for the first halves."""
     tasks = [
         TaskComparison(
             Task(name=f"t{i}", data={}), "capability", comparison(N * h.gained, N * h.lost), True, ""
@@ -154,9 +154,9 @@ def macro_passes(second: Sequence[Half], rng: np.random.Generator, n_draws: int 
     delta, below = np.zeros(n_draws), np.zeros(n_draws)
     for half in second:
         seen = draws(half, rng, n_draws)
-        own = (seen[:, 0] - seen[:, 1]) / N
-        delta += own / len(second)
-        below += (own - np.array([ends(*map(int, row))[0] for row in seen])) ** 2 / len(second) ** 2
+        task_delta = (seen[:, 0] - seen[:, 1]) / N
+        delta += task_delta / len(second)
+        below += (task_delta - np.array([ends(*map(int, row))[0] for row in seen])) ** 2 / len(second) ** 2
     return float(np.mean(delta - np.sqrt(below) > -POLICY.macro))
 
 
@@ -167,13 +167,13 @@ def task_passes(half: Half, rng: np.random.Generator, n_draws: int = DRAWS) -> f
 
 @cache
 def _passes_each(gains: int, losses: int) -> bool:
-    """Decide one task alone as `each` does: a loss that is shown and found beyond the margin stops it."""
-    some = stats.tango_regression_p(gains, losses, N, 0.0) < POLICY.alpha
-    return not (some and (gains - losses) / N < -POLICY.each)
+    """Decide a single task as the rule `each`: it fails with a shown loss and a delta beyond the margin."""
+    has_loss = stats.tango_regression_p(gains, losses, N, 0.0) < POLICY.alpha
+    return not (has_loss and (gains - losses) / N < -POLICY.each)
 
 
 def study(seed: int = 0, n_pairs: int = PAIRS) -> list[Rate]:
-    """Fill every bin of true deltas with pairs, and average what is printed and what is done."""
+    """Fill every bin of true deltas with pairs, and average printed and observed pass rates."""
     rng = np.random.default_rng(seed)
     macro: dict[float, list[tuple[float, float]]] = {d: [] for d in MACRO_DELTAS}
     each: dict[float, list[tuple[float, float]]] = {d: [] for d in TASK_DELTAS}
@@ -181,41 +181,41 @@ def study(seed: int = 0, n_pairs: int = PAIRS) -> list[Rate]:
         first, second = [a for a, _ in split], [b for _, b in split]
         truth = float(np.mean([h.gained - h.lost for h in second]))
         if (bin_ := _bin(truth, macro, n_pairs)) is not None:
-            said = compute_printed_chances(first)
-            macro[bin_].append((_passes(said, bin_), macro_passes(second, rng)))
+            printed = compute_printed_chances(first)
+            macro[bin_].append((_passes(printed, bin_), macro_passes(second, rng)))
         for one, other in split:
             if (bin_ := _bin(other.gained - other.lost, each, n_pairs)) is not None:
                 each[bin_].append((compute_printed_chances([one])["each", bin_], task_passes(other, rng)))
-        if all(len(found) >= n_pairs for found in (*macro.values(), *each.values())):
+        if all(len(rates) >= n_pairs for rates in (*macro.values(), *each.values())):
             break
     return [
-        Rate(what, delta, len(found), *(float(np.mean(x)) for x in zip(*found, strict=True)))
-        for what, bins in (("macro", macro), ("each, one task", each))
-        for delta, found in bins.items()
+        Rate(rule, delta, len(rates), *(float(np.mean(x)) for x in zip(*rates, strict=True)))
+        for rule, bins in (("macro", macro), ("each, one task", each))
+        for delta, rates in bins.items()
     ]
 
 
 def _bin(truth: float, bins: dict[float, list[tuple[float, float]]], n_pairs: int) -> float | None:
-    return next((d for d, of in bins.items() if abs(truth - d) <= WIDTH and len(of) < n_pairs), None)
+    return next((d for d, rates in bins.items() if abs(truth - d) <= WIDTH and len(rates) < n_pairs), None)
 
 
-def _passes(said: dict[tuple[str, float], float], delta: float) -> float:
-    return said["macro", delta] if delta else 1 - said["equal", 0.0]
+def _passes(printed: dict[tuple[str, float], float], delta: float) -> float:
+    return printed["macro", delta] if delta else 1 - printed["equal", 0.0]
 
 
 def table(rates: Sequence[Rate]) -> str:
     """Write the study as Markdown."""
     about = (
         f"{count(sum(r.n_pairs for r in rates))} pairs of models of the Open LLM Leaderboard on "
-        f"{len(BENCHMARKS)} benchmarks (metabench), {N} items a task. The disagreement is that of one half of "
-        "the items; the rates are those of samples drawn from the other half, whose delta is the true one."
+        f"{len(BENCHMARKS)} benchmarks (metabench), {N} items per task. The printed rates are computed from one half of "
+        "the items, the observed rates from samples of the other half, whose delta is the true one."
     )
     lines = [
         "# The gate on answers of real models",
         "",
         about,
         "",
-        "| rule | true delta pp | pairs | passes, as printed % | passes, as done % | difference pp |",
+        "| rule | true delta pp | pairs | passes, printed % | passes, observed % | difference pp |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

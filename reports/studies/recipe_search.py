@@ -1,13 +1,12 @@
 """The search for the quickstart's recipe and prompts: a study, run by hand and outside CI.
 
-Every try is judged on validation alone: the target on its validation split, forgetting on those items of the
-general suite that its limits leave undrawn. The quickstart's test items and the items that its gate asks are
-seen by no try.
+Every try is judged only on validation: the target on its validation split, forgetting on those items of the
+general suite that its limits leave out. No try sees the quickstart's test items or its gate's items.
 
 `HARNESS_DATASETS_DIR=DIR PYTHONPATH=. python -m reports.studies.recipe_search` needs about an hour on two quiet
-cores, and local copies of the public tasks, without which they are not asked; a second call goes on where the
-first one stopped. It prints a table; `reports/recipe_search.md` says what was found and chosen. `--only NAME` runs one
-part of the tries.
+cores; without local copies of the public tasks these are skipped. A second call resumes the first one. It
+prints a table; `reports/recipe_search.md` has the findings and the choice. `--only NAME` runs one part of the
+tries.
 """
 
 import argparse
@@ -31,8 +30,8 @@ from harness.report import ExperimentReport
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "suites"
 
-# The smallest model's LoRA as torchtune ships it, recipes/configs/qwen2/0.5B_lora_single_device.yaml, but for
-# its batches of 4 x 8 rows and warm-up of 100 steps: the rows are seven such steps.
+# torchtune's LoRA for its smallest model, recipes/configs/qwen2/0.5B_lora_single_device.yaml, without its
+# batches of 4 x 8 rows and warm-up of 100 steps: the quickstart's rows would give only seven such steps.
 CARELESS = {
     "r": 32,
     "lora_alpha": 64,
@@ -49,7 +48,7 @@ QV, QKVO = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def lora(rate: float, epochs: int, replay: float, modules: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a LoRA's recipe on the target's rows and refusals, with general rows for a share of them."""
+    """Return a LoRA's recipe on the target's rows and refusals; `replay` is the share of added general rows."""
     params: dict[str, Any] = {"r": 16, "per_device_train_batch_size": 4}
     params |= {"learning_rate": rate, "num_train_epochs": epochs}
     params |= {"target_modules": list(modules)} if modules else {}
@@ -57,16 +56,16 @@ def lora(rate: float, epochs: int, replay: float, modules: Sequence[str] = ()) -
 
 
 def with_retrieval(recipes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return recipes, and each one's weights with retrieved passages."""
+    """Return the recipes, and for each one its weights with retrieved passages."""
     return {
         name: recipe
-        for base, of_base in recipes.items()
-        for name, recipe in ((base, of_base), (f"{base}-rag", {"weights_of": base, "prompting": "rag"}))
+        for base, base_recipe in recipes.items()
+        for name, recipe in ((base, base_recipe), (f"{base}-rag", {"weights_of": base, "prompting": "rag"}))
     }
 
 
 def shots(select: str, n: int, rag: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return a prompt with shots, and with passages where `rag` says how many."""
+    """Return a prompt with shots, and with passages if `rag` has parameters."""
     few_shot = {"select": select, "shots": n}
     return {"method": "base", "prompting": {"few_shot": few_shot, **({"rag": rag} if rag else {})}}
 
@@ -105,16 +104,16 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def prepare(folder: Path, limit: int = 150) -> Path:
-    """Write the experiment: validation rows as the target's test, undrawn items as the suite's; no gate's item.
+    """Write the experiment: validation rows serve as test, the suite gets only items that no gate uses.
 
-    `limit` is the number of items of each general task. Returns the path of harness.yaml.
+    `limit` is the number of items per general task. Returns the path of harness.yaml.
     """
     folder.mkdir(parents=True, exist_ok=True)
     experiment = config.load(ROOT / "harness.yaml").experiment
     general = next(suite for suite in experiment.suites if suite.name == "general")
-    written = read(SUITES / "general.yaml")
+    suite = read(SUITES / "general.yaml")
     tasks = []
-    for task, keys in zip(general.tasks, written["tasks"], strict=True):
+    for task, keys in zip(general.tasks, suite["tasks"], strict=True):
         if keys["kind"] == "bits_per_byte":
             continue
         drawn = {example.id for example in load_task(task, experiment.seeds[0]).test}
@@ -123,7 +122,7 @@ def prepare(folder: Path, limit: int = 150) -> Path:
             "".join(line for line in lines if json.loads(line)["id"] not in drawn), "utf-8"
         )
         tasks.append({**keys, "data": {"test": f"{task.name}.jsonl"}, "limit": limit})
-    dump(folder / "general.yaml", {**written, "tasks": tasks})
+    dump(folder / "general.yaml", {**suite, "tasks": tasks})
     target = read_suite("support")
     files = target["tasks"][0]["data"]
     data = {part: files[part] for part in ("train", "validation", "pairs", "documents")}
@@ -148,7 +147,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_suite(name: str) -> dict[str, Any]:
-    """Read a suite that ships, its files named by their whole paths; limits stay as they are written."""
+    """Read a shipped suite, with absolute paths of its files and unchanged limits."""
     suite = read(SUITES / f"{name}.yaml")
     for task in suite["tasks"]:
         task["data"] = {
@@ -164,61 +163,61 @@ def dump(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_public_tasks(folder: Path) -> Path:
-    """Write beside it what asks public tasks, none of which has kin among the prompts of replay."""
+    """Write the experiment on public tasks, none of which resembles the prompts of replay."""
     tasks = [{"lm_eval": name, "limit": N_PUBLIC, "chance": chance} for name, chance in PUBLIC.items()]
     dump(folder / "public.yaml", {"name": "public", "role": "capability", "tasks": tasks})
-    asked = {**read(folder / "harness.yaml"), "name": "recipe-on-public-tasks", "suites": ["public.yaml"]}
-    dump(folder / "on_public.yaml", asked)
+    on_public = {**read(folder / "harness.yaml"), "name": "recipe-on-public-tasks", "suites": ["public.yaml"]}
+    dump(folder / "on_public.yaml", on_public)
     return folder / "on_public.yaml"
 
 
 # The page
 
 
-def page(found: ExperimentReport, judged: ExperimentReport | None) -> str:
-    """Write every try, the best first, and what public tasks say of those that the quickstart trains."""
-    n_trained = sum(1 for facts in found.facts if facts.trained)
-    said = (
-        f"{len(found.facts)} tries on smollm2-135m: {n_trained} of fine-tunes (a recipe with retrieval is one more) and "
-        f"{len(found.facts) - n_trained} of prompts. Judged on validation alone: the target on the {found.facts[0].target.n} items "
-        "of its validation split; forgetting on items of the general suite that its limits leave undrawn. "
-        "The verdict is that of the gate with the quickstart's margins on these fewer items."
+def page(report: ExperimentReport, on_public: ExperimentReport | None) -> str:
+    """Write every try, the best first, and the scores on public tasks of those that the quickstart trains."""
+    n_trained = sum(1 for facts in report.facts if facts.trained)
+    about = (
+        f"{len(report.facts)} tries on smollm2-135m: {n_trained} fine-tunes (a recipe with retrieval counts again) and "
+        f"{len(report.facts) - n_trained} prompts. Judged only on validation: the target on the {report.facts[0].target.n} "
+        "items of its validation split, forgetting on items of the general suite that its limits leave out. "
+        "The verdict is the gate's, with the quickstart's margins on these fewer items."
     )
-    lines = ["# The search for the quickstart's recipe", "", said, ""]
+    lines = ["# The search for the quickstart's recipe", "", about, ""]
     lines += [
         "| try | target EM | forgetting (macro) | largest loss of a task | verdict |",
         "|---|---|---|---|---|",
     ]
-    lines += [_row(found, facts) for facts in _sort_by_score(found)]
-    if judged:
+    lines += [_row(report, facts) for facts in _sort_by_score(report)]
+    if on_public:
         lines += ["", "## Public tasks", "", _PUBLIC_SAID, ""]
-        tasks = list(dict.fromkeys(c.task for c in next(iter(judged.comparisons.values()))))
+        tasks = list(dict.fromkeys(c.task for c in next(iter(on_public.comparisons.values()))))
         lines += ["| try | mean | " + " | ".join(tasks) + " |", "|---" * (2 + len(tasks)) + "|"]
         lines += [
-            _format_public_row(judged, facts, tasks)
-            for facts in judged.facts
-            if facts.label in judged.comparisons
+            _format_public_row(on_public, facts, tasks)
+            for facts in on_public.facts
+            if facts.label in on_public.comparisons
         ]
-    where = ", ".join(
-        f"{key} {found.header[key]}" for key in ("device", "precision", "engine") if key in found.header
+    machine = ", ".join(
+        f"{key} {report.header[key]}" for key in ("device", "precision", "engine") if key in report.header
     )
     return "\n".join(
-        [*lines, "", f"{where}. `python -m reports.studies.recipe_search` makes this table again.", ""]
+        [*lines, "", f"{machine}. `python -m reports.studies.recipe_search` makes this table again.", ""]
     )
 
 
-_PUBLIC_SAID = f"Changes in points against the base on {N_PUBLIC} items each of tasks of lm-eval, asked once, after the choice."
+_PUBLIC_SAID = f"Changes in points against the base on {N_PUBLIC} items per task of lm-eval, run once, after the choice."
 
 
-def _sort_by_score(found: ExperimentReport) -> list[CandidateFacts]:
-    done = [facts for facts in found.facts if facts.target]
+def _sort_by_score(report: ExperimentReport) -> list[CandidateFacts]:
+    done = [facts for facts in report.facts if facts.target]
     return sorted(done, key=lambda facts: -facts.target.score if facts.target else 0.0)
 
 
-def _row(found: ExperimentReport, facts: CandidateFacts) -> str:
+def _row(report: ExperimentReport, facts: CandidateFacts) -> str:
     target, verdict = facts.target, facts.verdict
     macro = verdict.macro if verdict and facts.trained else None
-    primary = _select_primary(found.comparisons.get(facts.label, ()))
+    primary = _select_primary(report.comparisons.get(facts.label, ()))
     worst = min(primary.values(), key=lambda c: c.delta, default=None)
     cells = [
         facts.label,
@@ -232,33 +231,33 @@ def _row(found: ExperimentReport, facts: CandidateFacts) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _format_public_row(judged: ExperimentReport, facts: CandidateFacts, tasks: Sequence[str]) -> str:
-    primary, macro = _select_primary(judged.comparisons[facts.label]), facts.verdict and facts.verdict.macro
+def _format_public_row(report: ExperimentReport, facts: CandidateFacts, tasks: Sequence[str]) -> str:
+    primary, macro = _select_primary(report.comparisons[facts.label]), facts.verdict and facts.verdict.macro
     mean = formatting.points(macro.score, macro.low, macro.high) if macro else formatting.UNKNOWN
     cells = [formatting.points(c.delta, c.low, c.high) for c in map(primary.__getitem__, tasks)]
     return f"| {facts.label} | {mean} | " + " | ".join(cells) + " |"
 
 
 def _select_primary(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
-    """Keep of each task its primary metric, which stands first."""
+    """Keep the primary metric of each task, which comes first."""
     return {c.task: c for c in reversed(comparisons)}
 
 
 def main() -> None:
-    """Run what is missing of the search, and write its page."""
+    """Run the missing parts of the search, and print its page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "recipe_search")
     parser.add_argument("--only", choices=list(TRIES))
-    given = parser.parse_args()
-    path = prepare(given.folder)
-    names = [name for part in ([given.only] if given.only else TRIES) for name in TRIES[part]]
-    found = harness.compare(path, candidates=names, progress=TerminalProgress())
-    judged = None
-    if os.environ.get("HARNESS_DATASETS_DIR") and not given.only:
-        judged = harness.compare(
-            write_public_tasks(given.folder), candidates=[*CHOSEN], progress=TerminalProgress()
+    options = parser.parse_args()
+    path = prepare(options.folder)
+    names = [name for part in ([options.only] if options.only else TRIES) for name in TRIES[part]]
+    report = harness.compare(path, candidates=names, progress=TerminalProgress())
+    on_public = None
+    if os.environ.get("HARNESS_DATASETS_DIR") and not options.only:
+        on_public = harness.compare(
+            write_public_tasks(options.folder), candidates=[*CHOSEN], progress=TerminalProgress()
         )
-    sys.stdout.write(page(found, judged))
+    sys.stdout.write(page(report, on_public))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What do a reward model, RLOO, GRPO and DPO bring on the embedded model, and at what cost? By hand.
+"""Gains and costs of a reward model, RLOO, GRPO and DPO on the embedded model. Run by hand.
 
-All start at one LoRA of the quickstart's messages to sort, with prompts in plain text, which are short. GRPO and RLOO
-are rewarded by a rule (`token_f1`), or by a reward model (`judge`) trained on the quickstart's pairs, and DPO learns
-from the same pairs.
+All start from one LoRA trained to sort the quickstart's messages, with short prompts in plain text. GRPO and RLOO are
+rewarded by a rule (`token_f1`) or by a reward model (`judge`) trained on the quickstart's pairs; DPO learns from the
+same pairs.
 
 `python -m reports.studies.rlhf` needs about two hours on a core of 30 GFLOP/s and writes `reports/rlhf.md`; a second call
-goes on where the first one stopped. `--folder` says where its runs are kept.
+resumes the first one. `--folder` names the folder of its runs.
 """
 
 import argparse
@@ -68,12 +68,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 HEAD = """\
 # Rewards and pairs on the embedded model
 
-All start at one LoRA (`lora`) of SmolLM2-135M-Instruct on {n_first} of the quickstart's messages to sort, which knows
-how an answer begins and little more. RLOO and GRPO draw eight answers to each prompt of the other messages, two
-prompts a step, and learn from their reward: of a rule, `token_f1` with the row's answer, or of a
-reward model. This one, `judge`, was trained on {n_pairs} of the quickstart's pairs and rates the chosen answer higher
-in {judge} % of {n_heldout} pairs that were held out; `dpo` learned from the same pairs. One training each, one seed:
-how far others differ is not known.
+All start from one LoRA (`lora`) of SmolLM2-135M-Instruct, trained to sort {n_first} of the quickstart's messages, which
+has learned little more than how an answer begins. RLOO and GRPO sample eight answers to each prompt of the other messages,
+two prompts per step, and learn from their reward: by a rule, `token_f1` with the row's answer, or by a
+reward model. The reward model, `judge`, was trained on {n_pairs} of the quickstart's pairs and rates the chosen answer higher
+in {judge} % of {n_heldout} held-out pairs; `dpo` learned from the same pairs. One training each, one seed:
+the spread between trainings is unknown.
 
 {found}
 
@@ -86,22 +86,22 @@ intervals.
 |---|---|---|---|---|---|---|
 """
 FOUND = """\
-- **Three of the four rewards rose beyond their noise on validation**, that of `grpo-judge` did not. The mean reward
-  of the drawn answers, first and last four steps: `grpo-f1` 0.27 and 0.62, `rloo-f1` 0.27 and 0.67, `grpo-judge` 0.78
-  and 0.91, `rloo-judge` 0.77 and 1.42. An earlier try with eight answers a step, 64 and 96 in all, moved neither.
-- **A rule that says what is wanted teaches the task; a learned reward is gamed.** `rloo-f1` sorts 28 % of the test
+- **Three of the four rewards rose beyond their noise on validation**; that of `grpo-judge` did not. The mean reward
+  of the sampled answers in the first and last four steps: `grpo-f1` 0.27 and 0.62, `rloo-f1` 0.27 and 0.67, `grpo-judge` 0.78
+  and 0.91, `rloo-judge` 0.77 and 1.42. An earlier try with eight answers per step, 64 and 96 in all, changed neither.
+- **A rule that states the goal teaches the task; a learned reward is gamed.** `rloo-f1` sorts 28 % of the test
   messages, its start 3 %. `grpo-f1` learned the form and half of the answer: it calls 43 of 52 validation messages
-  calm, and names no queue that exists. `rloo-judge` raised its reward most and sorts none: it answers `queue:
-  CRASH_2023_08` or `queue: BUSINESS/MALCOLES_`. The reward model tells 87 % of real pairs apart, but it never saw
-  such answers, and rates them high. A reward that rises is no evidence of a better model; the target is.
+  calm, and names no existing queue. `rloo-judge` raised its reward most and sorts none: it answers `queue:
+  CRASH_2023_08` or `queue: BUSINESS/MALCOLES_`. The reward model ranks 87 % of real pairs correctly, but it never saw
+  such answers, and rates them high. A rising reward is no evidence of a better model; the target is.
 - **No forgetting is shown** by these few general items.
 - **DPO is the cheaper use of the same pairs**: a minute and a half, against 25 to 55. Its target does not differ from
   that of `lora` beyond noise, though, and the rule needs no pairs."""
 COSTS = """\
 
-What each took, without what it starts from and without the reward model. Tokens read and generated are those
-that `--dry-run` counts beside the trained ones: prompts to answer, the reference, a reward model, answers at most.
-Other programs ran on the machine: a training waited for a processor for the share that is shown.
+Cost of each training, without its starting point and the reward model. Tokens read and generated are those
+that `--dry-run` counts in addition to the trained ones: prompts to answer, the reference, a reward model, and at most the longest answers.
+Other programs ran on the machine; the table shows the share of the time that a training waited for a processor.
 
 | training | steps | tokens trained on | read | generated | minutes | waited for a processor | peak memory, GiB |
 |---|--:|--:|--:|--:|--:|--:|--:|
@@ -109,7 +109,7 @@ Other programs ran on the machine: a training waited for a processor for the sha
 
 
 def main() -> None:
-    """Run what is missing, and write the page."""
+    """Run the missing trainings, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "studies" / "rlhf")
     path = write_experiment(parser.parse_args().folder)
@@ -128,8 +128,8 @@ def write_experiment(folder: Path) -> Path:
     rows["first"] = [row for row in rows["train"] if row["cluster"] in first]
     rows["later"] = [row for row in rows["train"] if row["cluster"] not in first]
     rows["pairs"] = [row for row in _read("pairs") if row["chosen"].startswith("queue:")]
-    for name, of in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in of), "utf-8")
+    for name, part in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part), "utf-8")
     general = read_suite("general")
     tasks = [task for task in general["tasks"] if task["name"] in GENERAL]
     for task in tasks:
@@ -164,7 +164,7 @@ def _read(split: str) -> list[dict[str, Any]]:
 
 
 def page(path: Path, report: ExperimentReport) -> str:
-    """Write what each candidate gained, forgot and took."""
+    """Write the page: gains, forgetting and cost of each candidate."""
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     judge = find_stored_weights(session, session.candidates["judge"], 0)
     assert judge is not None
@@ -196,14 +196,14 @@ def _row(cells: Sequence[str]) -> str:
 def _result_cells(facts: CandidateFacts, report: ExperimentReport) -> list[str]:
     gain, target, verdict = measure_reward_gain(facts.training), facts.target, facts.verdict
     steps = report.steps.get(facts.name, ())
-    over = next((step.target for step in steps if step.base == "lora"), None)
+    over_lora = next((step.target for step in steps if step.base == "lora"), None)
     macro = verdict and verdict.macro
     return [
         f"`{facts.name}`",
         f"{formatting.plain(gain.before)} → {formatting.plain(gain.after)}" if gain else "–",
         formatting.plain(gain.change, gain.low, gain.high, sign=True) if gain else "–",
         formatting.interval(target.score, target.low, target.high) if target else "–",
-        formatting.points(over.delta, over.low, over.high) if over else "–",
+        formatting.points(over_lora.delta, over_lora.low, over_lora.high) if over_lora else "–",
         formatting.points(macro.score, macro.low, macro.high) if macro else "–",
         WORDS[verdict.outcome] if verdict else "–",
     ]

@@ -1,6 +1,6 @@
-"""Write the embedded base's answers to general prompts, which replay reads in place of asking it.
+"""Generate the embedded base's answers to general prompts, which replay reads instead of generating them.
 
-`python -m reports.studies.shipped_answers` asks the base the first prompts (5 minutes on two cores) and writes
+`python -m reports.studies.shipped_answers` runs the base on the first prompts (5 minutes on two cores) and writes
 `harness/regularizers/answers/DIGEST.jsonl`, named by the base's weights and template.
 """
 
@@ -15,7 +15,7 @@ from harness.records import digest
 from harness.regularizers import general_prompts
 
 ANSWERS = Path(harness.__file__).parent / "regularizers" / "answers"
-N_PROMPTS = 360  # a general row for each of 320 training rows, with some to spare
+N_PROMPTS = 360  # one general row per training row (320), with a reserve
 EXPERIMENT = """
 name: general-prompts
 base_model: smollm2-135m
@@ -25,7 +25,7 @@ candidates: {prompt: prompt}
 
 
 def main() -> None:
-    """Ask the base, and write its answers."""
+    """Run the base on the prompts, and write its answers."""
     prompts = general_prompts()[:N_PROMPTS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

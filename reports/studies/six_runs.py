@@ -1,7 +1,7 @@
-"""Does the quickstart end alike on every machine? Seeds 0, 1 and 2 in bf16 and in fp32; by hand.
+"""Does the quickstart give the same decision with other seeds and precisions? Run by hand.
 
-`python -m reports.studies.six_runs` needs an hour on two cores and writes `reports/six_runs.md` and `.json`; a second
-call goes on where the first one stopped. `--precision bf16` and `--seed 0` choose some of them.
+Seeds 0, 1 and 2, each in bf16 and in fp32. `python -m reports.studies.six_runs` needs an hour on two cores and writes
+`reports/six_runs.md` and `.json`; a second call resumes the first one. `--precision bf16` and `--seed 0` select runs.
 """
 
 import argparse
@@ -23,25 +23,24 @@ JUDGED = ("lora-careless", "lora", "hybrid")
 
 
 def main() -> None:
-    """Run what is missing, and write the page of what is there."""
+    """Run the selected runs, and write the page of all finished ones."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--seed", type=int, choices=SEEDS)
-    given = parser.parse_args()
-    kept = ROOT / "reports" / "six_runs.json"
-    for precision, seed in product(
-        [given.precision] if given.precision else PRECISIONS, SEEDS if given.seed is None else [given.seed]
-    ):
-        found = run(precision, seed)
-        runs = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-        runs[f"{precision}, seed {seed}"] = found
+    options = parser.parse_args()
+    file = ROOT / "reports" / "six_runs.json"
+    precisions = [options.precision] if options.precision else PRECISIONS
+    for precision, seed in product(precisions, SEEDS if options.seed is None else [options.seed]):
+        figures = run(precision, seed)
+        runs = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        runs[f"{precision}, seed {seed}"] = figures
         ordered = {key: runs[key] for key in sorted(runs)}
-        kept.write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
-        kept.with_suffix(".md").write_text(page(ordered), "utf-8")
+        file.write_text(json.dumps(ordered, indent=1) + "\n", "utf-8")
+        file.with_suffix(".md").write_text(page(ordered), "utf-8")
 
 
 def run(precision: str, seed: int) -> dict[str, Any]:
-    """Return what the quickstart says with a seed in a precision; runs of one precision share a store."""
+    """Return the quickstart's figures with a seed in a precision; runs of one precision share a store."""
     folder = ROOT / "runs" / "studies" / "six_runs" / precision
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "harness.yaml").write_bytes((ROOT / "harness.yaml").read_bytes())
@@ -55,7 +54,7 @@ def run(precision: str, seed: int) -> dict[str, Any]:
 
 
 def _keep(facts: CandidateFacts) -> dict[str, Any]:
-    """Keep a candidate's score, its gain and the change of the capability suite with intervals, its verdict."""
+    """Return a candidate's score, gain and capability change with intervals, and its verdict."""
     target, gain, verdict = facts.target, facts.vs_untrained, facts.verdict
     macro = verdict and verdict.macro
     return {
@@ -67,24 +66,24 @@ def _keep(facts: CandidateFacts) -> dict[str, Any]:
 
 
 def page(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write the decisions, and of each fine-tune gain, forgetting and verdict."""
+    """Write the page: the decision of each run, and each fine-tune's gain, forgetting and verdict."""
     lines = [
-        "# Does the quickstart end alike on every machine?",
+        "# Does the quickstart give the same decision with other seeds and precisions?",
         "",
         (
-            "Its three fine-tunes with up to three seeds, which also draw the general items, in two precisions:"
+            "Its three fine-tunes with three seeds, which also sample the general items, in two precisions:"
             " target score, gain over the best untrained candidate, change of the capability suite, verdict."
         ),
         "",
         "| run | " + " | ".join(JUDGED) + " | decision |",
         "|---" * (2 + len(JUDGED)) + "|",
     ]
-    for name, found in runs.items():
-        cells = [_cell(found["facts"].get(candidate)) for candidate in JUDGED]
-        lines.append(f"| {name} | {' | '.join(cells)} | {found['decision'].split(':')[0]} |")
-    if lacking := [f"{p}, seed {n}" for p, n in product(PRECISIONS, SEEDS) if f"{p}, seed {n}" not in runs]:
-        lines += ["", f"Not made yet: {'; '.join(lacking)}."]
-    machines = dict.fromkeys(", ".join(map(str, found["header"].values())) for found in runs.values())
+    for name, figures in runs.items():
+        cells = [_cell(figures["facts"].get(candidate)) for candidate in JUDGED]
+        lines.append(f"| {name} | {' | '.join(cells)} | {figures['decision'].split(':')[0]} |")
+    if missing := [f"{p}, seed {n}" for p, n in product(PRECISIONS, SEEDS) if f"{p}, seed {n}" not in runs]:
+        lines += ["", f"Not run yet: {'; '.join(missing)}."]
+    machines = dict.fromkeys(", ".join(map(str, figures["header"].values())) for figures in runs.values())
     return "\n".join([*lines, "", *(f"- {machine}" for machine in machines), ""])
 
 

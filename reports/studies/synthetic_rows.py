@@ -1,9 +1,9 @@
-"""Do rows help that the embedded model wrote itself? By hand, in about an hour on a slow core.
+"""Do rows written by the embedded model help to train it? Run by hand, in about an hour on a slow core.
 
-From 40 messages of the quickstart's help desk SmolLM2-135M-Instruct writes up to 80 new messages with their labels,
-and as many rewordings. Two LoRAs of as many steps train on the messages alone, and with the new ones; both answer
-the same 80 test messages. `python -m reports.studies.synthetic_rows FOLDER` runs what is not yet in FOLDER, and
-writes `reports/synthetic_rows.md`.
+From 40 messages of the quickstart's help desk SmolLM2-135M-Instruct writes up to 80 new messages with labels, and as
+many paraphrases. Two LoRAs with equal numbers of steps train on the messages without and with the new ones; both
+answer the same 80 test messages. `python -m reports.studies.synthetic_rows FOLDER` runs the parts missing in FOLDER,
+and writes `reports/synthetic_rows.md`.
 """
 
 import json
@@ -44,58 +44,58 @@ TRAINED = f"""\
 
 
 ABOUT = """\
-From the first 40 messages of the quickstart's help desk SmolLM2-135M-Instruct (fp32) wrote new messages with their
-labels, and rewordings. Two LoRAs of as many steps train on the messages alone, and with the new ones; both answer the
-first 80 messages of the test file. `python -m reports.studies.synthetic_rows FOLDER` made this page."""
+From the first 40 messages of the quickstart's help desk SmolLM2-135M-Instruct (fp32) wrote new messages with
+labels, and paraphrases. Two LoRAs with equal numbers of steps train on the messages without and with the new ones; both
+answer the first 80 messages of the test file. `python -m reports.studies.synthetic_rows FOLDER` made this page."""
 
 
 def prepare(folder: Path) -> None:
-    """Write the first messages of each part, without questions of fact, and harness.yaml."""
+    """Write the first messages of each part, without factual questions, and harness.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, n in SIZES.items():
-        written = (ROOT / "suites" / "support" / f"{part}.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, written) if row["slice"] == "behaviour"]
+        lines = (ROOT / "suites" / "support" / f"{part}.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if row["slice"] == "behaviour"]
         rows = [row for row in rows if not row["prompt"].startswith("Context:")][:n]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "harness.yaml").write_text(CONFIG)
 
 
 def run(folder: Path) -> ExperimentReport:
-    """Run what is not there, and keep the minutes of each."""
+    """Run the missing parts, and record the minutes of each."""
     os.chdir(folder)
-    done = Path("minutes.json")
-    minutes = json.loads(done.read_text()) if done.exists() else {}
+    file = Path("minutes.json")
+    minutes = json.loads(file.read_text()) if file.exists() else {}
     for name, by in WRITTEN.items():
         command = f"harness data augment train.jsonl --with prompt --by {by} --variants 2 --out {name}.jsonl"
         if not Path(f"{name}.jsonl").exists():
             before = time.monotonic()
             subprocess.run([sys.executable, "-m", *command.split()], check=True)
             minutes[command] = round((time.monotonic() - before) / 60, 1)
-            done.write_text(json.dumps(minutes))
+            file.write_text(json.dumps(minutes))
     Path("harness.yaml").write_text(CONFIG + TRAINED)
     before = time.monotonic()
     report = compare(Path("harness.yaml"))
     minutes.setdefault("harness compare", round((time.monotonic() - before) / 60, 1))
-    done.write_text(json.dumps(minutes))
+    file.write_text(json.dumps(minutes))
     return report
 
 
 def page(report: ExperimentReport) -> str:
-    """Write what was kept and why not, rows as they came, and the scores with their paired difference."""
+    """Write the page: counts and reasons, the first kept rows, and the scores with their paired difference."""
     minutes = json.loads(Path("minutes.json").read_text())
     facts = {fact.name: fact for fact in report.facts}
-    (found,) = report.training_sets
-    own, new = found.sets
+    (comparison,) = report.training_sets
+    own, new = comparison.sets
     assert new.difference is not None
     change, p = formatting.points(*new.difference[:3]), formatting.p_value(new.p)
-    lines = ["# Do rows help that the embedded model wrote itself?", "", ABOUT, "", "## What was kept", ""]
+    lines = ["# Do rows written by the embedded model help to train it?", "", ABOUT, "", "## What was kept", ""]
     for name in WRITTEN:
-        command = next(one for one in minutes if one.endswith(f"{name}.jsonl"))
+        command = next(each for each in minutes if each.endswith(f"{name}.jsonl"))
         took, name = minutes[command], f"{name}.jsonl"
-        made = json.loads(Path(f"{name}.manifest.json").read_text())
-        lines += [f"`{command}`, {took} minutes, {made['cost_usd']:.4f} USD:", ""]
-        lines += [f"- {n} {reason}" for reason, n in made["reasons"].items()]
-        lines += ["", "The first ten that were kept, as they came:", ""]
+        manifest = json.loads(Path(f"{name}.manifest.json").read_text())
+        lines += [f"`{command}`, {took} minutes, {manifest['cost_usd']:.4f} USD:", ""]
+        lines += [f"- {n} {reason}" for reason, n in manifest["reasons"].items()]
+        lines += ["", "The first ten kept rows:", ""]
         rows = [json.loads(line) for line in Path(name).read_text().splitlines()]
         kept = [row for row in rows if row.get("augmented_from")]
         lines += [f"- {as_shown(row, name)} → {row['reference']}" for row in kept[:10]] + [""]
@@ -106,29 +106,29 @@ def page(report: ExperimentReport) -> str:
         "| candidate | rows | steps | exact_match [95 % interval] | training, minutes |",
         "|---|--:|--:|---|--:|",
     ]
-    for one in (own, new):
-        fact = facts[one.candidate]
+    for training_set in (own, new):
+        fact = facts[training_set.candidate]
         assert fact.target is not None
         score = formatting.interval(fact.target.score, fact.target.low, fact.target.high)
         took = f"{(fact.training.wall_s or 0) / 60:.1f}" if fact.training else "–"
-        lines.append(f"| {one.candidate} | {one.n_rows} | {STEPS} | {score} | {took} |")
+        lines.append(f"| {training_set.candidate} | {training_set.n_rows} | {STEPS} | {score} | {took} |")
     target = facts["prompt"].target
     assert target is not None
     lines += ["", f"The model without training: {formatting.interval(*target[:3])}."]
     lines += [f"Paired on {target.n} messages, with the new rows {change} points, p = {p}.", ""]
-    for one in (own, new):
-        (answers,) = report.diversity[one.candidate]
-        said = f"{answers.new.n_distinct} distinct answers, the commonest in {formatting.percent(answers.new.share)} %"
-        lines += [f"- {one.candidate}: {said} of the messages ({answers.new.commonest})"]
+    for name in (own.candidate, new.candidate):
+        (answers,) = report.diversity[name]
+        variety = f"{answers.new.n_distinct} distinct answers, the commonest in {formatting.percent(answers.new.share)} %"
+        lines += [f"- {name}: {variety} of the messages ({answers.new.commonest})"]
     machine = ", ".join(
         f"{value} s in all" if key == "wall_s" else str(value) for key, value in report.header.items()
     )
     took = f"`harness compare` took {minutes['harness compare']} minutes"
-    return "\n".join([*lines, "", f"{took}. Machine: {machine}; other work ran beside it. One seed.", ""])
+    return "\n".join([*lines, "", f"{took}. Machine: {machine}; other work ran at the same time. One seed.", ""])
 
 
 def as_shown(row: dict[str, Any], name: str) -> str:
-    """Write a row's text on one line; a rewording behind its original."""
+    """Return a row's text on one line; a paraphrase after its original."""
     text = " ".join(row["prompt"].split())
     return text if name.startswith("new") else f"*{row['augmented_from']}* {text}"
 

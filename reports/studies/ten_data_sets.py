@@ -1,12 +1,12 @@
 """Ten data sets of ten kinds from `harness init` to a decision: a study, run by hand and outside CI.
 
-Each kind of `tests/ten_kinds.py` is written, `init` proposes an experiment for it on this machine, and
-`compare` runs that without an edit. Where the truth is known the decision is held to it.
+For each kind of `tests/ten_kinds.py` the study writes rows, `init` proposes an experiment on this machine, and
+`compare` runs it unedited. If the truth is known, the decision is checked against it.
 
-`PYTHONPATH=. python -m reports.studies.ten_data_sets FOLDER` takes some ten minutes a kind on the embedded
-model; `--only "labels"` takes one, `--base-model` another model. A second call goes on where the first one
-stopped. What is finished is kept in `reports/ten_data_sets.json`, so that a kind that was finished on any machine
-is not begun again, and `reports/ten_data_sets.md` is written from it.
+`PYTHONPATH=. python -m reports.studies.ten_data_sets FOLDER` takes some ten minutes per kind on the embedded
+model; `--only "labels"` runs one kind, `--base-model` uses another model. A second call resumes the first one.
+Finished kinds are kept in `reports/ten_data_sets.json` and not repeated, also on other machines;
+`reports/ten_data_sets.md` is written from it.
 """
 
 import argparse
@@ -27,40 +27,40 @@ from tests.ten_kinds import KINDS, Kind
 
 KEPT = Path(__file__).parents[2] / "reports" / "ten_data_sets.json"
 
-Finished = dict[str, Any]  # of one kind: how long it took and where, what init said, and what was decided
+Finished = dict[str, Any]  # results of one kind: time, machine, init's messages and the decision
 
 
 def main() -> None:
-    """Run the kinds that are not finished, and write the page after each."""
+    """Run the unfinished kinds, and write the page after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where rows, experiments and runs lie")
+    parser.add_argument("folder", type=Path, help="folder of rows, experiments and runs")
     parser.add_argument(
-        "--only", action="append", choices=list(KINDS), help="a kind; more than once for more"
+        "--only", action="append", choices=list(KINDS), help="one kind; may be repeated"
     )
-    parser.add_argument("--base-model", default=NAMES[0], help="the embedded model where none is named")
+    parser.add_argument("--base-model", default=NAMES[0], help="by default the embedded model")
     parser.add_argument(
-        "--kept", type=Path, default=KEPT, help="the file of results; the page lies beside it"
+        "--kept", type=Path, default=KEPT, help="the file of results; the page is next to it"
     )
-    given = parser.parse_args()
-    for name in given.only or KINDS:
-        found = read(given.kept)
-        if any(one["name"] == name for one in found):
+    options = parser.parse_args()
+    for name in options.only or KINDS:
+        finished = read(options.kept)
+        if any(each["name"] == name for each in finished):
             continue
-        found.append(finish(name, given.folder / name.replace(" ", "-"), given.base_model))
-        found.sort(key=lambda one: list(KINDS).index(one["name"]))
-        given.kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        given.kept.with_suffix(".md").write_text(page(found), "utf-8")
+        finished.append(finish(name, options.folder / name.replace(" ", "-"), options.base_model))
+        finished.sort(key=lambda each: list(KINDS).index(each["name"]))
+        options.kept.write_text(json.dumps(finished, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        options.kept.with_suffix(".md").write_text(page(finished), "utf-8")
 
 
 def read(kept: Path) -> list[Finished]:
-    """Read the kinds that are finished, in the order of the list; none where there is no file."""
+    """Read the finished kinds, in the order of the list; empty without a file."""
     return json.loads(kept.read_text("utf-8")) if kept.exists() else []
 
 
 def finish(name: str, folder: Path, base_model: str) -> Finished:
-    """Go from rows to a decision; the time of calls that were ended counts as well."""
+    """Go from rows to a decision; the time of interrupted calls counts too."""
     spent = folder / "spent_s.json"
     folder.mkdir(parents=True, exist_ok=True)
     start, before = time.monotonic(), json.loads(spent.read_text()) if spent.exists() else 0.0
@@ -69,19 +69,19 @@ def finish(name: str, folder: Path, base_model: str) -> Finished:
     finally:
         spent.write_text(json.dumps(before + time.monotonic() - start))
     machine = probe()
-    where = f"{machine.name}, {machine.precision}, {machine.gflops:,.0f} GFLOP/s"
-    return {"name": name, "wall_s": json.loads(spent.read_text()), "machine": where, **result}
+    described = f"{machine.name}, {machine.precision}, {machine.gflops:,.0f} GFLOP/s"
+    return {"name": name, "wall_s": json.loads(spent.read_text()), "machine": described, **result}
 
 
 def run_proposal(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
-    """Propose an experiment where there is none yet, and run it as it was written."""
+    """Propose an experiment if there is none yet, and run it unedited."""
     log, experiment = folder / "init.json", folder / "new"
     if not log.exists():
         rows = ten_kinds.write(kind, folder)
         proposal = scaffold.propose(scaffold.Request(experiment, str(rows), base_model, minutes=5.0))
         scaffold.write(proposal)
-        said = [line.replace(f"{folder}/", "") for line in (*proposal.said, *proposal.warnings)]
-        log.write_text(json.dumps(said, ensure_ascii=False))
+        messages = [line.replace(f"{folder}/", "") for line in (*proposal.said, *proposal.warnings)]
+        log.write_text(json.dumps(messages, ensure_ascii=False))
     report = harness.compare(experiment / "harness.yaml", progress=TerminalProgress())
     decision = report.decision
     return {
@@ -95,44 +95,44 @@ def run_proposal(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
 
 
 def is_right(kind: Kind, action: str, candidate: str | None) -> bool | None:
-    """Hold a decision to the truth; None where that is not known."""
+    """Tell whether a decision agrees with the truth; None if that is unknown."""
     if kind.truth:
         return candidate == kind.truth
     return action not in ("fine-tune", "hybrid") if kind.never else None
 
 
-def page(found: Sequence[Finished]) -> str:
-    """Write the kinds that are finished: a table, and of each what init said and what was decided."""
+def page(finished: Sequence[Finished]) -> str:
+    """Write the page: a table of the finished kinds, and the messages and decision of each."""
     table = [
-        f"| {one['name']} | {seconds(one['wall_s'])} | {one['action']} | {one['candidate'] or '–'} | {_truth(one)} |"
-        for one in found
+        f"| {kind['name']} | {seconds(kind['wall_s'])} | {kind['action']} | {kind['candidate'] or '–'} | {_truth(kind)} |"
+        for kind in finished
     ]
-    left = [name for name in KINDS if name not in {one["name"] for one in found}]
+    left = [name for name in KINDS if name not in {kind["name"] for kind in finished}]
     return "\n".join(
         [
             "# Ten data sets, from `init` to a decision",
             "",
             "Rows of `tests/ten_kinds.py`, no edit between `harness init` and `harness compare`.",
-            f"{len(found)} of {len(KINDS)} kinds are finished"
+            f"{len(finished)} of {len(KINDS)} kinds are finished"
             + (f"; left: {', '.join(left)}." if left else "."),
             "",
             "| kind | time | decision | candidate | right |",
             "|---|---|---|---|---|",
             *table,
-            *(line for one in found for line in _log(one)),
+            *(line for kind in finished for line in _log(kind)),
             "",
         ]
     )
 
 
-def _truth(one: Mapping[str, Any]) -> str:
-    return {True: "yes", False: "**no**", None: "the truth is not known"}[one["right"]]
+def _truth(kind: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "**no**", None: "unknown"}[kind["right"]]
 
 
-def _log(one: Mapping[str, Any]) -> list[str]:
-    states = ", ".join(f"{name} {state}" for name, state in one["states"].items())
-    told = [f"- {line}" for line in [*one["log"], f"on {one['machine']}: {states}", one["sentence"]]]
-    return ["", f"## {one['name']}", "", *told]
+def _log(kind: Mapping[str, Any]) -> list[str]:
+    states = ", ".join(f"{name} {state}" for name, state in kind["states"].items())
+    lines = [f"- {line}" for line in [*kind["log"], f"on {kind['machine']}: {states}", kind["sentence"]]]
+    return ["", f"## {kind['name']}", "", *lines]
 
 
 if __name__ == "__main__":
