@@ -98,9 +98,9 @@ def _score_items(folder: str, key: tuple[str, str, tuple[str, ...], Any], _metri
     worst = _metric.bounds[int(not _metric.higher_is_better)]
     by_column = []
     for columns in parts_by_column:
-        known = [(i, parts) for i, parts in zip(columns.ids, columns.parts, strict=True) if parts is not None]
-        values: Any = item_scores(_metric, np.array([parts for _, parts in known], float)) if known else []
-        scored = {item: score for (item, _), score in zip(known, values, strict=True)}
+        rows = [(i, parts) for i, parts in zip(columns.ids, columns.parts, strict=True) if parts is not None]
+        values: Any = item_scores(_metric, np.array([parts for _, parts in rows], float)) if rows else []
+        scored = {item: score for (item, _), score in zip(rows, values, strict=True)}
         failed = dict(zip(columns.ids, columns.failed, strict=True))
         by_column.append({i: scored.get(i, worst if failed[i] else np.nan) for i in columns.ids})
     ids = [item for item in by_column[0] if all(item in each for each in by_column)] if by_column else []

@@ -75,13 +75,13 @@ def runs() -> list[Run]:
     """List the finished and failed runs, oldest first; only changed files are read again."""
     (previous,) = cache = _runs(str(project().store.folder))
     files = _file_times(project().store.folder.glob("*/run.json"))
-    known = {}
+    current = {}
     for file, modified_ns in files.items():
         unchanged = file in previous and previous[file][0] == modified_ns
-        known[file] = previous[file] if unchanged else (modified_ns, store.read_run(file))
-    cache[0] = known
+        current[file] = previous[file] if unchanged else (modified_ns, store.read_run(file))
+    cache[0] = current
     return sorted(
-        (run for _, run in known.values() if run is not None), key=lambda run: (run.created, run.run_id)
+        (run for _, run in current.values() if run is not None), key=lambda run: (run.created, run.run_id)
     )
 
 
@@ -148,10 +148,10 @@ def _report(path: str, modified_ns: int) -> ExperimentReport | HarnessError:
         return error
 
 
-def rescues(of: ExperimentReport) -> list[Rescue]:
+def rescues(shown_report: ExperimentReport) -> list[Rescue]:
     """Read the last rescue of each run in a report."""
-    ids = {f.run_id for f in of.facts}
-    files = _file_times(rescue.report_files(project().file.parent / "reports", of.experiment))
+    ids = {f.run_id for f in shown_report.facts}
+    files = _file_times(rescue.report_files(project().file.parent / "reports", shown_report.experiment))
     read = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
     return [each for each in read if each is not None and each.original.facts.run_id in ids]
 
@@ -237,14 +237,14 @@ def metric(task_name: str, name: str) -> Metric:
     with suppress(HarnessError):
         if written is not None and not written.lm_eval and name in (metrics := load_metrics(written)):
             return metrics[name]
-    known = (run.metrics.get(task_name, {}).get(name) for run in runs())
-    return metric_of_rows(name, next(filter(None, known), None)) or mean_metric(name, lambda *_: None)
+    stored = (run.metrics.get(task_name, {}).get(name) for run in runs())
+    return metric_of_rows(name, next(filter(None, stored), None)) or mean_metric(name, lambda *_: None)
 
 
 def row_set_times(*digests: str) -> tuple[int, ...]:
     """Return when row sets last changed; an incomplete one grows under the same digest."""
-    known = _file_times(paths := [project().store.parquet(digest) for digest in digests])
-    return tuple(known.get(path, 0) for path in paths)
+    times = _file_times(paths := [project().store.parquet(digest) for digest in digests])
+    return tuple(times.get(path, 0) for path in paths)
 
 
 def label_times() -> tuple[int, ...]:

@@ -203,10 +203,10 @@ def measure(name: str, encoder: str | None) -> dict[str, Any]:
         by_meaning = repeats(Path(folder), train, encoder) if encoder else {}
     faults = {}
     for fault, lines in planted.lines.items():
-        known = FAULTS[fault]
-        if known.check not in MODULES:
+        definition = FAULTS[fault]
+        if definition.check not in MODULES:
             continue
-        flagged, clean = find_named_lines(after, known), find_named_lines(before, known)
+        flagged, clean = find_named_lines(after, definition), find_named_lines(before, definition)
         unplanted = flagged - lines
         faults[fault] = {
             "planted": len(lines),
@@ -214,7 +214,7 @@ def measure(name: str, encoder: str | None) -> dict[str, Any]:
             "named": len(flagged),
             "named_before": len(clean),
             "named_new": len(unplanted - clean),
-            "alarm_before": any(f.severity != "note" for f in before if is_of(f, known)),
+            "alarm_before": any(f.severity != "note" for f in before if is_of(f, definition)),
             "unplanted": sorted(clean),
         }
     return {
@@ -330,8 +330,8 @@ def read_judging_pairs() -> list[Row]:
 def trade_off(encode: Encode) -> list[dict[str, Any]]:
     """Count how many even-numbered pairs of each kind reach each cosine."""
     judged = read_judging_pairs()
-    left, right = (encode([p[side] for p in judged]) for side in "ab")
-    cosines = (left * right).sum(axis=1).tolist()
+    first, second = (encode([p[side] for p in judged]) for side in "ab")
+    cosines = (first * second).sum(axis=1).tolist()
     counts = []
     for threshold in (0.6, 0.7, 0.8, 0.85, 0.9, EMBEDDINGS):
         reached = {
@@ -379,10 +379,10 @@ def main() -> None:
         return
     file = ROOT / "reports" / "data_check.json"
     results = json.loads(file.read_text("utf-8")) if file.is_file() else {"sets": {}}
-    left = [name for name in SETS if name not in results["sets"] or name in options.again]
+    missing = [name for name in SETS if name not in results["sets"] or name in options.again]
     with tempfile.TemporaryDirectory() as folder:
         encoder = unpack_encoder(folder)
-        for name in left:
+        for name in missing:
             sys.stderr.write(f"{name}\n")
             results["sets"][name] = measure(name, encoder)
             if encoder:

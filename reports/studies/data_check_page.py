@@ -96,8 +96,8 @@ def _marker(marker: Mapping[str, Sequence[str]]) -> tuple[str, str, str]:
     """Return whether the planted marker is named, and how many markers were named before and newly."""
     new = [title for title in marker["after"] if title not in marker["before"]]
     planted = [title for title in new if "[t2]" in title.lower() or "'t2'" in title.lower()]
-    found = "named" if planted else "not named"
-    return found, f"{len(marker['before'])} markers named before", f"{len(new) - len(planted)}"
+    verdict = "named" if planted else "not named"
+    return verdict, f"{len(marker['before'])} markers named before", f"{len(new) - len(planted)}"
 
 
 def _list_clean_sets(sets: Mapping[str, Any]) -> list[str]:

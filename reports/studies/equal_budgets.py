@@ -48,14 +48,14 @@ CHOSEN = "the chosen prompt"
 def banking(data: Path) -> dict[str, list[dict[str, Any]]]:
     """Draw rows of the alphabetically first intents; test rows come from the published test split."""
     folder = data / "rows" / "banking77"
-    known = {"train": _lines(folder / "train.jsonl.gz"), "test": _lines(folder / "test.jsonl")}
-    intents = sorted({row["label"] for row in known["train"]})[:N_INTENTS]
+    splits = {"train": _lines(folder / "train.jsonl.gz"), "test": _lines(folder / "test.jsonl")}
+    intents = sorted({row["label"] for row in splits["train"]})[:N_INTENTS]
     selected = {
         part: [{"prompt": r["text"], "reference": r["label"]} for r in rows if r["label"] in intents]
-        for part, rows in known.items()
+        for part, rows in splits.items()
     }
-    drawn = _draw(selected["train"], SIZES["train"] + SIZES["validation"])
-    train, validation = drawn[: SIZES["train"]], drawn[SIZES["train"] :]
+    sample = _draw(selected["train"], SIZES["train"] + SIZES["validation"])
+    train, validation = sample[: SIZES["train"]], sample[SIZES["train"] :]
     return {"train": train, "validation": validation, "test": _draw(selected["test"], SIZES["test"])}
 
 

@@ -152,9 +152,9 @@ def count_uncorrected(
     values = [*(grades[m] for m in truth), *(grades[b] - grades[a] for a, b in compared)]
     wanted = np.array([*truth.values(), *(truth[b] - truth[a] for a, b in compared)])
     pick = np.random.default_rng(1).integers(0, n, (draws, n))
-    drawn = np.stack([value[pick] for value in values])  # (k, d, n)
-    half = 1.96 * drawn.std(axis=-1, ddof=1) / sqrt(n)
-    hits = (np.abs(drawn.mean(axis=-1) - wanted[:, None]) <= half).mean(axis=1)
+    resampled = np.stack([value[pick] for value in values])  # (k, d, n)
+    half = 1.96 * resampled.std(axis=-1, ddof=1) / sqrt(n)
+    hits = (np.abs(resampled.mean(axis=-1) - wanted[:, None]) <= half).mean(axis=1)
     return _summaries(judge, None, hits, 2 * half.mean(axis=1), len(truth))
 
 
@@ -189,10 +189,10 @@ def length_bias(folder: Path) -> LengthBias:
             slopes.append(stats.clustered_slope(doublings, complete[:, 0] - 1, range(len(complete))).mean)
             ours.append(slopes[-1] * doublings.mean())
             published.append(float(figures["win_rate"]) - float(figures["length_controlled_winrate"]))
-    alike = np.sign(ours) == np.sign(published)
+    same_sign = np.sign(ours) == np.sign(published)
     rank = float(np.corrcoef(rankdata(ours), rankdata(published))[0, 1])
     share = float((np.array(slopes) > 0).mean())
-    return LengthBias(len(slopes), share, float(np.median(slopes)), float(alike.mean()), rank)
+    return LengthBias(len(slopes), share, float(np.median(slopes)), float(same_sign.mean()), rank)
 
 
 def _summaries(judge: str, n_labels: int | None, hits: Array, widths: Array, n_models: int) -> list[Coverage]:

@@ -100,8 +100,8 @@ def judge_pairs(folder: Path, pairs: Sequence[dict[str, Any]], n_labels: int) ->
     """Let the model judge the pairs, and correct it with people's choices on some of them."""
     answers = {row["input"]: row["output_1"] for row in pairs}
     for name in ("train", "validation"):
-        few = [{"prompt": f"Say {i} for {name}.", "reference": f"{i}"} for i in range(2)]
-        write_rows(folder / f"{name}.jsonl", few)
+        fillers = [{"prompt": f"Say {i} for {name}.", "reference": f"{i}"} for i in range(2)]
+        write_rows(folder / f"{name}.jsonl", fillers)
     write_rows(
         folder / "test.jsonl",
         [{"id": pair_id(row), "prompt": row["input"], "reference": row["output_2"]} for row in pairs],
@@ -308,8 +308,8 @@ def _comparison_lines(kept: Mapping[str, Any]) -> list[str]:
         "|---|---|",
         *scores,
     ]
-    known = [s for s in kept["scores"].values() if s]
-    are_apart = max(s[1] for s in known) > min(s[2] for s in known)
+    estimates = [s for s in kept["scores"].values() if s]
+    are_apart = max(s[1] for s in estimates) > min(s[2] for s in estimates)
     finding = "Some of these intervals do not overlap" if are_apart else "All of these intervals overlap"
     reading = (
         f"{finding}. Nobody labelled these answers, and the section on LLMBar says how often this judge is right: "

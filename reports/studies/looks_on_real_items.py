@@ -112,8 +112,8 @@ def draw_by_answers(halves: Sequence[Half], plan: sampling.SamplingPlan, rng: np
         for t, (name, (moved, sizes)) in enumerate(zip(WHOLE, benchmarks, strict=True)):
             n = plan.n(name, look)
             drawn = np.array([n - round(n * sizes[1] / sizes.sum()), round(n * sizes[1] / sizes.sum())])
-            left = moved - counts[t]
-            counts[t] += rng.hypergeometric(left, sizes - before[t] - left, drawn - before[t])
+            remaining = moved - counts[t]
+            counts[t] += rng.hypergeometric(remaining, sizes - before[t] - remaining, drawn - before[t])
             before[t] = drawn
             sampled = [k for k in range(2) if drawn[k]]
             change = counts[t] * [1, -1] / np.maximum(drawn, 1)  # per item that the base failed, and passed

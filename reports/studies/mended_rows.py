@@ -65,8 +65,8 @@ def measure(name: str) -> dict[str, Any]:
     rng = random.Random(f"mended rows/{name}/{FAULTS['flipped labels'].share}")
     clean, test = SETS[name](rng)
     planted = plant(clean, rng, labelled=True)
-    asked = {fold_text(row["prompt"]) for row in (*clean, *planted.rows)}
-    items = list({text: row for row in test if (text := fold_text(row["prompt"])) not in asked}.values())
+    training_questions = {fold_text(row["prompt"]) for row in (*clean, *planted.rows)}
+    items = list({text: row for row in test if (text := fold_text(row["prompt"])) not in training_questions}.values())
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         write("messy.jsonl", planted.rows)
         write("as-it-was.jsonl", clean)
@@ -121,8 +121,8 @@ def compare_files(labels: Sequence[str]) -> list[dict[str, Any]]:
     others = {
         name: {"method": "classifier", "train": f"{name}.jsonl"} for name in CANDIDATES if name != "messy"
     }
-    given = {"name": "mended", "target": target, "candidates": {"messy": {"method": "classifier"}, **others}}
-    Path("harness.yaml").write_text(json.dumps(given), encoding="utf-8")
+    config = {"name": "mended", "target": target, "candidates": {"messy": {"method": "classifier"}, **others}}
+    Path("harness.yaml").write_text(json.dumps(config), encoding="utf-8")
     (table,) = experiment.compare(Path("harness.yaml").absolute()).training_sets
     rows = []
     for training_set in table.sets:

@@ -183,14 +183,14 @@ def study(seed: int = 0, n_pairs: int = PAIRS) -> list[Rate]:
         if (bin_ := _bin(truth, macro, n_pairs)) is not None:
             printed = compute_printed_chances(first)
             macro[bin_].append((_passes(printed, bin_), macro_passes(second, rng)))
-        for one, other in split:
-            if (bin_ := _bin(other.gained - other.lost, each, n_pairs)) is not None:
-                each[bin_].append((compute_printed_chances([one])["each", bin_], task_passes(other, rng)))
+        for first_half, second_half in split:
+            if (bin_ := _bin(second_half.gained - second_half.lost, each, n_pairs)) is not None:
+                each[bin_].append((compute_printed_chances([first_half])["each", bin_], task_passes(second_half, rng)))
         if all(len(rates) >= n_pairs for rates in (*macro.values(), *each.values())):
             break
     return [
         Rate(rule, delta, len(rates), *(float(np.mean(x)) for x in zip(*rates, strict=True)))
-        for rule, bins in (("macro", macro), ("each, one task", each))
+        for rule, bins in (("macro", macro), ("each, first_half task", each))
         for delta, rates in bins.items()
     ]
 
