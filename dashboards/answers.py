@@ -144,8 +144,7 @@ def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
     picked = st.dataframe(
         answer_matrix.style(matrix, items),
         hide_index=True,
-        column_config=widths
-        | {column.name: text(clean(column.name), width=150) for column in matrix.columns},
+        column_config=widths | {c.name: text(clean(c.name), width=150) for c in matrix.columns},
         key=f"matrix/{shown.offset}/{key}",
         on_select="rerun",
         selection_mode="single-cell",

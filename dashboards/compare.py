@@ -66,12 +66,10 @@ def page() -> None:
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:
     """Format a comparison; counts stay numbers, so that the table can sort by them."""
-    cells = {
-        _HEADINGS.get(column.name) or heading(column): (
-            column.value(c) if column.kind == "number" else column.text(c, True)
-        )
-        for column in COMPARE_PAGE
-    }
+    cells: dict[str, Any] = {}
+    for column in COMPARE_PAGE:
+        cell = column.value(c) if column.kind == "number" else column.text(c, True)
+        cells[_HEADINGS.get(column.name) or heading(column)] = cell
     return {"candidate": name, **cells}
 
 
