@@ -1,7 +1,7 @@
-"""Say what an experiment found: on the terminal, as Markdown, HTML, JSON, CSV, JUnit and a picture.
+"""Reports of an experiment: on the terminal, as Markdown, HTML, JSON, CSV, JUnit and a picture.
 
-Invariant: a report holds no number of its own; its forms print the same facts, and a
-smoke report is marked in each and never written where a result would be.
+Invariant: a report computes no numbers; all its formats print the same facts, and a smoke report is marked in
+each and never replaces a result.
 """
 
 import json
@@ -45,10 +45,10 @@ from harness.spec import GatePolicy
 
 
 def write(report: ExperimentReport, folder: Path) -> list[Path]:
-    """Write every form, as `<experiment>.md` and so on; a smoke report as `<experiment>-smoke`.
+    """Write every format, as `<experiment>.md` and so on; a smoke report as `<experiment>-smoke`.
 
-    A form that has nothing to say (JUnit without a verdict, a picture without points) is left out,
-    and one that an earlier report wrote is removed.
+    An empty format (JUnit without a verdict, a picture without points) is not written, and an earlier
+    report's file is removed.
     """
     plain = to_json(report)
     policy = GatePolicy(on_inconclusive="fail" if report.undecided_fails else "pass")
@@ -65,12 +65,12 @@ def write(report: ExperimentReport, folder: Path) -> list[Path]:
 
 
 def write_forms(folder: Path, name: str, forms: Mapping[str, str]) -> list[Path]:
-    """Write texts by suffix as files of one name; for an empty one there is no file afterwards."""
+    """Write texts, by suffix, as files with the same stem; an empty text removes its file."""
     make_private_folder(folder)
     texts = {folder / f"{name}{suffix}": text for suffix, text in forms.items()}
     for path, text in texts.items():
         if text:
-            # A reader never meets half a report, and an error keeps the old one.
+            # Files are replaced atomically, and an error keeps the old ones.
             draft = path.with_name(f".{path.name}.part")
             draft.write_text(text, encoding="utf-8")
             draft.replace(path)

@@ -1,8 +1,8 @@
-"""Tables of answers: how varied they are, several to an item, what was retrieved, and labels of people.
+"""Tables about answers: diversity, several answers per item, retrieval, and people's labels.
 
-Invariant: shares are printed in percent, answers on one line, cut where they are long; the numbers of items
-in one row of retrieval add up to its items. A corrected number stands beside the uncorrected one; a metric
-that is not shown to agree with people better than chance is said to be such.
+Invariant: shares are printed in percent, and answers on one line, truncated if long; the counts in a row of
+retrieval add up to its items. A corrected number is printed with the uncorrected one; a metric that is not
+shown to agree with people better than chance is marked.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ _DIVERSITY_NOTE = (
 
 
 def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
-    """Lay out how varied the generated answers are, base beside new, one row a task."""
+    """Return the diversity table of generated answers, base and new, one row per task."""
     rows = []
     for d in found:
         base, change, distinct = UNKNOWN, UNKNOWN, UNKNOWN
@@ -42,7 +42,7 @@ def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
 
 
 def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
-    """Name the tasks on which the answers have collapsed; empty where there is none."""
+    """Name the tasks on which the answers have collapsed; empty if none."""
     parts = [
         f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
         f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
@@ -53,7 +53,7 @@ def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
 
 
 def diversity_text(label: str, found: Sequence[AnswerDiversity]) -> str:
-    """Say how varied the answers to the target are, beside the base's; empty where none were generated."""
+    """Describe the diversity of the target's answers and the base's; empty if none were generated."""
     if not found:
         return ""
     d = found[0]
@@ -79,7 +79,7 @@ _SEVERAL_NOTE = (
 
 
 def several_section(facts: Sequence[CandidateFacts]) -> Section:
-    """Lay out one row for each candidate with several answers to an item, and a column for each pass@k."""
+    """Return a table with a row per candidate with several answers per item, and a column per pass@k."""
     known = [(f.label, f.several) for f in facts if f.several]
     ks = sorted({one.k for _, of in known for one in of.passes})
     columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]
@@ -92,7 +92,7 @@ def several_section(facts: Sequence[CandidateFacts]) -> Section:
 
 
 def several_text(f: CandidateFacts) -> str:
-    """Say how varied the answers to an item are, and of one and all of them how often one is right."""
+    """Describe the diversity of several answers per item, pass@1 and pass@n."""
     if (of := f.several) is None:
         return ""
     ends = [of.passes[0], of.passes[-1]] if of.passes else []
@@ -119,7 +119,7 @@ _RETRIEVAL_NOTE = (
 
 
 def retrieval_section(facts: Iterable[CandidateFacts]) -> Section:
-    """Lay out one row a candidate that retrieves."""
+    """Return a table with a row per candidate with retrieval."""
     rows = []
     for f in facts:
         if (use := f.retrieval) is None:
@@ -134,7 +134,7 @@ def retrieval_section(facts: Iterable[CandidateFacts]) -> Section:
 
 
 def retrieval_text(f: CandidateFacts) -> str:
-    """Say what retrieval found for a candidate and what it made of it; empty where nothing was retrieved."""
+    """Describe what a candidate retrieved and how it used that; empty without retrieval."""
     parts = []
     if f.recall is not None:
         parts.append(f"retrieval found {percent(f.recall)} % of the documents needed (recall@k)")
@@ -147,7 +147,7 @@ def retrieval_text(f: CandidateFacts) -> str:
     return "; ".join(parts)
 
 
-_LEAST_ALPHA = 0.667  # of raters, for which Krippendorff allows tentative conclusions
+_LEAST_ALPHA = 0.667  # Krippendorff's limit for tentative conclusions
 _ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
 _PAIR_COLUMNS = (
     "labels", "uncorrected", "corrected", "labels alone", "overrates it by", "favours the longer by",
@@ -155,7 +155,7 @@ _PAIR_COLUMNS = (
 
 
 def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Section]:
-    """Show each metric's scores, then its paired differences, with what is to be said of both."""
+    """Return each metric's scores and paired differences with remarks."""
     for c in calibrations:
         title, notes = f"People's labels and {c.metric}", list(label_sentences(c))
         rows = []
@@ -175,7 +175,7 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
 
 
 def label_sentences(c: MetricCalibration) -> Iterator[str]:
-    """Say how far a metric agrees with people, where its errors lie, and what more labels would do."""
+    """Describe a metric's agreement with people, its errors, and the use of more labels."""
     who = f"labels of {', '.join(c.raters)} count for"
     each = "; ".join(f"{count(arm.n_labels)} answers of {arm.name}" for arm in c.arms)
     kappa = f"; kappa of {c.metric} with people {plain(*c.kappa[:3])}" if c.kappa else ""
@@ -225,7 +225,7 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
 
 
 def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str:
-    """Say whether a metric prefers the longer of two answers to an item, and what else that may be."""
+    """Describe whether a metric prefers the longer of two answers, and other explanations."""
     share = f"{pair.new}'s are {figure(of.ratio)} times as long as {pair.base}'s"
     share += f", the longer ones on {percent(of.new_longer)} % of items"
     if of.favour.low <= 0 <= of.favour.high:
@@ -240,7 +240,7 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
 
 
 def _confusion(metric: str, arm: ArmCalibration) -> str:
-    """Say how judge and people sorted the labelled answers, and the rate that both kinds of error leave."""
+    """Describe the confusion of judge and people on labelled answers, and the corrected rate."""
     assert arm.confusion is not None
     both, judge_alone, people_alone, neither = map(count, arm.confusion)
     errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
@@ -254,7 +254,7 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
 
 
 def _say_better(pair: PairCalibration, corrected: Estimate) -> str:
-    """Say which arm is better by the corrected difference, or how many more labels would probably tell."""
+    """Name the better arm by the corrected difference, or the number of labels that would probably decide."""
     found = f"{pair.new} − {pair.base}: corrected {change_text(corrected)} points"
     if pair.more_labels == 0:
         return f"{found}, which people's labels show"

@@ -1,8 +1,8 @@
-"""Columns of results: what tables show of a candidate's run and of a comparison, and how it is printed.
+"""Columns of results: the values that tables show of runs and comparisons, and their format.
 
-Invariant: a column, and which table has it, is listed here alone. The terminal, Markdown, HTML, CSV, the
-dashboard and the docs read its heading, meaning, value and digits from here; those of `records.SERVING` are
-in SQL and trackers too.
+Invariant: columns, and the tables that have them, are listed only here. Terminal, Markdown, HTML, CSV,
+dashboard and docs read heading, meaning, value and digits from here; columns of `records.SERVING` are also in
+SQL and trackers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,11 +35,11 @@ Kind = Literal["text", "number", "interval"]
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
-    """A column: its name in files, its heading and meaning, and the value and the text of a row.
+    """Column with its name in files, its heading and meaning, and the value and text of a row.
 
-    A heading may be broken at its line break, and holds `{metric}` and `{gain}` where it depends on the
-    metric. A value is unrounded, in the metric's unit, and None if unknown; that of an `interval` has ends.
-    The text has the digits of every table; a tight one spares some.
+    A heading may be wrapped at its line break, and contains `{metric}` and `{gain}` if it depends on the
+    metric. Values are unrounded, in the metric's unit, and None if unknown; `interval` values have ends. The
+    text has the same digits in every table, fewer in a tight one.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One run as tables show it: its facts, what is stored of it, and its place among the others.
+    """One run as shown in tables: its facts, its stored run, and its rank.
 
-    `others` holds its scores by other metrics of the target.
+    `others` has its scores by the target's other metrics.
     """
 
     facts: CandidateFacts
@@ -74,7 +74,7 @@ def _shown(
     text: Callable[[Any], str] = str,
     kind: Kind = "text",
 ) -> Column[Row]:
-    """Make a column whose text is made of the value alone."""
+    """Return a column whose text depends on its value alone."""
 
     def print_value(row: Row, tight: bool) -> str:
         found = value(row)
@@ -88,7 +88,7 @@ def _stored(name: str, meaning: str, text: Callable[[str], str] = str) -> Column
 
 
 def _figure(name: str, heading: str, meaning: str) -> Column[Result]:
-    """Make the column of a measured figure; one that other work disturbed is marked."""
+    """Return the column of a measured figure; disturbed measurements are marked."""
 
     def text(row: Result, tight: bool) -> str:
         return print_measured(row.facts, name, tight=tight)
@@ -121,7 +121,7 @@ def _forgetting_text(row: Result, tight: bool) -> str:
 
 
 def _is_unjudged_baseline(f: CandidateFacts) -> bool:
-    """Tell whether a trained run is what gates compare with, so that none judges it."""
+    """Tell whether a trained run is the gates' baseline, and so is not judged."""
     return f.state != "failed" and f.baseline and f.trained
 
 
@@ -139,7 +139,7 @@ def _choose(columns: Mapping[str, Column[Row]], names: str) -> tuple[Column[Row]
 
 
 # fmt: off
-# Of a candidate's run, in the order of the leaderboard.
+# Columns of a candidate's run, in the order of the leaderboard.
 CANDIDATE_COLUMNS = _by_name(
     _shown("rank", "rank", "those whose paired difference holds 0 share one", lambda r: r.rank, count,
         "number"),
@@ -182,10 +182,10 @@ SPEED_TABLE = _choose(
     CANDIDATE_COLUMNS,
     "candidate latency_p50_s latency_p95_s requests_per_s prompt_tokens output_tokens cost_per_1k_usd",
 )
-_NOT_EXPLAINED = ("candidate", "gain")  # below the result table
-_FILE_ALONE = ("metric", "lost_gained", "disturbed")  # in the leaderboard's CSV, and not in its table
+_NOT_EXPLAINED = ("candidate", "gain")  # not explained below the result table
+_FILE_ALONE = ("metric", "lost_gained", "disturbed")  # only in the leaderboard's CSV
 
-# Of a comparison on one task by one metric.
+# Columns of a comparison on one task by one metric.
 COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
     _shown("task", "task", "the task", lambda c: c.task),
     _shown("metric", "metric", "the metric", lambda c: c.metric),
@@ -217,7 +217,7 @@ COMPARE_PAGE = _choose(COMPARISON_COLUMNS, "task metric base score delta lost ga
 
 
 def _valid_change(c: Comparison) -> str:
-    """Print the change among the items valid in both arms, where that is not all of them."""
+    """Format the change on items valid in both arms, if these are not all items."""
     if c.n_valid == c.n or c.delta_valid is None:
         return ""
     valid = change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
@@ -225,39 +225,39 @@ def _valid_change(c: Comparison) -> str:
 
 
 def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:
-    """List the columns of the leaderboard, scores by other metrics of the target behind its own."""
+    """List the columns of the leaderboard; scores by other metrics follow the primary one."""
     shown = [column for name, column in CANDIDATE_COLUMNS.items() if name not in _FILE_ALONE]
     at = shown.index(CANDIDATE_COLUMNS["target"]) + 1
     return [*shown[:at], *map(metric_column, metrics), *shown[at:]]
 
 
 def metric_column(metric: str) -> Column[Result]:
-    """Make the column of scores by another metric of the target."""
+    """Return the column of scores by another metric of the target."""
     name, title, meaning = f"by {metric}", metric.replace("_", " "), CANDIDATE_COLUMNS["target"].meaning
     return _shown(name, title, meaning, lambda row: row.others.get(metric), answered_text, "interval")
 
 
 def heading(column: Column[Any], metric: str = "", unit: Unit = RATE) -> str:
-    """Head a column; where the metric is known, with its short name and direction."""
+    """Return a column's heading, with the metric's short name and direction if known."""
     better = unit.higher_is_better
     short = f"{short_name(metric)}{'' if better else ' ↓'}"
     return column.heading.format(metric=short, gain="" if better else "gain ").strip()
 
 
 def result_headings(report: ExperimentReport) -> dict[str, str]:
-    """Head the result table by its columns' names; a heading may be broken at its line break."""
+    """Return the headings of the result table; they may be wrapped at line breaks."""
     return {column.name: heading(column, report.metric, report.unit) for column in RESULT_TABLE}
 
 
 def result_rows(report: ExperimentReport, *, tight: bool = False) -> list[dict[str, str]]:
-    """Print the result table, best candidates first and failed ones last; `tight` spares digits and words."""
+    """Format the result table, the best candidates first and failed ones last; `tight` shortens cells."""
     reference = best_untrained(report.facts)
     rows = [Result(facts=f, is_reference=f.name == reference) for f in best_first(report)]
     return [{column.name: column.text(row, tight) for column in RESULT_TABLE} for row in rows]
 
 
 def explain_columns(report: ExperimentReport) -> str:
-    """Say what the columns of the result table mean that only this program has."""
+    """Explain the result table's columns that are specific to this program."""
     margin = "" if report.macro_margin is None else f" ({100 * report.macro_margin:g} points on average)"
     rules = (rule for f in report.facts if f.verdict for rule in f.verdict.rules)
     n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
@@ -271,14 +271,14 @@ def explain_columns(report: ExperimentReport) -> str:
 def print_table(
     columns: Iterable[Column[Row]], rows: Iterable[Row], *, tight: bool = False
 ) -> tuple[list[str], list[list[str]]]:
-    """Print the headings and the cells of some columns of rows."""
+    """Format the headings and cells of some columns."""
     shown = list(columns)
     heads = [heading(column).replace("\n", " ") for column in shown]
     return heads, [[column.text(row, tight) for column in shown] for row in rows]
 
 
 def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:
-    """Map the names of columns to a row's unrounded values; `_low` and `_high` are the ends of intervals."""
+    """Map column names to a row's unrounded values; `_low` and `_high` are the ends of intervals."""
     found: dict[str, Any] = {}
     for column in columns:
         value = column.value(row)
@@ -291,6 +291,6 @@ def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:
 
 
 def list_names(columns: Iterable[Column[Any]]) -> list[str]:
-    """List the names under which `map_values` has the values of columns."""
+    """List the keys of `map_values` for some columns."""
     ends = {"interval": ("", "_low", "_high")}
     return [f"{column.name}{end}" for column in columns for end in ends.get(column.kind, ("",))]

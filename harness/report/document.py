@@ -1,8 +1,8 @@
-"""A document of results: a first page, sections of a table with what is said of it, and an appendix.
+"""Document of results: a first page, sections with a table and notes, and an appendix.
 
-Invariant: every format shows the same document; texts that models and files chose are cleaned or escaped
-here, so a `|` in a name never opens a cell, and nothing is read as markup. In a table of aligned text no cell
-loses a word; without a width, or where no wrapping does, each row is one line.
+Invariant: every format shows the same document; texts from models and files are cleaned or escaped here, so a
+`|` in a name never opens a cell, and nothing is read as markup. Tables of aligned text lose no word; without
+a width, or if wrapping does not help, each row is one line.
 """
 
 import re
@@ -18,8 +18,8 @@ from rich.text import Text
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
 
-ERROR = "ERROR"  # of a run that failed, which has no verdict
-# What the word of a verdict tells: the class of its colour on pages and in pictures.
+ERROR = "ERROR"  # shown instead of a verdict for a failed run
+# Colour class of each verdict, on pages and in pictures.
 CLASSES = {"PASS": "passes", "FAIL": "fails", "UNDECIDED": "undecided", "DRIFT": "undecided", ERROR: "fails"}
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "yellow"}
 STYLES = {word: _COLOURS[class_] for word, class_ in CLASSES.items()}  # on the terminal
@@ -32,10 +32,10 @@ CAPTION = (
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table and what is said of it below: `lead`, then `notes`.
+    """Table with text: `lead`, then `notes` below it.
 
-    Without `columns` the table has no head. `kind` says what it shows, `label` names the run; a `detail`
-    is left out on the terminal, and what stands in the appendix comes after everything else.
+    Without `columns` the table has no header. `kind` says what it shows, `label` names the run; a `detail` is
+    left out on the terminal, and the appendix comes last.
     """
 
     kind: str = ""
@@ -50,30 +50,30 @@ class Section:
 
 
 class Reason(NamedTuple):
-    """One reason of a decision: what it is about, in a word or two, and the sentence."""
+    """Reason of a decision: its topic, in a word or two, and the sentence."""
 
     about: str
     sentence: str
 
 
 class Command(NamedTuple):
-    """A command to type next, and what it does; `line` is empty where no command does it."""
+    """Next command and its purpose; `line` is empty if no command does it."""
 
     line: str
     purpose: str
 
     @property
     def text(self) -> str:
-        """Both in one line."""
+        """Command and purpose on one line."""
         return f"{self.line} {self.purpose}".strip()
 
 
 @dataclass(frozen=True, slots=True)
 class FirstPage:
-    """The part of a document that is seen without turning a page; the decision is its last line.
+    """First page of a document; the decision is its last line.
 
-    `table.notes` say what its columns mean. `picture` is an SVG, and `picture_file` the name of its file
-    beside the document; both are empty where there is nothing to draw.
+    `table.notes` explain the columns. `picture` is an SVG, and `picture_file` the name of its file next to
+    the document; both are empty if there is nothing to draw.
     """
 
     reasons: Sequence[Reason]
@@ -85,7 +85,7 @@ class FirstPage:
 
 @dataclass(frozen=True, slots=True)
 class ResultDocument:
-    """The results of one command; `mark` stands at every heading, where the results are no evidence."""
+    """Results of one command; `mark` is added to every heading if the results are not evidence."""
 
     title: str
     sections: Sequence[Section]
@@ -96,7 +96,7 @@ class ResultDocument:
 
 
 def markdown(document: ResultDocument, level: int = 1) -> str:
-    """Render the document with the last line first; `level` is that of its heading."""
+    """Render the document as Markdown, the last line first; `level` is that of its heading."""
     mark = f" ({document.mark})" if document.mark else ""
     lines = [f"{'#' * level} {escape(document.title)}{mark}", "", f"**{escape(document.last_line)}**", ""]
     if page := document.first:
@@ -127,7 +127,7 @@ def _markdown_section(section: Section, mark: str, level: int) -> list[str]:
 
 
 def terminal_lines(document: ResultDocument, width: int | None = None) -> Iterator[Text]:
-    """Yield the lines of the document without its details, tables in a width, the last line in bold."""
+    """Yield the lines of the document without details, tables within a width, the last line in bold."""
     yield from (Text(clean(text)) for text in (document.title, document.lead) if text)
     for i, section in enumerate(s for s in document.sections if not s.detail):
         if section.rows:
@@ -138,17 +138,17 @@ def terminal_lines(document: ResultDocument, width: int | None = None) -> Iterat
 
 
 def print_document(document: ResultDocument, console: Console) -> None:
-    """Print the document, no line broken in two: a terminal wraps it, cells of tables by themselves."""
+    """Print the document without breaking lines: the terminal wraps text, tables wrap their cells."""
     for line in terminal_lines(document, console.width if console.is_terminal else None):
         console.print(line, soft_wrap=True)
 
 
 _NUMBER = re.compile(r"[+−-]?\d[\d,.]*(e[+-]?\d+)?|–|")
-_WORD = re.compile(r"(?:\[[^\]]*\]|\S)+")  # an interval is one
+_WORD = re.compile(r"(?:\[[^\]]*\]|\S)+")  # an interval is one word
 
 
 def align(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> Iterator[Text]:
-    """Lay cells out in columns, numbers to the right; a word of a verdict has its colour."""
+    """Align cells in columns, numbers to the right; verdicts are coloured."""
     cells = [[clean(cell) for cell in row] for row in ([columns, *rows] if columns else rows)]
     numbers = [all(map(_NUMBER.fullmatch, column[1:])) for column in zip(*cells, strict=True)]
     widths, gap = _fit(cells, width)
@@ -166,7 +166,7 @@ def align(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
 
 
 def _fit(cells: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], int]:
-    """Find the widths of columns and the gap between them: the widest columns wrap until the table fits."""
+    """Choose column widths and the gap between them; the widest columns wrap until the table fits."""
     columns = list(zip(*cells, strict=True))
     widest = [max(map(cell_len, column)) for column in columns]
     least = [max(cell_len(word) for cell in column for word in _words(cell)) for column in columns]
@@ -175,7 +175,7 @@ def _fit(cells: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], 
         if width is None or sum(widest) <= free:
             return widest, gap
         if sum(least) <= free:
-            while sum(widest) > free:  # no column gets narrower than its longest word
+            while sum(widest) > free:  # a column is at least as wide as its longest word
                 i = max((i for i, w in enumerate(widest) if w > least[i]), key=widest.__getitem__)
                 widest[i] -= 1
             return widest, gap
@@ -195,5 +195,5 @@ def _wrap(cell: str, width: int) -> list[str]:
 
 
 def _words(cell: str) -> list[str]:
-    """Split a cell where it may be broken: at blanks outside of an interval."""
+    """Split a cell at spaces outside of intervals."""
     return _WORD.findall(cell) or [""]

@@ -1,8 +1,8 @@
-"""Make other people's text harmless and short: names, ids and messages that a model or a file chose.
+"""Escaping and shortening of foreign text: names, ids and messages from models and files.
 
-Invariant: what comes out has no control characters, and is one line unless lines were requested; what
-it means as markup depends on the target, so terminal text is printed as plain `Text`, Markdown
-is escaped here, and HTML by its template. Different names stay different when they are shortened.
+Invariant: the result has no control characters, and is one line unless lines are requested. Escaping depends
+on the target: terminal text is printed as plain `Text`, Markdown is escaped here, and HTML by its template.
+Different names stay different when shortened.
 """
 
 import csv
@@ -26,7 +26,7 @@ _ANSI = re.compile(
 )
 _MARKDOWN = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]")
 _FORMULA = tuple("=+-@＝＋－＠")
-_KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
+_KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # keys in grid names: few-shot[select=knn,shots=4]
 _BLOCK_START = re.compile(r"^(?=[#>+-]|\d+[.)]\s)")
 
 
@@ -37,7 +37,7 @@ def clean(text: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """Drop what `clean` drops, but keep lines and the spaces in them: for prompts and answers."""
+    """Clean like `clean`, but keep lines and spaces: for prompts and answers."""
     lines = _ANSI.sub("", text).splitlines()
     visible = (filter(_visible, line.expandtabs(4)) for line in lines)
     return "\n".join("".join(" " if c.isspace() else c for c in line) for line in visible)
@@ -48,7 +48,7 @@ def _visible(character: str) -> bool:
 
 
 def markdown(text: str) -> str:
-    """Clean a text and escape what Markdown or HTML would take as markup, `|` included."""
+    """Clean a text and escape Markdown and HTML markup, including `|`."""
     html = clean(text).replace("&", "&amp;").replace("<", "&lt;")
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", html)
 
@@ -59,26 +59,26 @@ def markdown_line(text: str) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Write the lines of a table, every cell escaped."""
+    """Return the lines of a Markdown table with escaped cells."""
     head, *body = (f"| {' | '.join(map(markdown, cells))} |" for cells in (columns, *rows))
     return [head, "|---" * len(columns) + "|", *body]
 
 
 def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows as CSV in which no text can be taken for a formula by a spreadsheet."""
+    """Write rows as CSV in which a spreadsheet reads no text as a formula."""
     writer = csv.writer(out, lineterminator="\n")
     for cells in (columns, *rows):
         writer.writerow(spreadsheet_lines(cell) if isinstance(cell, str) else cell for cell in cells)
 
 
 def spreadsheet_lines(text: str) -> str:
-    """Clean the lines of a text for a cell, where a spreadsheet would take some beginnings for a formula."""
+    """Clean the lines of a text for a spreadsheet's cell, so that none is read as a formula."""
     cell = clean_lines(text).strip()
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def page_environment(folder: Path) -> "Environment":
-    """Make what renders the templates of a folder as HTML: every text is cleaned and escaped."""
+    """Return a Jinja environment for a folder of HTML templates that cleans and escapes every text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -93,10 +93,10 @@ def page_environment(folder: Path) -> "Environment":
 
 
 def shorten(text: str, width: int, kept: int | None = None) -> str:
-    """Cut out the middle of a text for `…`, so that it takes at most `width` cells.
+    """Replace the middle of a text by `…`, so that it takes at most `width` cells.
 
-    The end is kept because names of a grid differ there: `few-shot[shots=8]`; it takes `kept` cells,
-    by default half of them.
+    The end is kept, with `kept` cells (default half), because names of a grid differ there:
+    `few-shot[shots=8]`.
     """
     if cell_len(text) <= width:
         return text
@@ -106,26 +106,26 @@ def shorten(text: str, width: int, kept: int | None = None) -> str:
 
 
 def _shorten_to(text: str, width: int) -> str:
-    text = text[: 4 * width]  # a text of a megabyte is not taken down character by character
+    text = text[: 4 * width]  # so that a huge text is not shortened character by character
     while cell_len(text) > width:
         text = text[:-1]
     return text
 
 
 def shorten_for_table(names: Sequence[str], width: int) -> list[str]:
-    """Shorten names to a width in cells; where that would make two of them one, they are left to wrap."""
+    """Shorten names to a width in cells; names that would become equal are left to wrap."""
     brief = [_KEYS.sub("", name) for name in names]
     return _shorten_by_source(names, width) or (brief if _are_different(brief, names) else list(names))
 
 
 def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
-    """Shorten names to a width in cells, which none of them passes; the cut is where they are alike.
+    """Shorten names to a width in cells, cutting where they are alike.
 
-    Where no cut tells them apart, they are counted: `a name th… long 2`.
+    If no cut keeps them different, they are numbered: `a name th… long 2`.
     """
     if found := _shorten_by_source(names, width):
         return found
-    # The middle is cut out first, then more and more of either half.
+    # Cut the middle first, then more of either half.
     for kept in sorted(range(width), key=lambda n: abs(2 * n - width)):
         cut = [shorten(name, width, kept) for name in names]
         if _are_different(cut, names):
@@ -135,7 +135,7 @@ def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
 
 
 def _shorten_by_source(names: Sequence[str], width: int) -> list[str] | None:
-    """Leave keys out and shorten what stands before the values; None where that does not do."""
+    """Drop keys and shorten the part before the values; None if that is not enough."""
     if max(map(cell_len, names), default=0) <= width:
         return list(names)
     short = []

@@ -1,8 +1,8 @@
-"""The first page of a report: the decision's reasons, the table, the picture, and what to do next.
+"""First page of a report: the decision's reasons, the table, the picture, and next steps.
 
-Invariant: what to ship, why, how sure that is and what to do next are answered by numbers of the report
-alone; whatever else was found stands behind this page. A limit is advised only where items lie unused, by
-settings that do it as they are printed.
+Invariant: what to ship, why, how certain that is and what to do next come from the report's numbers;
+everything else follows after this page. A larger limit is advised only if there are unused items, as settings
+that can be used as printed.
 """
 
 from bisect import bisect_left
@@ -44,11 +44,11 @@ from harness.report.wording import (
 )
 from harness.spec import PEOPLE, Experiment, GatePolicy
 
-_TASKS_NAMED = 3  # of those that lost most
+_TASKS_NAMED = 3  # number of tasks named with the largest losses
 
 
 def first_page(report: ExperimentReport) -> FirstPage:
-    """Lay out what is seen first."""
+    """Return the first page of a report."""
     picture = front(report, NARROW)
     unread = describe_unread(best_first(report), report.metric)
     remarks = filter(None, [describe_disturbed(report.facts), labels_note(report)])
@@ -65,7 +65,7 @@ def first_page(report: ExperimentReport) -> FirstPage:
 
 
 def labels_note(report: ExperimentReport) -> str:
-    """Say whose scores people's labels correct; empty where the metric is no judge's."""
+    """Describe whose scores labels correct; empty if the metric is not a judge's."""
     if not is_judge(report.metric):
         return ""
     found = next((c for c in report.labels if c.metric == report.metric), None)
@@ -77,7 +77,7 @@ def labels_note(report: ExperimentReport) -> str:
 
 
 def find_judged(report: ExperimentReport) -> CandidateFacts | None:
-    """Return the fine-tune that the decision is about: the best that passes, else the strongest."""
+    """Return the fine-tune of the decision: the best that passes, else the strongest."""
     facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
     by_wins = report.declared is not None and report.declared.win_rate is not None
     facts = pool_seeds(judge_by_wins(facts) if by_wins else facts)
@@ -85,7 +85,7 @@ def find_judged(report: ExperimentReport) -> CandidateFacts | None:
 
 
 def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
-    """Name the untrained candidate that beats the one chosen on validation on the test items, if one does."""
+    """Name an untrained candidate that beats the one chosen on validation on the test items, if any."""
     sign = report.unit.sign
     untrained = [f for f in report.facts if f.target and f.validation is not None and not is_fine_tuned(f)]
     chosen = next((f for f in untrained if f.name == best_untrained(report.facts)), None)
@@ -105,7 +105,7 @@ def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
 
 
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
-    """Say why the decision is what it is, and how sure that is; of a smoke run nothing."""
+    """List the reasons of the decision and its certainty; empty for a smoke run."""
     if report.smoke:
         return
     if run := find_judged(report):
@@ -141,7 +141,7 @@ def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
     change = f"{seeds}{change_text(g)} {g.unit.name}"
     if not report.unit.higher_is_better:
         change = f"a gain of {change} (lower is better)"
-    # A judge's metric whose gain people's labels do not correct.
+    # A judge's metric with a gain that labels do not correct.
     corrected = run.vs_untrained is not None and run.vs_untrained.estimator in ("ppi", "identical")
     unchecked = is_judge(report.metric) and (not corrected or run.labels_missing > 0)
     by = f", {UNCHECKED}" if unchecked else ""
@@ -171,9 +171,9 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
 
 
 def list_unjudged_losses(report: ExperimentReport) -> list[str]:
-    """Say what fine-tunes are shown to have lost on tasks that no rule judges, and which key judges them.
+    """List shown losses of fine-tunes on tasks without a rule, with the key that would judge them.
 
-    Of texts in bits per byte, whose rise is a first sign alone, the largest rise is enough.
+    For texts in bits per byte, whose rise is only an early sign, the largest rise is listed.
     """
     fell: dict[str, list[str]] = {}
     rises: dict[str, tuple[float, str]] = {}
@@ -195,7 +195,7 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
 
 
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
-    """Say the change of each of these tasks, the worst first, as the gate counts it: a share of the range."""
+    """Describe the change of each task, the worst first, as a share of the metric's range."""
     found = report.task_comparisons(run.label)
     known = [(found[t], report.spans.get(t, 1.0)) for t in map(str, tasks) if t in found]
     known.sort(key=lambda of: of[0].unit.sign * of[0].delta / of[1])
@@ -208,7 +208,7 @@ def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[o
 
 
 def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
-    """Say on how many items and seeds it rests, how often the gate errs, and among how many fine-tunes."""
+    """Describe the evidence: items, seeds, error rates of the gate, number of fine-tunes."""
     n = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
     parts = [f"measured on {n} test items"]
     if (against := run.vs_untrained) and against.n_clusters < against.n:
@@ -232,13 +232,13 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
 
 
 def nearest_miss(run: CandidateFacts) -> str:
-    """Say with which chance the gate passes a model that lost more than is allowed; empty where unknown."""
+    """Describe how often the gate passes a model with a larger loss than allowed; empty if unknown."""
     nearest = _nearest(run)
     return miss_text(nearest) if nearest else ""
 
 
 def _nearest(run: CandidateFacts) -> MissRate | None:
-    """Return the line of the smallest loss that the macro's margin does not allow, else of the largest."""
+    """Return the line of the smallest loss beyond the macro's margin, else that of the largest."""
     if (at := run.corrected or run.verdict) is None:
         return None
     allowed = margin if isinstance(margin := at.numbers("macro").get("margin"), float) else 0.0
@@ -247,7 +247,7 @@ def _nearest(run: CandidateFacts) -> MissRate | None:
 
 
 def next_steps(report: ExperimentReport) -> Iterator[Command]:
-    """Say what to type next: what ships or decides first, then what might do better."""
+    """List next commands: first those that ship or decide, then those that may improve the result."""
     decision, run = report.decision, find_judged(report)
     if report.smoke:
         names = report.typed.candidates
@@ -278,7 +278,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
 
 
 def _ask_more_seeds(report: ExperimentReport) -> Command | None:
-    """Say how to show a gain, or the spread of what ships; None where seeds are not what it lacks."""
+    """Advise more seeds to show a gain or the spread of the shipped recipe; None if seeds do not help."""
     if (run := find_judged(report)) is None:
         return None
     why, seeds = "as its gain varies most between trainings", list_more_seeds(report.facts, run)
@@ -293,7 +293,7 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
 
 
 def _put_into_use(report: ExperimentReport, name: str) -> Iterator[Command]:
-    """Say how a candidate becomes the champion, and how a fine-tune leaves for other programs."""
+    """Return the commands that promote a candidate and export a fine-tune."""
     runs = [f for f in report.facts if f.name == name]
     methods = [plugins.find_method(f.method) for f in runs]
     purpose = f"makes {name} the champion, which later gates compare with"
@@ -312,7 +312,7 @@ def _put_into_use(report: ExperimentReport, name: str) -> Iterator[Command]:
 
 
 def _ask_open_question(report: ExperimentReport) -> Command:
-    """Say which command decides: the one that was typed, or one that asks more items."""
+    """Return the command that decides: the typed one, or one with more items."""
     judging = ["compare", *(["--sequential"] if report.sampled else [])]
     again = report.typed.command(*judging)
     if report.decision is None:
@@ -326,7 +326,7 @@ def _ask_open_question(report: ExperimentReport) -> Command:
     about = find_judged(report)
     needing = [(f.name, at) for f in report.facts if (at := f.corrected or f.verdict) and at.items_needed]
     needing.sort(key=lambda named: named[1].items_needed or 0)
-    # The verdicts that the decision is about, else that which needs fewest items.
+    # The verdicts of the decision, or the one that needs the fewest items.
     of_judged = [at for name, at in needing if about and name == about.name]
     if open_verdicts := of_judged or [at for _, at in needing[:1]]:
         relative = report.macro_margin is None
@@ -349,12 +349,10 @@ def advise_more_items(
     relative: bool,
     judging: Sequence[str],
 ) -> Command:
-    """Say how to settle verdicts that need more items: by limits where the tasks hold as many.
+    """Advise how to settle verdicts that need more items: by larger limits if the tasks have the items.
 
-    Else by a wider margin where that alone would do, or by other tasks.
-
-    `relative` says that the macro's margin is a share of the base's skill. `judging` are the words of the
-    command that judges by another margin.
+    Otherwise by a wider margin if that is enough, or by other tasks. `relative` says that the macro's margin
+    is a share of the base's skill. `judging` is the command that judges by another margin.
     """
     found = find_settling(verdicts, spare, relative=relative)
     if found.sizes:
@@ -378,9 +376,9 @@ def advise_on_power(
     warn: Callable[[Mapping[str, int], GatePolicy], Sequence[str]],
     typed: CommandLine,
 ) -> Command:
-    """Say how to run without warnings: by the items that tasks hold, else by the least margins that do.
+    """Advise how to run without warnings: by the tasks' items, or by the smallest sufficient margins.
 
-    `n` maps tasks to the items that they ask; `warn` says which margins so many items probably cannot show.
+    `n` maps tasks to their number of items; `warn` lists the margins that such numbers probably cannot show.
     """
     policy, judging = experiment.gate, ("compare", "--strict")
     if not warn({**n, **{one.task: one.held for one in spare}}, policy):
@@ -401,7 +399,7 @@ def advise_on_power(
 def _find_least_margin(
     key: str, policy: GatePolicy, warn: Callable[[GatePolicy], Sequence[str]]
 ) -> float | None:
-    """Find the least value of a margin that leaves fewest warnings; None where none is about it."""
+    """Find the smallest value of a margin with the fewest warnings; None if no warning is about it."""
 
     def count(margin: float) -> int:
         return len(warn(policy.model_copy(update={key: margin})))

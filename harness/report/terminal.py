@@ -1,7 +1,7 @@
-"""A report on the terminal: one table, short points under each candidate, the decision, what to do next.
+"""Report on the terminal: one table, short notes, the decision, and next steps.
 
-Invariant: the table takes at most 100 columns, and different candidates have different names in it; a name
-wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read as markup.
+Invariant: the table has at most 100 columns, and different candidates have different names in it; a name
+wraps only if no shorter form is unique. Texts from models and files are never read as markup.
 """
 
 import re
@@ -44,14 +44,14 @@ from harness.report.wording import (
 )
 
 WIDTH = 100
-_NOTES = 5  # where not all are asked for
+_NOTES = 5  # number of notes unless all are requested
 _COUNTS_ITEMS = re.compile(r": [\d,]+ items? of [^:]+$")  # as in `lora: … tied …: 3 items of facts`
 
 
 def terminal(report: ExperimentReport, console: Console, *, verbose: bool = False) -> None:
-    """Print the table of candidates, fitted to its width, what matters most of each, and the decision last.
+    """Print the table of candidates, the most important notes, and the decision last.
 
-    Where it is `verbose`, all that is said of each, and the tables of the report that are not details.
+    With `verbose`, print all notes of each candidate and all tables that are not details.
     """
     console.print(terminal_table(report))
     if verbose:
@@ -83,7 +83,7 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
 
 
 def list_notes(report: ExperimentReport) -> list[str]:
-    """List what is to be known beside the table in single lines, what matters most first."""
+    """List the notes on the table, one line each, the most important first."""
     run = find_judged(report)
     about = [f for f in best_first(report) if run is None or f.run_id != run.run_id]
     text = {f.label: candidate_points(report, f) for f in report.facts}
@@ -104,14 +104,14 @@ def list_notes(report: ExperimentReport) -> list[str]:
 
 
 def print_last(report: ExperimentReport, console: Console) -> None:
-    """Print the decision and the commands to type next, each line whole."""
+    """Print the decision and next commands without breaking lines."""
     console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
     for step in next_steps(report):
         console.print(Text(clean(f"next: {step.text}")), soft_wrap=True)
 
 
 def _bullets(points: Sequence[str]) -> Table:
-    """Lay points out as a list whose lines stay behind their mark."""
+    """Format points as a list with hanging indents."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     for point in points:
         grid.add_row(Text(" -"), Text(clean(point)))
@@ -119,13 +119,13 @@ def _bullets(points: Sequence[str]) -> Table:
 
 
 def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
-    """List in short what is to be known of a candidate beside its row in the table."""
+    """List short notes on a candidate besides its row in the table."""
     if f.state == "failed":
         return [f"failed: {f.error or 'no reason was given'}"]
     run, stopping = find_judged(report), _list_stopping(report, f)
     points = []
     if run is not None and run.run_id == f.run_id:
-        # What stops it is said by the rules.
+        # The rules say what stops it.
         about = ("Gain",) if stopping else ("Gain", "Forgetting")
         points = [f"{r.about.lower()}: {r.sentence}" for r in reasons(report) if r.about in about]
     points += stopping
@@ -141,7 +141,7 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 
 
 def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
-    """Say what was measured of one candidate alone."""
+    """List the measurements of a single candidate."""
     run, own = find_judged(report), f"{f.label}: "
     at = report.decision.arithmetic.get("break_even_requests") if report.decision else None
     if run is not None and run.run_id == f.run_id and isinstance(at, float | int) and report.policy:
@@ -159,7 +159,7 @@ def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[
 
 
 def _list_stopping(report: ExperimentReport, f: CandidateFacts) -> list[str]:
-    """Say in short which rules keep a candidate back; the whole sentences stand in the report."""
+    """Name the rules that stop a candidate; the report has the whole sentences."""
     parts = []
     stopped = f.verdict and f.verdict.outcome in ("fail", "inconclusive")
     for rule in f.verdict.deciding if f.verdict and stopped else ():
@@ -173,11 +173,11 @@ def _list_stopping(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 
 
 def list_other_notes(report: ExperimentReport) -> list[str]:
-    """List what is said of no single candidate."""
+    """List notes that are not about a single candidate."""
     labels = {f.label for f in report.facts}
     seeds = seed_sentences(report.seeds, report.unit)
     shared = (note for note in _brief_notes(report) if note.partition(": ")[0] not in labels)
-    recalls: dict[str, list[str]] = {}  # what retrieval found, once where that is alike
+    recalls: dict[str, list[str]] = {}  # recall of retrieval, merged for equal values
     for f in report.facts:
         recalls.setdefault(retrieval_text(f), []).append(f.label)
     found = (f"{text}: {', '.join(names)}" for text, names in recalls.items() if text)
@@ -185,12 +185,12 @@ def list_other_notes(report: ExperimentReport) -> list[str]:
 
 
 def _brief_notes(report: ExperimentReport) -> Iterator[str]:
-    """Leave out what only counts items by task, such as ties: the report has it."""
+    """Drop notes that only count items by task, such as ties; the report has them."""
     return (note for note in report.notes if not _COUNTS_ITEMS.search(note))
 
 
 def power_line(report: ExperimentReport) -> str:
-    """Say in one line what the gate could have missed, of all fine-tunes; empty where nothing is known."""
+    """Describe in one line what the gate could have missed over all fine-tunes; empty if unknown."""
     by_chance: dict[str, list[str]] = {}
     for f in best_first(report):
         if is_fine_tuned(f) and (text := nearest_miss(f)):
@@ -199,8 +199,8 @@ def power_line(report: ExperimentReport) -> str:
 
 
 def terminal_table(report: ExperimentReport) -> Table:
-    """Lay the candidates out in at most 100 columns, best first."""
-    # The roomiest layout that fits: a narrower gap, terser cells, the metric below, shorter names.
+    """Return the table of candidates in at most 100 columns, the best first."""
+    # Use the widest layout that fits: then a narrower gap, shorter cells, the metric below, shorter names.
     for tight, gap, stacked in ((False, 2, False), (False, 1, False), (True, 1, False), (True, 1, True)):
         broken, rows = result_headings(report), result_rows(report, tight=tight)
         heads = {name: head.replace("\n", " ") for name, head in broken.items()}
@@ -208,7 +208,7 @@ def terminal_table(report: ExperimentReport) -> Table:
         least = cell_len(rows[0]["candidate"])
         if stacked and _count_free(rows, gap) < least:
             rows[0] = broken
-            # The metric's name is cut by what the table is too wide, so that no verdict is.
+            # The metric's name is cut by the excess width, so that no verdict is.
             spare = _count_free(rows, gap) - least
             word, _, metric = broken["target"].partition("\n")
             widest = max(cell_len(row["target"]) for row in rows[1:])
@@ -225,7 +225,7 @@ def terminal_table(report: ExperimentReport) -> Table:
         table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
         table.caption = Text(SMOKE)
     first, *others = rows[0].values()
-    # Without a least width rich shrinks the one column that wraps to nothing where the others are wide.
+    # Without a minimal width, rich would shrink the wrapping column to nothing next to wide ones.
     table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
     for heading in others:
         table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")

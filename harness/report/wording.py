@@ -1,7 +1,7 @@
-"""Words of a report: the sentences and figures that every format prints of a candidate.
+"""Wording of a report: the sentences and figures about candidates that all formats print.
 
-Invariant: terminal, Markdown, HTML and JSON say the same of a candidate, because its sentences come
-from here; a smoke report says in each of them that it is no evidence.
+Invariant: terminal, Markdown, HTML and JSON have the same sentences, because they come from here; a smoke
+report says in each that it is not evidence.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ SMOKE = "smoke, not evidence"
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
-    """Sort by the target's score on test; candidates without one come last, as listed."""
+    """Sort candidates by the target's score on test; those without one come last, in the given order."""
 
     def key(f: CandidateFacts) -> tuple[bool, float]:
         scored = f.state == "done" and f.target is not None
@@ -30,7 +30,7 @@ def best_first(report: ExperimentReport) -> list[CandidateFacts]:
 
 
 def last_line(report: ExperimentReport) -> str:
-    """Return the verdict: one sentence, marked where it rests on a smoke run."""
+    """Return the decision as one sentence, marked for a smoke run."""
     if report.smoke:
         failed = [f.label for f in report.facts if f.state == "failed"]
         text = f"{', '.join(failed)} failed" if failed else "Everything works"
@@ -39,16 +39,16 @@ def last_line(report: ExperimentReport) -> str:
 
 
 def verdict_word(f: CandidateFacts) -> str:
-    """Say a run's verdict in one word."""
+    """Return a run's verdict in one word."""
     if f.state == "failed":
         return ERROR
     if f.verdict is None or (f.verdict.outcome == "pass" and not is_fine_tuned(f)):
-        return formatting.UNKNOWN  # what trains nothing has nothing to forget
+        return formatting.UNKNOWN  # without training nothing can be forgotten
     return WORDS[f.verdict.outcome]
 
 
 def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
-    """Say in one line what a candidate reached, while the others are still running."""
+    """Return one line on a candidate's result while others are still running."""
     if f.state == "failed":
         return failure_line(f)
     target = target_text(f)
@@ -61,25 +61,25 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 
 
 def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
-    """Say what one candidate reached on the target before anything else is measured."""
+    """Return one line on the first candidate's target score, before other measurements."""
     text = f"{name}: {short_name(metric)} {answered_text(target)}{f' · {SMOKE}' if smoke else ''}"
     return f"{text}, a first result; next, the capability suite of the base"
 
 
 def score_text(e: Estimate | None) -> str:
-    """Print a score with its interval, in its unit."""
+    """Format a score with its interval, in its unit."""
     return formatting.score(e.unit, *e[:3]) if e else formatting.UNKNOWN
 
 
 def answered_text(e: Estimate | None, *, whole: bool = False) -> str:
-    """Print a score with its interval and the number of answers that failed; `whole` spares digits."""
+    """Format a score with its interval and the number of failed answers; `whole` drops digits."""
     if e is None:
         return formatting.UNKNOWN
     return formatting.score(e.unit, *e[:3], whole=whole) + formatting.errors(e.n_errors)
 
 
 def change_text(c: Comparison | Estimate | None, *, whole: bool = False) -> str:
-    """Print a difference with its interval, in its unit; `whole` spares digits."""
+    """Format a difference with its interval, in its unit; `whole` drops digits."""
     if c is None:
         return formatting.UNKNOWN
     delta = c.delta if isinstance(c, Comparison) else c.score
@@ -87,19 +87,19 @@ def change_text(c: Comparison | Estimate | None, *, whole: bool = False) -> str:
 
 
 def flips_text(lost: int, gained: int) -> str:
-    """Print how many items were lost and gained."""
+    """Format the numbers of lost and gained items."""
     return f"{formatting.count(lost)}/{formatting.count(gained)}"
 
 
 def name_lost_items(c: Comparison, most: int) -> str:
-    """Name the items that were lost, as many as can be read."""
+    """Name the first lost items, and the number of others."""
     rest = len(c.lost) - most
     more = f" and {formatting.count(rest)} more" if rest > 0 else ""
     return f"{c.task}, lost {formatting.count(len(c.lost))}: {', '.join(c.lost[:most])}{more}"
 
 
 def arm_texts(c: Comparison) -> tuple[str, str]:
-    """Print both arms' scores of a comparison, each with the number of its answers that failed."""
+    """Format both arms' scores of a comparison, with their numbers of failed answers."""
     base = formatting.score(c.unit, c.base, c.base_low, c.base_high)
     new = formatting.score(c.unit, c.new, c.new_low, c.new_high)
     shared = c.errors.both
@@ -107,17 +107,17 @@ def arm_texts(c: Comparison) -> tuple[str, str]:
 
 
 def target_text(f: CandidateFacts, *, tight: bool = False) -> str:
-    """Print a candidate's score on the target, with the number of its answers that failed."""
+    """Format a candidate's score on the target, with the number of failed answers."""
     return answered_text(f.target, whole=tight)
 
 
 def miss_text(m: MissRate) -> str:
-    """Say one line of the gate's operating characteristic."""
+    """Format one line of the gate's operating characteristic."""
     return f"{miss_what(m)}: {formatting.chance(m.probability)}"
 
 
 def miss_what(m: MissRate) -> str:
-    """Name the error that a line of the operating characteristic is about; `what` names the rule."""
+    """Name the error of a line of the operating characteristic; `what` names the rule."""
     if m.what == "equal":
         return "a fine-tune that lost nothing would not pass"
     where = " on every task" if m.what == "macro" else " on a single task"
@@ -126,7 +126,7 @@ def miss_what(m: MissRate) -> str:
 
 
 def family_text(n_members: int, alpha: float) -> str:
-    """Say how often one of so many fine-tunes passes its gate by chance; empty of a single one."""
+    """Describe how often one of n fine-tunes passes its gate by chance; empty for a single one."""
     if n_members < 2:
         return ""
     any_passes = formatting.chance(bound_passing_chance(alpha, n_members))
@@ -138,7 +138,7 @@ def family_text(n_members: int, alpha: float) -> str:
 
 
 def miss_basis(verdict: Verdict) -> str:
-    """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
+    """Describe the items, clusters and disagreement behind the operating characteristic; empty if none."""
     macro = verdict.numbers("macro")
     share = macro.get("disagreement")
     if not verdict.missed or not isinstance(share, float):
@@ -152,7 +152,7 @@ def miss_basis(verdict: Verdict) -> str:
 
 
 def figure_text(name: str, value: Any) -> str:
-    """Print a figure by the unit in its name; a curve of [step, value] shows where it starts and ends."""
+    """Format a figure by the unit in its name; curves of [step, value] show first and last value."""
     if isinstance(value, list | tuple):
         return " → ".join(figure_text(name, value[i][-1]) for i in (0, -1)) if value else formatting.UNKNOWN
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -171,18 +171,18 @@ def figure_text(name: str, value: Any) -> str:
 
 
 def find_shown_figure(f: CandidateFacts, name: str) -> float | None:
-    """Return a figure of cost or speed by its name in the facts, also where other work disturbed it.
+    """Return a figure of cost or speed by its name in the facts, even if other work disturbed it.
 
-    What a request costs holds its share of an index of documents.
+    The cost of a request includes its share of a document index.
     """
     value: float | None = f.disturbed.get(name, getattr(f, name))
     return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
 
 
 def print_measured(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
-    """Print a figure of cost or speed by its name in the facts; `~` marks one that other work disturbed.
+    """Format a figure of cost or speed by its name in the facts; `~` marks a disturbed measurement.
 
-    Where it is `tight` the mark stands alone.
+    With `tight` only the mark is shown.
     """
     if tight and name in f.disturbed:
         return "~"
@@ -192,7 +192,7 @@ def print_measured(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
 
 
 def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
-    """Say what the mark of a disturbed figure means; empty where no figure has it."""
+    """Explain the mark of disturbed figures; empty if no figure has it."""
     if not any(f.disturbed for f in facts):
         return ""
     return (
@@ -201,16 +201,16 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
     )
 
 
-_FEW_UNREAD = 0.05  # the share of cut or unparsable answers from which it stands beside the scores
+_FEW_UNREAD = 0.05  # share of cut or unparsable answers from which it is noted at scores
 
 
 def unread_mark(f: CandidateFacts) -> str:
-    """Mark a score that `describe_unread` explains."""
+    """Return the mark of a score that `describe_unread` explains."""
     return " *" if f.unread and max(f.unread.cut, f.unread.unparsable) > _FEW_UNREAD else ""
 
 
 def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
-    """Name candidates whose answers were often cut or unreadable, and say what to do about that."""
+    """Name candidates whose answers were often cut or unreadable, with advice."""
     cut: dict[int, list[str]] = {}
     unparsable = []
     for f in facts:
@@ -231,7 +231,7 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
 
 
 def describe_stopped(facts: Iterable[CandidateFacts]) -> list[str]:
-    """Say in one line what keeps fine-tunes from passing, as two of the same weights may differ in it."""
+    """Describe in one line what stops fine-tunes, because candidates with the same weights may differ."""
     judged = ((f.label, verdict_word(f), f.verdict) for f in facts if f.verdict)
     named = [
         f"{name} {word} ({name_reasons(v)})" for name, word, v in judged if word in ("FAIL", "UNDECIDED")
@@ -240,5 +240,5 @@ def describe_stopped(facts: Iterable[CandidateFacts]) -> list[str]:
 
 
 def failure_line(f: CandidateFacts) -> str:
-    """Say why a candidate failed."""
+    """Describe why a candidate failed."""
     return f"{f.label} failed: {f.error or 'no reason was given'}"
