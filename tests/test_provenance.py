@@ -100,11 +100,12 @@ def name_weights(tiny, tmp_path):
     return name
 
 
-@pytest.mark.parametrize("lines", ["    system: Be brief.\n", "    chat_template: false\n"])
-def test_preference_pairs_that_are_asked_otherwise_make_other_weights(name_weights, lines):
-    before, after = name_weights(), name_weights(lines)
-    assert before["dpo"] != after["dpo"]
-    assert before["lora"] != after["lora"]
+def test_preference_pairs_that_are_asked_otherwise_make_other_weights(name_weights):
+    before = name_weights()
+    for lines in ("    system: Be brief.\n", "    chat_template: false\n"):
+        after = name_weights(lines)
+        assert before["dpo"] != after["dpo"]
+        assert before["lora"] != after["lora"]
 
 
 @pytest.mark.parametrize(

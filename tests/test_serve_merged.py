@@ -190,6 +190,12 @@ def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, ad
     assert delta(made.folder / "adapter").allclose(expected[1] @ expected[0], atol=1e-5)
 
 
+def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_path, adapters):
+    told = "linear of adapter 1 of rank 2, adapter 2 of rank 3, where adapters of one rank are expected"
+    with pytest.raises(CandidateFailed, match=told):
+        merge(tiny, tmp_path, [adapters[0], adapters[2]], combination_type="linear")
+
+
 PATTERN, PISSA = {"r": 2, "rank_pattern": {"q_proj": 3}}, {"r": 2, "init_lora_weights": "pissa"}
 
 
@@ -220,7 +226,7 @@ def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, f"  one: {lora % 2}\n  two: {lora % 4}\n  own: {own}\n")
     runs = []
     for _ in range(2):
-        (fact,) = tiny_experiment.run(path, candidates=("own",)).facts
+        (fact,) = tiny_experiment.run(path, "suites=[]", candidates=("own",)).facts
         assert (fact.name, fact.state) == ("own", "done")
         runs.append(runs_of(path)["own"])
     assert len(runs[0].training.stands_on) == 2
@@ -427,7 +433,7 @@ def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
     candidates = "  full: {method: full, params: {max_steps: 2, learning_rate: 0.01}}\n"
     candidates += "  half: {method: interpolated, init_from: full, params: {scale: 0.25}}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)
-    assert {f.state for f in tiny_experiment.run(path).facts} == {"done"}
+    assert {f.state for f in tiny_experiment.run(path, "suites=[]").facts} == {"done"}
     runs = runs_of(path)
     at = {name: tmp_path / "runs" / "weights" / runs[name].training.fit_key for name in ("full", "half")}
     base = load_file(tiny / "model.safetensors")

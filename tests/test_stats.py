@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, special
 from scipy import stats as scipy_stats
-from statsmodels.stats import contingency_tables, multitest
+from statsmodels.stats import multitest
 
 from harness import stats
 from harness.stats import Interval
@@ -136,21 +136,6 @@ def test_bca_gives_the_law_school_interval():
     assert boot.draws.std(ddof=1) == pytest.approx(expected["se_boot"], abs=tolerance)
     assert stats.bca_interval(boot) == pytest.approx(expected["bca95"], abs=tolerance)
     assert stats.bca_interval(boot, 0.1) == pytest.approx(expected["bca90"], abs=tolerance)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 7), (3, 40), (199, 200), (12, 12)])
-def test_rate_intervals_agree_with_scipy(successes, n):
-    test = scipy_stats.binomtest(successes, n)
-    assert stats.wilson(successes, n) == pytest.approx(test.proportion_ci(method="wilson"), abs=1e-9)
-    assert stats.clopper_pearson(successes, n) == pytest.approx(test.proportion_ci(method="exact"), abs=1e-9)
-
-
-@pytest.mark.parametrize(("gains", "losses"), [(0, 4), (10, 10), (600, 700)])
-def test_mcnemar_agrees_with_statsmodels(gains, losses):
-    table = [[0, gains], [losses, 0]]
-    assert stats.mcnemar(gains, losses).exact == pytest.approx(
-        contingency_tables.mcnemar(table, exact=True).pvalue, abs=1e-9
-    )
 
 
 @pytest.mark.parametrize(

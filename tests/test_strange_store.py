@@ -326,7 +326,7 @@ class InterruptAtStage(SilentProgress):
 
 
 def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
-    tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT))
+    tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT), "suites=[]")
     assert len(list((store.folder / "weights").iterdir())) == 3
     found = release.list_unreferenced(store)
     assert (found.removable, found.wanted_by) == ((), ())

@@ -13,7 +13,8 @@ from harness.models.hardware import Machine, Memory
 NO_MACHINE = Resources(Machine("cpu", "a machine", "fp32", 0.001), Memory(64.0, 80.0, "memory"))
 ITEMS = 12  # of each task of the suites, and of the target's test
 SLOW = pytest.mark.slow
-TIERS = dict.fromkeys(("20,000 rows", "long documents", "another language"), pytest.mark.weekly)
+WEEKLY = ("20,000 rows", "long documents", "another language", "JSON output", "messy spreadsheet")
+TIERS = dict.fromkeys(WEEKLY, pytest.mark.weekly)
 LONGER = 4096  # tokens, of which the tiny model's position encoding knows no end
 
 

@@ -146,39 +146,19 @@ def fresh_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
 
 
-class CountingTokenizer:
-    """A tokenizer that counts how often it is asked."""
-
-    def __init__(self, model):
-        self.source = resolve(str(model))
-        self.inner, self.n = load_base(self.source, CPU)[1], 0
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def __call__(self, *args, **options):
-        self.n += 1
-        return self.inner(*args, **options)
-
-    def apply_chat_template(self, *args, **options):
-        self.n += 1
-        return self.inner.apply_chat_template(*args, **options)
-
-
-def tokens(tokenizer, rows=ROWS, chat=True):
-    return tokenize(rows, [row.references[:1] for row in rows], chat, tokenizer, tokenizer.source)
-
-
 def test_tokens_of_the_same_rows_are_remembered_and_those_of_others_made_anew(tiny, tmp_path):
-    first, second = CountingTokenizer(tiny), CountingTokenizer(tiny)
-    assert tokens(first) == tokens(second)
-    assert (first.n > 0, second.n) == (True, 0)
-    tokenizer = CountingTokenizer(tiny)
-    before = tokens(tokenizer)
-    assert tokens(tokenizer, (replace(ROWS[0], references=("money",)), *ROWS[1:])) != before
-    assert tokens(tokenizer) != tokens(tokenizer, chat=False)
+    def tokens(model, rows=ROWS, chat=True):
+        source = resolve(str(model))
+        noting = NotingTokenizer(load_tokenizer(source))
+        made = tokenize(rows, [row.references[:1] for row in rows], chat, noting, source)
+        return made, len(noting.calls)
+
+    (before, n_calls), (again, n_repeated) = tokens(tiny), tokens(tiny)
+    assert (before == again, n_calls > 0, n_repeated) == (True, True, 0)
+    assert tokens(tiny, (replace(ROWS[0], references=("money",)), *ROWS[1:]))[0] != before
+    assert tokens(tiny, chat=False)[0] != before
     started = tiny_model.build(tmp_path / "started", template=tiny_model.STARTED)
-    assert tokens(CountingTokenizer(tiny)) != tokens(CountingTokenizer(started))
+    assert tokens(started)[0] != before
 
 
 @pytest.mark.parametrize("chat", [True, False])

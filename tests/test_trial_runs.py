@@ -199,7 +199,7 @@ def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_re
     tiny, tmp_path, harness
 ):
     path = tiny_experiment.write(tmp_path, tiny, SWEPT)
-    report = tiny_experiment.run(path)
+    report = tiny_experiment.run(path, "suites=[]")
     store = Store(tmp_path / "runs")
     trials = stores.list_trials(store)
     assert sorted(one.state for one in trials) == ["done", "done", "failed", "failed"]
@@ -217,7 +217,7 @@ def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_re
     harness("runs", "rm", tiny_experiment.runs_of(path)["swept"].run_id, check=0)
     assert stores.list_trials(store) == []
     assert list((store.folder / "weights").iterdir()) == []
-    again = tiny_experiment.run(path)
+    again = tiny_experiment.run(path, "suites=[]")
     assert [t.validation for t in fact_of(again, "swept").training.sweep] == [t.validation for t in sweep]
 
 
@@ -237,6 +237,6 @@ def test_a_search_that_was_ended_lists_the_trials_it_has_made(own_cache, tiny, t
             return super().stage(label, expected_s)
 
     with pytest.raises(KeyboardInterrupt):
-        tiny_experiment.run(path, progress=EndsAtTheSecond())
+        tiny_experiment.run(path, "suites=[]", progress=EndsAtTheSecond())
     (only,) = stores.list_trials(Store(tmp_path / "runs"))
     assert (only.state, only.trial.params["learning_rate"]) == ("done", 0.001)
