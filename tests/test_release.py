@@ -22,6 +22,7 @@ from tiny_experiment import rewrite_champion
 from harness import config, gate, store
 from harness.analysis.gating import GateResult, worst_result
 from harness.analysis.verdict import Verdict
+from harness.data import load_task
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
 from harness.lifecycle import release
@@ -277,7 +278,7 @@ def test_rows_of_a_champion_in_another_precision_are_refused(command, copy):
 # Pinned items
 
 
-def test_a_pinned_item_becomes_a_suite_of_its_own_and_pinning_it_again_changes_nothing(copy):
+def test_a_pinned_item_becomes_a_suite_asked_as_its_task_and_pinning_it_again_changes_nothing(copy):
     file, added, listed = release.pin(copy, "lora", ["facts/fact-1", "facts/fact-2", "sums/sum-3"])
     assert (added, listed) == (3, False)
     suite = next(s for s in config.read_suites(file.parent) if s.name == "regressions")
@@ -289,22 +290,13 @@ def test_a_pinned_item_becomes_a_suite_of_its_own_and_pinning_it_again_changes_n
     before = {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()}
     assert release.pin(copy, "lora", ["facts/fact-1"])[1] == 0
     assert {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()} == before
-
-
-def test_pinned_items_are_asked_as_their_task_asks_them(copy):
-    release.pin(copy, "lora", ["facts/fact-1", "sums/sum-3"])
     loaded = config.load(copy, ["suites=[suites/general.yaml, suites/regressions.yaml]"])
-    from harness.data import load_task
-
     tasks = {t.name: t for s in loaded.experiment.suites for t in s.tasks}
     for name in ("facts", "sums"):
-        (pinned,) = load_task(tasks[f"{name}-pinned"], 0).test
+        pinned = load_task(tasks[f"{name}-pinned"], 0).test[0]
         original = {e.id: e for e in load_task(tasks[name], 0).test}[pinned.id]
-        assert (pinned.messages, pinned.references, pinned.choices) == (
-            original.messages,
-            original.references,
-            original.choices,
-        )
+        for part in ("messages", "references", "choices"):
+            assert getattr(pinned, part) == getattr(original, part)
 
 
 def test_the_file_of_a_pinned_items_metric_is_written_relative_to_the_suite(copy):

@@ -202,8 +202,12 @@ def rate(path, choice_of):
 
 
 @pytest.mark.e2e
-def test_people_correct_the_judge_on_stored_pairs_and_the_gate_says_the_same(desk):
+def test_people_correct_the_judge_on_stored_pairs_or_decide_alone_and_the_gate_says_the_same(desk):
     path, judge = desk
+    by_people = "gate.target.by=people"
+    _, rule = rule_of(tiny_experiment.run(path, by_people))
+    assert "there are no ratings of the answers against those of base" in rule.sentence
+    assert not judge.asked
     wins, rule = rule_of(tiny_experiment.run(path))
     n = len(wins_items(path))
     assert n == 12
@@ -226,6 +230,9 @@ def test_people_correct_the_judge_on_stored_pairs_and_the_gate_says_the_same(des
     assert wins.rate.score == pytest.approx(0.0)
     (stored,) = release.gate(path, "mine")
     assert next(r for r in stored.verdict.rules if r.name == "target").sentence == rule.sentence
+    wins, rule = rule_of(tiny_experiment.run(path, by_people))
+    assert wins.rate.score < 0.5
+    assert "by people" in rule.sentence
 
 
 def wins_items(path):
@@ -290,19 +297,6 @@ def test_a_base_that_failed_on_more_than_max_errors_leaves_the_win_rate_open(n_f
     base = [replace(row, status=of) for row, of in zip(fake_rows.rows([1.0] * 100), status, strict=True)]
     wins = wins_by_people("base", PAIRS, {ITEMS[0]: 1.0})._replace(rate=Estimate(0.7, 0.6, 0.8, 100))
     assert open_where_failed(wins, base, 0.01).rate[1:3] == ends
-
-
-@pytest.mark.e2e
-def test_people_alone_decide_where_no_judge_is_named(desk):
-    path, judge = desk
-    by_people = "gate.target.by=people"
-    _, rule = rule_of(tiny_experiment.run(path, by_people))
-    assert "there are no ratings of the answers against those of base" in rule.sentence
-    assert not judge.asked
-    rate(path, lambda i: "b")
-    wins, rule = rule_of(tiny_experiment.run(path, by_people))
-    assert wins.rate.score > 0.5
-    assert "by people" in rule.sentence
 
 
 def test_what_cannot_compare_answers_is_refused_with_its_place(desk):

@@ -44,12 +44,9 @@ LEAN = CANDIDATES.replace(
 
 @dataclass(frozen=True)
 class Truth:
-    """What is true of a world: shares of items in percent.
+    """Percent of items that are answered right: of the target by way and slice, and of the general ones by the base.
 
-    `target` maps "zero_shot", "few_shot", "rag" and "tuned" to the share of each slice that is
-    answered right. The base answers `general` percent of the general items; of these the fine-tune
-    loses `lost` percentage points and gains `gained` others. `tuned_at` maps numbers of training
-    rows to what the fine-tune gets right after them, where that is not "tuned".
+    Of those the fine-tune loses and gains such points; `tuned_at` holds what it gets right after so many rows.
     """
 
     target: dict[str, dict[str, int]]
