@@ -135,10 +135,6 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def renamed(old, new):
-    return edit_tensors(lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()})
-
-
 UNFIT = {
     "no configuration": (lambda folder: (folder / CONFIG).unlink(), "without adapter_config.json"),
     "a whole model": (
@@ -149,14 +145,11 @@ UNFIT = {
     "an empty configuration": (write(CONFIG, b""), f"a damaged {CONFIG}"),
     "a configuration that is a list": (write(CONFIG, b"[]"), f"a damaged {CONFIG}"),
     "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs"), "not a whole safetensors file"),
-    "empty weights": (write(WEIGHTS, b""), "not a whole safetensors file"),
     "weights cut short": (cut, "not a whole safetensors file"),
     "another rank": (
         edit_config(r=4),
         r"layers.0.self_attn.q_proj.lora_A.weight of size \(2, 32\), where the base and \S+ make \(4, 32\)",
     ),
-    "another rank of a pattern": (edit_config(rank_pattern={"q_proj": 8}), r"make \(8, 32\)"),
-    "no family": (edit_config(peft_type=None), "peft_type: None"),
     "an unknown family": (edit_config(peft_type="BONE"), "peft_type: BONE in .*a family that PEFT"),
     "a mixture of adapters": (edit_config(peft_type="XLORA"), "peft_type: XLORA, which needs more than a row"),
     "another family": (edit_config(peft_type="LOHA"), "lora_alpha: 8.* keys that PEFT"),
@@ -172,22 +165,16 @@ UNFIT = {
         edit_config(target_modules=["q_proj", "down_proj", "v_proj"]),
         "no .*v_proj.lora_A.weight and 3 more, which its configuration asks for",
     ),
-    "layers without tensors": (
-        edit_tensors(lambda tensors: {n: t for n, t in tensors.items() if "layers.1." not in n}),
-        "no .*layers.1.* which its configuration asks for",
-    ),
     "layers that the base does not have": (
         edit_tensors(
             lambda tensors: tensors | {n.replace("layers.1", "layers.7"): t + 1 for n, t in tensors.items()}
         ),
         "layers.7.* which would be ignored as the base does not have it",
     ),
-    "layers to transform": (edit_config(layers_to_transform=[0]), "layers.1.* which would be ignored"),
-    "a prefix too many": (
-        renamed("base_model.model.", "base_model.model.base_model.model."),
+    "no prefix": (
+        edit_tensors(lambda tensors: {n.replace("base_model.model.", ""): t for n, t in tensors.items()}),
         "would be ignored",
     ),
-    "no prefix": (renamed("base_model.model.", ""), "would be ignored"),
     "modules to save without tensors": (edit_config(modules_to_save=["lm_head"]), "no .*lm_head.*asks for"),
     "a head": (
         edit_tensors(lambda tensors: tensors | {"base_model.model.score.weight": tensors[min(tensors)] + 1}),
@@ -209,17 +196,14 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_runs(tiny, peft
 
 OPTIONS = {
     "biases": {"bias": "all", "target_modules": "all-linear"},
-    "biases of its layers": {"bias": "lora_only"},
     "an adapted head": {"target_modules": ["lm_head", "q_proj"]},
     "adapted embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
     "rows of tokens": {"trainable_token_indices": [5, 6]},
     "whole embeddings": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "ranks by layer": {"rank_pattern": {"layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"v_proj": 64}},
-    "one layer": {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
     "left out": {"target_modules": "all-linear", "exclude_modules": ".*layers.0.*"},
     "parameters": {"target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
     "another layout of weights": {"fan_in_fan_out": True},
-    "another start": {"init_lora_weights": "gaussian", "use_rslora": True},
 }
 
 
@@ -301,26 +285,16 @@ def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_pa
     spoilt = shutil.copytree(peft_adapter, tmp_path / "spoilt")
     edit_tensors(lambda tensors: {name: tensor * float("nan") for name, tensor in tensors.items()})(spoilt)
     bad = f"  bad: {{method: adapter, path: {tmp_path / 'spoilt'}}}\n"
-    paths = {
-        name: tiny_experiment.write(tmp_path / name, tiny, more + candidates(peft_adapter))
-        for name, more in (("with", bad), ("without", ""))
-    }
-    for path in paths.values():
-        tiny_experiment.run(path)
-    found, expected = (runs_of(path) for path in paths.values())
-    assert (found["bad"].state, found["theirs"].state) == ("failed", "done")
+    path = tiny_experiment.write(tmp_path / "work", tiny, bad + candidates(peft_adapter))
+    tiny_experiment.run(path)
+    found = runs_of(path)
+    assert {name: run.state for name, run in found.items()} == {
+        "bad": "failed", "theirs": "done", "prompt": "done",
+    }  # fmt: skip
     assert "an adapter whose weights are not numbers" in found["bad"].error
-    answers, alone = (tiny_experiment.read_all_rows(path.parent) for path in paths.values())
-    for name in ("theirs", "prompt"):
-        for digest in expected[name].rows.values():
-            assert answers[digest] == alone[digest]
-        assert found[name].rows == expected[name].rows
-        assert found[name].weights_digest == expected[name].weights_digest
 
 
-UNCHECKED = {
-    "BOFT": {"boft_block_size": 4}, "SHIRA": {"r": 2}, "UNILORA": {"r": 2}, "ADAMSS": {}, "TINYLORA": {"u": 4},
-}  # fmt: skip
+UNCHECKED = {"BOFT": {"boft_block_size": 4}, "UNILORA": {"r": 2}}
 
 
 @pytest.mark.parametrize("family", UNCHECKED)
@@ -392,17 +366,16 @@ def prepare_candidates(folder, model, params, *overrides):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("kind", ["tied", "own"])
 @pytest.mark.parametrize(
-    "recipe",
+    ("tied", "recipe"),
     [
-        "{method: lora, params: {target_modules: [q_proj, lm_head]}}",
-        "{method: qlora, params: {target_modules: '.*(q_proj|head)'}}",
-        "{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [lm_head]]}}",
+        (True, "{method: lora, params: {target_modules: [q_proj, lm_head]}}"),
+        (False, "{method: qlora, params: {target_modules: '.*(q_proj|head)'}}"),
+        (True, "{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [lm_head]]}}"),
     ],
 )
-def test_an_adapter_of_the_head_is_refused_with_tied_embeddings_and_without(tiny, tmp_path, recipe, kind):
-    base = tiny if kind == "tied" else build(tmp_path / "base", "Llama")
+def test_an_adapter_of_the_head_is_refused_with_tied_embeddings_and_without(tiny, tmp_path, recipe, tied):
+    base = tiny if tied else build(tmp_path / "base", "Llama")
     with pytest.raises(UserError, match=r"mine: found an adapter of lm_head.*; expected .*; next: leave"):
         prepare_candidates(tmp_path, base, recipe)
 

@@ -98,18 +98,9 @@ OFFERED = {
 FACADES = "experiment/preparation lifecycle/release lifecycle/rescue lifecycle/nightly"
 # What has to work on a machine without torch.
 LIGHT = (
-    "config",
-    "store",
-    "stats",
-    "analysis.comparison",
-    "analysis.gating",
-    "analysis.decision",
-    "report",
-    "lifecycle.release",
-    "lifecycle.production",
-    "lifecycle.rescue",
-    "cli",
-)
+    "config store stats analysis.comparison analysis.gating analysis.decision report lifecycle.release "
+    "lifecycle.production lifecycle.rescue cli"
+).split()
 
 
 class Import(NamedTuple):
@@ -232,16 +223,7 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
 
     On which devices layers lie changes no layout.
     """
-    apart = {
-        "tokenization",
-        "hub",
-        "hardware",
-        "against_base",
-        "weight_files",
-        "pass_costs",
-        "shapes",
-        "memory",
-    }
+    apart = {*"tokenization hub hardware against_base weight_files pass_costs shapes memory".split()}
     listed = code_versions()["layout"].files
     sources = {
         i.module.split(".")[-1]: i.module.split(".")[2] for i in imports(PACKAGE / "models/__init__.py")

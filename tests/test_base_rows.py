@@ -84,14 +84,23 @@ def list_kept_files():
 
 
 @pytest.mark.e2e
-def test_a_second_experiment_asks_the_base_nothing_and_finds_the_rows_that_were_computed(tmp_path, tiny):
+def test_a_second_experiment_asks_the_base_nothing_and_rows_of_a_target_or_a_fine_tune_stay_in_their_folder(
+    tmp_path, tiny
+):
     paths = [experiment(tmp_path, name, tiny) for name in ("one", "two")]
-    first, seen = stages(paths[0])
+    first, seen = stages(paths[0], candidates=("prompt", "lora"))
     assert select_base_labels(seen) == ["base: sums/test", "base: words/test", "base: prose/test"]
+    asked = stores.read_rows(Store(paths[0].parent / "runs"), runs_of(paths[0])["prompt"].rows["words/test"])
+    kept = b"".join(path.read_bytes() for path in list_kept_files())
+    assert len(list_kept_files()) == 3
+    assert asked[0].example_id.encode() in kept
+    assert b"Please look at my" not in kept
+    assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
+
     second, seen = stages(paths[1])
     assert select_base_labels(seen) == []
     assert "prompt: letters/test" in seen
-    (mine,), (theirs,) = first.facts, second.facts
+    (mine, _), (theirs,) = first.facts, second.facts
     assert (mine.name, mine.state, mine.target) == (theirs.name, theirs.state, theirs.target)
     assert runs_of(paths[1])["prompt"].latency["n"] > 0
     for path in paths:
@@ -104,24 +113,12 @@ def test_a_second_experiment_asks_the_base_nothing_and_finds_the_rows_that_were_
 
 
 @pytest.mark.e2e
-def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny):
-    path = experiment(tmp_path, "one", tiny)
-    stages(path, candidates=("prompt", "lora"))
-    run = runs_of(path)["prompt"]
-    asked = stores.read_rows(Store(path.parent / "runs"), run.rows["words/test"])
-    kept = b"".join(path.read_bytes() for path in list_kept_files())
-    assert len(list_kept_files()) == 3
-    assert asked[0].example_id.encode() in kept
-    assert b"Please look at my" not in kept
-    assert cache_dir().joinpath("base_rows").stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(("name", "value"), [("OMP_NUM_THREADS", "7"), ("ONEDNN_MAX_CPU_ISA", "SSE41")])
-def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch, name, value):
+def test_other_threads_or_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch):
     stages(experiment(tmp_path, "one", tiny))
-    monkeypatch.setenv(name, value)
-    assert len(select_base_labels(stages(experiment(tmp_path, "two", tiny))[1])) == 3
+    for name, value in (("OMP_NUM_THREADS", "7"), ("ONEDNN_MAX_CPU_ISA", "SSE41")):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            assert len(select_base_labels(stages(experiment(tmp_path, name, tiny))[1])) == 3
 
 
 @pytest.mark.e2e
@@ -221,7 +218,7 @@ from pathlib import Path
 from test_base_rows import HERE, IDENTITY, IDS, KERNELS, Store, find_base_rows, keep_base_rows, store_rows
 folder = Path(sys.argv[1])
 store_rows(Store(folder), IDENTITY)
-for i in range(20):
+for i in range(8):
     keep_base_rows(Store(folder), IDENTITY, HERE, KERNELS)
     find_base_rows(Store(folder / f"{i}"), IDENTITY, IDS, HERE, KERNELS)
 """

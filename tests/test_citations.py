@@ -28,6 +28,7 @@ LAMP = Document("lamp", "Lamp", "The lamp costs 40 euros.")
 SHIP = Document("ship", "", "A parcel takes three days.")
 BULB = Document("lamp", "Lamp", "It burns for 900 hours.")
 METRICS = load_metrics(Task(name="desk", data=TaskData(), metrics=("citation_precision", "citation_recall")))
+WORDS = "lamp : the costs 40 euros . a parcel takes three days what does cost ? it and burns long".split()
 
 
 def make_item(mark="number", documents=("lamp",), found=(LAMP, SHIP, BULB), question="What does it cost?"):
@@ -163,9 +164,18 @@ candidates:
 )
 
 
+@pytest.fixture(scope="module")
+def nli(tmp_path_factory):
+    """Save a random sequence classifier with the labels of natural language inference, in an odd order."""
+    labels = {0: "contradiction", 1: "ENTAILMENT", 2: "neutral"}
+    named = {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
+    folder, kind = tmp_path_factory.mktemp("nli") / "model", "BertForSequenceClassification"
+    return tiny_model.build_bert(folder, WORDS, kind, initializer_range=1.0, **named)
+
+
 @pytest.mark.e2e
-def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_its_stored_answers(
-    tmp_path, tiny, own_cache
+def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_by_entailment_from_its_stored_answers(
+    tmp_path, tiny, nli, own_cache
 ):
     """Ask for the price of six lamps: even ones are cited, odd ones beside a passage too many, the last not."""
     lamps = [{"id": f"lamp-{i}", "text": f"Lamp model{i} costs {40 + i} euros."} for i in range(6)]
@@ -197,28 +207,25 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
         assert uncited.startswith("cited: 1 of 6 answers have no citation in a known form")
         assert found["closed"].target.score == 0.0, "what is not in the prompt cannot be cited"
         n_asked = len(server.asked)
-        path.write_text(HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {both}"))
+        written = HARNESS.format(model=tiny, url=server.url, metrics=f"contains, {both}, 'entailment:./nli'")
+        path.write_text(written)
+        with pytest.raises(UserError, match=r"harness\.yaml:8.*nli"):
+            compare(path)
+        shutil.copytree(nli, tmp_path / "nli")
         compare(path)
         assert len(server.asked) == n_asked
-    rows = store.read_rows(
-        Store(tmp_path / "runs"), tiny_experiment.runs_of(path)["cited"].rows["replies/test"]
+    closed, rows = (
+        store.read_rows(Store(tmp_path / "runs"), tiny_experiment.runs_of(path)[name].rows["replies/test"])
+        for name in ("closed", "cited")
     )
+    assert {row.parts["entailment:nli"] for row in closed} == {(0.0,)}
+    assert all(row.parts["entailment:nli"] is not None for row in rows)
     assert all(len(row.passages) == 2 for row in rows)
     assert sorted(row.parts["citation_recall"] for row in rows) == [(0.0,)] + [(1.0,)] * 5
     assert sorted(row.parts["citation_precision"] for row in rows) == [(0.0,), (0.5,), (0.5,)] + [(1.0,)] * 3
 
 
 ITEM = Example("1", ({"role": "user", "content": "What does the lamp cost?"},), ("40 euros",))
-WORDS = "lamp : the costs 40 euros . a parcel takes three days what does cost ? it and burns long".split()
-
-
-@pytest.fixture(scope="module")
-def nli(tmp_path_factory):
-    """Save a random sequence classifier with the labels of natural language inference, in an odd order."""
-    labels = {0: "contradiction", 1: "ENTAILMENT", 2: "neutral"}
-    named = {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
-    folder, kind = tmp_path_factory.mktemp("nli") / "model", "BertForSequenceClassification"
-    return tiny_model.build_bert(folder, WORDS, kind, initializer_range=1.0, **named)
 
 
 def build_metrics(written):
@@ -302,43 +309,3 @@ def test_a_model_without_the_label_and_a_folder_without_a_model_are_refused(nli,
     config["id2label"] = {"0": "not_entailment", "1": "entailment"}
     (copy / "config.json").write_text(json.dumps(config))
     assert build_metrics(f"entailment:{copy}").keys() == {"entailment:copy"}
-
-
-ENTAILED = (
-    tiny_experiment.DESK
-    + """\
-  name: replies
-  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
-  metrics: [token_f1, "entailment:{nli}"]
-candidates:
-  closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
-  rag: {{weights_of: closed, prompting: {{rag: {{top_k: 1}}}}}}
-"""
-)
-
-
-@pytest.mark.e2e
-def test_a_comparison_scores_by_it_and_one_of_a_missing_model_says_where(nli, tmp_path, tiny, own_cache):
-    tiny_experiment.rows(tmp_path / "documents.jsonl", [{"id": "lamp", "text": "The lamp costs 40 euros."}])
-    tiny_experiment.write_splits(
-        tmp_path, (4, 4, 4), lambda name, i: {"prompt": f"{name} {i}: the lamp?", "reference": "40"}
-    )
-    path = tmp_path / "harness.yaml"
-    shutil.copytree(nli, tmp_path / "nli")
-    with serve_model(Rule(lambda messages: "It burns the lamp and the parcel.")) as server:
-        path.write_text(ENTAILED.format(model=tiny, url=server.url, nli="./missing"))
-        with pytest.raises(UserError, match=r"harness\.yaml:8.*missing"):
-            compare(path)
-        assert server.asked == []
-        path.write_text(ENTAILED.format(model=tiny, url=server.url, nli="./nli"))
-        compare(path)
-    runs = tiny_experiment.runs_of(path)
-    parts = {
-        name: {
-            row.parts["entailment:nli"]
-            for row in store.read_rows(Store(tmp_path / "runs"), run.rows["replies/test"])
-        }
-        for name, run in runs.items()
-    }
-    assert parts["closed"] == {(0.0,)}
-    assert len(parts["rag"]) == 1

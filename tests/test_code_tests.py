@@ -47,8 +47,6 @@ def test_code_that_passes_the_tests_of_one_reference_is_right_whatever_stands_ar
 @pytest.mark.parametrize(
     "answer",
     [
-        "def add(a, b):\n    return a - b",
-        "def add(a, b)\n    return a + b",
         "I cannot do that.",
         "",
         "def add(a, b):\n    return a + b or 1",  # fails the function test alone
@@ -68,7 +66,6 @@ def test_code_that_fails_a_test_or_is_none_is_wrong(answer):
         ("```py\nx = 1", "x = 1"),
         ("  x = 1\n", "x = 1"),
         ("```sh\npip install foo\n```\n```python\nx = 1\n```", "x = 1"),
-        ("A sketch:\n```text\nfoo\n```\nThen:\n```python\nx = 1\n```", "x = 1"),
         ("1. Use:\n   ```python\n   if x:\n       y = 2\n   ```\n", "if x:\n    y = 2"),
         ("~~~python\nx = 1\n~~~", "x = 1"),
         ('```python title="a"\nx = 1\n```', "x = 1"),
@@ -133,20 +130,15 @@ ANY = "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self
     [
         # What ends before its tests.
         "import sys\nsys.exit(0)",
-        "import os\nos._exit(0)",
-        "raise SystemExit(0)",
         "def add(a, b):\n    import os\n    os._exit(0)",
         "def add(a, b):\n    raise SystemExit",
-        "import os\nos.write(1, b'+' + b'0' * 32)\nos._exit(0)",
         "print('+' + '0' * 32, flush=True)\nimport os\nos._exit(0)",
         "import builtins\nbuiltins.AssertionError = SystemExit\n" + ADD.replace("+", "-"),
         # What answers with an object that equals everything.
         f"{ANY}def add(a, b): return Any()",
         "def add(a, b):\n    class Any(int):\n        __eq__ = lambda self, other: 1\n    return Any()",
-        f"from unittest.mock import patch\n{ANY}add = lambda a, b: [Any()][0]",
         "from unittest.mock import ANY\nadd = lambda a, b: ANY",
         MOCKED,
-        "add = lambda a, b: type('Any', (), {'__eq__': lambda self, other: True})()",
         OF_A_METACLASS,
         "class Any(int):\n    def __eq__(self, other): return isinstance(other, int)\nadd = lambda a, b: Any()",
     ],
@@ -192,22 +184,17 @@ HELD = UNITTEST.replace("for made in make(): self.assertEqual(made, 1)", "self.a
     ("code", "tests"),
     [
         ("make = lambda: [ANY, ANY]", "assert make() == [1, 2]"),
-        ("make = lambda: {'a': (ANY,)}", "assert make()['a'][0] == 1"),
         (HOLDS_ANY, "assert make().value == 1"), ("def make(): yield ANY", UNITTEST),
         (SORTS, "assert 1 < make() < 3"),
         (ANY_OF.format("int", "Any()"), "assert make() == 3"),
         (ANY_OF.format("int", "Any()"), "assert not 3 != make()"),
-        (ANY_OF.format("str", "[Any()]"), "assert make() == ['late']"),
         (ANY_OF.format("bool", "{'a': (1, Any())}"), "assert make() == {'a': (1, True)}"),
-        (ANY_OF.format("list", "Any()"), "assert make() == [1, 2]"),
         (ANY_OF.format("int", "Any()"), ONE_MADE), (HOLDS, "assert 3 in make()"),
         (HOLDS, "assert make().__contains__(3) and 'a' in make()"), (HOLDS, HELD),
         (ANY_OF.format("int", "[Any()]"), "assert 3 in make()"),
         (ANY_OF.format("int", "Any()"), "assert make() in (3, 4)"),
-        (ANY_OF.format("int", "Any()"), "assert 3 == make() == 3"),
         (ANY_OF.format("int", "Any()"), "assert 1 < 3 == make()"),
         (BELOW_AND_ABOVE.format("__le__", "True", "__ge__", "__le__"), "assert 1 <= make() <= 3"),
-        (BELOW_AND_ABOVE.format("__lt__", "True", "__ge__", "__lt__"), "assert 1 <= make() < 3"),
         (BELOW_AND_ABOVE.format("__lt__", "isinstance(other, str)", "__gt__", "__lt__"), "assert 'a' < make() < 'c'"),
     ],
 )  # fmt: skip
@@ -324,20 +311,16 @@ def count_processes(words):
 
 
 @pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="its system calls are not known")
-@pytest.mark.parametrize(
-    "ask",
-    [
+def test_memory_that_no_limit_of_a_process_counts_is_refused():
+    program = "import ctypes, os\nlibc, held = ctypes.CDLL(None), []\n"
+    for ask in (
         "os.memfd_create('held') > 0",
-        "libc.syscall(memfd_secret, 0) > 0",
+        "libc.syscall(447, 0) > 0",  # memfd_secret
         "libc.shmget(0, 1 << 20, 0o1600) >= 0",
         "libc.msgget(0, 0o1600) >= 0",
-    ],
-)
-def test_memory_that_no_limit_of_a_process_counts_is_refused(ask):
-    begin = "import ctypes, os\nlibc = ctypes.CDLL(None)\nmemfd_secret = 447\n"
-    held = f"try:\n    held = {ask}\nexcept OSError:\n    held = False\n"
-    assert passes(begin + held, "assert not held", SOON)
-    assert not passes(begin + held, "assert held", SOON)
+    ):
+        program += f"try:\n    held.append({ask})\nexcept OSError:\n    held.append(False)\n"
+    assert passes(program, "assert held == [False] * 4", SOON)
 
 
 @pytest.mark.e2e

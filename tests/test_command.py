@@ -94,7 +94,6 @@ class TestWhatIsFound:
     @pytest.mark.parametrize(
         "after",
         [
-            "cd {out}; mkdir last; mv adapter_model.safetensors last; ln -s last/adapter_model.safetensors .",
             "cd {out}; mv adapter_model.safetensors {data_dir}; ln -s {data_dir}/adapter_model.safetensors .",
             "mv {out} {out}-elsewhere; ln -s {out}-elsewhere {out}",
             "rm -r {data_dir}",
@@ -150,6 +149,8 @@ class TestWhatIsFound:
         ],
     )
     def test_nothing_to_judge_is_said_with_what_lies_there(self, tiny, tmp_path, files, said):
+        removed = failure(tiny, tmp_path / "removed", "sh -c 'rm -r $0 && touch $0' {out}")
+        assert "removed the folder {out}" in removed
         (tmp_path / "left").mkdir()
         for name in files:
             (tmp_path / "left" / name).touch()
@@ -172,10 +173,6 @@ class TestWhatIsFound:
         assert said in found
         assert file in found
 
-    @pytest.mark.parametrize("run", ["rm -r {out}", "sh -c 'rm -r $0 && touch $0' {out}"])
-    def test_a_folder_that_the_command_removed_is_said(self, tiny, tmp_path, run):
-        assert "removed the folder {out}" in failure(tiny, tmp_path / "fit", run)
-
     def test_weights_of_another_base_or_architecture_are_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
         said = failure(tiny, tmp_path / "other", leaves(save_adapter(wide, tmp_path / "theirs")))
@@ -188,29 +185,25 @@ class TestWhatIsFound:
 
 
 class TestRows:
-    def rows(self, tiny, adapter, tmp_path, layout, *, chat=True):
-        context = tiny_methods.context(tiny, tmp_path / "fit", chat_template=chat)
-        run = f"cp {{data}} {{validation}} {tmp_path} && {leaves(adapter)}"
-        fit_command(tiny, tmp_path / "fit", run, context, rows=layout, shell=True)
-        lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation")]
-        assert list(map(len, lines)) == [len(context.train), len(context.validation)]
-        return json.loads(lines[0][0])
+    def test_are_turns_in_chat_and_plain_text_where_the_task_is_asked_without_a_template(
+        self, tiny, adapter, tmp_path
+    ):
+        def rows(layout, *, chat=True):
+            folder = tmp_path / f"{layout} {chat}"
+            context = tiny_methods.context(tiny, folder / "fit", chat_template=chat)
+            run = f"cp {{data}} {{validation}} '{folder}' && {leaves(adapter)}"
+            fit_command(tiny, folder / "fit", run, context, rows=layout, shell=True)
+            lines = [(folder / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation")]
+            assert list(map(len, lines)) == [len(context.train), len(context.validation)]
+            return json.loads(lines[0][0])
 
-    def test_are_messages_that_end_with_the_answer(self, tiny, adapter, tmp_path):
-        (asked, answer) = self.rows(tiny, adapter, tmp_path, "messages")["messages"]
-        assert (asked["role"], answer) == ("user", {"role": "assistant", "content": "late"})
-
-    def test_are_a_prompt_and_a_completion_in_chat(self, tiny, adapter, tmp_path):
-        row = self.rows(tiny, adapter, tmp_path, "prompt_completion")
-        assert [m["role"] for m in (*row["prompt"], *row["completion"])] == ["user", "assistant"]
-
-    def test_are_plain_text_where_the_task_is_asked_without_a_chat_template(self, tiny, adapter, tmp_path):
-        row = self.rows(tiny, adapter, tmp_path, "prompt_completion", chat=False)
-        assert row == {"prompt": "Where is the parcel of Monday?", "completion": "late"}
-
-    def test_of_a_chat_are_refused_for_a_task_without_one(self, tiny, adapter, tmp_path):
+        question, answer = "Where is the parcel of Monday?", "late"
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        assert rows("messages") == {"messages": turns}
+        assert rows("prompt_completion") == {"prompt": turns[:1], "completion": turns[1:]}
+        assert rows("prompt_completion", chat=False) == {"prompt": question, "completion": answer}
         with pytest.raises(CandidateFailed, match="rows: prompt_completion"):
-            self.rows(tiny, adapter, tmp_path, "messages", chat=False)
+            rows("messages", chat=False)
 
 
 class TestACommandThatFails:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from checked_rows import list_cases
 from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data, split_rows
 from openai_server import Rule, ServerAnswer, serve_model
 
@@ -17,7 +18,6 @@ from harness.records import parse_json
 from harness.spec import Task
 
 WORDS = "amber basil cedar delta ember fable grove hazel ivory jolly kiosk lilac".split()
-MONDAYS = [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]]
 
 
 def question(i):
@@ -110,29 +110,6 @@ def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augment
         assert {**row["prompt"], "text": ""} == {**original, "text": ""}
 
 
-def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augment_file, server):
-    jsonl(Path("t.jsonl"), rows(6))
-    words = ("--variants", "2", "--prices", "1000,1000")
-    run_data(augment_file, "t.jsonl", "--out", "one.jsonl", *words)
-    asked = len(server.asked)
-    run_data(augment_file, "t.jsonl", "--out", "two.jsonl", *words)
-    assert (asked, len(server.asked)) == (12, 12)
-    assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
-    assert manifest("one.jsonl")["rows"] == manifest("two.jsonl")["rows"]
-    assert manifest("one.jsonl")["cost_usd"] == manifest("two.jsonl")["cost_usd"] > 12 * 0.005
-
-
-def test_nothing_is_asked_once_answers_have_cost_what_they_may(augment_file, server):
-    jsonl(Path("t.jsonl"), MONDAYS)
-    words = "t.jsonl --out new.jsonl --prices 1000,1000 --max-cost 0.2 --max-new-tokens 10"
-    code, _, error = augment_file(*words.split())
-    assert code == 1
-    said = r"17 answers have cost 0\.19 USD, the next may cost 0\.02\d*, and --max-cost is 0\.2"
-    assert re.search(said, error)
-    assert len(server.asked) == 17
-    assert not Path("new.jsonl").exists()
-
-
 def test_a_back_translation_asks_for_the_other_language_and_then_back(data, server):
     jsonl(Path("t.jsonl"), rows(2))
     server.model = Rule(lambda messages: f"<{reword_question(messages[0]['content'].split(chr(10))[-1])}>")
@@ -143,21 +120,17 @@ def test_a_back_translation_asks_for_the_other_language_and_then_back(data, serv
     assert manifest("new.jsonl")["reasons"] == {"added: a row by back-translation": 2}
 
 
-def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
+def test_a_row_that_is_evaluated_is_not_reworded_and_a_rewording_that_asks_what_a_test_file_asks_left_out(
+    augment_file, server
+):
     jsonl(Path("t.jsonl"), rows(3))
-    jsonl(Path("test.jsonl"), rows(1))
+    jsonl(Path("test.jsonl"), [*rows(1), {"text": reword_question(question(1)).upper(), "label": "money"}])
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     assert len(server.asked) == 2
+    expected = {"added: a row by paraphrase": 1, "dropped: a rewording that is evaluated": 1}
+    assert expected.items() <= manifest("new.jsonl")["reasons"].items()
     left_out = {"row": "t.jsonl:1", "change": "reported", "reason": "not used: it is evaluated"}
     assert left_out | {"of": "test.jsonl:1"} in manifest("new.jsonl")["rows"]
-
-
-def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
-    jsonl(Path("t.jsonl"), rows(3))
-    jsonl(Path("test.jsonl"), [{"text": reword_question(question(1)).upper(), "label": "money"}])
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
-    expected = {"added: a row by paraphrase": 2, "dropped: a rewording that is evaluated": 1}
-    assert manifest("new.jsonl")["reasons"] == expected
 
 
 def augment_pairs(*pairs, label="x"):
@@ -213,20 +186,7 @@ def test_conversations_are_reworded_in_the_last_turn_of_the_user(augment_file):
     assert made["augmented_from"] == question(1)
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("http://127.0.0.1:9/v1", "--model NAME"),
-        ("http://u:p@h/v1 --model m", "--with: found"),
-        ("http://h/v1 --model m --prices 1", "--prices: found '1'"),
-        ("http://h/v1 --model m --max-cost 1", "no prices to count it by"),
-        ("http://h/v1 --model m --variants 2 --temperature 0", "answers that can differ"),
-        ("http://h/v1 --model m --instruction shorter", "{text}"),
-        ("http://h/v1 --model m --via German", "German for paraphrase"),
-        ("http://h/v1 --model m --api-key-env NO_SUCH_KEY", "no variable NO_SUCH_KEY"),
-        ("writer", "found no file"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said"), list_cases("refused_commands.txt", "augment"))
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     jsonl(Path("t.jsonl"), rows(2))
@@ -525,7 +485,7 @@ def test_an_interrupted_command_asks_the_rest_alone_and_writes_the_same_bytes(
     words = ("--prices", "100,1000", "--max-new-tokens", "10", "--variants", "2")
     code, _, error = write_questions("t.jsonl", "--out", "one.jsonl", *words, "--max-cost", "0.2")
     assert (code, Path("one.jsonl").exists()) == (1, False)
-    assert "--max-cost is 0.2" in error
+    assert re.search(r"answers have cost 0\.\d+ USD, the next may cost 0\.\d+, and --max-cost is 0\.2", error)
     before = len(server.asked)
     assert 0 < before < 20
     run_data(write_questions, "t.jsonl", "--out", "one.jsonl", *words)
@@ -533,8 +493,12 @@ def test_an_interrupted_command_asks_the_rest_alone_and_writes_the_same_bytes(
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "other-cache"))
     run_data(write_questions, "t.jsonl", "--out", "two.jsonl", *words)
     assert len(server.asked) == 40
-    assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
-    assert manifest("one.jsonl")["cost_usd"] == manifest("two.jsonl")["cost_usd"] > 0
+    run_data(write_questions, "t.jsonl", "--out", "three.jsonl", *words)
+    assert len(server.asked) == 40
+    assert (
+        Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes() == Path("three.jsonl").read_bytes()
+    )
+    assert manifest("one.jsonl")["cost_usd"] == manifest("three.jsonl")["cost_usd"] > 0
 
 
 def test_a_dry_run_says_how_many_requests_it_takes_and_sends_none(write_questions, server):
@@ -554,7 +518,6 @@ TURNS = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "con
         ({"prompt": "Who?", "chosen": "I", "rejected": "You"}, (), "one answer as a text to one question"),
         ({"messages": TURNS * 2}, (), "one answer as a text to one question"),
         (shop_rows(1)[0], ("--instruction", "Harder: {text}"), "an instruction for new-questions"),
-        (shop_rows(1)[0], ("--variants", "2", "--temperature", "0"), "answers that can differ"),
         (shop_rows(1)[0], ("--against", "t.jsonl"), "1 of them evaluated"),
     ],
 )

@@ -4,13 +4,11 @@ import csv
 import gzip
 import json
 import random
-import re
 import shlex
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_experiment
 from checked_rows import (
@@ -37,7 +35,7 @@ from harness.data.row_traits import RULES, reported_cases
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import has_negation
-from harness.report.findings import fill_commands, order_commands, short_lines
+from harness.report.findings import fill_commands, order_commands
 from harness.spec import Task, TaskData
 
 
@@ -48,19 +46,18 @@ def test_every_check_states_its_false_alarms():
         assert "False alarms:" in function.__doc__, name
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_clean_rows_raise_no_alarm(find, seed):
-    assert alarms(find(make_clean_rows(seed=seed))) == []
+def test_clean_rows_raise_no_alarm(find):
+    assert alarms(find(make_clean_rows())) == []
 
 
 def test_texts_alone_are_checked_the_worst_stands_first_and_many_empty_columns_are_one_note(find):
-    rows = make_clean_rows()
+    rows = make_clean_rows(60)
     found = find([*rows, rows[0], {"text": "", "label": "refund"}])
     assert [f.severity for f in found] == sorted((f.severity for f in found), key=check.SEVERITIES.index)
     assert found[0].check == "missing_values"
-    rows = [{"text": row["text"]} for row in make_clean_rows()]
-    (found,) = alarms(find([*rows, rows[0]]))
-    assert (found.check, lines(found)) == ("repeated_rows", [401])
+    texts = [{"text": row["text"]} for row in rows]
+    (found,) = alarms(find([*texts, texts[0]]))
+    assert (found.check, lines(found)) == ("repeated_rows", [61])
 
     rows = make_clean_rows(40)
     for n, row in enumerate(rows):
@@ -112,17 +109,14 @@ def test_a_comparison_reports_the_cases_that_the_check_counts_also_without_writt
     assert len(reported_cases(items.train, items.test)["edge: rare"]) == 6
 
 
-@pytest.mark.parametrize(("train", "test"), [
-    ("banking77/train.jsonl.gz", "banking77/test.jsonl"), ("dolly_3k/train.jsonl.gz", None), ("squad_xquad_en/all.jsonl.gz", None),
-])  # fmt: skip
 @pytest.mark.e2e
-def test_a_random_test_set_of_real_rows_has_no_case_that_training_lacks(find, tmp_path, train, test):
-    written = gzip.decompress(find_shared_data(f"rows/{train}").read_bytes()).decode().splitlines()
+def test_a_random_test_set_of_real_rows_has_no_case_that_training_lacks(find, tmp_path):
+    packed = find_shared_data("rows/dolly_3k/train.jsonl.gz").read_bytes()
+    written = gzip.decompress(packed).decode().splitlines()
     rows = [{k: v for k, v in json.loads(line).items() if k != "id"} for line in written]
     random.Random(0).shuffle(rows)
     n = len(rows) // 5
-    tested = find_shared_data(f"rows/{test}") if test else write(tmp_path / "test.jsonl", rows[:n])
-    found = find(rows[n:], "edge_cases", test=[str(tested)])
+    found = find(rows[n:], "edge_cases", test=[write(tmp_path / "test.jsonl", rows[:n])])
     assert found
     assert alarms(found) == []
 
@@ -139,18 +133,18 @@ def duplicate_file(tmp_path_factory):
 
 @pytest.mark.e2e
 def test_the_page_json_and_html_show_the_rows_their_meaning_and_the_command(duplicate_file, tmp_path):
-    shown = run(duplicate_file)
+    shown = run(duplicate_file, "--fail-on", "error")
     assert shown.exit_code == 0
     for part in ("warning", "rows: ", "e.g.: ", "means: ", "next: harness data dedup "):
         assert part in shown.stdout
-    found = json.loads(run(duplicate_file, "--json").stdout)
+    done = run(duplicate_file, "--json", "--html", tmp_path / "page.html", "--fail-on", "warning")
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
     (alarm,) = [f for f in found["findings"] if f["severity"] == "warning"]
     assert (found["n"], alarm["count"], alarm["share"], len(alarm["rows"])) == (401, 1, 1 / 401, 1)
-    run(duplicate_file, "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "default-src 'none'" in page
     assert "exact duplicates of an earlier row" in page
-    assert [run(duplicate_file, "--fail-on", level).exit_code for level in ("error", "warning")] == [0, 1]
 
     evil = {"text": "<script>alert(1)</script> a b c", "label": "refund"}
     path = write(tmp_path / "rows.jsonl", [*make_clean_rows(), evil, {**evil, "label": "invoice"}])
@@ -211,21 +205,6 @@ def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
     assert said[-1].endswith("the whole page: harness data check rows.jsonl")
 
 
-def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
-    places = tuple(f"rows.csv:{i}" for i in range(1, 49))
-
-    def write_brief(title, n=1):
-        finding = check.Finding("warning", title, "", check="markers", count=48, of=120, rows=places)
-        return list(short_lines([finding] * n))
-
-    assert write_brief("x" * 40)[0] == f"warning: {'x' * 40}, 40.0 % (48 of 120), first rows.csv:1"
-    assert write_brief("x" * 60)[0] == f"warning: {'x' * 60}, 40.0 % (48 of 120)"
-    assert write_brief("x" * 80)[0] == f"warning: {'x' * 80}"
-    assert write_brief("x" * 200)[0] == f"warning: {'x' * 85}…"
-    assert write_brief("x", 3)[-1] == "0 errors, 3 warnings"
-    assert write_brief("x", 4)[3:] == ["0 errors, 4 warnings; these are the worst 3"]
-
-
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
     from harness.experiment.check_rows import check_target
     from harness.spec import Task
@@ -265,37 +244,21 @@ def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, mon
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("n_empty", [0, 20])
-def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp_path, monkeypatch, n_empty):
+def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
-    empty = [{"text": f"no {i}", "label": ""} for i in range(n_empty)]
+    empty = [{"text": f"no {i}", "label": ""} for i in range(20)]
     write(tmp_path / "rows.jsonl", [*make_rows_with_mail(), *empty])
     last = run("rows.jsonl").stdout.splitlines()[-1]
     made, _, then = decide_command("rows.jsonl").partition("  # its Data page, then: ")
-    if n_empty:
-        assert CliRunner().invoke(app, shlex.split(last.partition("; next: harness ")[2])).exit_code == 0
+    run_command(last.partition("; next: ")[2])
     init, dashboard = made.split(" && ")
     run_command(init)
     assert dashboard == "harness dashboard -c rows-2/harness.yaml"
-    file = "rows.clean.jsonl" if n_empty else "rows.jsonl"
     target = configuration.load(Path("rows-2/harness.yaml")).experiment.target
-    assert target.data.all == str(tmp_path / file)
-    new = file.replace(".jsonl", ".clean.jsonl")
-    assert then == f"harness data clean {file} --out {new} --decisions {file}.decisions.json"
-
-
-def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.jsonl", make_rows_with_mail())
-    write(tmp_path / "b.jsonl", [{**row, "text": f"So: {row['text']}"} for row in make_rows_with_mail()])
-    own = [
-        f"harness init {name} --data {name}.jsonl && harness dashboard -c {name}/harness.yaml{comment} its Data "
-        f"page, then: harness data clean {name}.jsonl --out {name}.clean.jsonl --decisions "
-        f"{name}.jsonl.decisions.json"
-        for name, comment in (("a", "  #"), ("b", ","))
-    ]
-    assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"
+    assert target.data.all == str(tmp_path / "rows.clean.jsonl")
+    own = "rows.clean.jsonl --out rows.clean.clean.jsonl --decisions rows.clean.jsonl.decisions.json"
+    assert then == f"harness data clean {own}"
 
 
 def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, tmp_path, monkeypatch):
@@ -307,23 +270,19 @@ def test_a_broken_experiment_is_left_aside_where_nothing_of_it_is_needed(tiny, t
         assert isinstance(run("rows.jsonl", *words).exception, UserError)
 
 
-def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
+def test_rows_of_the_hub_are_written_to_files_of_their_own_before_they_are_decided_on():
     hub = "hub:owner/mails"
     mail = check.Finding("warning", "", "", count=1, of=9, rows=(f"{hub}:1",), command=check.DECIDE)
     (filled,) = fill_commands([mail], [hub])
     made = "harness data clean hub:owner/mails --out mails.clean.jsonl && harness init mails --data mails."
     assert filled.command.startswith(f"{made}clean.")
 
-
-@pytest.mark.parametrize("verb", ["clean", "dedup"])
-def test_data_sets_of_the_hub_with_one_last_name_are_written_to_files_of_their_own(verb):
-    written = [f"rows.{verb}.jsonl", f"rows.{verb}-2.jsonl"]
     hubs = ["hub:a/rows", "hub:b/rows"]
     rows = tuple(f"{hub}:3" for hub in hubs)
-    finding = check.Finding("error", "t", "m", rows=rows, command=f"harness data {verb} FILE --out OUT")
+    finding = check.Finding("error", "t", "m", rows=rows, command="harness data dedup FILE --out OUT")
     (filled,) = fill_commands([finding], hubs)
-    named = zip(hubs, written, strict=True)
-    assert filled.steps == tuple(f"harness data {verb} {hub} --out {name}" for hub, name in named)
+    named = zip(hubs, ("rows.dedup.jsonl", "rows.dedup-2.jsonl"), strict=True)
+    assert filled.steps == tuple(f"harness data dedup {hub} --out {name}" for hub, name in named)
 
 
 def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
@@ -377,7 +336,7 @@ def test_the_commands_name_the_columns_and_number_rows_whose_id_stands_already(f
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("names", [["rows.csv"], ["my rows.csv"], ["-rows.csv"], ["a b.csv", "-c.csv"]])
+@pytest.mark.parametrize("names", [["my rows.csv"], ["a b.csv", "-c.csv"]])
 def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm(
     tmp_path, monkeypatch, names
 ):
@@ -567,47 +526,8 @@ def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(tmp_path):
     assert find_representativeness().severity == "warning"
 
 
-def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
-    ask = "How do I open an account for my business in Germany"
-    rows = [{"text": f"{ask}?", "label": "a"}, {"text": "Wo ist meine Karte", "label": "b"}]
-    items = [{"text": f"{ask}, please?", "label": "a"}, {"text": "Where is my card", "label": "b"}]
-    files = [write(tmp_path / "train.jsonl", rows), write(tmp_path / "test.jsonl", items)]
-    reads = recognise_rows(RowCheck(files[:1], prompt="text", reference="label"))
-    train, test = (read_table([file], reads) for file in files)
-
-    def encode(texts):
-        return np.array([("card" in t or "Karte" in t,) for t in texts], float)
-
-    given = check.CheckContext(test, encode=encode)
-    words, sense = check.check_rows(train, given, ["test_leaks"])
-    assert (lines(words), lines(sense)) == ([1], [2])
-    assert "(embeddings 1.00)" in sense.example
-    assert check.check_rows(train, check.CheckContext(test), ["test_leaks"]) == [words]
-    assert "data dedup" in words.command
-    assert "--decisions" in sense.command
-
-
-def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
-    others = "Close my account|I want a loan|Stop the direct debit|Open a joint account|Raise my limit"
-    cards = "Wo ist meine Karte|Wo bleibt denn die Karte|Where is my card?"
-    asks = f"Where is my card|{others}|{cards}|Bye".split("|")
-    rows = [{"text": ask, "label": "ab"[i in (1, 2, 3, 4, 7)]} for i, ask in enumerate(asks)]
-    asked = RowCheck([write(tmp_path / "rows.jsonl", rows)], prompt="text", reference="label")
-    table = read_table(list(asked.files), recognise_rows(asked))
-
-    def encode(texts):
-        return np.eye(20)[[0 if re.search("card|Karte", text) else 1 + len(text) % 19 for text in texts]]
-
-    sense, near = check.check_rows(table, check.CheckContext(encode=encode), ["repeated_rows"])
-    assert (lines(near), lines(sense)) == ([9], [7])
-    assert sense.beside[0].endswith("rows.jsonl:1 (embeddings 1.00): 'Where is my card'")
-    assert "--decisions" in sense.command
-    assert check.check_rows(table, check.CheckContext(), ["repeated_rows"]) == [near]
-
-
 @pytest.mark.parametrize(
-    ("columns", "repeated"),
-    [(("text", "label"), "exact"), (("Customer text", "Team"), "exact"), (("text", "label"), "answer")],
+    ("columns", "repeated"), [(("Customer text", "Team"), "exact"), (("text", "label"), "answer")]
 )
 def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, columns, repeated):
     rows = [dict(zip(columns, row.values(), strict=True)) for row in make_clean_rows(80)]

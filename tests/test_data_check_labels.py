@@ -165,10 +165,8 @@ def make_random_texts(signs):
         make_parity_rows(),
         sums(),
         make_random_texts("我们今天去商店买东西然后回家吃饭睡觉他说这个很好那个不行银行卡丢了怎么办退款"),
-        make_random_texts("😀😡🎉🥲🙈"),
-        make_random_texts("0 1 2 3 4 5 + -"),
     ],
-    ids=["parity", "sums", "Chinese", "emoji", "digits"],
+    ids=["parity", "sums", "Chinese"],
 )
 def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
     found = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")

@@ -2,16 +2,15 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import tiny_experiment
 import tiny_methods
+from checked_rows import list_cases
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness.data.edit.row_files import payments_for, total_usd
 from harness.data.edit.save import save
-from harness.data.readers import read as read_rows
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.distilled_rows import Distillation, prepare_distillation
 from harness.experiment.preference_pairs import Drawing, make_pairs, open_ranking
@@ -53,30 +52,28 @@ def rows_of(made):
     return [outcome.row.fields for outcome in made.outcomes if outcome.row]
 
 
-def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels(server, tiny, tmp_path):
+def distill(session, teacher="large", **asked):
+    return prepare_distillation(session, teacher, Distillation(**asked)).distill("a.jsonl")
+
+
+def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_asked_and_paid_once(
+    server, tiny, tmp_path
+):
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    made = prepare_distillation(session, "large", Distillation()).distill("taught.jsonl")
+    first, again = (distill(session, n_rows=4) for _ in range(2))
+    assert (len(server.asked), rows_of(again), again.spent) == (4, rows_of(first), first.spent)
     own = {e.id: e for e in session.target.items.train}
+    plan = prepare_distillation(session, "large", Distillation()).plan
+    assert (plan.requests, plan.known) == (len(own), 4)
+    made = distill(session)
     rows = rows_of(made)
+    assert len(server.asked) == len(own)
     assert [row["id"] for row in rows] == list(own)
     assert all(row["prompt"] == own[row["id"]].prompt for row in rows)
     assert {row["reference"] for row in rows} == {"late", "money"}
     right = sum(row["reference"] == own[row["id"]].references[0] for row in rows)
     assert made.agreement == pytest.approx(right / len(rows))
     assert made.spent.cost_usd == pytest.approx(len(rows) * (100 * 1000 + 10 * 5000) / 1e6)
-
-
-def test_what_the_teacher_answered_is_asked_and_paid_once(server, tiny, tmp_path):
-    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    first = prepare_distillation(session, "large", Distillation(n_rows=4)).distill("a.jsonl")
-    n = len(server.asked)
-    assert n == 4
-    again = prepare_distillation(session, "large", Distillation(n_rows=4)).distill("b.jsonl")
-    assert (len(server.asked), rows_of(again), again.spent) == (n, rows_of(first), first.spent)
-    plan = prepare_distillation(session, "large", Distillation()).plan
-    assert (plan.requests, plan.known) == (len(session.target.items.train), 4)
-    prepare_distillation(session, "large", Distillation()).distill("c.jsonl")
-    assert len(server.asked) == len(session.target.items.train)
 
 
 def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
@@ -90,12 +87,12 @@ def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
 
     server.model = UsageTeacher(dies)
     with pytest.raises(CandidateFailed, match="status 500"):
-        prepare_distillation(session, "large", Distillation()).distill("a.jsonl")
+        distill(session)
     answered = len(server.asked)
     assert answered < n
     server.faults.clear()
     server.model = UsageTeacher(says)
-    assert len(rows_of(prepare_distillation(session, "large", Distillation()).distill("a.jsonl"))) == n
+    assert len(rows_of(distill(session))) == n
     assert len(server.asked) == n
 
 
@@ -104,33 +101,28 @@ def test_a_budget_ends_the_asking_and_keeps_what_was_answered(server, tiny, tmp_
     session = tiny_experiment.session(write(tmp_path, tiny, server.url), one_at_a_time)
     said = r"6 answers have cost 0\.9\d* USD, the next may cost .* and --max-cost is 1"
     with pytest.raises(CandidateFailed, match=said):
-        prepare_distillation(session, "large", Distillation(max_cost=1.0)).distill("a.jsonl")
+        distill(session, max_cost=1.0)
     assert len(server.asked) == 6  # a seventh would have made it 1.05 USD
-    prepare_distillation(session, "large", Distillation(max_cost=100.0)).distill("a.jsonl")
+    distill(session, max_cost=100.0)
     assert len(server.asked) == len(session.target.items.train)
 
 
 def test_a_budget_needs_prices(server, tiny, tmp_path):
     session = tiny_experiment.session(write(tmp_path, tiny, server.url, prices=""))
     with pytest.raises(UserError, match="an endpoint without prices"):
-        prepare_distillation(session, "large", Distillation(max_cost=1.0)).distill("a.jsonl")
+        distill(session, max_cost=1.0)
     assert not server.asked
-    assert (
-        prepare_distillation(session, "large", Distillation(n_rows=2)).distill("a.jsonl").spent.cost_usd
-        is None
-    )
+    assert distill(session, n_rows=2).spent.cost_usd is None
 
 
 def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
     session = tiny_experiment.session(
         write(tmp_path, tiny, server.url), "target.labels=[]", "target.metrics=[exact_match]"
     )
-    asked = Distillation(rewrite="Add a reason.", n_rows=3)
-    made = prepare_distillation(session, "large", asked).distill("a.jsonl")
+    made = distill(session, rewrite="Add a reason.", n_rows=3)
     own = {e.id: e.references[0] for e in session.target.items.train}
-    assert [r["reference"] for r in rows_of(made)] == [
-        f"{own[r['id']]}, because of the word" for r in rows_of(made)
-    ]
+    expected = [f"{own[row['id']]}, because of the word" for row in rows_of(made)]
+    assert [row["reference"] for row in rows_of(made)] == expected
     assert "Add a reason." in server.asked[0][1]["messages"][-1]["content"]
     assert made.agreement is None
 
@@ -142,24 +134,23 @@ def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, ti
     rows = [{"id": "one", "messages": messages, "reference": "odd"}]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
     session = tiny_experiment.session(path, "target.labels=[]", "target.metrics=[exact_match]")
-    prepare_distillation(session, "large", Distillation(rewrite="Be kind.")).distill("a.jsonl")
+    distill(session, rewrite="Be kind.")
     said = server.asked[0][1]["messages"][-1]["content"]
     assert "user: My number is 7.\nassistant: Noted.\nuser: Even or odd?" in said
 
 
-def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
-    server.model = UsageTeacher(lambda messages: "late")
+def test_only_answers_that_score_enough_are_kept_and_one_that_is_no_label_makes_no_row(
+    server, tiny, tmp_path
+):
+    said = ["late"]
+    server.model = UsageTeacher(lambda messages: said[0])
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    made = prepare_distillation(session, "large", Distillation(min_score=1.0)).distill("a.jsonl")
+    made = distill(session, min_score=1.0)
     own = {e.id: e.references[0] for e in session.target.items.train}
     assert [row["id"] for row in rows_of(made)] == [ident for ident, label in own.items() if label == "late"]
-
-
-def test_an_answer_that_is_no_label_makes_no_row(server, tiny, tmp_path):
-    server.model = UsageTeacher(lambda messages: "I cannot say")
-    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
+    said[0] = "I cannot say"
     with pytest.raises(UserError, match="and none gives a row: an answer that is not a label of the task"):
-        prepare_distillation(session, "large", Distillation(n_rows=2)).distill("a.jsonl")
+        distill(session, n_rows=2, temperature=0.5)
 
 
 def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(server, tiny, tmp_path):
@@ -168,14 +159,14 @@ def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(
     marks = {"source": "augmented", "augmented_from": "The invoice of May?"}
     courier = {"prompt": "When does the courier come?", **marks}
     tiny_experiment.rows(file, [{"prompt": "The invoice of May?"}, courier])
-    made = prepare_distillation(session, "large", Distillation(prompts=str(file))).distill("a.jsonl")
+    made = distill(session, prompts=str(file))
     assert [row["reference"] for row in rows_of(made)] == ["money", "late"]
     assert [row.get("augmented_from") for row in rows_of(made)] == [None, marks["augmented_from"]]
     n = len(server.asked)
     tested = session.target.items.test[0].prompt
     tiny_experiment.rows(file, [{"prompt": "The invoice of June?"}, {"prompt": tested.upper()}])
     with pytest.raises(UserError, match=r"prompts\.jsonl:2"):
-        prepare_distillation(session, "large", Distillation(prompts=str(file))).distill("a.jsonl")
+        distill(session, prompts=str(file))
     assert len(server.asked) == n  # nothing is asked, and paid, before
 
 
@@ -187,7 +178,7 @@ def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
         texts = [{"text": row["prompt"], "label": row["reference"]} for row in rows]
         tiny_experiment.rows(file, [one | other for one, other in zip(kept, texts, strict=True)])
     session = tiny_experiment.session(path, "target.fields={prompt: '{text}', reference: '{label}'}")
-    (row,) = rows_of(prepare_distillation(session, "large", Distillation(n_rows=1)).distill("a.jsonl"))
+    (row,) = rows_of(distill(session, n_rows=1))
     assert row.keys() == {"id", "text", "label", "from", "cluster"}
     assert row["label"] in ("late", "money")
 
@@ -198,12 +189,9 @@ def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
         path, "target.labels=[]", "target.metrics=[exact_match]", "target.truncated_scores=true",
         "decide.device_hour_usd=3600",
     )  # fmt: skip
-    made = prepare_distillation(session, "prompt", Distillation(n_rows=3, temperature=1.0)).distill("a.jsonl")
+    made, again = (distill(session, "prompt", n_rows=3, temperature=1.0) for _ in range(2))
     assert made.spent.cost_usd == pytest.approx(made.spent.compute_s)
     assert made.spent.cost_usd > 0
-    again = prepare_distillation(session, "prompt", Distillation(n_rows=3, temperature=1.0)).distill(
-        "a.jsonl"
-    )
     assert rows_of(again) == rows_of(made)
 
 
@@ -242,24 +230,12 @@ def test_the_command_writes_rows_that_train_a_candidate_whose_break_even_holds_t
     assert facts["taught"][0] == facts["taught"][1] > 0  # whose labels cost what the teacher did
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("bag", "--out", "a.jsonl"), "the method classifier, which generates no text"),
-        (("large",), "no --out"),
-        (("large", "--out", "a.jsonl", "--top-p", "0"), "above 0 and at most 1"),
-        (
-            ("large", "--out", "a.jsonl", "--prompts", "p.jsonl", "--rewrite", "short"),
-            "whose own answers are not read",
-        ),
-        (("larg", "--out", "a.jsonl"), "did you mean 'large'"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused(arguments, said, server, tiny, tmp_path, command, monkeypatch):
+@pytest.mark.parametrize(("words", "said"), list_cases("refused_commands.txt", "distill"))
+def test_what_cannot_be_asked_is_refused(words, said, server, tiny, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, tiny, server.url)
     tiny_experiment.rows(tmp_path / "p.jsonl", [{"prompt": "Where?"}])
-    code, _, error = command("data", "distill", *arguments)
+    code, _, error = command("data", "distill", *words.split())
     assert (code, server.asked) == (2, [])
     assert said in error
 
@@ -290,14 +266,16 @@ def session(tiny, tmp_path_factory):
     return open_pairs(tmp_path_factory.mktemp("pairs"), tiny)
 
 
-def make_drawing(session, **changes):
+def pairs_by_length(session, name="prompt", **changes):
+    """Make pairs of which the longer answer is the better one."""
     mine = str(session.store.folder.parent / "by_length.py")
-    return Drawing(**({"samples": 3, "temperature": 1.5, "n_prompts": 6, "rank": mine} | changes))
+    drawing = {"samples": 3, "temperature": 1.5, "n_prompts": 6, "rank": mine} | changes
+    return make_pairs(session, name, Drawing(**drawing), "made.jsonl")
 
 
 @pytest.fixture(scope="module")
 def pairs_result(session):
-    return make_pairs(session, "prompt", make_drawing(session), "made.jsonl")
+    return pairs_by_length(session)
 
 
 def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, pairs_result):
@@ -312,19 +290,18 @@ def test_the_best_and_the_worst_answer_of_a_prompt_make_a_pair(session, pairs_re
 
 
 def test_answers_depend_on_the_seed_alone(session, pairs_result):
-    assert rows_of(make_pairs(session, "prompt", make_drawing(session), "made.jsonl")) == rows_of(
-        pairs_result
-    )
-    fewer = rows_of(make_pairs(session, "prompt", make_drawing(session, n_prompts=3), "made.jsonl"))
+    rows = rows_of(pairs_result)
+    assert rows_of(pairs_by_length(session)) == rows
+    fewer = rows_of(pairs_by_length(session, n_prompts=3))
     assert fewer
-    assert all(row in rows_of(pairs_result) for row in fewer)
-    assert rows_of(make_pairs(session, "prompt", make_drawing(session, seed=1), "made.jsonl")) != rows_of(
-        pairs_result
-    )
+    assert all(row in rows for row in fewer)
+    assert rows_of(pairs_by_length(session, seed=1)) != rows
 
 
-def test_the_manifest_says_what_the_pairs_depend_on(session, pairs_result, tmp_path):
-    saved = save(pairs_result.edit, pairs_result.outcomes, tmp_path / "made.jsonl").manifest
+def test_the_manifest_says_what_the_pairs_depend_on_and_a_pair_method_reads_them(
+    session, pairs_result, tiny, tmp_path
+):
+    saved = save(pairs_result.edit, pairs_result.outcomes, tmp_path / "written.jsonl").manifest
     used = saved["parameters"]
     assert saved["command"] == "harness pairs make"
     assert (used["candidate"], used["weights"]) == ("prompt", session.source.weights_digest)
@@ -334,34 +311,25 @@ def test_the_manifest_says_what_the_pairs_depend_on(session, pairs_result, tmp_p
     assert used["leak_check"]["evaluated"] > 12
     assert [one["file"].rpartition("/")[2] for one in saved["inputs"]] == ["train.jsonl"]
     assert saved["counts"]["read"] == 6
-
-
-def test_the_pairs_are_read_as_the_rows_of_a_pair_method(session, pairs_result, tiny, tmp_path):
-    folder = tmp_path / "project"
-    folder.mkdir()
-    out = folder / "written.jsonl"
-    save(pairs_result.edit, pairs_result.outcomes, out)
-    path = tiny_experiment.write(folder, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
+    path = tiny_experiment.write(tmp_path, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
     (found,) = tiny_experiment.session(path).training.values()
-    assert [pair.references[0] for pair in found.items.pairs] == [
-        row["chosen"] for row in rows_of(pairs_result)
-    ]
-    assert len(read_rows(str(out), "train").rows) == len(rows_of(pairs_result))
+    expected = [row["chosen"] for row in rows_of(pairs_result)]
+    assert [pair.references[0] for pair in found.items.pairs] == expected
 
 
 def test_a_tie_makes_no_pair_and_is_said(session):
-    made = make_pairs(session, "prompt", make_drawing(session, gap=2.0), "made.jsonl")
+    made = pairs_by_length(session, gap=2.0)
     none = [outcome.change.reason for outcome in made.outcomes if outcome.change]
     assert "no pair: a tie" in none
     assert all(row["chosen_score"] - row["rejected_score"] > 2 for row in rows_of(made))
     with pytest.raises(UserError, match=r"6 prompts, and none gives a pair: a tie \(6\)"):
-        make_pairs(session, "prompt", make_drawing(session, gap=1e6), "made.jsonl")
+        pairs_by_length(session, gap=1e6)
 
 
 def test_answers_that_are_cut_are_in_no_pair(tiny, tmp_path):
     whole = open_pairs(tmp_path, tiny, "target.truncated_scores=false")
     with pytest.raises(UserError, match=r"answers cut at max_new_tokens.*a larger --max-new-tokens"):
-        make_pairs(whole, "prompt", make_drawing(whole), "made.jsonl")
+        pairs_by_length(whole)
 
 
 @pytest.mark.e2e
@@ -461,17 +429,22 @@ def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(sessi
 )
 def test_what_cannot_draw_or_rank_is_refused(session, name, rank, said):
     with pytest.raises(UserError, match=said):
-        make_pairs(session, name, make_drawing(session, rank=rank), "made.jsonl")
+        pairs_by_length(session, name, rank=rank)
 
 
-def test_a_file_that_is_there_is_never_written_over(session, tmp_path, command):
+def test_the_next_step_names_the_file_of_pairs_as_the_experiments_file_does_and_none_is_written_over(
+    session, tmp_path, command
+):
     folder = session.store.folder.parent
-    config = ["-c", str(folder / "harness.yaml"), "--samples", "2", "--rows", "4", "--temperature", "1.5"]
+    here = os.path.relpath(folder / "harness.yaml", tmp_path)
+    config = ["-c", here, "--samples", "2", "--rows", "4", "--temperature", "1.5"]
     config += ["--rank", str(folder / "by_length.py")]
     out = tmp_path / "new.jsonl"
-    code, said, _ = command("pairs", "make", "prompt", *config, "--out", str(out))
+    code, said, step = command("pairs", "make", "prompt", *config, "--out", "new.jsonl")
     assert code == 0
     assert "4 read" in said
+    named = step.partition("next: train: ")[2].split(" on a candidate")[0]
+    assert (folder / named).resolve() == out.resolve()
     before = out.read_bytes()
     assert all(json.loads(line)["chosen"] for line in before.splitlines())
     code, _, error = command("pairs", "make", "prompt", *config, "--out", str(out))
@@ -479,14 +452,3 @@ def test_a_file_that_is_there_is_never_written_over(session, tmp_path, command):
     assert "a file that is there already" in error
     assert command("pairs", "make", "prompt", *config)[0] == 2
     assert "expected a number above 0" in command("pairs", "make", "prompt", *config, "--temperature", "0")[2]
-
-
-def test_the_next_step_names_the_file_of_pairs_as_the_experiments_file_does(session, tmp_path, command):
-    config = session.store.folder.parent / "harness.yaml"
-    here = Path(os.path.relpath(config, tmp_path))
-    options = ["--samples", "2", "--rows", "4", "--temperature", "1.5"]
-    options += ["--rank", str(config.parent / "by_length.py")]
-    code, _, said = command("pairs", "make", "prompt", "-c", here, *options, "--out", "new.jsonl")
-    assert code == 0
-    named = said.partition("next: train: ")[2].split(" on a candidate")[0]
-    assert (config.parent / named).resolve() == (tmp_path / "new.jsonl").resolve()
