@@ -1,7 +1,7 @@
-"""A model that is asked over HTTP: whatever server speaks OpenAI's protocol.
+"""Model behind a server that speaks OpenAI's protocol over HTTP.
 
-Invariant: answers come in the order of the prompts, however they arrive. The key is read from the
-environment when the model is opened, and stands in no file, row or message.
+Invariant: answers are returned in the order of the prompts. The key is read from the environment when the
+model is opened, and appears in no file, row or message.
 """
 
 import os
@@ -53,7 +53,7 @@ WHO_ANSWERS = ("base_url", "model", "protocol")  # settings on which an answer d
 
 _NO_KEY = "none"  # a client without any would take the one of another provider from the environment
 _ANY_LENGTH = 1 << 30
-_MOST_TOKENS = 20  # of which the protocol gives log-probabilities
+_MOST_TOKENS = 20  # most tokens with log-probabilities in the protocol
 _MOST_STOPS = 4  # that the protocol takes; an answer is cut at the others here
 _TOO_LONG = re.compile(r"context (length|size|window)|context_length|must be <=", re.IGNORECASE)
 _STEPS = {
@@ -70,11 +70,10 @@ _Said = TypeVar("_Said")
 class Settings(Spec):
     """Settings of an endpoint: server, model and protocol.
 
-    `api_key_env` names the variable of the environment that holds the key. By `completions` prompts are
-    the token ids of the base's own template, and log-probabilities are requested; by `chat` messages are
-    sent as they are. So many requests are under way at once (`num_concurrent`), each repeated up to
-    `max_retries` times; `timeout` in seconds. `usd_per_million_tokens` is what its provider asks, in place of
-    the decision's price.
+    `api_key_env` names the environment variable with the key. With `completions`, prompts are token ids by
+    the base's template, and log-probabilities are requested; with `chat`, messages are sent unchanged. At
+    most `num_concurrent` requests run at once, each repeated up to `max_retries` times; `timeout` is in
+    seconds. `usd_per_million_tokens` is the provider's price, which replaces the decision's.
     """
 
     base_url: str
@@ -98,12 +97,12 @@ class Settings(Spec):
 
     @property
     def weights_digest(self) -> str:
-        """Identity of weights that nobody sees: address, name there and protocol (`WHO_ANSWERS`)."""
+        """Identity of hidden weights: address, model name and protocol (`WHO_ANSWERS`)."""
         return digest([self.base_url, self.model, self.protocol])
 
     @property
     def leaves_machine(self) -> bool:
-        """Whether what is sent there goes to a server that is not of a private network."""
+        """Whether requests go to a server outside private networks."""
         return not is_private(self.base_url)
 
     @property
@@ -118,17 +117,17 @@ def identity(protocol: str) -> tuple[str, str]:
 
 
 def is_endpoint(engine: str) -> bool:
-    """Tell from the engine's name whether rows came over HTTP."""
+    """Tell from the engine's name whether rows come from an endpoint."""
     return engine.startswith(f"{ENGINE}/")
 
 
 def can_chat(task: Task) -> bool:
-    """Tell whether a task can be evaluated by chat alone, which gives no log-probabilities of a prompt."""
+    """Tell whether a task can be evaluated by chat, which gives no log-probabilities of a prompt."""
     return task.kind == "generate" and task.chat_template and not task.lm_eval
 
 
 def problems(settings: Settings, where: str) -> Iterator[Problem]:
-    """Yield what stands in the way before anything is asked: no client, no key."""
+    """Yield the problems before any request: missing client or key."""
     try:
         version("openai")
     except PackageNotFoundError:
@@ -173,7 +172,7 @@ def open_endpoint(
 
 
 class Server:
-    """A model behind an address, asked several requests at once."""
+    """Model at an address, with several concurrent requests."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the key.
@@ -193,17 +192,17 @@ class Server:
             max_retries=settings.max_retries,
             http_client=DefaultHttpxClient(trust_env=False) if is_loopback(settings.base_url) else None,
         )
-        # The client takes these from the environment, where they are meant for another provider.
+        # The client would take these from the environment, where they are meant for another provider.
         self.api.organization = self.api.project = None
         self.api._custom_headers = {}  # noqa: SLF001 (nothing public empties them)
 
     def each(self, ask: Callable[[_Request], _Said], requests: Sequence[_Request]) -> list[_Said]:
-        """Ask all of them, in order; the first that fails ends what has not begun.
+        """Send all requests and return the answers in order; after a failure no further request starts.
 
-        Nobody waits for what is then under way: its threads end by themselves, or with the process.
+        Running requests are not waited for: their threads end by themselves, or with the process.
 
         Raises:
-            CandidateFailed: one was not answered, after all retries.
+            CandidateFailed: a request was not answered, after all retries.
         """
         from openai import APIError
 
@@ -234,13 +233,13 @@ class Server:
         return [one.result() for one in answers]
 
     def max_context(self) -> int:
-        """Return how many tokens the server says that its model holds; no bound where it does not say."""
+        """Return the context length that the server reports; unbounded if it reports none."""
         from openai import APIError, APIStatusError
 
         try:
             listed = self.api.models.list()
         except APIStatusError:
-            return _ANY_LENGTH  # a server without a list; the first request says what else is wrong
+            return _ANY_LENGTH  # a server without a model list; the first request will show other problems
         except APIError as error:
             raise self._failure(error) from None
         except AttributeError:  # the client takes whatever came for a list
@@ -282,16 +281,16 @@ def message(error: "APIError") -> str:
 
 
 class _Prompt(NamedTuple):
-    """Token ids of a prompt, and the seed of its answer; None where that is greedy."""
+    """Token ids of a prompt, and the seed of its answer; None for greedy answers."""
 
     ids: Tokens
     seed: int | None
 
 
 class CompletionsCandidate(PromptEncoder):
-    """A model that is sent token ids and gives text, or the log-probabilities of what it was sent.
+    """Model that gets token ids and returns text, or the log-probabilities of its input.
 
-    `extra_body` are parameters of the server's own, sent with each prompt that it answers.
+    `extra_body` are server-specific parameters, sent with each prompt to answer.
     """
 
     def __init__(
@@ -317,7 +316,7 @@ class CompletionsCandidate(PromptEncoder):
         return _answers(self._server, partial(self._complete, limits), prompts, seeds)
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats, every one as a request of its own.
+        """Score each (context, continuation) in nats, with one request each.
 
         Raises:
             CandidateFailed: the server gives no log-probabilities of a prompt.
@@ -349,7 +348,7 @@ class CompletionsCandidate(PromptEncoder):
         said = read_first_choice(found, self._server.refusal).logprobs
         values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
         own = [(x, top) for x, top in zip(values, tops, strict=False)][len(context) : len(whole)]
-        # One token more is what was generated; two more are a prompt that the server added to.
+        # One more token is the generated one; two more mean that the server added to the prompt.
         if len(values) not in (len(whole), len(whole) + 1) or any(x is None or not top for x, top in own):
             what = f"log-probabilities of {len(values)} tokens where {len(whole)} were sent"
             step = "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
@@ -426,7 +425,7 @@ def _answers(
 
 
 def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
-    """Say how an answer is decoded and where it ends; drawn ones with a seed, as far as a server keeps it."""
+    """Return the decoding parameters; sampled answers get a seed, which a server may ignore."""
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
     drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
     return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **drawn, **stop}

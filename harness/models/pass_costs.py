@@ -1,9 +1,9 @@
-"""Costs of a pass on a card: measured once for each card, shape of a model and precision, and kept.
+"""Costs of a pass on a GPU, measured once per card, model shape and precision, and cached.
 
-Invariant: on a CPU nothing is measured, and batches are laid out as ever. What is measured is rounded to a
-power of two, so that the same card gives the same layout again; the keys that fit are counted, not measured.
-Source: a pass takes the time of its weights and launches, and so much for each token, pair of tokens that
-attend and key that is read (Pope et al. 2022, arXiv:2211.05102)
+Invariant: on a CPU nothing is measured, and layouts are fixed. Measurements are rounded to powers of two, so
+that the same card always gives the same layout; the number of keys that fit is computed, not measured.
+Source: a pass takes time for its weights and launches, and per token, per attending pair of tokens and per
+key that is read (Pope et al. 2022, arXiv:2211.05102)
 """
 
 from collections.abc import Mapping
@@ -28,21 +28,22 @@ from harness.records import digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_KIND = "pass_costs"  # of what is remembered
-_REPEATS = 3  # of which the quickest counts
-_ROWS = 8  # of a pass; as many more say what a token takes
-_TOKENS, _FEW_KEYS, _MANY_KEYS = 128, 256, 2048  # of a row, at most
-_STEPS = 8  # new tokens, less one that is read
-# Beyond these something else was measured.
+_KIND = "pass_costs"  # kind of the cached values
+_REPEATS = 3  # the fastest one counts
+_ROWS = 8  # of a pass; twice as many show the time per token
+_TOKENS, _FEW_KEYS, _MANY_KEYS = 128, 256, 2048  # most tokens of a row
+_STEPS = 8  # new tokens minus one
+# Larger values are measurement errors.
 _MOST = PassCosts(reading=1 << 12, answering=1 << 20, attention=1 << 14)
-_KEYS_SHARE = 0.8  # of the memory that weights leave; the rest is for what a pass computes
+_KEYS_SHARE = 0.8  # share of the memory besides weights; the rest is for activations
 
 
 class Timings(NamedTuple):
-    """Seconds of passes, and how many tokens they had.
+    """Seconds of passes, with their numbers of tokens.
 
-    `one` reads a token, `rows` so many rows of `width` tokens, `twice` as many again, `joined` as many tokens
-    as `twice` in one row. A step of answering takes `few_keys` or `many_keys` where rows see `few` or `many`.
+    `one` is the time of one token, `rows` that of some rows of `width` tokens, `twice` of twice as many rows,
+    `joined` of the same tokens as `twice` in one row. A generation step takes `few_keys` or `many_keys` if
+    rows have `few` or `many` keys.
     """
 
     one: float
@@ -57,7 +58,7 @@ class Timings(NamedTuple):
 
 
 def costs_of(model: "PreTrainedModel", source: ModelSource, machine: Machine) -> PassCosts:
-    """Return what a pass of a base costs here: a CPU's own figures, or those of its card."""
+    """Return the costs of a base's pass here: fixed ones on a CPU, else those of its GPUs."""
     if machine.device == "cpu":
         return CPU_COSTS
     placed: Any = model
@@ -68,7 +69,7 @@ def costs_of(model: "PreTrainedModel", source: ModelSource, machine: Machine) ->
 def card_costs(
     model: "PreTrainedModel", source: ModelSource, machine: Machine, card_bytes: float
 ) -> PassCosts:
-    """Return the costs of a card of so much memory, measured where they are not known yet."""
+    """Return the costs of a card with `card_bytes` of memory, measured unless known."""
     shape = hub.shape(source)
     if shape is None:
         return CPU_COSTS
@@ -82,7 +83,7 @@ def card_costs(
 
 
 def list_known_costs() -> dict[str, Any]:
-    """Return all costs that were measured here, for workers on other machines with such cards."""
+    """Return all costs measured here, for workers on other machines with the same cards."""
     found: dict[str, Any] = {}
     for file in (cache_dir() / _KIND).glob("*.json"):
         with suppress(OSError, ValueError):
@@ -91,24 +92,24 @@ def list_known_costs() -> dict[str, Any]:
 
 
 def learn_costs(known: Mapping[str, Any]) -> None:
-    """Take over what was measured elsewhere."""
+    """Store costs that were measured elsewhere."""
     for key, costs in known.items():
         memo(_KIND, key, lambda costs=costs: costs)  # type: ignore[misc]
 
 
 def _measure(model: "PreTrainedModel") -> list[int] | None:
-    """Measure what passes of a model take; None where memory runs out, it cannot be read or timed."""
+    """Measure a model's passes; None if memory runs out, or it cannot be read or timed."""
     try:
         found = solve(measure_passes(model))
         return list(found) if found else None
-    except (*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # what is wrong with the model is said where it answers
+    except (*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
         pass
     memory.release_gpu_memory()
     return None
 
 
 def solve(seen: Timings) -> PassCosts | None:
-    """Return costs in tokens from seconds, each a power of two; None where no token takes any time."""
+    """Return costs in tokens from seconds, as powers of two; None if a token takes no time."""
     token_s = (seen.twice - seen.rows) / (_ROWS * seen.width)
     if token_s <= 0:  # another process disturbed the passes
         return None
@@ -124,12 +125,12 @@ def solve(seen: Timings) -> PassCosts | None:
 
 
 def _round_to_power(tokens: float, most: int) -> int:
-    """Return the power of two that is nearest to a cost, at most `most`."""
+    """Return the nearest power of two to a cost, at most `most`."""
     return most if tokens >= most else 1 << max(0, round(log2(max(tokens, 1.0))))
 
 
 def measure_passes(model: "PreTrainedModel") -> Timings:
-    """Measure passes of a model that read and answer, each as the quickest of some."""
+    """Measure passes of reading and answering, each as the fastest of several."""
     text = model.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", 0) or 1 << 30) - 2 * _STEPS
     width, many = min(_TOKENS, longest // (2 * _ROWS)), min(_MANY_KEYS, longest)
@@ -148,7 +149,7 @@ def measure_passes(model: "PreTrainedModel") -> Timings:
 
 
 def _read_s(model: "PreTrainedModel", rows: int, width: int, n_ids: int) -> float:
-    """Measure a pass over rows of so many tokens, with the logits of each row's last one."""
+    """Measure a pass over rows of `width` tokens, with the logits of each row's last token."""
     import torch
 
     device = model.device
@@ -163,7 +164,7 @@ def _read_s(model: "PreTrainedModel", rows: int, width: int, n_ids: int) -> floa
 
 
 def _step_s(model: "PreTrainedModel", n_keys: int, n_ids: int) -> float:
-    """Measure the step that gives some rows their next token, each of which sees so many keys."""
+    """Measure a generation step for some rows with `n_keys` keys each."""
     shared = tuple(i % n_ids for i in range(n_keys - 1))
     prompts = [(*shared, row % n_ids) for row in range(_ROWS)]
     reader = PromptReader(model, Size(_ROWS, _ROWS * n_keys), PrefixCache(model))

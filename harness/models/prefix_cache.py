@@ -1,7 +1,6 @@
-"""Prefix KV cache: keys and values of shared prompt prefixes, read once, never changed by what follows.
+"""Prefix KV cache: keys and values of shared prompt prefixes, computed once and never modified.
 
-Invariant: a prefix is reused where all its tokens are equal, so what is computed after it does not
-depend on earlier prompts.
+Invariant: a prefix is reused only if all its tokens are equal, so results do not depend on earlier prompts.
 """
 
 from collections import OrderedDict
@@ -21,11 +20,10 @@ _KEPT = 1 << 30
 
 
 def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
-    """Return the sliding window in tokens of each layer of a model, 0 of one that sees all that was read.
+    """Return the sliding window in tokens of each layer, 0 for layers that attend to everything.
 
-    None where a layer keeps something else than keys, as recurrent ones do, where windows differ, or where
-    what is seen hangs on the row (GPT-Neo, Doge) or on images before it (GIT): no mask of ours would say what
-    such a model may see.
+    None if a layer keeps other state than keys, like recurrent ones, if windows differ, or if attention
+    depends on the row (GPT-Neo, Doge) or on preceding images (GIT), so that no custom mask is correct.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -56,7 +54,7 @@ def longest_alike(config: "PretrainedConfig") -> float:
 
 
 def forget_length(model: "PreTrainedModel") -> None:
-    """Read one token, which makes a model forget by which length it rotated positions last, where it does."""
+    """Read one token, which resets a model that scales positions by the longest length seen."""
     import torch
 
     if longest_alike(model.config) < inf:
@@ -65,7 +63,7 @@ def forget_length(model: "PreTrainedModel") -> None:
 
 
 def additive_mask(model: "PreTrainedModel", seen: "torch.Tensor") -> "torch.Tensor":
-    """Return the mask (b, 1, n, t) of n queries and t keys, of which those `seen` (b, n, t) count."""
+    """Return the additive mask (b, 1, n, t) for n queries and t keys, from the `seen` keys (b, n, t)."""
     import torch
 
     blocked = torch.finfo(model.dtype).min
@@ -75,10 +73,10 @@ def additive_mask(model: "PreTrainedModel", seen: "torch.Tensor") -> "torch.Tens
 def cut_to_windows(
     mask: "torch.Tensor", positions: "torch.Tensor", places: "torch.Tensor", found: Sequence[int]
 ) -> "torch.Tensor | dict[str, torch.Tensor]":
-    """Return what layers of these windows see of a mask (b, 1, n, t), as transformers takes it.
+    """Restrict a mask (b, 1, n, t) to the layers' windows, in the form that transformers takes.
 
-    Queries stand at `positions` (b, n), keys at `places` (b, t) of their sequence. Where only some layers
-    have a window there is a mask for each of transformers' types of layers.
+    Queries are at `positions` (b, n) and keys at `places` (b, t) of their sequence. If only some layers have
+    a window, there is a mask for each of transformers' layer types.
     """
     import torch
     from transformers.masking_utils import sliding_window_overlay
@@ -92,9 +90,9 @@ def cut_to_windows(
 
 
 class PrefixCache:
-    """Keys and values of prefixes under one model, the newest kept; the model has to keep all keys.
+    """Keys and values of the newest prefixes of one model, which must keep all keys.
 
-    Those of a `soft` prompt stand before every prefix, whose first ids are then `virtual_ids`.
+    Those of a `soft` prompt precede every prefix, whose first ids are then `virtual_ids`.
     """
 
     def __init__(
@@ -102,9 +100,9 @@ class PrefixCache:
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
         self.windows, self.longest_alike = windows(model.config), longest_alike(model.config)
-        # Whether prompts of unequal length have to be answered alone; None until that was tried.
+        # Whether prompts of unequal length must be answered separately; None until tested.
         self.is_apart: bool | None = None
-        # No ids of the vocabulary, and never read: every prefix holds them.
+        # Placeholder ids outside the vocabulary, which begin every prefix and are never read.
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
         self._read: OrderedDict[Tokens, Cache] = OrderedDict()
 
@@ -120,7 +118,7 @@ class PrefixCache:
             if not ran_out_of_memory(error) or not self.forget():
                 raise
         if cache is None:
-            # Outside of the clause, in which the error still holds what was computed until then.
+            # Outside the except clause, where the error would still hold the computed tensors.
             torch.cuda.empty_cache()
             cache = self._pass(key)
         self._read[key] = cache
@@ -152,9 +150,9 @@ class PrefixCache:
 
 
 def empty_cache(model: "PreTrainedModel", room: int = 0) -> "Cache":
-    """Return a cache that keeps all keys in each layer, also where it sees the newest alone.
+    """Return a cache that keeps all keys in each layer, even if the layer attends only to the newest.
 
-    With `room` for so many tokens it is filled in place, else it grows.
+    With `room` for a number of tokens it is filled in place, otherwise it grows.
     """
     from transformers import Cache
     from transformers.cache_utils import DynamicLayer, StaticLayer
@@ -164,7 +162,7 @@ def empty_cache(model: "PreTrainedModel", room: int = 0) -> "Cache":
 
 
 def row_cache(model: "PreTrainedModel", prefix: "Cache | None", n_rows: int) -> "Cache":
-    """Return a cache of so many rows that have all read the prefix; growing it leaves that untouched."""
+    """Return a cache of n rows that all start with the prefix; extending it leaves the prefix unchanged."""
     cache = empty_cache(model)
     layers: Sequence[Any] = cache.layers
     known: Sequence[Any] = prefix.layers if prefix else ()

@@ -1,6 +1,7 @@
-"""Programs and model servers under a supervisor: their log, last line as progress, readiness, end and peak.
+"""Supervised programs and model servers: log, progress by the last line, readiness, exit and peak memory.
 
-Invariant: a program never outlives this process, however that ends; what it starts in another session may.
+Invariant: a program never outlives this process, however that ends; processes that it starts in another
+session may.
 """
 
 import json
@@ -69,7 +70,7 @@ def run(
     advance: Advance,
     environment: Mapping[str, str] | None = None,
 ) -> CommandResult:
-    """Run a command in a folder until it ends, or for so many seconds."""
+    """Run a command in a folder until it ends or times out."""
     begun, said, timed_out = time.perf_counter(), "", False
     with start(command, folder, log, environment) as supervisor:
         assert supervisor.stdin is not None
@@ -104,12 +105,12 @@ def read_last_lines(log: Path, n: int) -> list[str]:
 
 
 def last_words(log: Path) -> str:
-    """Say what the last three lines of a log are."""
+    """Quote the last three lines of a log."""
     return f"its last lines: {' / '.join(read_last_lines(log, 3)) or 'it wrote nothing'}"
 
 
 def end(supervisor: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
-    """End a command that `start` started; returns its exit code, None where it is unknown or was read."""
+    """End a command started by `start`; return its exit code, None if unknown or already read."""
     assert supervisor.stdin is not None
     assert supervisor.stdout is not None
     with suppress(OSError):
@@ -122,7 +123,7 @@ def end(supervisor: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
 
 
 def steps(line: str) -> tuple[float, float]:
-    """Read how much is done, and of how much, of a line such as `40%|████ | 12/30 [00:10<00:15]`."""
+    """Parse done and total from a line such as `40%|████ | 12/30 [00:10<00:15]`."""
     found = [(int(done), int(of)) for done, of in _STEPS.findall(line)]
     return next(((done, of) for done, of in found if 0 <= done <= of and of > 0), (0, 1))
 
@@ -133,7 +134,7 @@ def read_lines(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = _SHORT_S,
 ) -> list[str]:
-    """Return the lines of a short command, of its errors if there are no others; none where it fails."""
+    """Return the output lines of a short command, or its error lines if there are none; empty on failure."""
     try:
         made = subprocess.run(
             command,
@@ -162,11 +163,11 @@ class ServerProcess(NamedTuple):
     codes: list[int]  # of its exit, known once it is ended
 
     def is_well(self) -> bool:
-        """Tell whether it runs and answers."""
+        """Tell whether the server runs and answers."""
         return self.supervisor.poll() is None and self.answers()
 
     def answers(self) -> bool:
-        """Tell whether it says that it is ready."""
+        """Tell whether the server reports that it is ready."""
         try:
             with OPENER.open(f"{self.address}/health", timeout=_ANSWER_S) as said:
                 return bool(said.status == 200)
@@ -174,7 +175,7 @@ class ServerProcess(NamedTuple):
             return False
 
     def is_started(self, timeout_s: float, timeout_key: str, advance: Advance) -> bool:
-        """Wait until the server answers, its last line as progress; False where it ended.
+        """Wait until the server answers, with its last line as progress; False if it ended.
 
         Raises:
             CandidateFailed: it does not answer in time; `timeout_key` sets that.
@@ -192,13 +193,13 @@ class ServerProcess(NamedTuple):
         return False
 
     def describe_end(self) -> str:
-        """Say with which exit code it ended, and its last lines."""
+        """Describe the exit code and the last lines of the server."""
         self.stop()
         how = f"with exit code {self.codes[0]}" if self.codes else "with its supervisor"
         return f"{self.name} ended {how}; {self.last_words()}"
 
     def last_words(self) -> str:
-        """Return the last lines of its log, and where that lies."""
+        """Return the last lines of the server's log, and its path."""
         return f"{last_words(self.log)}; its log: {self.log}"
 
     def stop(self) -> None:

@@ -1,9 +1,8 @@
-"""Supervisor of a command, a small process of its own: `python supervisor.py FOLDER LOG CHANNEL COMMAND …`.
+"""Supervisor process of a command: `python supervisor.py FOLDER LOG CHANNEL COMMAND …`.
 
-Invariant: the command ends, with its process group, when whoever holds this process's standard input ends,
-however that is. The last line of standard output is `[exit code, peak memory in bytes]`; a signal's code is
-negative. The peak is the command's own, because a process begins at that of the one it comes from, and this
-one holds next to nothing.
+Invariant: the command and its process group end when the process at the other end of standard input ends, in
+any way. The last line of standard output is `[exit code, peak memory in bytes]`; signals have negative codes.
+The peak is the command's own: a process starts with its parent's peak, and this one needs almost no memory.
 Source: wait4(2), getrusage(2) and prctl(2)
 """
 
@@ -50,12 +49,12 @@ def main() -> None:
         os.close(int(channel))  # so that its other end sees when the command has ended
     threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
     code = child.wait()
-    _signal(child.pid, signal.SIGKILL)  # what it left running
+    _signal(child.pid, signal.SIGKILL)  # remaining processes of its group
     _say(code)
 
 
 def _end_with_input(child: "subprocess.Popen[bytes]") -> None:
-    while os.read(0, 1024):  # of which nothing is left when the other end is closed
+    while os.read(0, 1024):  # returns nothing once the other end is closed
         pass
     _signal(child.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
-"""Messages to token ids, and new token ids to an answer: what every engine and every training shares.
+"""Conversion of messages to token ids, and of new token ids to answers, for all engines and trainings.
 
-Invariant: only here a chat template or a beginning-of-sequence token is added, and a prompt holds at most one
-of the latter. What is trained on begins with the token ids of the prompt as it is evaluated, and its answer
-ends with a token that ends generation. A special token in a user's text is read as text.
+Invariant: chat templates and beginning-of-sequence tokens are added only here, and a prompt has at most one
+of the latter. Training sequences begin with the token ids of the prompt as evaluated, and their answers end
+with an end token. Special tokens in a user's text are plain text.
 """
 
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
-_MARKED = re.compile("[\U000f0000\U000f0001]")  # as transformers marks what is read as text
+_MARKED = re.compile("[\U000f0000\U000f0001]")  # transformers' marks of plain text
 _OPENED = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
 
 
@@ -39,7 +39,7 @@ class _PromptTexts(NamedTuple):
 
 
 class PromptEncoder:
-    """Base of candidates, which turn prompts into token ids: one alone, or all of a block together."""
+    """Base class of candidates that encode prompts: one at a time, or a whole block."""
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Turn messages, and what would follow each, into token ids, in order."""
@@ -75,14 +75,14 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptTex
 def encode_answered(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[PromptText], ends: Mapping[int, str]
 ) -> list[Encoded]:
-    """Turn prompts, each followed by its answer, into token ids to train on; `ends` end an answer.
+    """Encode prompts with their answers for training; `ends` are the end tokens.
 
-    An answer is written as the chat template writes it where that begins with the prompt as it is evaluated
-    and ends the answer; else it stands behind that prompt and the template's blanks, and the first of `ends`
-    behind it, or the one that the template writes there.
+    An answer is rendered by the chat template if the result begins with the prompt as evaluated and ends the
+    answer. Otherwise the answer follows the prompt and the template's whitespace, and is ended by the token
+    that the template writes there, or by the first of `ends`.
 
     Raises:
-        UserError: no token ends an answer.
+        UserError: there is no end token.
     """
     if not ends:
         raise _phrase_no_end()
@@ -119,7 +119,7 @@ def _write_answer(
     ends: Mapping[int, str],
     gap: str,
 ) -> tuple[_PromptTexts, Tokens]:
-    """Return the texts of a prompt with its answer, and the token that has to be put behind them."""
+    """Return the texts of a prompt with its answer, and the end token to append."""
     context, answer, whole = prompt.context, prompt.continuation.text, ""
     first = next(iter(ends))
     if not row.chat_template:
@@ -226,7 +226,7 @@ def _mark_text(special: re.Pattern[str], text: str) -> str:
 
 
 def join_to_plain_text(messages: Sequence[Message]) -> str:
-    """Join messages to the text that stands for them without a chat template."""
+    """Join messages into plain text, for bases without a chat template."""
     text = ""
     for message in messages:
         gap = "" if not text else " " if message["role"] == "assistant" else "\n\n"

@@ -1,9 +1,9 @@
-"""vLLM as a server of our own starting: `vllm serve` in its environment, for one base, asked over HTTP.
+"""vLLM server started by us: `vllm serve` in its own environment, for one base, over HTTP.
 
-Invariant: the server ends with the host that started it, and with this process however that ends; its memory
-is then free. It answers nobody but this machine, by a name that no other server has.
-A switch of its kernels that is not known here may change numbers, and names the rows.
-Source: vLLM's documentation of `vllm serve` and of LoRA adapters, https://docs.vllm.ai, vllm/envs.py.
+Invariant: the server ends with the host object that started it and with this process, however that ends, and
+frees its memory. It is reachable only from this machine, under a unique model name. Unknown kernel switches
+may change numbers, so they are part of the rows' identity. Source: vLLM's documentation of `vllm serve` and
+of LoRA adapters, https://docs.vllm.ai, vllm/envs.py.
 """
 
 import json
@@ -37,7 +37,7 @@ from harness.spec import VllmPolicy
 MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
 OTHERWISE = "engine: transformers"
 ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
-_VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on a line of its own
+_VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on its own line
 _VERSION_S = 120  # importing vLLM takes a while
 _PORTS = 3  # that are tried, where others take one in between
 _TAKEN = "address already in use"
@@ -57,7 +57,7 @@ _WITHOUT_NUMBERS = re.compile(
 
 
 def problems(policy: VllmPolicy) -> Iterator[Problem]:
-    """Yield what stands in the way before anything is started: no such program, no client."""
+    """Yield the problems before the start: missing program or client."""
     where, step = "vllm.command", "python -m venv /opt/vllm && /opt/vllm/bin/pip install vllm, "
     step += f"then vllm: {{command: /opt/vllm/bin/vllm}}; or {OTHERWISE}"
     if program_of(policy) is None:
@@ -69,7 +69,7 @@ def problems(policy: VllmPolicy) -> Iterator[Problem]:
 
 
 def program_of(policy: VllmPolicy) -> str | None:
-    """Return the path of the program; None where there is none."""
+    """Return the path of the program; None if missing."""
     beside = os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     return shutil.which(Path(policy.command).expanduser(), path=beside)
 
@@ -94,7 +94,7 @@ def _release(program: str, key: str) -> str:
 
 
 def identity(policy: VllmPolicy) -> tuple[str, str]:
-    """Return what names this engine in the identity of rows, with its version, and its layout's digest.
+    """Return this engine's name in the identity of rows, with its version, and the digest of its layout.
 
     Raises:
         UserError: there is no such program, or no client.
@@ -128,13 +128,13 @@ class ServedCandidate(openai_api.CompletionsCandidate):
             return super().generate(prompts, limits, seeds)
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats, every one as a request of its own."""
+        """Score each (context, continuation) in nats, with one request each."""
         with self._explain_failure():
             return super().loglikelihood(pairs)
 
     @contextmanager
     def _explain_failure(self) -> Iterator[None]:
-        """Say of a server that gave no answer how it ended, or where its log lies."""
+        """Describe how a server without an answer ended, or where its log is."""
         try:
             yield
         except CandidateFailed as error:
@@ -184,7 +184,7 @@ class VllmServer:
         self._end()
 
     def _ready(self) -> ServerProcess:
-        """Return the server, started again where it has ended."""
+        """Return the server, restarted if it has ended."""
         if not self._running.is_well():
             self.close()
             self._running = self._start(lambda *_, note="": None)

@@ -20,7 +20,7 @@ from harness.models.shapes import config_problems
 from harness.records import checksum, digest, parse_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What an adapter computes does not depend on where it came from and how it was trained.
+# Values that do not affect what an adapter computes: its origin and training.
 _OF_TRAINING = (
     *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode"),
     *("init_lora_weights", "loftq_config", "lora_dropout", "lora_ga_config", "peft_version", "revision"),
@@ -38,7 +38,7 @@ def own_name(name: str) -> str:
 
 
 class Tensor(NamedTuple):
-    """One tensor of a safetensors file: its type, its shape, and where its bytes lie."""
+    """One tensor of a safetensors file: type, shape and byte range."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,10 +47,10 @@ class Tensor(NamedTuple):
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """List the tensors of a safetensors file by name, read from its header alone.
+    """Map the tensors of a safetensors file by name, from its header alone.
 
     Raises:
-        ValueError: the file is no safetensors file, or it is cut short.
+        ValueError: it is not a safetensors file, or it is truncated.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -78,10 +78,10 @@ _EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_line
 
 
 def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:
-    """Count the parameters of a model's tensors, by name; several of a quantised one lie in a number.
+    """Count the parameters of a model's tensors by name; quantised files pack several into a number.
 
-    `bits` is the width of a weight that AWQ and GPTQ pack into 32, and HQQ into 8. Masks that old files keep
-    are none.
+    `bits` is the width of weights that AWQ and GPTQ pack into 32 bits, and HQQ into 8. Masks in old files do
+    not count.
     """
     counted = {}
     for name, tensor in tensors.items():
@@ -104,12 +104,12 @@ def _weights_per_number(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]
 
 
 def expert_parameters(counted: Mapping[str, int]) -> int:
-    """Count the parameters of experts, of which a token passes some, by the names of their tensors."""
+    """Count the parameters of experts, by the names of their tensors."""
     return sum(n for name, n in counted.items() if _EXPERT.search(name))
 
 
 def refuse_infinite(folder: Path) -> None:
-    """Refuse an adapter that holds NaN or inf, as one of a training that diverged does."""
+    """Refuse an adapter with NaN or infinite values, as from a diverged training."""
     from safetensors.torch import load_file
 
     for name, tensor in load_file(folder / WEIGHTS).items():
@@ -119,16 +119,16 @@ def refuse_infinite(folder: Path) -> None:
 
 
 def moves_base(config: Mapping[str, Any]) -> bool:
-    """Tell whether an adapter of this configuration changes the base's own weights when it is put on."""
+    """Tell whether applying an adapter with this configuration changes the base's weights."""
     start = str(config.get("init_lora_weights", "")).lower()
     return start.startswith(_MOVES_BASE) or bool(config.get("kasa_config"))
 
 
 def refuse_moved_base(config: Mapping[str, Any]) -> None:
-    """Refuse to compute with an adapter that stands on a base whose weights it changed.
+    """Refuse an adapter that needs a base with changed weights.
 
     Raises:
-        CandidateFailed: the adapter's initialisation changed them, and it was saved unconverted.
+        CandidateFailed: the adapter's initialisation changed the base, and it was saved unconverted.
     """
     if moves_base(config):
         found = (
@@ -139,12 +139,12 @@ def refuse_moved_base(config: Mapping[str, Any]) -> None:
 
 
 def changes_modules(config: Mapping[str, Any]) -> bool:
-    """Tell whether an adapter of this configuration copies or changes modules of the base."""
+    """Tell whether an adapter with this configuration copies or changes modules of the base."""
     return moves_base(config) or bool(config.get("modules_to_save") or config.get("layer_replication"))
 
 
 def describe_beside_low_rank(config: Mapping[str, Any]) -> str:
-    """Name what an adapter of LoRA holds beside low-rank matrices that are added; empty for nothing."""
+    """Name what a LoRA adapter has besides low-rank updates; empty if nothing."""
     if config.get("bias", "none") != "none":
         return f"bias: {config['bias']}"
     return next((name for name in _BESIDE if config.get(name)), "")
@@ -181,7 +181,7 @@ def tensors_digest(path: Path) -> str:
 
 SAFETENSORS = "*.safetensors"
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
-_TWICE = "consolidated*"  # Mistral's own form of the weights that lie beside it in shards
+_TWICE = "consolidated*"  # Mistral's copy of the sharded weights in another form
 _AGAIN = "copy or download it again"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -200,7 +200,7 @@ def weights_files(path: Path) -> list[Path]:
 
 
 def pickled_problems(path: Path, where: str) -> Iterator[Problem]:
-    """Yield that the weights in a folder are pickled alone, with the lines that save them again."""
+    """Yield a problem if a folder has only pickled weights, with the lines to convert them."""
     if weights_files(path) or not any(path.glob("*.bin")):
         return
     found = f"{path} with pickled weights, which can run code when they are opened"
@@ -217,7 +217,7 @@ def weights_bytes(folder: Path) -> int:
 
 
 def map_stored_tensors(path: Path) -> dict[str, Tensor]:
-    """List the tensors of a folder's safetensors, read from their headers alone."""
+    """Map the tensors of a folder's safetensors, from their headers alone."""
     return {name: tensor for file in weights_files(path) for name, tensor in tensors_of(file).items()}
 
 
@@ -230,7 +230,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the configuration of a model's folder.
 
     Raises:
-        UserError: it is not there or no JSON, or holds what no model has.
+        UserError: it is missing, not JSON, or not a model's configuration.
     """
     file = path / "config.json"
     try:
@@ -253,10 +253,10 @@ def _read_float(said: dict[str, Any]) -> Any:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse weights that are not whole, such as those of a download that ended early.
+    """Refuse incomplete weights, such as those of an interrupted download.
 
     Raises:
-        UserError: a file is cut short or none of safetensors, or one that the index names is missing.
+        UserError: a file is truncated or not safetensors, or a file named by the index is missing.
     """
     problems = []
     for file in weights_files(path):

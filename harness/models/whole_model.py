@@ -1,9 +1,8 @@
-"""Weights of a run as one whole model in fp32 on the processor: the base, with its adapter or delta merged.
+"""Weights of a run as one whole model in fp32 on the CPU: the base with its adapter or delta merged.
 
-Invariant: what is written answers as what was opened: the merged model's logits are held against the unmerged
-one's, and the tensors of the written folder, read again, against the merged ones. Safetensors alone are
-written, and no code.
-Source: PEFT's `merge_and_unload(safe_merge=True)`
+Invariant: the merged model's logits are compared with the unmerged one's, and the written tensors are read
+again and compared with the merged ones. Only safetensors are written, and no code. Source: PEFT's
+`merge_and_unload(safe_merge=True)`
 """
 
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 MERGE_GAP = 0.02  # largest difference of a logit that merging in fp32 may make, in shares of their spread
 _TYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-_N_TOKENS = 48  # of the text that both are held against each other on
+_N_TOKENS = 48  # tokens of the text on which both are compared
 
 
 class WholeModel(NamedTuple):
@@ -41,7 +40,7 @@ class WholeModel(NamedTuple):
 
 
 def unmergeable(kind: str, folder: Path | None) -> tuple[str, str] | None:
-    """Say why weights of a kind are not part of one whole model, and what to do; None where they are."""
+    """Explain why weights of a kind cannot be merged into one model, and what to do; None if they can."""
     if kind == "adapter" and folder:
         config = read_adapter_config(folder / "adapter")
         family = str(config.get("peft_type", "LORA"))
@@ -127,7 +126,7 @@ def stored_precision(path: Path) -> str:
 
 
 def save_beside(whole: WholeModel, folder: Path, limits: Limits) -> None:
-    """Write what a model needs beside its weights: its tokenizer with the chat template, and its limits."""
+    """Write the tokenizer with the chat template, and the generation limits."""
     from transformers import GenerationConfig
 
     tokenizer = whole.tokenizer
@@ -145,10 +144,10 @@ def save_beside(whole: WholeModel, folder: Path, limits: Limits) -> None:
 
 
 def save_whole(whole: WholeModel, folder: Path, precision: str, limits: Limits) -> None:
-    """Write a model in a precision, its tokenizer with the chat template, and how long its answers are.
+    """Write a model in a precision, with its tokenizer, chat template and generation limits.
 
     Raises:
-        CandidateFailed: the folder, read again, holds another tensor.
+        CandidateFailed: a tensor read back from the folder differs.
     """
     import torch
     from transformers import AutoModelForCausalLM
