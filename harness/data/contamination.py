@@ -262,7 +262,18 @@ def _alike_in_part(
     """Yield the places of a whole and of the text that a part of it is like, how alike, and the part."""
     for share in largest_shares(whole_words, words, n=_FEW_WORDS, least=_PROPOSED):
         text = texts[share.item]
-        parts = _larger_parts(whole[share.row], len(fold_words(text).split()))
+        n_words, row = len(fold_words(text).split()), whole[share.row]
+        salutation = _SALUTATION.match(row)
+        first = salutation.end() if salutation else 0
+        clauses = [clause for clause in (row[:first], *_CLAUSE_END.split(row[first:])) if clause]
+        ends = [0, *accumulate(len(fold_words(clause).split()) for clause in clauses)]
+        # Runs of clauses with at least half of a row's words, and about as many words as the text has.
+        parts = []
+        for i, j in combinations(range(len(ends)), 2):
+            n = ends[j] - ends[i]
+            is_part = ends[-1] / 2 <= n < ends[-1]
+            if is_part and WORDS_IN_COMMON * n_words - 1 <= n <= n_words / WORDS_IN_COMMON + 1:
+                parts.append(" ".join(clauses[i:j]))
         alike = [(similarity(part, text), part) for part in parts if are_alike(part, text, WORDS_IN_COMMON)]
         if alike:
             yield share.row, share.item, *max(alike)
@@ -322,18 +333,6 @@ def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode:
             if cosines[i, j] >= EMBEDDINGS:
                 found.append(Overlap(start + i, j, "embeddings", min(1.0, float(cosines[i, j]))))
     return found
-
-
-def _larger_parts(text: str, n_words: int) -> Iterator[str]:
-    """Yield runs of clauses with at least half of a text's words, and about as many words as an item has."""
-    first = found.end() if (found := _SALUTATION.match(text)) else 0
-    clauses = [clause for clause in (text[:first], *_CLAUSE_END.split(text[first:])) if clause]
-    ends = [0, *accumulate(len(fold_words(clause).split()) for clause in clauses)]
-    for i, j in combinations(range(len(ends)), 2):
-        n = ends[j] - ends[i]
-        is_part = ends[-1] / 2 <= n < ends[-1]
-        if is_part and WORDS_IN_COMMON * n_words - 1 <= n <= n_words / WORDS_IN_COMMON + 1:
-            yield " ".join(clauses[i:j])
 
 
 def repeats_by_sense(

@@ -169,7 +169,21 @@ def _layout_of(row: Row) -> Layout | None:
 
 @cache
 def _conversation(name: str, form: str, column: str) -> Layout:
-    return Layout(name, form, _has(column), _chat(column), column=column)
+    """Declare a layout of conversations in a column, whose last turn is the answer."""
+
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        turns = read_turns(row, column)
+        _refuse_untrained(row, column)
+        turns = add_system(turns, row)
+        if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+            last = turns[-1]["role"] if turns else ""
+            found = f"{column} that end with the {last}" if last else f"empty {column}"
+            found = f"{column} whose last turn is empty" if last == "assistant" else found
+            expected = "turns that end with an answer of the assistant"
+            raise misfit(row, found, expected)
+        return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
+
+    return Layout(name, form, _has(column), reads, column=column)
 
 
 def _has(*names: str) -> Callable[[set[str]], bool]:
@@ -223,24 +237,6 @@ def _refuse_untrained(row: Row, field: str) -> None:
         raise misfit(row, found, "a last answer to train on")
 
 
-def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
-    """Read a conversation whose last turn is the answer."""
-
-    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
-        turns = read_turns(row, field)
-        _refuse_untrained(row, field)
-        turns = add_system(turns, row)
-        if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
-            last = turns[-1]["role"] if turns else ""
-            found = f"{field} that end with the {last}" if last else f"empty {field}"
-            found = f"{field} whose last turn is empty" if last == "assistant" else found
-            expected = "turns that end with an answer of the assistant"
-            raise misfit(row, found, expected)
-        return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
-
-    return reads
-
-
 def _refuse(found: str, expected: str, next_step: str) -> Callable[[Row, bool], dict[str, Any]]:
     """Refuse every row of a layout that holds nothing to learn from."""
 
@@ -253,7 +249,16 @@ def _refuse(found: str, expected: str, next_step: str) -> Callable[[Row, bool], 
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read a question with its accepted answers; its context goes in front of it unless it is retrieved."""
     question, context = read_text(row, "question"), text_of(row.fields.get("context") or "")
-    out: dict[str, Any] = {"references": _answers(row)}
+    field = "answers" if row.fields.get("answers") is not None else "answer"
+    value = row.fields[field]
+    if isinstance(value, dict):
+        value = value.get("text") or [value.get("value"), *(value.get("aliases") or ())]
+    entries = value if isinstance(value, list) else [value]
+    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
+    answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
+    if not answers:
+        raise misfit(row, f"no answer in {field!r}", "at least one accepted answer")
+    out: dict[str, Any] = {"references": list(dict.fromkeys(answers))}
     if context.strip():
         out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
         question = question if context_apart else f"{_CONTEXT}{' '.join(context.split())}\n\n{question}"
@@ -264,19 +269,6 @@ def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FOR
     question, choices, right = read_choices(row, forms)
     fields = {**row.fields, "question": question, "answers": None, "answer": right}
     return _question(row._replace(fields=fields), context_apart) | {"choices": choices}
-
-
-def _answers(row: Row) -> list[str]:
-    field = "answers" if row.fields.get("answers") is not None else "answer"
-    value = row.fields[field]
-    if isinstance(value, dict):
-        value = value.get("text") or [value.get("value"), *(value.get("aliases") or ())]
-    entries = value if isinstance(value, list) else [value]
-    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
-    answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
-    if not answers:
-        raise misfit(row, f"no answer in {field!r}", "at least one accepted answer")
-    return list(dict.fromkeys(answers))
 
 
 def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:

@@ -197,21 +197,18 @@ def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str]
     if not is_short or not 2 <= len(counts) <= MOST_LABELS or head in _QUANTITIES:
         return ()
     enough = len(counts) * ROWS_A_LABEL <= n
-    if _are_names_or_steps([*counts]):
+    # Names have a few words each; steps are whole and half numbers of a small range.
+    are_names_or_steps = all(len(label.split()) <= 4 for label in counts)
+    if any(re.match(r"\W*\d", label) for label in counts):
+        steps = [float(label) for label in counts if re.fullmatch(r"-?\d+(\.[05]0*)?", label)]
+        are_names_or_steps = len(steps) == len(counts) and max(steps) - min(steps) <= _WIDEST_SCALE
+    if are_names_or_steps:
         is_named = head in _LABELS or column.lower().startswith(("is_", "has_"))
         if is_named or {label.lower().rstrip(".") for label in counts} <= _LABEL_WORDS:
             enough |= 2 * sum(count for count in counts.values() if count > 1) >= n
         elif sum(1 if text.rstrip().endswith("?") else -1 for text in questions) <= 0:
             enough |= min(counts.values()) > 1 and 3 * len(counts) <= n
     return tuple(sorted(counts)) if enough else ()
-
-
-def _are_names_or_steps(values: Sequence[str]) -> bool:
-    """Tell whether texts have a few words each, or are whole and half numbers of a small range."""
-    if any(re.match(r"\W*\d", value) for value in values):
-        steps = [float(value) for value in values if re.fullmatch(r"-?\d+(\.[05]0*)?", value)]
-        return len(steps) == len(values) and max(steps) - min(steps) <= _WIDEST_SCALE
-    return all(len(value.split()) <= 4 for value in values)
 
 
 def may_ask(column: str) -> bool:

@@ -379,18 +379,14 @@ def _word_numbers(words: str) -> NDArray[np.uint64]:
     return np.array([_number(word) for word in words.split()], dtype=np.uint64)
 
 
-def _n_grams(words: str) -> NDArray[np.uint64]:
-    """Return the 8-grams of folded words in their order, as numbers of 64 bits."""
-    numbers = _word_numbers(words)
-    if len(numbers) < N:
-        return np.zeros(0, dtype=np.uint64)
-    runs: NDArray[np.uint64] = np.lib.stride_tricks.sliding_window_view(numbers, N) @ _FACTORS
-    return runs
-
-
 def _find_telling_words(texts: Sequence[str]) -> dict[str, str]:
     """Return for each text that holds boilerplate its other words; `texts` are folded words."""
-    grams = {text: _n_grams(text) for text in dict.fromkeys(texts)}
+    grams: dict[str, NDArray[np.uint64]] = {}  # the 8-grams of each text in their order, as numbers
+    for text in dict.fromkeys(texts):
+        numbers = _word_numbers(text)
+        is_long = len(numbers) >= N
+        runs = np.lib.stride_tricks.sliding_window_view(numbers, N) @ _FACTORS if is_long else numbers[:0]
+        grams[text] = runs
     of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
     found, count = np.unique(of_all, return_counts=True)
     shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]

@@ -72,7 +72,16 @@ def read_json_array(file: Path, shown: str) -> list[Row]:
 def _list_objects(value: Any) -> list[dict[str, Any]] | None:
     """List the rows of a value; None where it is no table, or more than one."""
     if isinstance(value, list):
-        return _list_squad(value) if all(isinstance(row, dict) for row in value) else None
+        if not all(isinstance(row, dict) for row in value):
+            return None
+        if not all(isinstance(row.get("paragraphs"), list) for row in value):
+            return value
+        return [  # the questions of SQuAD's articles, each beside its context
+            {**question, "context": paragraph.get("context"), "title": row.get("title")}
+            for row in value
+            for paragraph in row["paragraphs"]
+            for question in paragraph.get("qas") or ()
+        ]
     held = [of for of in value.values() if isinstance(of, list | dict)] if isinstance(value, dict) else []
     if isinstance(value, dict) and value.keys() >= {"columns", "data"}:  # pandas' split
         return [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
@@ -91,29 +100,15 @@ def _list_objects(value: Any) -> list[dict[str, Any]] | None:
         if holds_objects or len({len(of) for of in held}) > 1:
             return None
         return [dict(zip(value, cells, strict=True)) for cells in zip(*held, strict=True)]
-    return _list_by_key(value) if all(isinstance(of, dict) for of in held) else None
-
-
-def _list_by_key(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """List rows by their keys, as pandas' `index` has them, or columns by rows, as its `columns` has them."""
+    if not all(isinstance(of, dict) for of in held):
+        return None
+    # Rows by their keys, as pandas' `index` has them, or columns by rows, as its `columns` has them.
     inner = dict.fromkeys(key for of in value.values() for key in of)
     if inner and all(map(str.isdecimal, inner)):
         return [{name: of.get(key) for name, of in value.items()} for key in inner]
     if all(map(str.isdecimal, value)):
         return list(value.values())
     return [{"id": key, **row} for key, row in value.items()] if len(value) > len(inner) else None
-
-
-def _list_squad(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """List the questions of SQuAD's articles, each beside its context; other rows as they are."""
-    if not all(isinstance(row.get("paragraphs"), list) for row in rows):
-        return rows
-    return [
-        {**question, "context": paragraph.get("context"), "title": row.get("title")}
-        for row in rows
-        for paragraph in row["paragraphs"]
-        for question in paragraph.get("qas") or ()
-    ]
 
 
 def _describe_no_rows(value: Any, shown: str) -> tuple[str, str, str]:

@@ -73,10 +73,16 @@ def score_answers(
     known = list(filter(None, told if is_told else (_tell_language(of.question, language_of) for of in rows)))
     usual, n_usual = Counter(known).most_common(1)[0] if known else ("", 0)
     is_usual = n_usual >= _ONE_LANGUAGE * len(known)
-    refuses, has_end = [is_refusal(a) for a in answers], [_has_end(a) for a in answers]
+    refuses, has_end, repeated = [is_refusal(a) for a in answers], list[bool](), list[float]()
+    for answer, own_words in zip(answers, words, strict=True):
+        bare = answer.rstrip().rstrip(_ENDS[1])
+        is_quoted = bare != answer.rstrip()
+        has_end.append(bare.endswith(tuple(_ENDS[0])) or is_quoted or not answer.strip())
+        grams = list(zip(*(own_words[i:] for i in range(_GRAM)), strict=False))
+        repeated.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
     is_taught = sum(refuses) >= _TAUGHT * len(answers)
     share = sum(has_end) / max(1, len(answers))
-    repeated = list(map(_repeated, words))
+
     usually_repeated = median(repeated) if repeated else 0.0
     traits = {
         "repetition": [max(0.0, share - usually_repeated) for share in repeated],
@@ -106,16 +112,6 @@ def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
     """Name the language of a text by its words in lower case, for names are of any; empty of a short one."""
     plain = " ".join(word for word in text.split() if not word[:1].isupper())
     return language_of(plain) if sum(map(str.isalpha, plain)) >= _FEWEST_LETTERS else ""
-
-
-def _repeated(words: Sequence[str]) -> float:
-    grams = list(zip(*(words[i:] for i in range(_GRAM)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _has_end(answer: str) -> bool:
-    bare = answer.rstrip().rstrip(_ENDS[1])
-    return bare.endswith(tuple(_ENDS[0])) or bare != answer.rstrip() or not answer.strip()
 
 
 def _far(

@@ -237,17 +237,20 @@ def keep_with_origins(
     places = {row.where for row in kept}
     questions = {key(row.example) for row in evaluated}
 
-    def stays(row: SourcedExample) -> bool:
-        if not row.origins:
-            return row.where in places
-        texts = {*(fold_text(of.text) for of in row.origins), key(row.example)}
-        found = all((of.places or without_original) and places.issuperset(of.places) for of in row.origins)
-        if not found or not questions.isdisjoint(texts):
-            return False
-        lost = tuple(fold_text(of.text) for of in row.origins if not of.places)
-        return not lost or not any(q.endswith(lost) or q.startswith(lost) for q in questions)
-
-    return [row for row in rows if stays(row)]
+    left: list[SourcedExample] = []
+    for row in rows:
+        stays = row.where in places
+        if row.origins:
+            stays = all(
+                (of.places or without_original) and places.issuperset(of.places) for of in row.origins
+            )
+        if stays and row.origins:
+            texts = {*(fold_text(of.text) for of in row.origins), key(row.example)}
+            lost = tuple(fold_text(of.text) for of in row.origins if not of.places)
+            is_asked = not questions.isdisjoint(texts)
+            stays = not (is_asked or any(q.endswith(lost) or q.startswith(lost) for q in questions if lost))
+        left += [row] if stays else []
+    return left
 
 
 def describe_augmented_left_out(

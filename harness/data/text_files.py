@@ -352,11 +352,10 @@ def _separator(lines: Sequence[str]) -> str:
     unquoted = re.sub(r'"[^"]*"', "", lines[0])
     signs = [sign for sign in _SEPARATORS if sign in unquoted] or [","]
 
-    def n_as_header(sign: str) -> int:  # rows that have as many fields as the first
-        widths = [len(cells) for cells in csv.reader(lines, delimiter=sign) if any(cells)]
-        return widths.count(widths[0]) if widths else 0
-
-    return max(signs, key=n_as_header) if len(signs) > 1 else signs[0]
+    if len(signs) == 1:
+        return signs[0]
+    widths = {s: [len(cells) for cells in csv.reader(lines, delimiter=s) if any(cells)] for s in signs}
+    return max(signs, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
 
 
 def _column_names(header: list[str]) -> list[str]:

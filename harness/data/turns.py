@@ -215,7 +215,11 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
     if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in known), None):
         raise UserError(Problem(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS))
     key = next((key for key in _SAID if entry.get(key) is not None), "content")
-    said = _read_said(entry.get(key), place)
+    value, is_returned = entry.get(key), speaker.lower() in _TOOLS
+    if speaker.lower() in _CALLING_SPEAKERS and isinstance(calls_as_text := spell_calls(value), str):
+        said = Content([calls_as_text])
+    else:
+        said = read_result(value, place) if is_returned else read_content(value, place)
     calls = [read_calls(known[of], of, place) for of in ("tool_calls", "function_call") if of in known]
     refusal = [known["refusal"]] if isinstance(known.get("refusal"), str) else []
     texts = [*said.texts, *refusal, *(text for of in calls for text in of.texts)]
@@ -227,13 +231,6 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
         beside = f", but with {unused[0]}" if unused else ""
         raise _misfit(where, f"a turn of {speaker!r} without text{beside}")
     return Turn(speaker.lower(), role, "\n".join(texts), False not in flags.values(), unused)
-
-
-def _read_said(value: Any, place: Place) -> Content:
-    speaker = place.speaker.lower()
-    if speaker in _CALLING_SPEAKERS and isinstance(spelt := spell_calls(value), str):
-        return Content([spelt])
-    return read_result(value, place) if speaker in _TOOLS else read_content(value, place)
 
 
 def _misfit(where: str, found: str) -> UserError:

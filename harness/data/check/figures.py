@@ -57,7 +57,20 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
         example = f"{unusable[0].where}: {unusable[0].why}"
         step = "harness data clean FILE --out OUT"
         yield Finding("error", title, meaning, places, example, step, of=table.n)
-    yield from _find_repeated_ids(table)
+    first: dict[tuple[str, str], TableEntry] = {}
+    repeated: list[tuple[TableEntry, TableEntry]] = []  # each with the earlier row of its id
+    for entry in table.entries:
+        earlier = first.setdefault((file_of(entry.where), entry.example.id), entry)
+        if earlier is not entry:
+            repeated.append((entry, earlier))
+    if repeated:
+        entry, earlier = repeated[0]
+        title = "rows whose id stands already"
+        meaning = "compare stops at them, since it keeps answers by the id of their question"
+        places = tuple(entry.where for entry, _ in repeated)
+        example = f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}"
+        step = "harness data clean FILE --out OUT --new-ids"
+        yield Finding("error", title, meaning, places, example, step)
     yield from _list_empty_cells(table)
     for name, column in table.columns.items():
         if {"text", "number"} <= column.kinds.keys():
@@ -71,23 +84,6 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
                 "warning", title, meaning, places, example, step, count=column.kinds[rarest], of=table.n
             )
     yield from _list_unused(table)
-
-
-def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
-    first: dict[tuple[str, str], TableEntry] = {}
-    again: list[tuple[TableEntry, TableEntry]] = []
-    for entry in table.entries:
-        earlier = first.setdefault((file_of(entry.where), entry.example.id), entry)
-        if earlier is not entry:
-            again.append((entry, earlier))
-    if again:
-        entry, earlier = again[0]
-        title = "rows whose id stands already"
-        meaning = "compare stops at them, since it keeps answers by the id of their question"
-        places = tuple(entry.where for entry, _ in again)
-        example = f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}"
-        step = "harness data clean FILE --out OUT --new-ids"
-        yield Finding("error", title, meaning, places, example, step)
 
 
 def _list_empty_cells(table: RowTable) -> Iterator[Finding]:

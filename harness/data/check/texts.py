@@ -122,28 +122,24 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
         example = _cut_around(next(iter(lost.values())))
         step = "harness data clean FILE --out OUT --drop-lost"
         yield Finding("error", title, meaning, tuple(lost), example, step)
-    yield from _find_special_tokens(table, given)
-
-
-def _find_special_tokens(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    own = given.tokenizer.special if given.tokenizer else ()
-    answers, prompts = dict[str, str](), dict[str, str]()
+    own_tokens = given.tokenizer.special if given.tokenizer else ()
+    answers, prompts = dict[str, str](), dict[str, str]()  # the first token of each row, by its place
     for entry in table.entries:
-        of = entry.qa
-        if token := find_special([*of.answers, entry.answer], own):
+        qa = entry.qa
+        if token := find_special([*qa.answers, entry.answer], own_tokens):
             answers[entry.where] = token
-        elif token := find_special((of.question, of.context, of.system), own):
+        elif token := find_special((qa.question, qa.context, qa.system), own_tokens):
             prompts[entry.where] = token
     learned = "they are read as text: no right answer says so, and a model would learn to write it"
     shown = "they are read as text, and end no turn: often what a template wrote before"
-    for rows, what, meaning in ((answers, "answers", learned), (prompts, "prompts", shown)):
+    for rows, part, meaning in ((answers, "answers", learned), (prompts, "prompts", shown)):
         if rows:
-            named = sorted(set(rows.values()))
+            tokens = sorted(set(rows.values()))
             command = "harness data clean FILE --out OUT --special-tokens"
-            if given.tokenizer and not all(find_special([token]) for token in named):
+            if given.tokenizer and not all(find_special([token]) for token in tokens):
                 command += f" --base {as_argument(given.tokenizer.name)}"
             severity: Severity = "error" if rows is answers else "warning"
-            title = f"special tokens in {what}: {', '.join(named[:5])}"
+            title = f"special tokens in {part}: {', '.join(tokens[:5])}"
             yield Finding(severity, title, meaning, tuple(rows), command=command)
 
 
@@ -244,11 +240,13 @@ def _find_by_sense(
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]
 
-    def may_repeat(i: int, j: int) -> bool:
-        same_label = not table.labels or left[i].answer == left[j].answer
-        return same_label and stand_on_same(left[i].qa, left[j].qa)
-
-    numbers = repeats_by_sense([entry.qa.question for entry in left], encode, may_repeat)
+    numbers = repeats_by_sense(
+        [entry.qa.question for entry in left],
+        encode,
+        lambda i, j: (
+            (not table.labels or left[i].answer == left[j].answer) and stand_on_same(left[i].qa, left[j].qa)
+        ),
+    )
     pairs = [(left[i], left[j], cosine) for i, j, cosine in numbers]
     if pairs:
         row, first, cosine = max(pairs, key=lambda pair: pair[2])

@@ -141,12 +141,12 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Placed
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
-
-    def is_earlier_turn(keys: Keys) -> bool:
-        value: Any = fields[str(keys[0])]
-        return _are_turns(value) and keys[1] != len(value) - 1
-
-    return [of for of in list_written_answers(fields, roles) if not is_earlier_turn(of.keys)]
+    labels = []
+    for answer in list_written_answers(fields, roles):
+        value: Any = fields[str(answer.keys[0])]
+        if not _are_turns(value) or answer.keys[1] == len(value) - 1:
+            labels.append(answer)
+    return labels
 
 
 def put_text(fields: Any, keys: Keys, text: str | int) -> Any:
@@ -345,7 +345,8 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
         lines.add(line_of(row))
         if template:
             held = json.dumps({name: row.fields.get(name) for name in roles.answers}, default=str)
-            values.setdefault(_fill(template, row), Counter())[held] += 1
+            label = FIELD.sub(lambda field, row=row: join_texts(row.fields.get(field[1])), template).strip()
+            values.setdefault(label, Counter())[held] += 1
     problems = list(_problems(kept, lines, roles))
     if template and not problems:  # what stands in which column is not known of a label that no row has
         expected, step = f"a label by {template} of another row", "drop the row, or fix it by hand"
@@ -361,10 +362,6 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
         return out
     commonest = {label: json.loads(held.most_common(1)[0][0]) for label, held in values.items()}
     return {line: of._replace(values=commonest.get(of.label.strip(), {})) for line, of in out.items()}
-
-
-def _fill(template: str, row: Row) -> str:
-    return FIELD.sub(lambda field: join_texts(row.fields.get(field[1])), template).strip()
 
 
 def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Problem]:
