@@ -220,7 +220,23 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
         advice, measured = _ADVICE[need], _describe_measured(case, need, slices)
         kind = "Measured" if measured else "Declared, not measured"
         text = f"{measured}. The textbook says: {advice.text}" if measured else advice.text
-        sentences.append(f"{kind} ({need.replace('_', ' ')}): {text}.{_agreement(case, advice, chosen)}")
+        advised = best(f for f in case.facts if action_of(f) in advice.actions and not f.baseline)
+        agreement = ""
+        if chosen is None or not advice.actions:
+            pass
+        elif chosen.baseline:
+            agreement = f" {chosen.name}, which is chosen, is a baseline: how it was made is not said."
+        elif action_of(chosen) in advice.actions:
+            agreement = f" {chosen.name}, which is chosen, is of that kind."
+        elif advised is None:
+            agreement = f" {chosen.name} is chosen; no candidate of that kind was measured."
+        else:
+            reached = f"{advised.name}, the best of that kind, {score_text(case, advised)}"
+            own = f"here {chosen.name} reaches {score_text(case, chosen)}"
+            why = "; ".join(explain_why_not(case, advised, chosen))
+            reason = f"Why: {why}." if why else "Nothing that was measured says why."
+            agreement = f" What is chosen differs: {own}, {reached}. {reason}"
+        sentences.append(f"{kind} ({need.replace('_', ' ')}): {text}.{agreement}")
     return sentences
 
 
@@ -229,7 +245,19 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
     if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
-        return _describe_retrieval(case, need)
+        run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
+        parts = []
+        if run and run.recall is not None:
+            parts.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
+            parts.append(f"{run.name} reaches {score_text(case, run)} with them")
+        if run and need == "answers_with_sources" and run.citations:
+            cited = [f"{formatting.score(e.unit, *e[:3])} {name}" for name, e in run.citations.items()]
+            parts.append(f"the citations of {run.name} reach {' and '.join(cited)}")
+        elif need == "answers_with_sources" and parts:
+            parts.append(
+                "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
+            )
+        return ", and ".join(parts)
     if need == "sensitive_data":
         leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
         if not leaving:
@@ -243,24 +271,6 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     if need == "missing_capability":
         return _describe_lack(case)
     return _describe_fine_tune(case, need, case.judged) if case.judged else ""
-
-
-def _describe_retrieval(case: Case, need: Need) -> str:
-    run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
-    if run is None:
-        return ""
-    parts = []
-    if run.recall is not None:
-        parts.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
-        parts.append(f"{run.name} reaches {score_text(case, run)} with them")
-    if need == "answers_with_sources" and run.citations:
-        cited = [f"{formatting.score(e.unit, *e[:3])} {name}" for name, e in run.citations.items()]
-        parts.append(f"the citations of {run.name} reach {' and '.join(cited)}")
-    elif need == "answers_with_sources" and parts:
-        parts.append(
-            "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
-        )
-    return ", and ".join(parts)
 
 
 def _describe_lack(case: Case) -> str:
@@ -327,23 +337,6 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
     if need in ("new_domain", "low_resource_language") and run.vs_prompt:
         return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
     return ""
-
-
-def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
-    """Describe whether the chosen candidate is of the advised kind; if not, give that kind's score."""
-    if chosen is None or not advice.actions:
-        return ""
-    if chosen.baseline:
-        return f" {chosen.name}, which is chosen, is a baseline: how it was made is not said."
-    if action_of(chosen) in advice.actions:
-        return f" {chosen.name}, which is chosen, is of that kind."
-    other = best(f for f in case.facts if action_of(f) in advice.actions and not f.baseline)
-    if other is None:
-        return f" {chosen.name} is chosen; no candidate of that kind was measured."
-    reached = f"{other.name}, the best of that kind, {score_text(case, other)}"
-    scores = f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
-    why = "; ".join(explain_why_not(case, other, chosen))
-    return f"{scores} Why: {why}." if why else f"{scores} Nothing that was measured says why."
 
 
 class Scenario(NamedTuple):
@@ -414,10 +407,6 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
             f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
             " budgets, which nothing untrained keeps."
         )
-    return _describe_untrained(case, SCENARIOS[action_of(chosen)], chosen)
-
-
-def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
     prompt, prompt_text = best_of(case, "prompt"), ""
     if prompt is not None and prompt.name != chosen.name:
         prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
@@ -426,10 +415,10 @@ def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) 
         recall_text = f" with {formatting.percent(chosen.recall)} % of the documents found"
     reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
     if case.judged is None:
-        return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
-    if g := gain(case.judged.vs_untrained):
+        reached += ", as far as was measured: no fine-tune was compared"
+    elif g := gain(case.judged.vs_untrained):
         reached += f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
-    return _write_scenario([scenario], reached)
+    return _write_scenario([SCENARIOS[action_of(chosen)]], reached)
 
 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:

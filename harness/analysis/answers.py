@@ -226,26 +226,18 @@ def several_answers(
     found = [(stats.unique_share(of) or 0.0, (stats.commonest(of) or ("", 0.0))[1]) for of in texts]
     distinct, common = zip(*found, strict=True)
     n_samples = min(map(len, samples))
-    return SeveralAnswers(
-        n_samples, _mean(kept, distinct), _mean(kept, common), _passes(metric, kept, samples)
-    )
-
-
-def _passes(
-    metric: Metric, rows: Sequence[SampleResult], samples: Sequence[Sequence[Sample]]
-) -> tuple[PassAtK, ...]:
-    """Estimate pass@k for each power of two up to the number of answers, and for that number."""
+    # Pass@k for each power of two up to the number of answers, and for that number.
     scores = [[one.parts.get(metric.name) for one in of] for of in samples]
     known = [parts for of in scores for parts in of if parts is not None]
     is_rate = metric.bounds == (0.0, 1.0) and len(metric.parts) == 1 and metric.higher_is_better
-    if not known or not is_rate or not np.isin(np.array(known), (0.0, 1.0)).all():
-        return ()
-    counts = [(len(of), of.count((1.0,))) for of in scores]
-    most = min(n for n, _ in counts)
-    ks = sorted({most, *(2**power for power in range(most.bit_length()))})
-    return tuple(
-        PassAtK(k, _mean(rows, [stats.pass_at_k(n, n_right, k) for n, n_right in counts])) for k in ks
-    )
+    passes: tuple[PassAtK, ...] = ()
+    if known and is_rate and np.isin(np.array(known), (0.0, 1.0)).all():
+        counts = [(len(of), of.count((1.0,))) for of in scores]
+        ks = sorted({n_samples, *(2**power for power in range(n_samples.bit_length()))})
+        passes = tuple(
+            PassAtK(k, _mean(kept, [stats.pass_at_k(n, n_right, k) for n, n_right in counts])) for k in ks
+        )
+    return SeveralAnswers(n_samples, _mean(kept, distinct), _mean(kept, common), passes)
 
 
 def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:

@@ -222,14 +222,13 @@ def listing(of: Economics) -> dict[str, Value]:
         optional = any(not isinstance(declaration, Number) for declaration in declared)
         if value is not None or not optional:
             for number in _numbers(f):
-                values |= _values(number, value)
+                if number.ends:
+                    keys = (number.name, *(f"{number.name}{end}" for end in ENDS))
+                    with_ends = (value.delta, value.low, value.high) if value else (None,) * 3
+                    values |= zip(keys, with_ends, strict=True)
+                    continue
+                part = value
+                for name in filter(None, number.part.split(".")):
+                    part = getattr(part, name, None)
+                values[number.name] = "∞" if part == inf else part
     return values
-
-
-def _values(number: Number, value: Any) -> dict[str, Value]:
-    if number.ends:
-        keys = (number.name, *(f"{number.name}{end}" for end in ENDS))
-        return dict(zip(keys, (value.delta, value.low, value.high) if value else (None,) * 3, strict=True))
-    for part in filter(None, number.part.split(".")):
-        value = getattr(value, part, None)
-    return {number.name: "∞" if value == inf else value}

@@ -64,7 +64,30 @@ def reasons(
     sentences += failure_sentences(case)
     sentences += need_sentences(case, shipped)
     if case.judged:
-        sentences += filter(None, [_amount(case, case.judged), _few_for_full(case), _curve(case)])
+        sentences += filter(None, [_amount(case, case.judged)])
+        methods = {f.method: plugins.find_method(f.method) for f in case.facts}
+        whole = (f for f in case.facts if methods[f.method].trains and methods[f.method].makes_whole_model)
+        few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}
+        if few:
+            named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
+            sentences.append(
+                f"All weights were trained on few examples by {named}: that is usual from about"
+                f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one"
+                " (method: lora)."
+            )
+    if case.judged and case.curve:
+        scores = (
+            f"{formatting.score(p.score.unit, p.score.score)} with {formatting.count(p.n_train)}"
+            for p in case.curve.points
+        )
+        ahead = (
+            f"{formatting.change(a.gain.unit, *a.gain[:3])} with {formatting.count(a.n_train)}"
+            for a in case.curve.ahead
+        )
+        sentences.append(
+            f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
+            f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
+        )
     if case.judged and shipped == case.judged.name:
         if plugins.find_method(case.judged.method).trains:
             sentences.append(_seeds(case.judged, len(seeds_of(case.facts, case.judged))))
@@ -108,24 +131,22 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
     left = 1 - g.base if case.unit.higher_is_better else g.base
     if case.unit.is_rate and not case.by_wins and detectable >= left:
         shown += f", and {formatting.score(case.unit, left)} are left to gain"
-    return f"{shown}; for more: {_list_ways_to_more(case, run, g.delta > 0)}"
-
-
-def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
-    """List what narrows a gain's interval: rows, folds and seeds, as far as this experiment allows them."""
+    # What narrows the interval: rows, folds and seeds, as far as this experiment allows them.
+    is_folded, n = is_cross_validated(run), economics.estimate_more_items(run) if g.delta > 0 else None
     if run.vs_untrained and run.vs_untrained.estimator == "ppi":
-        return "more labels of people"
-    folded, n = is_cross_validated(run), economics.estimate_more_items(run) if gains else None
-    if seeds := economics.list_more_seeds(case.facts, run):
-        return f"more seeds (--seeds {','.join(map(str, seeds))}), as the gain varies most between trainings"
-    if n == inf:
-        return "more seeds, as trainings of this recipe differ by more than it gains"
-    rows = "rows to test on in folds" if folded else "test rows"
-    ways = [f"{formatting.count(n)} more {rows}" if n else f"more {rows}"]
-    ways += ["folds: 5 (tests on every training row)"] if case.can_fold else []
-    is_of_few_seeds = not folded and len(seeds_of(case.facts, run)) < stats.MIN_SEEDS
-    ways += ["--seeds 0,1,2"] if plugins.find_method(run.method).trains and is_of_few_seeds else []
-    return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+        more = "more labels of people"
+    elif seeds := economics.list_more_seeds(case.facts, run):
+        more = f"more seeds (--seeds {','.join(map(str, seeds))}), as the gain varies most between trainings"
+    elif n == inf:
+        more = "more seeds, as trainings of this recipe differ by more than it gains"
+    else:
+        rows = "rows to test on in folds" if is_folded else "test rows"
+        ways = [f"{formatting.count(n)} more {rows}" if n else f"more {rows}"]
+        ways += ["folds: 5 (tests on every training row)"] if case.can_fold else []
+        is_of_few_seeds = not is_folded and len(seeds_of(case.facts, run)) < stats.MIN_SEEDS
+        ways += ["--seeds 0,1,2"] if plugins.find_method(run.method).trains and is_of_few_seeds else []
+        more = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+    return f"{shown}; for more: {more}"
 
 
 def _per_usd(case: Case, costs: Economics, run: CandidateFacts) -> str:
@@ -216,23 +237,6 @@ def _worth_text(case: Case, numbers: Economics) -> str:
     return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
 
 
-def _curve(case: Case) -> str:
-    if case.curve is None:
-        return ""
-    scores = (
-        f"{formatting.score(p.score.unit, p.score.score)} with {formatting.count(p.n_train)}"
-        for p in case.curve.points
-    )
-    ahead = (
-        f"{formatting.change(a.gain.unit, *a.gain[:3])} with {formatting.count(a.n_train)}"
-        for a in case.curve.ahead
-    )
-    return (
-        f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
-        f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
-    )
-
-
 _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
 
 
@@ -297,20 +301,6 @@ def _amount(case: Case, run: CandidateFacts) -> str:
         cost = f", for {formatting.usd(usd)} USD of labels" if usd else ""
         more = f" {FEW - n} more would make {FEW}{cost}."
     return f"{formatting.pluralize(n, 'training example')}: {advice}.{more} {USUAL_AMOUNTS}"
-
-
-def _few_for_full(case: Case) -> str:
-    methods = {f.method: plugins.find_method(f.method) for f in case.facts}
-    whole = (f for f in case.facts if methods[f.method].trains and methods[f.method].makes_whole_model)
-    few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}
-    if not few:
-        return ""
-    named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
-    return (
-        f"All weights were trained on few examples by {named}: that is usual from about"
-        f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one (method:"
-        " lora)."
-    )
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:

@@ -26,7 +26,7 @@ from harness.analysis.candidate_facts import (
     score_text,
     seeds_of,
 )
-from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.estimators import Estimate
 from harness.analysis.human_preferences import Wins, preference_gain
 from harness.analysis.seeds import gain_label
 from harness.spec import PEOPLE
@@ -134,10 +134,17 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
     wins, g = run.wins, gain(run.vs_untrained)
     if not case.by_wins or wins is None or wins.rate is None or g is None:
         return []
-    text = (
-        f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
-        f" {_describe_preference(case, run, wins, g)}."
-    )
+    own = f"{_rate_text(wins.rate)} of items, {basis_text(wins)}"
+    if g.components is None:
+        several = len(seeds_of(case.facts, run)) > 1
+        name = f"{run.name} (seed {run.seed})" if several else run.name
+        preferred = f"{name} is preferred to {wins.over} on {own}"
+    else:
+        over_seeds = Estimate(g.base + g.delta, max(g.base + g.low, 0.0), min(g.base + g.high, 1.0), g.n)
+        preferred = f"{gain_label(run)} is preferred to {wins.over} on {_rate_text(over_seeds)} of items"
+        preferred += f", its checkpoint judged (seed {run.seed}) on {own}"
+    goal = f"{formatting.percent(case.win_rate)} % (gate.target.win_rate)"
+    text = f"The goal is a win rate of {goal}: {preferred}."
     by_metric = gain((case.by_metric or {}).get(run.run_id))
     if by_metric is None:
         return [text]
@@ -163,18 +170,6 @@ def basis_text(wins: Wins) -> str:
         return f"by people on {pairs}"
     own = formatting.percent(wins.uncorrected)
     return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
-
-
-def _describe_preference(case: Case, run: CandidateFacts, wins: Wins, g: Comparison) -> str:
-    """Say how often a recipe is preferred over its seeds, and its checkpoint; with one seed only that."""
-    own = f"{_rate_text(wins.rate)} of items, {basis_text(wins)}"
-    if g.components is None:
-        several = len(seeds_of(case.facts, run)) > 1
-        name = f"{run.name} (seed {run.seed})" if several else run.name
-        return f"{name} is preferred to {wins.over} on {own}"
-    over_seeds = Estimate(g.base + g.delta, max(g.base + g.low, 0.0), min(g.base + g.high, 1.0), g.n)
-    named = f"{gain_label(run)} is preferred to {wins.over} on {_rate_text(over_seeds)} of items"
-    return f"{named}, its checkpoint judged (seed {run.seed}) on {own}"
 
 
 def _rate_text(rate: Estimate | None) -> str:

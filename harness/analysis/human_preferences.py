@@ -81,13 +81,17 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceRe
         by_item.setdefault(r.example_id, {})[r.rater] = r.choice
     shares = [*map_preference_shares(latest, rows_a, rows_b).values()]
     wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
+    strength = None
+    if votes:
+        n, won = len(votes), [1 - _WON[r.choice] for r in votes]
+        strength = stats.bradley_terry([1] * n, [0] * n, won, [r.example_id for r in votes])[1]
     return PreferenceResult(
         n_items=len(by_item),
         n_ratings=len(votes),
         n_skipped=len(latest) - len(votes),
         raters=tuple(sorted({r.rater for r in latest})),
         rate=stats.win_rate(wins, losses, len(shares) - wins - losses) if shares else None,
-        strength=_strength(votes) if votes else None,
+        strength=strength,
         agreement=stats.krippendorff_alpha(list(by_item.values())),
     )
 
@@ -157,12 +161,6 @@ def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:
         [r.example_id for r in votes],
     )
     return dict(zip(runs, found, strict=True))
-
-
-def _strength(votes: Sequence[Rating]) -> Strength:
-    ones, zeros = [1] * len(votes), [0] * len(votes)
-    won = [1 - _WON[r.choice] for r in votes]
-    return stats.bradley_terry(ones, zeros, won, [r.example_id for r in votes])[1]
 
 
 _TIE = 0.5

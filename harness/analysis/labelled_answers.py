@@ -263,7 +263,9 @@ def _arm(
     """Compare one arm with its labels; `passes` says that all raters gave 0 or 1."""
     arm, given = grade_arm(metric, rows, labels), _label_arm(metric, rows, labels)
     has = arm.has_label
-    own = _score(metric, arm)
+    n, graded_alone = len(arm.grades), correct_score(arm._replace(labels=arm.grades))
+    own = estimate_of(metric, graded_alone, n)
+    own = own or Estimate(float(arm.grades.mean()), *metric.bounds, n, metric.unit)
     if has.sum() < MIN_LABELS:
         return ArmCalibration(name, len(rows), int(has.sum()), own)
     grades, people, clusters = _select_own_grades(metric, rows)[has], given.labels[has], arm.clusters[has]
@@ -329,12 +331,6 @@ def _pair(
         more_labels=count_more_labels(old, now, found),
         longer=estimate_length_favour(errors, lengths, now.clusters[has], metric.unit, most=2.0),
     )
-
-
-def _score(metric: Metric, arm: GradedArm) -> Estimate:
-    own = correct_score(arm._replace(labels=arm.grades))
-    found = estimate_of(metric, own, len(arm.grades))
-    return found or Estimate(float(arm.grades.mean()), *metric.bounds, len(arm.grades), metric.unit)
 
 
 def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | None:

@@ -186,20 +186,30 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
         return [f"Next best spend: {spend.text}{waits}. {why}", *_open_gate_text(case, seed)]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
-    options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
-    text = f"Next best spend: {first}. {options}{_describe_missing_prices(case)}"
-    return [text, *_open_gate_text(case, seed)]
-
-
-def _items_text(case: Case, spend: Spend) -> str:
     if spend.items is None or spend.perfect is None:
-        return "What more test items would bring is not known: the gain has no spread."
-    unit, more = case.unit.name, f"{formatting.count(spend.items.n)} more test items would"
-    if spend.items.points < _WORTH_SAYING:
-        return f"{more} hardly change the choice (worth less than {_WORTH_SAYING:g} {unit} on average)."
-    points = f"{formatting.plain(spend.items.points)} {unit} on average, by a better choice"
-    exactly = f"knowing the gain exactly, {formatting.plain(spend.perfect)}"
-    return f"{more} bring {points}{_price_text(spend.items)}; {exactly}."
+        items = "What more test items would bring is not known: the gain has no spread."
+    else:
+        items, unit = f"{formatting.count(spend.items.n)} more test items would", case.unit.name
+        if spend.items.points < _WORTH_SAYING:
+            items += f" hardly change the choice (worth less than {_WORTH_SAYING:g} {unit} on average)."
+        else:
+            points = f"{formatting.plain(spend.items.points)} {unit} on average, by a better choice"
+            exactly = f"knowing the gain exactly, {formatting.plain(spend.perfect)}"
+            items += f" bring {points}{_price_text(spend.items)}; {exactly}."
+    if economics.point_worth_usd(case.policy, case.unit) is None:
+        prices = " Costs are not weighed, because a point has no price (decide.point_usd)."
+    else:
+        prices = " Labels count as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
+        is_assumed = case.policy.right_answer_usd is None
+        is_assumed &= economics.counts_answers(case.policy, case.unit)
+        if is_assumed and not (case.winner and is_gain_shown(case.winner)):  # else the choice itself says so
+            usd = formatting.usd(economics.answer_usd(case.policy))
+            answer = economics.answer_text(case.by_wins).capitalize()
+            prices += f" {answer} counts as {usd} USD (decide.right_answer_usd)."
+    return [
+        f"Next best spend: {first}. {items} {_rows_text(case, run, spend)}{prices}",
+        *_open_gate_text(case, seed),
+    ]
 
 
 def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
@@ -223,18 +233,6 @@ def _price_text(option: SpendingOption) -> str:
         return ""
     price = "an unknown price" if option.cost is None else f"{formatting.usd(option.cost)} USD"
     return f", worth {formatting.usd(option.worth)} USD for {price}"
-
-
-def _describe_missing_prices(case: Case) -> str:
-    """Say which prices are missing from the comparison, and which are assumed."""
-    if economics.point_worth_usd(case.policy, case.unit) is None:
-        return " Costs are not weighed, because a point has no price (decide.point_usd)."
-    text = " Labels count as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
-    assumed = economics.counts_answers(case.policy, case.unit) and case.policy.right_answer_usd is None
-    if assumed and not (case.winner and is_gain_shown(case.winner)):  # else the choice itself says so
-        usd, answer = formatting.usd(economics.answer_usd(case.policy)), economics.answer_text(case.by_wins)
-        text += f" {answer.capitalize()} counts as {usd} USD (decide.right_answer_usd)."
-    return text
 
 
 def more_items_text(case: Case, open_verdicts: Sequence[Verdict]) -> str:

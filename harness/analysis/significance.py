@@ -207,7 +207,23 @@ def power_warnings(
     refusing = [
         c for c in counted if c.suite.role == "safety" and c not in critical and policy.safety is not None
     ]
-    warnings = [_macro_warning(judged, show, among)]
+    warnings = []
+    if not judged:
+        warnings.append("no capability task has items, so the macro cannot pass")
+    elif is_relative(show.macro):
+        known = "once the base has answered, it is known what it takes"
+        warnings.append(f"macro margin {margin_text(show.macro)}: {known}")
+    else:
+        margin, n_judged, se = margin_share(show.macro), sum(one.n for one in judged), _macro_se(judged)
+        power = stats.noninferiority_power(0.0, margin, se, show.alpha)
+        if power < POWER:
+            needed = _times(n_judged, find_settling_growth(se, margin, show.alpha))
+            warnings.append(
+                f"macro margin {formatting.percent(margin)} points: with {formatting.count(n_judged)} items"
+                f" over {formatting.pluralize(len(judged), 'task')} a fine-tune that lost nothing"
+                f" passes{among} only {100 * power:.0f} % of the time; some {formatting.count(needed)} items"
+                " make that 80 %"
+            )
     for vetoed, role in ((judged, "capability"), (refusing, "safety")):
         warnings += [_warn_of_each(c.task, c.n, len(vetoed), policy, role) for c in vetoed]
     for c in critical:
@@ -215,10 +231,10 @@ def power_warnings(
         needed = ceil(log(show.alpha) / log1p(-critical_rates(policy).passes_below))
         if c.n >= needed:
             continue
-        margin = f"critical margin {formatting.percent(critical_rates(policy).fails_above)} %"
+        limit = f"critical margin {formatting.percent(critical_rates(policy).fails_above)} %"
         few = f"{formatting.count(c.n)} items are too few for anything to pass{among}"
         takes = f"it takes {formatting.count(needed)} items that the base passes"
-        warnings.append(f"{c.task.name}, {margin}: {few}, even without a single loss; {takes}")
+        warnings.append(f"{c.task.name}, {limit}: {few}, even without a single loss; {takes}")
     return tuple(w for w in warnings if w)
 
 
@@ -300,24 +316,6 @@ def _list_of_macro(planned: Sequence[_PlannedTask]) -> list[_PlannedTask]:
 
 def _macro_se(planned: Sequence[_PlannedTask]) -> float:
     return sqrt(sum(_ASSUMED_DISAGREEMENT / one.n for one in planned)) / len(planned)
-
-
-def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: str) -> str:
-    if not planned:
-        return "no capability task has items, so the macro cannot pass"
-    if is_relative(policy.macro):
-        known = "once the base has answered, it is known what it takes"
-        return f"macro margin {margin_text(policy.macro)}: {known}"
-    margin, n, se = margin_share(policy.macro), sum(one.n for one in planned), _macro_se(planned)
-    power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
-    if power >= POWER:
-        return ""
-    needed = _times(n, find_settling_growth(se, margin, policy.alpha))
-    return (
-        f"macro margin {formatting.percent(margin)} points: with {formatting.count(n)} items over "
-        f"{formatting.pluralize(len(planned), 'task')} a fine-tune that lost nothing passes{among} only "
-        f"{100 * power:.0f} % of the time; some {formatting.count(needed)} items make that 80 %"
-    )
 
 
 def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:

@@ -208,28 +208,28 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
             f" {allowed} % allows"
         )
         return Rule("control", "pass", text, counted)
-    found = "; ".join(dict.fromkeys(_describe_moved(facts) for facts in drifted))
+    moved = []
+    for facts in drifted:
+        parts = []
+        if facts.reworded:
+            n_all = facts.n_same + facts.n_other
+            share = f"{formatting.count(len(facts.reworded))} of {formatting.count(n_all)}"
+            parts.append(f"{share} prompts of the base are other tokens now than when stored")
+        if facts.differing:
+            share = f"{formatting.count(len(facts.differing))} of {formatting.count(facts.n_same)}"
+            parts.append(f"{share} items of the base came back otherwise in the same environment")
+        if facts.flipped and flips_p(facts) < ALPHA:
+            share = f"{formatting.count(len(facts.flipped))} of {formatting.count(facts.n_other)}"
+            rate, p = formatting.percent(facts.aa_flips / facts.aa_n), formatting.p_value(flips_p(facts))
+            parts.append(
+                f"{share} items of the base have another score in another environment ({facts.changed}), "
+                f"more than the A/A rate of {rate} % allows (exact binomial p {p})"
+            )
+        items = (facts.reworded or facts.differing or facts.flipped)[:3]
+        moved.append(f"{', '.join(parts)} ({', '.join(items)} …)")
+    found = "; ".join(dict.fromkeys(moved))
     text = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
     return Rule("control", "harness-drift", text, counted)
-
-
-def _describe_moved(facts: ControlFacts) -> str:
-    n, parts = facts.n_same + facts.n_other, []
-    if facts.reworded:
-        share = f"{formatting.count(len(facts.reworded))} of {formatting.count(n)}"
-        parts.append(f"{share} prompts of the base are other tokens now than when stored")
-    if facts.differing:
-        share = f"{formatting.count(len(facts.differing))} of {formatting.count(facts.n_same)}"
-        parts.append(f"{share} items of the base came back otherwise in the same environment")
-    if facts.flipped and flips_p(facts) < ALPHA:
-        share = f"{formatting.count(len(facts.flipped))} of {formatting.count(facts.n_other)}"
-        rate, p = formatting.percent(facts.aa_flips / facts.aa_n), formatting.p_value(flips_p(facts))
-        parts.append(
-            f"{share} items of the base have another score in another environment ({facts.changed}), "
-            f"more than the A/A rate of {rate} % allows (exact binomial p {p})"
-        )
-    named = (facts.reworded or facts.differing or facts.flipped)[:3]
-    return f"{', '.join(parts)} ({', '.join(named)} …)"
 
 
 _STEP = "; harness promote asks for a reason"
