@@ -259,7 +259,22 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     wins = [f.wins for f in report.facts if f.wins and run and f.name == run.name and has_goal]
     awaits_ratings = any(w.lacking or (w.rate is None and w.by == PEOPLE) for w in wins)
     if decision is not None and decision.candidate:
-        yield from _put_into_use(report, decision.candidate)
+        name = decision.candidate
+        runs = [f for f in report.facts if f.name == name]
+        methods = [plugins.find_method(f.method) for f in runs]
+        purpose = f"makes {name} the champion, which later gates compare with"
+        purpose += "" if all(m.makes_language_model for m in methods) else f" on {report.task} alone"
+        purpose += ", once it has answered the items that were not sampled" if report.sampled else ""
+        is_judged = any(f.verdict is not None for f in runs)
+        reason = () if is_judged else ("--force", "--reason", "REASON")
+        line = report.typed.command("promote", name, *reason)
+        yield Command(line, purpose if is_judged else f"{purpose}; no gate has judged it")
+        if all(method.tunes and not method.is_remote for method in methods):
+            line = report.typed.command("export", name, "--to", "merged")
+            yield Command(line, "writes one model; --to gguf for llama.cpp and Ollama")
+            if all(f.answer == "generate" for f in runs):
+                line = report.typed.command("serve", name)
+                yield Command(line, "serves it here by OpenAI's protocol")
     elif decision is not None and awaits_ratings:
         line = report.typed.command("rate", "export", "pairs.csv", "--pairs")
         yield Command(line, "draws pairs of answers for people to compare; harness rate import takes them")
@@ -290,25 +305,6 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
     line = report.typed.with_settings([f"seeds=[{','.join(map(str, seeds))}]"]).command("compare")
     n = formatting.pluralize(len(seeds), "seed")
     return Command(line, f"trains {run.name} with {n} in all, {why}")
-
-
-def _put_into_use(report: ExperimentReport, name: str) -> Iterator[Command]:
-    """Return the commands that promote a candidate and export a fine-tune."""
-    runs = [f for f in report.facts if f.name == name]
-    methods = [plugins.find_method(f.method) for f in runs]
-    purpose = f"makes {name} the champion, which later gates compare with"
-    purpose += "" if all(m.makes_language_model for m in methods) else f" on {report.task} alone"
-    purpose += ", once it has answered the items that were not sampled" if report.sampled else ""
-    is_judged = any(f.verdict is not None for f in runs)
-    reason = () if is_judged else ("--force", "--reason", "REASON")
-    line = report.typed.command("promote", name, *reason)
-    yield Command(line, purpose if is_judged else f"{purpose}; no gate has judged it")
-    if all(method.tunes and not method.is_remote for method in methods):
-        line = report.typed.command("export", name, "--to", "merged")
-        yield Command(line, "writes one model; --to gguf for llama.cpp and Ollama")
-        if all(f.answer == "generate" for f in runs):
-            line = report.typed.command("serve", name)
-            yield Command(line, "serves it here by OpenAI's protocol")
 
 
 def _ask_open_question(report: ExperimentReport) -> Command:

@@ -86,7 +86,15 @@ def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> s
     lowest, highest = pictures.pad_range([0.0, -100 * (report.macro_margin or 0.0), *changes])
     y = AxisScale(lowest, highest, frame.bottom, frame.top)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
-    body = [*_axes(report, frame, x, y), *_margin(report, frame, y)]
+    body = _axes(report, frame, x, y)
+    if report.macro_margin is not None:
+        beyond = y(-100 * report.macro_margin)
+        sentence = f"margin of the gate: {formatting.points(-report.macro_margin)} points"
+        body += [
+            pictures.rect(frame.left, beyond, frame.right - frame.left, frame.bottom - beyond, "beyond"),
+            line(frame.left, beyond, frame.right, beyond, "margin"),
+            text(frame.left + 6, beyond + 16, sentence, "small"),
+        ]
     # The front as steps: a candidate also stands for everything left of and below it.
     corners = sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)
     steps = corners[:1]
@@ -150,19 +158,6 @@ def _axes(report: ExperimentReport, frame: Frame, x: AxisScale, y: AxisScale) ->
         out.append(line(x(value), frame.bottom, x(value), frame.bottom + 5, "zero"))
         out.append(text(x(value), frame.bottom + 18, formatting.tick(value, step), "tick", "middle"))
     return out
-
-
-def _margin(report: ExperimentReport, frame: Frame, y: AxisScale) -> list[str]:
-    margin = report.macro_margin
-    if margin is None:
-        return []
-    at = y(-100 * margin)
-    sentence = f"margin of the gate: {formatting.points(-margin)} points"
-    return [
-        pictures.rect(frame.left, at, frame.right - frame.left, frame.bottom - at, "beyond"),
-        line(frame.left, at, frame.right, at, "margin"),
-        text(frame.left + 6, at + 16, sentence, "small"),
-    ]
 
 
 def _class(p: Point) -> str:

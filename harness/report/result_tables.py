@@ -16,8 +16,6 @@ from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
 from harness.analysis.goals import basis_text
-from harness.analysis.human_preferences import Wins
-from harness.analysis.judge_correction import PairBias
 from harness.analysis.seeds import VARIANCE_UNKNOWN, SeedSummary
 from harness.analysis.target_scores import LearningCurve
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
@@ -201,25 +199,25 @@ def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None)
             rate += f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)"
         required = formatting.percent(declared.win_rate)
         rows.append([f.label, wins.over, wins.by, rate, own, count(wins.n_ratings), required])
-        notes += _biases(f.label, wins, wins.bias) if wins.bias else ()
+        if (bias := wins.bias) is None:
+            continue
+        # What the judge prefers: a place, length, a candidate.
+        of, points = f"{wins.by} on {f.label} against {wins.over}", "points of win rate more than people do"
+        if bias.first:
+            rate = score_text(bias.first)
+            first = f"the answer shown first won {rate} % of comparisons, where 50 % favours no place"
+            notes.append(f"{of}: {first}")
+        if bias.longer:
+            won = score_text(bias.longer)
+            notes.append(f"{of}: the longer answer won {won} % of pairs whose lengths differ")
+        if bias.favour:
+            by = change_text(bias.favour)
+            notes.append(f"{of}: it favours {f.label} by {by} {points} on the same pairs")
+        if longer := bias.longer_beside_people:
+            by = change_text(longer.favour)
+            also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
+            notes.append(f"{of}: it favours the longer answer by {by} {points}{also}")
     return Section("wins", "Win rates", _WINS_COLUMNS, rows, _WINS_NOTE, notes)
-
-
-def _biases(name: str, wins: Wins, bias: PairBias) -> Iterator[str]:
-    """Say what the judge of a win rate prefers: a place, length, a candidate."""
-    of = f"{wins.by} on {name} against {wins.over}"
-    if bias.first:
-        rate = score_text(bias.first)
-        yield f"{of}: the answer shown first won {rate} % of comparisons, where 50 % favours no place"
-    if bias.longer:
-        yield f"{of}: the longer answer won {score_text(bias.longer)} % of pairs whose lengths differ"
-    if bias.favour:
-        by = change_text(bias.favour)
-        yield f"{of}: it favours {name} by {by} points of win rate more than people do on the same pairs"
-    if longer := bias.longer_beside_people:
-        by = change_text(longer.favour)
-        also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
-        yield f"{of}: it favours the longer answer by {by} points of win rate more than people do{also}"
 
 
 def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:

@@ -88,7 +88,14 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
         corrects_others = any(found.metric == report.metric for found in report.labels)
         marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
         yield replace(section, notes=(*section.notes, *marks))
-    yield _slices(done)
+    sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
+    columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
+    rows = []
+    for f in done if columns else ():
+        scores = (answered_text(f.slices.get(name)) for name in sorted(sizes))
+        rows += [[f.label, *scores]] if f.slices else []
+    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
+    yield Section("slices", "Slices", ["candidate", *columns], rows, notes=notes)
     yield answer_tables.retrieval_section(done)
     yield from (
         result_tables.targets_section(done),
@@ -99,9 +106,16 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
 
 def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
     tuned = [f for f in done if is_fine_tuned(f)]
-    yield Section(
-        "notes", "More evidence, and notes", notes=[*_list_reasons(report)[_EVIDENCE:], *_notes(report)]
-    )
+    notes = [
+        *_list_reasons(report)[_EVIDENCE:],
+        *filter(None, (result_tables.attribution_sentence(label, of) for label, of in report.steps.items())),
+        *filter(None, (answer_tables.collapse_sentence(label, of) for label, of in report.diversity.items())),
+        *result_tables.seed_sentences(report.seeds, report.unit),
+        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.retrieval_text(f))),
+        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.several_text(f))),
+        *report.notes,
+    ]
+    yield Section("notes", "More evidence, and notes", notes=notes)
     yield from (_show_forgetting(report, f) for f in tuned)
     yield from (answer_tables.diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
     yield from (result_tables.steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
@@ -120,17 +134,6 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
         )
         yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
     yield from (Section("provenance", *table) for table in result_tables.provenance_tables(report.origins))
-
-
-def _slices(done: Sequence[CandidateFacts]) -> Section:
-    sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
-    rows = []
-    for f in done:
-        scores = (answered_text(f.slices.get(name)) for name in sorted(sizes))
-        rows += [[f.label, *scores]] if f.slices else []
-    columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
-    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
-    return Section("slices", "Slices", ["candidate", *columns], rows if columns else [], notes=notes)
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -190,17 +193,6 @@ def _list_reasons(report: ExperimentReport) -> list[str]:
     """List what failed and what the decision rests on, the strongest first; a smoke run has no decision."""
     reasons = report.decision.reasons if report.decision and not report.smoke else ()
     return [*(failure_line(f) for f in report.facts if f.state == "failed"), *reasons]
-
-
-def _notes(report: ExperimentReport) -> list[str]:
-    return [
-        *filter(None, (result_tables.attribution_sentence(label, of) for label, of in report.steps.items())),
-        *filter(None, (answer_tables.collapse_sentence(label, of) for label, of in report.diversity.items())),
-        *result_tables.seed_sentences(report.seeds, report.unit),
-        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.retrieval_text(f))),
-        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.several_text(f))),
-        *report.notes,
-    ]
 
 
 _LOST_SHOWN = 20

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.candidate_facts import best_untrained
 from harness.analysis.estimators import Comparison, Estimate
 from harness.errors import Problem
 from harness.masking import mask_secrets
@@ -147,7 +147,21 @@ def list_tracked_runs(
         for name, curve in found.items():
             if known := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
                 kept[name] = known
-        runs.append(TrackedRun(f.label, run_id, params, tags, _metrics(report, f), kept, seen, files))
+        figures = {name: None if name in f.disturbed else find_shown_figure(f, name) for name in _FIGURES}
+        figures |= _interval(f"target/{report.metric}", f.target)
+        if f.label != best_untrained(report.facts):
+            figures |= _interval("target/vs_best_untrained", f.vs_untrained)
+        if f.verdict:
+            figures |= _interval("forgetting/macro", f.verdict.macro)
+            figures |= {"forgetting/items_lost": f.verdict.lost, "forgetting/items_gained": f.verdict.gained}
+        for c in report.comparisons.get(f.label, ()):
+            figures |= _interval(f"forgetting/{c.task}/{c.metric}{f'/{c.slice}' if c.slice else ''}", c)
+        for measured in fields(f.training):
+            value = getattr(f.training, measured.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                figures[f"training/{measured.name}"] = value
+        metrics = {name: float(v) for name, v in figures.items() if v is not None and isfinite(v)}
+        runs.append(TrackedRun(f.label, run_id, params, tags, metrics, kept, seen, files))
     return runs
 
 
@@ -157,23 +171,6 @@ def _list_files(folder: Path) -> tuple[Path, ...]:
     found += [path for path in sorted(folder.glob("*/*")) if path.is_file()]
     is_large = sum(path.stat().st_size for path in found) > _LARGEST
     return tuple(path for path in found if not is_large or path.parent == folder)
-
-
-def _metrics(report: ExperimentReport, f: CandidateFacts) -> dict[str, float]:
-    found = {name: None if name in f.disturbed else find_shown_figure(f, name) for name in _FIGURES}
-    found |= _interval(f"target/{report.metric}", f.target)
-    if f.label != best_untrained(report.facts):
-        found |= _interval("target/vs_best_untrained", f.vs_untrained)
-    if f.verdict:
-        found |= _interval("forgetting/macro", f.verdict.macro)
-        found |= {"forgetting/items_lost": f.verdict.lost, "forgetting/items_gained": f.verdict.gained}
-    for c in report.comparisons.get(f.label, ()):
-        found |= _interval(f"forgetting/{c.task}/{c.metric}{f'/{c.slice}' if c.slice else ''}", c)
-    for one in fields(f.training):
-        value = getattr(f.training, one.name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"training/{one.name}"] = value
-    return {name: float(v) for name, v in found.items() if v is not None and isfinite(v)}
 
 
 def _interval(name: str, e: Estimate | Comparison | None) -> dict[str, float | None]:

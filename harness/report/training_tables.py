@@ -87,30 +87,26 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
         taken_steps = count(one.points[-1][0]) if one.points else UNKNOWN
         parts = [*[taken_steps] * steps, found, *[forgot] * is_bound, taken, weights, outcome]
         rows.append([*map(print_tried_value, one.params.values()), *parts])
-    title = f"{'Search' if searched_by else 'Sweep'}: {label}"
-    return Section("sweep", title, columns, rows, _trials_text(trials, searched_by), label=label)
-
-
-def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
-    """Say how many trials there were, who proposed them, how much they trained, and what bound the choice."""
+    # How many trials there were, who proposed them, how much they trained, and what bound the choice.
     by = f", proposed by {searched_by}" if searched_by else ""
-    parts = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
+    sentences = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
     if any(trial.is_pruned for trial in trials):
         whole = max(len(trial.points) for trial in trials)
         spent = sum((len(trial.points) or whole) / whole for trial in trials)
-        parts.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
+        sentences.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
     if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
         bound = f"{percent(most)} % on general items for validation"
         if any(t.forgetting is not None and t.forgetting <= most for t in trials):
-            parts.append(f"The best was chosen among those that forgot at most {bound}.")
+            sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
-            parts.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
-    parts += [sentence] if (sentence := compare_rates(trials)) else []
+            sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
+    sentences += [sentence] if (sentence := compare_rates(trials)) else []
     for trial in trials:
         if trial.alike:
             same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
-            parts.append(f"Sent as equal values, so one trial: {same}.")
-    return " ".join(parts)
+            sentences.append(f"Sent as equal values, so one trial: {same}.")
+    title = f"{'Search' if searched_by else 'Sweep'}: {label}"
+    return Section("sweep", title, columns, rows, " ".join(sentences), label=label)
 
 
 _LEARNING_RATE = "learning_rate"
