@@ -129,8 +129,12 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         role = mapping(source.recipe).get("role") if source else None
         expanded[name] = {"role": role, **member.recipe} if role else member.recipe
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
-    written = {name: ("candidates", member.source) for name, member in members.items()}
-    places = {name: _place_of(tree, keys) for name, keys in written.items()}
+    places = {}  # of each candidate `file:line`, with the settings that changed anything in it
+    for name, member in members.items():
+        keys = ("candidates", member.source)
+        inside = (mark for at, mark in tree.marks.items() if at[: len(keys)] == keys and at != keys)
+        changed_by = (mark for mark in inside if mark.startswith(_OVERRIDE))
+        places[name] = ", ".join(dict.fromkeys([tree.where(keys), *changed_by]))
     typed = CommandLine.from_options(path, overrides)
     return LoadedExperiment(experiment, tree.folder, selected, places, typed)
 
@@ -215,13 +219,6 @@ def _apply_settings(tree: Tree, settings: Iterable[_Setting]) -> None:
             tree.problems += error.problems
         else:
             tree.put(keys, setting.value, {(): where})
-
-
-def _place_of(tree: Tree, keys: Keys) -> str:
-    """Return `file:line` of the value at these keys, with the settings that changed anything in it."""
-    inside = (mark for at, mark in tree.marks.items() if at[: len(keys)] == keys and at != keys)
-    settings = (mark for mark in inside if mark.startswith(_OVERRIDE))
-    return ", ".join(dict.fromkeys([tree.where(keys), *settings]))
 
 
 def _walk(tree: Tree, setting: _Setting, where: str) -> Keys:

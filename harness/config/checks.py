@@ -47,7 +47,12 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
             tried = (_recipe(each, keys, target, tree) for each in (recipe, *recipes_by_prompt(recipe)))
             tree.problems += dict.fromkeys(chain.from_iterable(tried))
             written = WrittenRecipe(name, recipe, members, tree)
-            tree.problems += [*_check_weights(written), *check_decoding(written, target)]
+            checks = [_check_weights_of_and_role]
+            if recipe.method in plugins.names("methods"):
+                checks += [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_files]
+                checks += [check_sweep, check_regularizers]
+            tree.problems += [problem for check_recipe in checks for problem in check_recipe(written)]
+            tree.problems += check_decoding(written, target)
     experiment = str(tree.data.get("name"))
     for name, member in members.items():
         where = tree.where(("candidates", member.source))
@@ -205,15 +210,6 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
     suites = tree.data.get("suites")
     listed = enumerate(suites) if isinstance(suites, list) else ()
     return [(i, suite) for i, suite in listed if isinstance(suite, dict)]
-
-
-def _check_weights(written: WrittenRecipe) -> Iterator[Problem]:
-    """Yield what does not fit in how a recipe comes by its weights."""
-    yield from _check_weights_of_and_role(written)
-    if written.recipe.method in plugins.names("methods"):
-        checks = [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_files]
-        for check_recipe in (*checks, check_sweep, check_regularizers):
-            yield from check_recipe(written)
 
 
 def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:

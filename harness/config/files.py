@@ -347,22 +347,21 @@ class GridMember(NamedTuple):
 
 def expand_grids(tree: Tree) -> dict[str, GridMember]:
     """Return every candidate by name, grids multiplied out."""
-    written = mapping(tree.data.get("candidates")).items()
-    return {name: member for source, recipe in written for name, member in _members(source, recipe, tree)}
-
-
-def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, GridMember]]:
-    grids = dict(_grids(recipe))
-    for keys, listed in grids.items():
-        if not listed:
-            where = tree.where(("candidates", source, *keys))
-            found = f"an empty grid for {keys[-1]}"
-            step = f"write values between the brackets, or remove {keys[-1]}"
-            tree.problems.append(Problem(where, found, "at least one value", step))
-    for values in product(*grids.values()):
-        point = dict(zip(grids, values, strict=True))
-        named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], value)}" for keys, value in point.items())
-        yield f"{source}[{named}]" if named else source, GridMember(source, _choose_from_grids(recipe, point))
+    members = {}
+    for source, recipe in mapping(tree.data.get("candidates")).items():
+        grids = dict(_grids(recipe))
+        for keys, listed in grids.items():
+            if not listed:
+                where = tree.where(("candidates", source, *keys))
+                found = f"an empty grid for {keys[-1]}"
+                step = f"write values between the brackets, or remove {keys[-1]}"
+                tree.problems.append(Problem(where, found, "at least one value", step))
+        for values in product(*grids.values()):
+            point = dict(zip(grids, values, strict=True))
+            named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], of)}" for keys, of in point.items())
+            name = f"{source}[{named}]" if named else source
+            members[name] = GridMember(source, _choose_from_grids(recipe, point))
+    return members
 
 
 def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:

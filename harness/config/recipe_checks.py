@@ -63,7 +63,19 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
     if target and target.kind != "generate":
         found = f"temperature {decoding.temperature:g} on a target of kind {target.kind}, which draws nothing"
         yield Problem(where, found, "a target of kind generate", _GREEDY)
-    yield from _check_method(recipe, decoding, members, where)
+    # What answers with labels alone, and log-probabilities of an endpoint that gives none.
+    source = members.get(recipe.weights_of or "")
+    made = mapping(source.recipe) if source else recipe.model_dump()
+    method = made.get("method", spec.BASE)
+    if method in plugins.names("methods"):
+        if plugins.method(method).makes not in plugins.LANGUAGE_MODELS:
+            found = f"temperature {decoding.temperature:g} of the method {method}, which answers with a label"
+            yield Problem(where, found, "a language model", _GREEDY)
+        is_chat = mapping(made.get("params")).get("protocol") == "chat"
+        if decoding.by == spec.MEAN_LOGPROB and plugins.method(method).is_remote and is_chat:
+            found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
+            step = "choose: majority, or by: judge:./FILE.yaml"
+            yield Problem(where, found, "protocol: completions", step)
     place = written.where("decoding", "by")
     if reward := decoding.reward_model:
         expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
@@ -80,24 +92,6 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
             yield Problem(place, found, expected, f"a candidate with the method {' or '.join(makers)}")
     elif target and decoding.by and decoding.by != spec.MEAN_LOGPROB:
         yield from _check_judge(decoding.by, target, place)
-
-
-def _check_method(
-    recipe: spec.Recipe, decoding: spec.Decoding, members: Mapping[str, GridMember], where: str
-) -> Iterator[Problem]:
-    """Refuse what answers with labels alone, and log-probabilities of an endpoint that gives none."""
-    source = members.get(recipe.weights_of or "")
-    made = mapping(source.recipe) if source else recipe.model_dump()
-    name = made.get("method", spec.BASE)
-    if name not in plugins.names("methods"):
-        return
-    if plugins.method(name).makes not in plugins.LANGUAGE_MODELS:
-        found = f"temperature {decoding.temperature:g} of the method {name}, which answers with a label"
-        yield Problem(where, found, "a language model", _GREEDY)
-    chat = mapping(made.get("params")).get("protocol") == "chat"
-    if decoding.by == spec.MEAN_LOGPROB and plugins.method(name).is_remote and chat:
-        found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
-        yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
 
 
 def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:

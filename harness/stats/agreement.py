@@ -53,7 +53,9 @@ def cohen_kappa(
 
     Source: Cohen 1960 and 1968; Fleiss & Cohen 1973 for the quadratic weights.
     """
-    x, y = _pair(first, second)
+    x, y = finite(first, "labels"), finite(second, "labels")
+    if len(x) != len(y):
+        raise ValueError(f"both raters must have labelled the same items: {len(x)} and {len(y)}")
     codes = np.arange(len(x)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     parts = np.column_stack([x, y, x * x, y * y, x * y])  # (n, 5)
     if min(np.ptp(x), np.ptp(y)) <= TIE or codes.max() < 1:
@@ -99,13 +101,6 @@ def rogan_gladen(
     half_width = z * sqrt(spread) / youden_adjusted
     rates = (rate + specificity - 1) / youden, centre - half_width, centre + half_width
     return CorrectedRate(*(min(max(x, 0.0), 1.0) for x in rates))
-
-
-def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
-    x, y = finite(first, "labels"), finite(second, "labels")
-    if len(x) != len(y):
-        raise ValueError(f"both raters must have labelled the same items: {len(x)} and {len(y)}")
-    return x, y
 
 
 def _kappa(means: Array) -> Array:

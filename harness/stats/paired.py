@@ -194,7 +194,10 @@ def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.0
     Source: distances added by MOVER (Zou & Donner 2008), Tango 1998; the two phases of the variance after
     Cochran 1977, section 12.
     """
-    total, unsampled = sum(s.pool for s in strata), [_finite_population_factor(s.n, s.pool) for s in strata]
+    for s in strata:
+        if not 0 < s.n <= s.pool:
+            raise ValueError(f"a sample of {s.n} out of a pool of {s.pool}")
+    total, unsampled = sum(s.pool for s in strata), [1 - s.n / s.pool for s in strata]
     gains, losses = (sum(s.pool * s[i] / s.n for s in strata) for i in (0, 1))
     delta = (gains - losses) / total
     whole = tango_interval(gains, losses, total, alpha)
@@ -253,9 +256,3 @@ def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[fl
         raise ValueError(f"strata that the pool lacks: {sorted(unknown)}")
     drawn = {name: strata.count(name) for name in set(strata)}
     return [pool[name] / drawn[name] for name in strata]
-
-
-def _finite_population_factor(n: int, pool: int) -> float:
-    if not 0 < n <= pool:
-        raise ValueError(f"a sample of {n} out of a pool of {pool}")
-    return 1 - n / pool

@@ -109,7 +109,14 @@ def seed_effects(
             precision, weighted = precision + info, weighted + info * making.total / max(making.n, 1)
             making = _TrainingChanges(name)
         if name:
-            effects.mean[i], effects.variance[i] = _predict_shift(precision, weighted, making, noise, sd)
+            # Mean and variance of the sum of the reference's effect and the training's own.
+            observed, info = making.total / max(making.n, 1), _precision(making, noise, sd)
+            reference_effect = (weighted + info * observed) / (precision + info)
+            shrinkage = making.n / (making.n + noise / sd**2)
+            shift = reference_effect + shrinkage * (observed - reference_effect)
+            effects.mean[i] = min(shift, 0.0)
+            variance = (1 - shrinkage) ** 2 / (precision + info) + (1 - shrinkage) * sd**2
+            effects.variance[i] = variance
             making = _TrainingChanges(name, making.total + sums[i], making.n + sizes[i])
         square_sum, n_seen = square_sum + squares[i], n_seen + sizes[i]
     return effects
@@ -118,18 +125,6 @@ def seed_effects(
 def _precision(making: _TrainingChanges, noise: float, sd: float) -> float:
     """Return the information of a training's mean about the reference's effect: its inverse variance."""
     return 1 / (sd**2 + noise / making.n) if making.n else 0.0
-
-
-def _predict_shift(
-    precision: float, weighted: float, making: _TrainingChanges, noise: float, sd: float
-) -> tuple[float, float]:
-    """Return mean and variance of the sum of the reference's effect and a training's own."""
-    observed, info = making.total / max(making.n, 1), _precision(making, noise, sd)
-    reference_effect = (weighted + info * observed) / (precision + info)
-    shrinkage = making.n / (making.n + noise / sd**2)
-    shift = reference_effect + shrinkage * (observed - reference_effect)
-    variance = (1 - shrinkage) ** 2 / (precision + info) + (1 - shrinkage) * sd**2
-    return min(shift, 0.0), variance
 
 
 class Cusum(NamedTuple):
@@ -213,19 +208,15 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
             low, high = (middle, high) if beyond > (spent - spent_before) else (low, middle)
         limit = (low + high) / 2
         bounds.append(limit / sqrt(fraction))
-        nodes, weight = _carry_paths(nodes, weight, float(step), limit, float(fraction))
+        # Carry the paths below the limit to new nodes (k,), each with the share of paths that it represents.
+        roots, shares = np.polynomial.legendre.leggauss(_NODES)
+        lowest = min(-_REACH * sqrt(float(fraction)), limit - 1.0)
+        new_nodes = lowest + (limit - lowest) * (roots + 1) / 2
+        gaps = (new_nodes[:, None] - nodes) / sqrt(float(step))  # (k, paths)
+        density = np.exp(-(gaps**2) / 2) @ weight / sqrt(2 * np.pi * float(step))
+        nodes, weight = new_nodes, density * shares * (limit - lowest) / 2
         spent_before = spent
     return tuple(bounds)
-
-
-def _carry_paths(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:
-    """Carry the paths below the limit to nodes (k,), each with the share of paths that it represents."""
-    nodes, shares = np.polynomial.legendre.leggauss(_NODES)
-    low = min(-_REACH * sqrt(fraction), limit - 1.0)
-    new_nodes = low + (limit - low) * (nodes + 1) / 2
-    gaps = (new_nodes[:, None] - at) / sqrt(step)  # (k, paths)
-    density = np.exp(-(gaps**2) / 2) @ weight / sqrt(2 * np.pi * step)
-    return new_nodes, density * shares * (limit - low) / 2
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
