@@ -53,12 +53,23 @@ def fit(context: FitContext, params: Params) -> Weights:
     start, known = loop.start_time(scratch), heads.label_texts(context.train)
     source = heads.encoder_of(params.encoder, context.source)
     loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
+    model: Any
     model, tokenizer = heads.load_with_head(source, loaded_in, len(known.labels))
     context.prepare(model)
     train, n_dropped = _rows(known, tokenizer, params.max_length)
     validation, _ = _rows(heads.label_texts(context.validation, known.labels), tokenizer, params.max_length)
-    trainable = _trainable(model, params)
-    trainer = _trainer(context, params, trainable, tokenizer, (train, validation), scratch)
+    if params.train == "adapter":
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora_config(params, "SEQ_CLS"))
+    else:
+        of_encoder = {id(parameter) for parameter in model.base_model.parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in of_encoder:
+                parameter.requires_grad_(True)
+            elif params.train == "head":
+                parameter.requires_grad_(False)
+    trainer = _trainer(context, params, model, tokenizer, (train, validation), scratch)
 
     def save(trained: Any) -> None:
         folder.mkdir()
@@ -77,20 +88,6 @@ def fit(context: FitContext, params: Params) -> Weights:
     best = min((loss for _, loss in losses if loss is not None), default=None)
     made = replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
     return Weights("head", heads.head_digest(folder, source), context.folder, made)
-
-
-def _trainable(model: Any, params: Params) -> Any:
-    if params.train == "adapter":
-        from peft import get_peft_model
-
-        return get_peft_model(model, lora_config(params, "SEQ_CLS"))
-    read = {id(parameter) for parameter in model.base_model.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in read:
-            parameter.requires_grad_(True)
-        elif params.train == "head":
-            parameter.requires_grad_(False)
-    return model
 
 
 def _rows(known: heads.LabelledTexts, tokenizer: Any, max_length: int) -> tuple[list[loop.Row], int]:

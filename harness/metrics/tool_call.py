@@ -102,17 +102,14 @@ def _is_right(output: Output, example: Example) -> float | None:
     if not wanted:
         return None
     calls = _read_calls(output.text)
-    if calls is None and Counter() in wanted:
-        return float(_is_in_words(output.text))
-    return float(calls in wanted)
-
-
-def _is_in_words(text: str) -> bool:
-    """Tell whether a text contains neither a call nor the beginning of one."""
+    if calls is not None or Counter() not in wanted:
+        return float(calls in wanted)
+    # No call is right where a text holds nothing that is a call, or begins one.
+    text = output.text
     try:
-        return bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text)
+        return float(bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text))
     except (ValueError, TypeError, KeyError, RecursionError):
-        return False
+        return 0.0
 
 
 def _read_calls(text: str) -> Counter[str] | None:

@@ -126,12 +126,32 @@ def _kinds(config: "PretrainedConfig") -> set[bool] | None:
     return None if found is None else set(map(bool, found))
 
 
-def _narrow(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Narrow what one configuration says; the width of a head stays, as turns of positions depend on it."""
-    small = {name: value for name, value in said.items() if name not in _NOT_COPIED}
+def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Narrow a configuration; the width of a head stays, as turns of positions depend on it."""
+    small = {name: value for name, value in config.items() if name not in _NOT_COPIED}
     small |= {name: _cap(small[name], most) for name, most in _MOST.items() if small.get(name)}
-    small |= _few_layers(small)
-    small |= _few_heads(small)
+    # The first layer of each kind, two at least, with what the configuration says of them.
+    if name := _find_first(_LAYERS, small):
+        n_layers = small[name]
+        kinds: Sequence[str] = small.get("layer_types") or ()
+        kept = sorted({list(kinds).index(kind) for kind in kinds})
+        kept = sorted({*kept, *[n for n in range(n_layers) if n not in kept][: max(0, 2 - len(kept))]})
+        lists = {
+            key: value for key, value in small.items() if isinstance(value, list) and len(value) == n_layers
+        }
+        dicts = {key: value for key, value in small.items() if isinstance(value, dict) and value}
+        by_layer = {key: value for key, value in dicts.items() if all(str(n).isdigit() for n in value)}
+        small[name] = len(kept)
+        small |= {key: [values[n] for n in kept] for key, values in lists.items()}
+        for key, values in by_layer.items():
+            small[key] = {str(kept.index(int(n))): values[n] for n in values if int(n) in kept}
+    # At most four heads, of which as many share keys as before or two do, and the width of one.
+    heads, hidden = _find_first(_HEADS, small), _find_first(_HIDDEN, small)
+    if heads and hidden and small[heads] > _MOST_HEADS:
+        n_heads, width = small[heads], small.get("head_dim") or small[hidden] // small[heads]
+        small |= {heads: _MOST_HEADS, hidden: _MOST_HEADS * width}
+        if name := _find_first(_KEY_HEADS, small):
+            small[name] = {1: 1, n_heads: _MOST_HEADS}.get(small[name], _MOST_HEADS // 2)
     last = small.get("vocab_size", 1) - 1
     ids = {name: value for name, value in small.items() if name.endswith(("_token_id", "_token_index"))}
     return small | {name: _cap(value, last) for name, value in ids.items() if value is not None}
@@ -139,37 +159,6 @@ def _narrow(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cap(value: Any, most: int) -> Any:
     return [_cap(one, most) for one in value] if isinstance(value, list) else min(value, most)
-
-
-def _few_layers(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the first layer of each kind, two at least, with what is said of them."""
-    name = _find_first(_LAYERS, said)
-    if not name:
-        return {}
-    n_layers = said[name]
-    kinds: Sequence[str] = said.get("layer_types") or ()
-    kept = sorted({list(kinds).index(kind) for kind in kinds})
-    kept = sorted({*kept, *[n for n in range(n_layers) if n not in kept][: max(0, 2 - len(kept))]})
-    lists = {key: of for key, of in said.items() if isinstance(of, list) and len(of) == n_layers}
-    dicts = {key: of for key, of in said.items() if isinstance(of, dict) and of}
-    some = {key: of for key, of in dicts.items() if all(str(n).isdigit() for n in of)}
-    return {
-        name: len(kept),
-        **{key: [of[n] for n in kept] for key, of in lists.items()},
-        **{key: {str(kept.index(int(n))): of[n] for n in of if int(n) in kept} for key, of in some.items()},
-    }
-
-
-def _few_heads(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep at most four heads, of which as many share keys as before or two do, and the width of one."""
-    heads, hidden = _find_first(_HEADS, said), _find_first(_HIDDEN, said)
-    if not (heads and hidden) or said[heads] <= _MOST_HEADS:
-        return {}
-    width = said.get("head_dim") or said[hidden] // said[heads]
-    small = {heads: _MOST_HEADS, hidden: _MOST_HEADS * width}
-    if name := _find_first(_KEY_HEADS, said):
-        small[name] = {1: 1, said[heads]: _MOST_HEADS}.get(said[name], _MOST_HEADS // 2)
-    return small
 
 
 def _find_first(names: Sequence[str], said: Mapping[str, Any]) -> str:

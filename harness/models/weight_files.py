@@ -88,19 +88,17 @@ def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int
         layer, _, last = name.rpartition(".")
         is_beside_hqq = f"{layer}.W_q" in tensors and last not in ("W_q", "bias")
         is_mask = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1)
-        if not (_OF_QUANTIZATION.search(name) or is_beside_hqq or is_mask):
-            counted[name] = int(prod(tensor.shape) * _weights_per_number(name, tensor, tensors, bits))
+        if _OF_QUANTIZATION.search(name) or is_beside_hqq or is_mask:
+            continue
+        scaled = (f"{name}.absmax", f"{name}_scale_2")  # bitsandbytes' and ModelOpt's
+        is_half_bytes = name.endswith(("_blocks", "weight_packed")) or any(one in tensors for one in scaled)
+        weights_per_number: float = 2 if tensor.dtype == "U8" and is_half_bytes else 1
+        if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
+            weights_per_number = 32 / bits
+        elif name.endswith("W_q"):
+            weights_per_number = 8 / bits if tensor.dtype == "U8" else 32 // bits
+        counted[name] = int(prod(tensor.shape) * weights_per_number)
     return counted
-
-
-def _weights_per_number(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
-    if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
-        return 32 / bits
-    if name.endswith("W_q"):
-        return 8 / bits if tensor.dtype == "U8" else 32 // bits
-    scaled = (f"{name}.absmax", f"{name}_scale_2")  # bitsandbytes' and ModelOpt's
-    is_half_bytes = name.endswith(("_blocks", "weight_packed")) or any(one in tensors for one in scaled)
-    return 2 if tensor.dtype == "U8" and is_half_bytes else 1
 
 
 def expert_parameters(counted: Mapping[str, int]) -> int:

@@ -101,7 +101,17 @@ def train_on_rewards(
     """
     assert context.reward is not None, "a recipe without a reward is refused"
     policy = load_policy(context, peft_config, save_to)
-    rows, n_dropped = _rows(context, params, policy.tokenizer)
+    prompts = _prompts(context, context.train)
+    numbered: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
+    lengths = list(map(len, _encode(prompts, policy.tokenizer)))
+    rows, n_dropped = rows_that_fit(numbered, lengths, params.max_length, "prompts to train on")
+    n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    n_prompts = n_answers // params.num_generations
+    if len(rows) < n_prompts:  # TRL leaves out what is not a whole step, here everything
+        raise CandidateFailed(
+            f"steps of {n_prompts} prompts, and {len(rows)} prompts to train on",
+            "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
+        )
     reward = context.reward
     score: Rewards
     if reward.model and reward.source:
@@ -157,24 +167,6 @@ def _validate(
             before = rewards(model)
     found = zip(examples, before, after, strict=True)
     return tuple(ValidationReward(example.cluster or example.id, *both) for example, *both in found)
-
-
-def _rows(
-    context: FitContext, params: ReinforcedParams, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[Row], int]:
-    """Return the prompts that fit, with the index of their example, and the number that did not."""
-    prompts = _prompts(context, context.train)
-    rows: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
-    lengths = list(map(len, _encode(prompts, tokenizer)))
-    kept, n_dropped = rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
-    n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
-    n_prompts = n_answers // params.num_generations
-    if len(kept) < n_prompts:  # TRL drops incomplete steps, here everything
-        raise CandidateFailed(
-            f"steps of {n_prompts} prompts, and {len(kept)} prompts to train on",
-            "a smaller params.per_device_train_batch_size or gradient_accumulation_steps",
-        )
-    return kept, n_dropped
 
 
 def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
