@@ -104,7 +104,7 @@ def _is_right(output: Output, example: Example) -> float | None:
     calls = _read_calls(output.text)
     if calls is not None or Counter() not in wanted:
         return float(calls in wanted)
-    # No call is right where a text holds nothing that is a call, or begins one.
+    # No call is right where a text contains neither a call nor the beginning of one.
     text = output.text
     try:
         return float(bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text))

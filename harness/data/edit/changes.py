@@ -345,8 +345,7 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
         lines.add(line_of(row))
         if template:
             held = json.dumps({name: row.fields.get(name) for name in roles.answers}, default=str)
-            label = FIELD.sub(lambda field, row=row: join_texts(row.fields.get(field[1])), template).strip()
-            values.setdefault(label, Counter())[held] += 1
+            values.setdefault(_fill(template, row), Counter())[held] += 1
     problems = list(_problems(kept, lines, roles))
     if template and not problems:  # what stands in which column is not known of a label that no row has
         expected, step = f"a label by {template} of another row", "drop the row, or fix it by hand"
@@ -362,6 +361,10 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
         return out
     commonest = {label: json.loads(held.most_common(1)[0][0]) for label, held in values.items()}
     return {line: of._replace(values=commonest.get(of.label.strip(), {})) for line, of in out.items()}
+
+
+def _fill(template: str, row: Row) -> str:
+    return FIELD.sub(lambda field: join_texts(row.fields.get(field[1])), template).strip()
 
 
 def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Problem]:
