@@ -194,30 +194,27 @@ def test_promoting_answers_whole_tasks_by_which_a_sampled_run_is_gated_and_train
         release.promote_named(path, runs["lora"].run_id, despite="a test")
 
 
-def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settled_early, own_cache, tmp_path):
+def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks_and_it_is_promoted_with_a_reason_alone(
+    settled_early, own_cache, tmp_path
+):
     path = copy_experiment(settled_early[0], tmp_path)
-    at = store.Store(path.parent / "runs")
+    at, runs = runs_of(path.parent)
     with pytest.raises(UserError, match="not a pass against the base"):
         release.promote_named(path, "broken")
     assert not any(run.experiment == "tiny" for run in store.list_runs(at))  # refused before it computed
-    _, champion = release.promote_named(path, "broken", despite="a test")
-    assert (champion.experiment, champion.verdict) == ("tiny", "fail")
-    assert len(store.read_rows(at, champion.rows["sums/test"])) == N
-    with pytest.raises(IncompatibleRuns, match=r"to \d+ of the 800 sampled items"):
-        release.gate(path, "gentle")  # which was asked more of them than the champion
 
-
-def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cache, tmp_path):
-    path = copy_experiment(settled_early[0], tmp_path)
     loaded = config.load(path)
-    at, runs = runs_of(path.parent)
     session = prepare_session(loaded, Scope(), SilentProgress())
     with pytest.raises(UserError, match=r"rescue tiny-broken-s0-\w+|rescue broken"):  # it gains nothing
         rescue.prepare(session, loaded.selected, runs["broken"].run_id)
     whole = {run.candidate: run for run in store.list_runs(at, "tiny")}
     assert whole.keys() == {"prompt", "broken"}
-    assert len(store.read_rows(at, whole["broken"].rows["sums/test"])) == N
     assert whole["broken"].weights_digest == runs["broken"].weights_digest
+    _, champion = release.promote_named(path, "broken", despite="a test")
+    assert (champion.experiment, champion.verdict) == ("tiny", "fail")
+    assert len(store.read_rows(at, champion.rows["sums/test"])) == N
+    with pytest.raises(IncompatibleRuns, match=r"to \d+ of the 800 sampled items"):
+        release.gate(path, "gentle")  # which was asked more of them than the champion
 
 
 def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_path):

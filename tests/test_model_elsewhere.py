@@ -79,12 +79,10 @@ def test_a_copy_of_the_base_is_judged_by_test_and_never_by_identity(tiny, tmp_pa
 def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_path):
     other = tiny_model.build(tmp_path / "other", seed=5)
     path = tiny_experiment.write(tmp_path / "work", tiny, candidates(other))
-    choices = ([str(n + 1), str(n + 2), str(n + 3)] for n in range(60))
-    sums = [
-        {"id": f"s-{n}", "prompt": f"One and {n} make", "reference": given[0], "choices": given}
-        for n, given in enumerate(choices)
-    ]
-    tiny_experiment.rows(tmp_path / "work/suites/general/sums.jsonl", sums)
+    choices = [[str(n + 1), str(n + 2), str(n + 3)] for n in range(60)]
+    sums = [{"id": f"s-{n}", "prompt": f"One and {n} make", "choices": of} for n, of in enumerate(choices)]
+    answered = [row | {"reference": row["choices"][0]} for row in sums]
+    tiny_experiment.rows(tmp_path / "work/suites/general/sums.jsonl", answered)
     tiny_experiment.run(path, candidates=("prompt",))
     answers = store.read_rows(Store(path.parent / "runs"), runs_of(path)["prompt"].rows["sums/test"])
     known = {row.example_id: row.text for row in answers}
@@ -178,9 +176,8 @@ def test_every_candidate_is_done_and_a_second_compare_computes_nothing(bases_rep
     }
     path, found = bases_report
     before = {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")}
-    again = tiny_experiment.run(path)
+    first, second = (report.to_json(r) for r in (found, tiny_experiment.run(path)))
     assert {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")} == before
-    first, second = (report.to_json(r) for r in (found, again))
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -13,7 +12,6 @@ from fake_rows import rows as fake_rows
 from scipy.stats import ks_2samp
 
 from harness import stats, store
-from harness.cli import main
 from harness.errors import UserError
 from harness.lifecycle.production import compare_samples, monitor
 from harness.records import Example, FeedbackRow
@@ -149,35 +147,25 @@ def test_too_few_rows_say_what_would_not_have_been_seen_instead_of_that_nothing_
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "template", ["Sort this letter.\n\n{}\n\nThe heap:", "Letter: {} Which of two heaps?"]
-)
-def test_a_template_that_all_requests_share_is_no_drift(template):
-    texts = [template.format(text) for text in ask(100, seed=1)]
+def test_a_template_that_all_requests_share_is_no_drift():
+    texts = [f"Sort this letter.\n\n{text}\n\nThe heap:" for text in ask(100, seed=1)]
     found = compare_samples(items(ask(100)), [], feedback(texts))
     assert moved(found) == set()
     assert found.notes == ("100 requests without a sender: each counts, whoever wrote it",)
 
 
-@pytest.fixture
-def project(tmp_path):
-    return tiny_experiment.write(tmp_path, tmp_path / "model")
-
-
 @pytest.mark.e2e
-def test_the_command_reads_stored_feedback_from_a_date_on(project, monkeypatch, capsys):
+def test_the_command_reads_stored_feedback_from_a_date_on(tmp_path, command):
+    project = tiny_experiment.write(tmp_path, tmp_path / "model")
     with pytest.raises(UserError, match="next: harness feedback add FILE"):
         monitor(project)
     at = Store(project.parent / "runs")
     store.save_feedback(at, "old", feedback(ask(50, "money"), time="2026-10-01T00:00:00Z"))
     store.save_feedback(at, "new", feedback(ask(40, frames=GERMAN), time="2026-11-02T00:00:00Z"))
     store.save_feedback(at, "undated", feedback(ask(7, frames=GERMAN, seed=3)))
-    words = ["harness", "monitor", "-c", str(project), "--since", "2026-11-01", "--json"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    found = json.loads(capsys.readouterr().out)
-    assert (ended.value.code, found["n_requests"]) == (0, 40)
+    words = ("monitor", "-c", project, "--since", "2026-11-01", "--json")
+    found = json.loads(command(*words, check=0).stdout)
+    assert found["n_requests"] == 40
     assert "requests moved: texts" in found["sentence"]
     assert found["notes"][0] == "7 rows without a time left out"
     assert "no champion: answers are compared with nothing" in found["notes"][1]

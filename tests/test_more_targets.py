@@ -123,11 +123,8 @@ def test_each_candidate_is_compared_with_the_best_on_a_further_target_which_deci
 
 def test_each_target_has_its_own_shots_and_leaves_out_who_lacks_what_it_has(file_and_reports):
     """It has neither documents nor a closed set of labels, and no classifier was trained on it."""
-    assert {name for name, of in scores(file_and_reports[1][1][0]).items() if not of} == {
-        "reader",
-        "ranked",
-        "bag",
-    }
+    left_out = {name for name, of in scores(file_and_reports[1][1][0]).items() if not of}
+    assert left_out == {"reader", "ranked", "bag"}
 
     session = prepare_session(load(file_and_reports[0], ["suites=[]"]), Scope(), SilentProgress())
     candidate = session.candidates["shots"]
@@ -140,11 +137,9 @@ def test_each_target_has_its_own_shots_and_leaves_out_who_lacks_what_it_has(file
 @pytest.mark.parametrize(
     ("written", "found"),
     [
-        ("more_targets: [suites/mood.yaml]\n", "suites/mood.yaml"),
         ("more_targets: [suites/letters.yaml]\n", "a second task 'letters'"),
         ("more_targets: [suites/general.yaml]\n", "3 tasks"),
         ("more_targets: [{lm_eval: piqa}]\n", "a task of lm-eval, as a target"),
-        ("more_targets: suites/moods.yaml\n", "more_targets"),
         ("more_targets: [suites/moods.yaml]\ngate: {critical: [moods]}\n", "unknown task or suite 'moods'"),
     ],
 )
@@ -225,7 +220,5 @@ def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found
 
 
 def test_a_target_without_training_rows_is_measured_where_nobody_trains(tiny, tmp_path):
-    path = experiment(
-        tmp_path, tiny, "  prompt: {method: base}\n", "{validation: validation.jsonl, test: test.jsonl}"
-    )
-    assert compare(path).facts[0].state == "done"
+    data = "{validation: validation.jsonl, test: test.jsonl}"
+    assert compare(experiment(tmp_path, tiny, "  prompt: {}\n", data)).facts[0].state == "done"

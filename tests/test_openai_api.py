@@ -109,10 +109,7 @@ def test_likelihoods_are_those_of_the_model_in_memory(local_base, server, open_c
     assert [x.greedy for x in other] == [x.greedy for x in one]
 
 
-@pytest.mark.parametrize(
-    ("protocol", "limits"),
-    [*(("completions", Limits(n)) for n in (1, 12, 40)), ("chat", Limits(12))],
-)
+@pytest.mark.parametrize(("protocol", "limits"), [("completions", Limits(40)), ("chat", Limits(12))])
 def test_answers_are_those_of_the_model_in_memory(local_base, server, open_candidate, protocol, limits):
     found = answers(open_candidate(server, protocol=protocol), limits)
     assert found == answers(local_base, limits)
@@ -154,17 +151,16 @@ def test_answers_come_in_the_order_of_the_questions_however_they_arrive(open_can
     assert [o.text for o in found] == [f"answer {n}" for n in range(10)]
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_so_many_requests_are_under_way_at_once(open_candidate, n):
-    here = threading.Barrier(n)
+def test_so_many_requests_are_under_way_at_once(open_candidate):
+    here = threading.Barrier(3)
 
     def meets(messages):
-        here.wait(timeout=30)  # passes only where n requests are here together
+        here.wait(timeout=30)  # passes only where three requests are here together
         return "met"
 
     with serve_model(Rule(meets)) as rule:
-        open_candidate(rule, protocol="chat", num_concurrent=n).generate([encode_as_json()] * 6, Limits(4))
-        assert rule.most_at_once == n
+        open_candidate(rule, protocol="chat", num_concurrent=3).generate([encode_as_json()] * 6, Limits(4))
+        assert rule.most_at_once == 3
 
 
 @pytest.mark.e2e
@@ -231,14 +227,12 @@ def test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_
     assert KEY not in found
 
 
-@pytest.mark.parametrize("key", ["schlüssel", "two\nlines"])
-def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(server, open_candidate, monkeypatch, key):
-    monkeypatch.setenv("SUPPORT_KEY", key)
-    with pytest.raises(
-        CandidateFailed, match="a key in SUPPORT_KEY with characters that no header"
-    ) as failed:
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(server, open_candidate, monkeypatch):
+    monkeypatch.setenv("SUPPORT_KEY", "two\nlines")
+    said = "a key in SUPPORT_KEY with characters that no header"
+    with pytest.raises(CandidateFailed, match=said) as failed:
         open_candidate(server, api_key_env="SUPPORT_KEY")
-    assert key not in str(failed.value)
+    assert "two\nlines" not in str(failed.value)
 
 
 def test_headers_of_another_provider_are_never_sent(server, open_candidate, monkeypatch):
@@ -274,7 +268,7 @@ def test_what_a_server_says_instead_of_an_answer_has_a_name(server, open_candida
     assert words in failure(open_candidate(server, timeout=0.3 if fault.after_s else 60))
 
 
-@pytest.mark.parametrize("read", [None, -5, "many"])
+@pytest.mark.parametrize("read", [None, "many"])
 def test_an_answer_in_parts_is_one_text_and_tokens_that_are_no_number_count_as_none(
     server, open_candidate, read
 ):

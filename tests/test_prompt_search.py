@@ -123,13 +123,11 @@ def test_every_try_is_shown_and_a_choice_is_read_from_stored_answers_until_the_s
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     session = prepare_session(more, Scope(), SilentProgress())
     assert session.candidates["best"].searches_prompts
-    assert [bool(run) for run in find_stored_runs(session, in_order(session.candidates, more.selected))] == [
-        True,
-        False,
-    ]
+    (plain, best) = find_stored_runs(session, in_order(session.candidates, more.selected))
+    assert plain
+    assert not best
     (run,) = candidate_runs(load_study(config.load(path)), "best")
     assert run.recipe["system"] == "Whisper."
-    more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     with pytest.raises(IncompatibleRuns, match="only runs of another recipe"):
         candidate_runs(load_study(more), "best")
 
@@ -157,8 +155,8 @@ def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     assert best.training.searched_by.startswith("TPE of Optuna")
 
 
-@pytest.mark.parametrize(("trials", "n_tried"), [(4, 4), (7, 7), (16, 8)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("trials", "n_tried"), [(7, 7), (16, 8)])
+@pytest.mark.parametrize("seed", range(2))
 def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed):
     space = {"system": [None, "A.", "B.", "C."], "template": ["{prompt}", "Now: {prompt}"]}
     source = Recipe(method="base", search=space, trials=trials)
