@@ -148,7 +148,8 @@ def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path)
     session, loaded = file.open_session(dry_run=True)
     work = Estimates(session).work(loaded.selected)
     plan = Estimates(session).seconds(work)
-    *rows, total = plan_section(session, work, plan, Estimates(session).costs(loaded.selected, room)).rows
+    costs = Estimates(session).costs(loaded.selected, room)
+    *rows, total = plan_section(work, plan, costs, hour_usd=None, device=session.machine.device).rows
     assert [row[0] for row in rows] == list(work)
     for column in (1, 2, 3):
         assert sum(int(row[column].replace(",", "")) for row in rows) == int(total[column].replace(",", ""))

@@ -110,11 +110,11 @@ def take_global_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options before a verb; each acts by its own callback."""
+    """Take the options that stand before a verb; each does its work itself."""
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, without control characters."""
+    """Print a line beside the result, on stderr, without what a terminal would obey."""
     from harness.report.escape import clean_lines
 
     print(clean_lines(line), file=sys.stderr)
@@ -161,7 +161,7 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _lines(inner, indent + "  ")
         elif isinstance(inner, list | tuple):
-            # For collections, such as curves, print their size.
+            # Of what holds more than names and numbers, such as a curve, how many.
             is_nested = any(isinstance(one, dict | list | tuple) for one in inner)
             listed = ", ".join(map(str, inner)) or "none"
             yield f"{indent}{key}: {f'a list of {len(inner)}, which --json shows' if is_nested else listed}"
@@ -175,14 +175,14 @@ def format_score(unit: "Unit", value: float, low: float, high: float, n: float) 
 
 
 def print_scores(found: "Mapping[str, Scores]", as_json: bool) -> None:
-    """Print every run's scores by task and metric: unrounded as JSON, else with its interval's digits."""
+    """Print every run's scores by task and metric: as JSON unrounded, else as far as the interval reaches."""
     from harness.report import to_plain
 
-    def as_text(e: "Estimate") -> object:
-        return to_plain(e) if as_json else format_score(e.unit, *e[:4])
-
     named = {
-        run: {task: {m: as_text(e) for m, e in of.items()} for task, of in scores.items()}
+        run: {
+            task: {m: to_plain(e) if as_json else format_score(e.unit, *e[:4]) for m, e in metrics.items()}
+            for task, metrics in scores.items()
+        }
         for run, scores in found.items()
     }
     print_value(named, as_json)
@@ -194,10 +194,10 @@ def write_report(
     candidates: Sequence[str] = (),
     session: "Session | None" = None,
 ) -> "ExperimentReport":
-    """Write a report into its project; return it with next commands for the current folder.
+    """Write a report into its project; return it with next commands as they are typed where we are now.
 
-    The written ones are for the project's folder. With a `session` the prompts of the shown items are added,
-    and runs are sent to the trackers first, so that the report says where they are.
+    Those that are written are typed in the project's folder. By its `session` the prompts of the items that
+    it shows are added, and its runs are sent to the trackers first, so that it says where they are.
     """
     from harness import report
 

@@ -108,7 +108,7 @@ def compare(
     ordered = experiment.in_order(session.candidates, loaded.selected)
     stored = experiment.find_stored_runs(session, ordered)
     if dry_run:
-        experiment.refuse_sensitive(session, loaded, stored)
+        experiment.refuse_sensitive(session.experiment, loaded, ordered, stored)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
     estimates, wanted = experiment.Estimates(session), {}
     if learning_curve:
@@ -137,7 +137,7 @@ def compare(
             " from, the base answers the sampled items again"
         )
     notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
-    if not scope.smoke:  # a smoke run's numbers are not evidence anyway
+    if not scope.smoke:  # whose numbers are no evidence anyway
         notes = [*experiment.describe_power(session.experiment, session.suites, warnings), *notes]
     if dry_run:
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
@@ -165,15 +165,19 @@ def compare(
 
 
 def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool, dry_run: bool) -> list[str]:
-    """List notes before a comparison: on rows, trainings, prompts, recipes, workers and judges."""
+    """List what is to be known before: of rows, trainings, prompts, recipes, workers and judges."""
     from harness import experiment
 
     short = experiment.short_contexts(session, selected) if computes else []
+    idle, policy = [], session.experiment.execution
+    if policy.executor == "in_process" and (policy.workers or 1) > 1:
+        found = f"workers: {policy.workers}, and no executor: one process does it all"
+        idle = [f"{found}; try --executor local"]
     return [
         *metric_warnings([measured.task for measured in session.tasks]),
         *experiment.describe_rows_and_prompts(session, selected),
         *experiment.recipe_warnings(session, selected),
-        *experiment.idle_workers(session.experiment.execution),
+        *idle,
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused
     ]
 
@@ -193,7 +197,7 @@ def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
 
 
 def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
-    """Print a report and the rescue of its best fine-tune; as JSON both are one value."""
+    """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
     from harness.cli.nightly import run_rescue
     from harness.lifecycle import rescue as rescuing
@@ -287,7 +291,9 @@ def _print_plan(
         judged = {f"{one.metric} of {one.task} by {one.judge}": one._asdict() for one in grades}
         print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
         return
-    print_document(ResultDocument("", [plan_section(session, work, plan, costs)], ""))
+    hour_usd, device = session.experiment.decide.device_hour_usd, session.machine.device
+    section = plan_section(work, plan, costs, hour_usd=hour_usd, device=device)
+    print_document(ResultDocument("", [section], ""))
     for one in grades:
         price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
         what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
@@ -296,19 +302,23 @@ def _print_plan(
 
 
 def plan_section(
-    session: "Session", work: "dict[str, Work]", plan: dict[str, float], costs: "Sequence[Cost]"
+    work: "dict[str, Work]",
+    plan: dict[str, float],
+    costs: "Sequence[Cost]",
+    *,
+    hour_usd: float | None,
+    device: str,
 ) -> "Section":
     """Lay out planned work: its tokens, device time and price, which add up to the last line, and memory."""
     from harness.cli.setup import memory_texts
     from harness.evaluation.costs import Work, price_usd
     from harness.report import Section
 
-    hour, device = session.experiment.decide.device_hour_usd, session.machine.device
     of_memory = {cost.candidate: memory_texts(cost) for cost in costs}
 
     def row(name: str, one: "Work", took_s: float | None) -> list[str]:
         tokens = map(count, (one.trained, one.read, one.generated))
-        price = None if took_s is None else price_usd(took_s, device, hour)
+        price = None if took_s is None else price_usd(took_s, device, hour_usd)
         return [name, *tokens, seconds(took_s), usd(price), *of_memory.get(name, (UNKNOWN, UNKNOWN))]
 
     rows = [row(name, one, plan.get(name)) for name, one in work.items()]
@@ -323,7 +333,7 @@ def plan_section(
 
 
 def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
-    """Return 1 if a candidate failed, else with `by_verdict` the code of the recommended one's verdict."""
+    """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
     from harness.analysis import gating
 
     if any(f.state == "failed" for f in found.facts):

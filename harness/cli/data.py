@@ -1,7 +1,7 @@
 """Commands that rewrite rows of data: clean, dedup, split, mix and sample.
 
-Invariant: each writes new files with a manifest, atomically and never over an existing file; stdout says what
-happened to the rows, stderr how they were read and what to do next.
+Invariant: each writes new files beside a manifest, never over a file, whole or not at all; stdout says what
+became of the rows, stderr how they were read and what to do next.
 """
 
 from collections.abc import Iterable
@@ -310,7 +310,7 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
 
 def _doubt_headers(contents: "Iterable[Rows]") -> None:
-    """Name CSV files whose first line is probably a row, if no column is requested."""
+    """Say which first lines of CSV files are probably rows, where no column is requested."""
     from harness.data.columns import find_missing_header
 
     for content in contents:
@@ -349,7 +349,7 @@ def roles_of(content: "Rows", named: RowColumns) -> "Roles":
 
 
 def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
-    """Find the named columns (also those in templates) that a test file has."""
+    """Find the columns of a test file: those that were named, also in a template, where it has them."""
     from harness.data.columns import columns_of
 
     names = content.names
@@ -358,7 +358,7 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
 
 
 def _digests(option: str, files: list[str]) -> dict[str, list[dict[str, str]]]:
-    """Map the additional files of an edit to the digests of their content."""
+    """Name the files that an edit takes beside its rows, each with the digest of its content."""
     from harness.data.edit.save import digest_of
     from harness.data.text_files import display_path
 
@@ -398,7 +398,7 @@ def _save(
 
 
 def save_made(made: "DistilledRows | FeedbackEdit | MadePairs", out: Path, as_json: bool) -> None:
-    """Write generated rows, and print a summary and notes."""
+    """Write rows that were made, print what became of them, and say what is to be known of them."""
     from harness.data.edit.save import refuse_output, save
 
     refuse_output(out, made.edit.inputs)

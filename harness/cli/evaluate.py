@@ -3,18 +3,16 @@
 Invariant: models load only inside the command.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from harness.cli.app import EXPERIMENT, app, print_lines, print_result, print_scores, say
 from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, Precision, RunsFolder, verb
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.formatting import count, plain, seconds
 
 if TYPE_CHECKING:
-    from harness.experiment import OneAnswer
     from harness.experiment.standalone import PreparedEvaluation
     from harness.spec import Task
 
@@ -105,30 +103,26 @@ def ask_one(
         raise UserError(Problem("harness ask", found, "one of the two", step))
     from harness import experiment
     from harness.report import to_plain
+    from harness.report.escape import clean_lines
 
     session, loaded = at.open_session(candidate)
     name, *others = loaded.selected
     if others:
         found = f"{candidate}, which names {', '.join(loaded.selected)}"
         raise UserError(Problem("harness ask", found, "one candidate", f"harness ask '{name}'"))
-    found_answer = experiment.ask(session, name, text, item)
-    print_lines(to_plain(found_answer), _answer_lines(found_answer), as_json)
-
-
-def _answer_lines(found: "OneAnswer") -> Iterator[str]:
-    from harness.report.escape import clean_lines
-
-    row = found.row
-    yield f"prompt, {count(found.prompt.n_tokens)} tokens:"
-    yield clean_lines(found.prompt.text)
-    yield f"answer, {row.status}, {count(row.n_output_tokens)} tokens, {seconds(row.compute_s)}:"
-    yield clean_lines(row.text or row.error)
-    if found.is_item:
-        yield f"reference: {clean_lines(' | '.join(row.references[:3]))}"
-        yield from (
-            f"{name}: {', '.join(map(plain, parts)) if parts else 'not scored'}"
-            for name, parts in row.parts.items()
-        )
+    answer = experiment.ask(session, name, text, item)
+    prompt, row = answer.prompt, answer.row
+    lines = [
+        f"prompt, {count(prompt.n_tokens)} tokens:",
+        clean_lines(prompt.text),
+        f"answer, {row.status}, {count(row.n_output_tokens)} tokens, {seconds(row.compute_s)}:",
+        clean_lines(row.text or row.error),
+    ]
+    if answer.is_item:
+        lines.append(f"reference: {clean_lines(' | '.join(row.references[:3]))}")
+        for metric, parts in row.parts.items():
+            lines.append(f"{metric}: {', '.join(map(plain, parts)) if parts else 'not scored'}")
+    print_lines(to_plain(answer), lines, as_json)
 
 
 def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> None:
@@ -157,12 +151,15 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
 def _prepare_standalone(
     name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
 ) -> "PreparedEvaluation":
-    """Prepare the experiment's candidate with this name, or else the model with this name."""
+    """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, prepare_session, standalone
+    from harness.models.embedded_model import NAMES
+    from harness.spec import Engine, Precision
 
     progress = TerminalProgress()
-    if at.config.is_file() and not standalone.looks_like_a_model(name):
+    is_model = name in NAMES or "/" in name or Path(name).expanduser().is_dir()
+    if at.config.is_file() and not is_model:
         loaded = at.override(computing).load()
         if name in loaded.experiment.candidates:
             return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
@@ -172,4 +169,12 @@ def _prepare_standalone(
         raise UserError(
             Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
         )
-    return standalone.prepare_model(name, tasks, runs, progress, **standalone.check_computing(computing))
+    known, problems = {"engine": get_args(Engine), "precision": get_args(Precision)}, list[Problem]()
+    for key, value in computing.items():
+        *others, last = known[key]
+        if value not in known[key]:
+            expected, step = f"{', '.join(others)} or {last}", did_you_mean(value, known[key])
+            problems.append(Problem(f"--{key}", repr(value), expected, step))
+    refuse(problems)
+    settings: dict[str, Any] = {**computing}
+    return standalone.prepare_model(name, tasks, runs, progress, **settings)

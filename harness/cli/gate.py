@@ -1,8 +1,8 @@
 """Commands that judge and show stored runs: report, decide, gate, dashboard.
 
-Invariant: none of them loads a model. Streamlit replaces the process that opens the dashboard, so ending one
-ends the other; it listens only at the given address and sends nothing anywhere. Visitors from other machines
-need a token.
+Invariant: none of them loads a model. Streamlit takes the place of the command that opens the dashboard, so
+what ends the one ends the other; it listens at the given address and nowhere else, and sends nothing to
+anybody. Who is not on this machine needs a token.
 """
 
 import os
@@ -183,7 +183,7 @@ def dashboard(
     say(f"{address} shows {config.resolve().parent}; Ctrl-C ends it")
     if token:
         say("anyone with this address sees every prompt and answer, and can rate; it is sent unencrypted")
-    # Open a browser only if a person uses this machine.
+    # A browser opens the pages where a person sits at this machine.
     has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     has_screen = sys.stderr.isatty() and (sys.platform in ("darwin", "win32") or has_display)
     os.execve(
@@ -214,12 +214,12 @@ def server_command(host: str, port: int) -> list[str]:
 
 
 def server_environment(config: Path, token: str, opens: str = "") -> dict[str, str]:
-    """Return the environment of the server: experiment, required token, page to open."""
+    """Return the environment of the server: its experiment, the token to ask for, what it opens."""
     own = {"CONFIG": str(config.resolve()), "DASHBOARD_TOKEN": token, "DASHBOARD_OPENS": opens}
     return {**os.environ, **{f"HARNESS_{name}": value for name, value in own.items()}}
 
 
 def app_file() -> Path:
-    """Find the pages' server: in the installed package, or next to it in a checkout."""
+    """Find the server of the pages: inside the package where it is installed, beside it in a checkout."""
     folders = (_PACKAGE / "dashboards", _PACKAGE.parent / "dashboards")
     return next((folder / _SERVER for folder in folders if folder.is_dir()), folders[0] / _SERVER)

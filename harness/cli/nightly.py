@@ -32,7 +32,7 @@ def nightly_run(
     webhook: Annotated[str, Option("Send new alarms there, as Slack takes them.", env=True)] = "",
     as_json: Json = False,
 ) -> None:
-    """Evaluate tonight, and exit by the verdict.
+    """Evaluate tonight, and exit by what it shows.
 
     Nothing is evaluated twice. Exit codes: 0 ok, 1 error, 3 regression, 4 suspect or harness-drift.
     """

@@ -1,7 +1,7 @@
 """Declaration of verbs and their options, and the options that verbs share.
 
-Invariant: an option is declared once, at the parameter that receives it, and takes its name and environment
-variable from there. A verb with a tuple of options gets them as one value.
+Invariant: an option is declared once, beside the parameter that receives it, and takes its name and its
+variable from there. A verb that takes a tuple of options gets them as one value.
 """
 
 import os
@@ -28,9 +28,9 @@ CONFIG, RUNS = Path("harness.yaml"), Path("runs")
 
 
 class Option(NamedTuple):
-    """Option with its help, its name if that differs from the parameter's, and a short name.
+    """An option: its help, the name where that is not its parameter's, and a short one.
 
-    With `env`, the variable HARNESS_NAME sets it, too.
+    With `env` the variable HARNESS_NAME sets it too.
     """
 
     help: str
@@ -43,7 +43,7 @@ class Option(NamedTuple):
     formats: tuple[str, ...] = ()
 
     def declare(self, parameter: str) -> Any:
-        """Declare it to typer; switches have no `--no-` form."""
+        """Declare it to typer; a switch has no `--no-` beside it."""
         name = self.name or f"--{parameter.replace('_', '-')}"
         variable = name.partition("/")[0].strip("-").replace("-", "_").upper()
         least, most = self.min or 0.0, inf if self.max is None else self.max
@@ -65,14 +65,14 @@ class Option(NamedTuple):
 
     @property
     def range(self) -> str:
-        """Allowed numbers in words; empty if all are allowed, or it is not a number."""
+        """The numbers that it takes, in words; empty where it takes all, or is no number."""
         if self.min is None:
             return ""
         return f"{self.min:g} or more" if self.max is None else f"{self.min:g} to {self.max:g}"
 
 
 class Argument(NamedTuple):
-    """Argument with its help, and its placeholder in the usage if that differs from the parameter's name."""
+    """An argument: its help, and what stands for it there where that is not its parameter's name."""
 
     help: str
     metavar: str | None = None
@@ -121,7 +121,7 @@ def examples(*commands: str) -> str:
 
 
 def example_commands(command: Any) -> list[str]:
-    """Return the example commands in a verb's help."""
+    """Return the commands that stand as examples in a verb's help."""
     return [line.strip() for line in (command.epilog or "").splitlines()[len(_BEFORE) :]]
 
 
@@ -149,7 +149,7 @@ def _refuse_a_file(overrides: list[str] | None) -> list[str]:
         if file.endswith((".yaml", ".yml")) and Path(file).is_file():
             typed, names = sys.argv[1:], ("-c", "--config")
             has_config = any(word.partition("=")[0] in names for word in typed)
-            command = ["harness"]  # with -c before the file, unless a file is named already
+            command = ["harness"]  # with -c before the file, or without it where a file is named already
             for before, word in zip(["", *typed], typed, strict=False):
                 if word != file or before in names:
                     command.append(word)
@@ -201,7 +201,7 @@ class ExperimentFile(NamedTuple):
 
     @property
     def reports(self) -> Path:
-        """Folder of reports next to the file."""
+        """The folder of reports beside the file."""
         return self.config.parent / "reports"
 
     def override(self, values: Mapping[str, object]) -> "ExperimentFile":
@@ -210,7 +210,7 @@ class ExperimentFile(NamedTuple):
         return self._replace(overrides=[*self.settings, *written])
 
     def command_line(self, candidates: Sequence[str] = ()) -> "CommandLine":
-        """Return the typed options that next commands need as well."""
+        """Keep what was typed that the next commands need as well."""
         from harness.config import CommandLine
 
         return CommandLine.from_options(self.config, self.settings, candidates)
@@ -254,7 +254,7 @@ class StoredRuns(NamedTuple):
 
 
 class RowColumns(NamedTuple):
-    """Columns of questions and answers, or templates, for files in which they are not recognised."""
+    """Columns that ask and answer, or templates over several, where they are not recognised."""
 
     prompt: Annotated[
         str | None, Option("The question's column, or a template over several, if not recognised.")
@@ -273,7 +273,7 @@ def config_option(config: Path) -> str:
 
 
 def require_out(out: Path | None, command: str, example: str, inputs: Sequence[str] | None = None) -> Path:
-    """Return the file to write; refuse it if rows made from `inputs` cannot be written there."""
+    """Return the file to write; one of rows made from `inputs` is refused where it cannot be written."""
     from harness.data.edit.save import refuse_output
 
     if out is None:

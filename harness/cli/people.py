@@ -1,7 +1,7 @@
-"""Commands for people's judgements: rate export and import; feedback add, rows and pairs.
+"""Commands by which judgements of people come in: rate export and import; feedback add, rows and pairs.
 
-Invariant: none loads a model. The file for raters does not reveal candidates; personal data in feedback is
-masked before anything is written.
+Invariant: none loads a model. The file for raters tells nobody whose an answer is; personal data in feedback
+is masked before anything is written.
 """
 
 from pathlib import Path
@@ -114,7 +114,13 @@ def rate_import(
             f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in made.by_pair.items()
         ]
     else:
-        ends = _scale(scale) if scale else None
+        ends: tuple[float, float] | None = None
+        if scale:
+            try:
+                low, high = map(float, scale.split(","))
+            except ValueError:
+                raise UserError(Problem("--scale", repr(scale), "two numbers", "--scale 1,5")) from None
+            ends = low, high
         made = label_file.import_labels(at.config, file, at.settings, rater=rater, scale=ends)
         read = f"{count(made.n_labels)} labels for {made.metric}"
         of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in made.by_run.items()]
@@ -128,14 +134,6 @@ def rate_import(
                 " pairs skews the win rate; next: rate the rows left blank, from the first one"
             )
     say(f"next: {at.command_line().command('report')}")
-
-
-def _scale(written: str) -> tuple[float, float]:
-    try:
-        low, high = map(float, written.split(","))
-    except ValueError:
-        raise UserError(Problem("--scale", repr(written), "two numbers", "--scale 1,5")) from None
-    return low, high
 
 
 Out = Annotated[Path | None, Option("The new file. A manifest is written next to it.")]
@@ -185,14 +183,15 @@ def feedback_rows(
 ) -> None:
     """Write corrections as training rows.
 
-    Rows with the prompt of an evaluated item are left out. Only marked rows become test items.
+    Rows that ask what is evaluated are left out. Test items are made of marked rows alone.
     """
     from harness.lifecycle.corrections import make_rows, make_test_items
 
     out = require_out(out, "harness feedback rows", "corrections.jsonl", [])
     session, stored = _open(at)
     if test_items:
-        save_made(make_test_items(session, stored, str(test_items)), out, as_json)
+        region = session.experiment.feedback.region
+        save_made(make_test_items(session.target, region, stored, str(test_items)), out, as_json)
         say(f"next: more_targets in {at.config}, a task with data: {{test: {name_beside(at.config, out)}}}")
         return
     save_made(make_rows(session, stored, per_sender, str(out)), out, as_json)
@@ -206,7 +205,7 @@ def feedback_pairs(
 ) -> None:
     """Write preferences as pairs of answers.
 
-    Pairs with the prompt of an evaluated item are left out.
+    Pairs that ask what is evaluated are left out.
     """
     from harness.lifecycle.corrections import make_pairs
 

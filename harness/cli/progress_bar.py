@@ -1,4 +1,4 @@
-"""Progress bars on stderr with the time left; sparse lines if stderr is not a terminal.
+"""Progress bars on stderr with the time left; sparse lines where stderr is no terminal.
 
 Invariant: progress goes to stderr; stdout belongs to results.
 """
@@ -20,7 +20,7 @@ from harness.progress import Advance
 
 _WORTH_A_LINE_S = 15.0
 _GUESSED_S = 20.0  # seconds of a plan that weigh as much as those that were measured
-_BETWEEN = "bookkeeping and statistics"  # shown between stages
+_BETWEEN = "bookkeeping and statistics"  # where no stage is open
 _LINE_EVERY_S, _LOOK_EVERY_S = 60.0, 5.0
 
 
@@ -43,11 +43,11 @@ class _Stage:
 
 
 class TerminalProgress:
-    """Display of stages, planned or not, and of a line per finished candidate.
+    """Draws stages as they pass, also those of no plan, and the lines of candidates that are finished.
 
-    If stderr is not a terminal, a line per minute reports the current stage, its progress and the total time
-    left. `clock` gives seconds; every `look_every_s` a line is printed if due. `shows_items` shows items of
-    the first candidate.
+    Where stderr is no terminal, a line says once a minute what is being done, how far that is and how long
+    all of it still takes. `clock` gives seconds; every `look_every_s` it is looked whether a line is due.
+    Items of a candidate are shown where `shows_items`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class TerminalProgress:
 
     @contextmanager
     def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
-        """Open a stage; its expected time calibrates the estimate of the time left."""
+        """Open a stage; what it is expected to take teaches the estimate of the time left."""
         stage = _Stage(label, expected_s, self._clock())
         task = self._bar.add_task(escape(label), total=1.0, note="")
         if expected_s > _WORTH_A_LINE_S and not self._left:
@@ -123,7 +123,7 @@ class TerminalProgress:
         self._print(line, *items)
 
     def say_where(self) -> None:
-        """Print the current stage, unless a line was printed within the last minute."""
+        """Say what is being done, unless a line was printed within the last minute."""
         if self._clock() - self._last_line < _LINE_EVERY_S:
             return
         stages = [*self._stages]  # the thread that works may close one meanwhile
@@ -168,7 +168,7 @@ class TerminalProgress:
             self._console.print(Text(f"  {item}"), no_wrap=True, overflow="ellipsis")
 
     def _estimate_left_s(self, stage: _Stage) -> float:
-        """Return the seconds left of the plan, or of the stage by its own pace; 0 if unknown."""
+        """Return the seconds left of the plan, else of the stage by its own pace; 0 if unknown."""
         if not self._left and not stage.share:
             return max(0.0, stage.expected_s - (self._clock() - stage.began))
         if self._left or not stage.share:

@@ -7,7 +7,6 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +18,6 @@ from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.formatting import RATE, count, points, seconds, size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from harness.exports import Readiness, ServingPlan
     from harness.store import ChampionEntry, History
 
 By = Annotated[str, Option("Who does it; by default whom git signs commits as.", metavar="NAME")]
@@ -34,33 +30,30 @@ _ENTRY = ("event", "promoted", "when", "who", "why")
 def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
     """List the promotions, rollbacks and retirements of the target.
 
-    The oldest comes first. Each promotion shows whether its files are kept, and which of them are missing.
+    The oldest comes first. Beside a promotion stands whether its files are kept, and what of them is gone.
     """
     from harness.lifecycle.release import missing_files
     from harness.store import Store
 
-    history, listed = _read_history(ExperimentFile(config=config)), {}
+    history, listed = _read_history(ExperimentFile(config=config)), dict[str, Any]()
     for entry in history.entries:
         facts: dict[str, Any] = {name: getattr(entry, name) for name in _ENTRY}
         facts |= {name: getattr(entry.champion, name) for name in ("candidate", "run_id", "verdict")}
         if entry.event == "promotion":
             facts |= {"present": entry == history.present, "kept": entry in history.kept}
             facts["missing"] = missing_files(Store(config.parent / "runs"), entry.champion)
-        listed[str(entry.number)] = facts if as_json else _write_line(facts)
+        if as_json:
+            listed[str(entry.number)] = facts
+            continue
+        links = {"promotion": "", "rollback": f" to {entry.promoted}"}
+        about = links.get(entry.event, f" of {entry.promoted}")
+        said = [f"{entry.when[:16]} {entry.event}{about}: {facts['candidate']} ({facts['run_id']})"]
+        said += filter(None, [facts["verdict"], f"by {entry.who}", entry.why])
+        if entry.event == "promotion":
+            state = "the champion" if facts["present"] else "kept" if facts["kept"] else "not kept"
+            said += [state, *([f"no {', no '.join(facts['missing'])}"] if facts["missing"] else [])]
+        listed[str(entry.number)] = "; ".join(said)
     print_value(listed, as_json)
-
-
-def _write_line(facts: "Mapping[str, Any]") -> str:
-    """Write an entry of the history on one line."""
-    links = {"promotion": "", "rollback": f" to {facts['promoted']}"}
-    about = links.get(facts["event"], f" of {facts['promoted']}")
-    said = [f"{facts['when'][:16]} {facts['event']}{about}: {facts['candidate']} ({facts['run_id']})"]
-    said += filter(None, [facts["verdict"], f"by {facts['who']}", facts["why"]])
-    if facts["event"] == "promotion":
-        files = f"no {', no '.join(facts['missing'])}" if facts["missing"] else ""
-        state = "the champion" if facts["present"] else "kept" if facts["kept"] else "not kept"
-        said += filter(None, [state, files])
-    return "; ".join(said)
 
 
 @verb(champions_app, "harness champions show", "harness champions show 1 --json", name="show")
@@ -134,7 +127,7 @@ def _read_history(at: ExperimentFile) -> "History":
 
 
 def say_registered(at: ExperimentFile) -> None:
-    """Register the current champion with MLflow, if results are sent there, and say where it is."""
+    """Register the present champion with MLflow where results are sent to it, and say where it is."""
     history, experiment = _read_history(at), at.load().experiment
     if "mlflow" in experiment.report_to:
         from harness.report import trackers
@@ -302,8 +295,8 @@ def serve(
 ) -> None:
     """Serve a run at one address of OpenAI's protocol.
 
-    It runs until Ctrl-C. A missing export is made first, and its files are hashed again. The server is ready
-    once it gives the stored answers to 20 items of the target; otherwise the command ends with exit code 1
+    It runs until Ctrl-C. The export is made first where there is none, and its files are hashed anew. It is
+    ready once the server gives the stored answers to 20 items of the target; else it ends with exit code 1
     and the first differences.
     """
     from harness import exports
@@ -317,24 +310,20 @@ def serve(
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends first
     running, readiness = exports.start(session, plan)
-    for line in _ready_lines(plan, readiness):
-        print(line, flush=True)
-    say("Ctrl-C ends it")
-    exports.wait(running)
-
-
-def _ready_lines(plan: "ServingPlan", found: "Readiness") -> Iterator[str]:
-    """Describe a ready server: its address, the compared answers, and a sample request."""
     export, address, model = plan.export, plan.address, plan.program.model
-    same = f"{found.n_same} of {found.n} answers are the stored ones"
-    same += ", the others within rounding" if found.n_same < found.n else ""
+    same = f"{readiness.n_same} of {readiness.n} answers are the stored ones"
+    same += ", the others within rounding" if readiness.n_same < readiness.n else ""
     what = f"{plan.program.name}, {export.format} {export.quantization}"
-    yield f"ready: {address.url}/v1, model {model} ({what}); {same}"
+    print(f"ready: {address.url}/v1, model {model} ({what}); {same}", flush=True)
     if others := [name for name in export.prompt["prompting"] if name != "zero_shot"]:
         readme = plan.folder / "README.md"
         where = f"{readme} has the lines that do" if readme.exists() else "harness.yaml says how"
-        yield f"served are the weights alone: {', '.join(others)} makes each request's prompt; {where}"
-    body = {"model": model, "messages": list(found.request.messages)}
+        each = f"{', '.join(others)} makes each request's prompt"
+        print(f"served are the weights alone: {each}; {where}", flush=True)
+    body = {"model": model, "messages": list(readiness.request.messages)}
     key = f' -H "Authorization: Bearer ${address.api_key_env}"' if address.api_key_env else ""
     asked = shlex.quote(json.dumps(body, ensure_ascii=False))
-    yield f"curl {address.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {asked}"
+    headers = f"-H 'Content-Type: application/json'{key}"
+    print(f"curl {address.url}/v1/chat/completions {headers} -d {asked}", flush=True)
+    say("Ctrl-C ends it")
+    exports.wait(running)

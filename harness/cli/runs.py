@@ -4,7 +4,6 @@ Invariant: none of them loads a model.
 """
 
 import sys
-from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +23,6 @@ from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, change, size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from harness.lifecycle.release import Differences
     from harness.records import Run
     from harness.store import TrialRun
 
@@ -35,9 +31,10 @@ if TYPE_CHECKING:
 def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     """List stored runs and their trials, with their disk use.
 
-    Each is shown with the disk space that removing it would free.
+    Beside each stands what removing it would free.
     """
     from harness import store
+    from harness.report import trial_line
 
     at = store.Store(kept.folder)
     found, (_, unreadable) = store.list_runs(at), store.runs_on_disk(at)
@@ -45,8 +42,27 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     used, freed = store.disk_use(at, found)
     for run_id, n_bytes in store.count_freed_by_trials(at, found).items():
         freed[run_id] = freed.get(run_id, 0) + n_bytes
-    listed = _map_facts if as_json else _map_lines
-    print_value(listed(found, trials, freed), as_json)
+    listed: dict[str, Any]
+    if as_json:  # facts without rows, recipe and measurements, of trials those of one as well
+        listed = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}
+        for run_id, trial in ((run_id, trial) for run_id, tried in trials.items() for trial in tried):
+            own_id = trial.run.run_id
+            own = {"trial_of": run_id, "frees_bytes": freed.get(own_id, 0)}
+            listed[own_id] = _facts(trial.run) | _trial_facts(trial) | own
+    else:  # below each run the trials that it was chosen among, and last those of no run
+        listed = {}
+        for run in found:
+            state = run.error if run.state == "failed" else run.state
+            made = f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}"
+            listed[run.run_id] = f"{made}: {state}, {size(freed[run.run_id])}"
+            for trial in trials.get(run.run_id, ()):
+                chosen = ", chosen" if trial.trial.fit_key == run.training.fit_key else ""
+                line = f"trial of {trial.run.candidate}, {trial_line(trial)}{chosen}"
+                listed[f"  {trial.run.run_id}"] = line
+        for trial in trials.get("", ()):
+            line = f"trial of {trial.run.candidate} for a run that is not stored, {trial_line(trial)}"
+            listed[trial.run.run_id] = f"{line}, {size(freed.get(trial.run.run_id, 0))}"
+    print_value(listed, as_json)
     for problem in unreadable:
         say(f"left out, as damaged: {problem}; next: repair or delete it")
     if not found:
@@ -81,11 +97,34 @@ def runs_diff(
 ) -> None:
     """Show the differences of two runs: recipe, scores and more."""
     from harness.analysis.run_diff import to_json
+    from harness.formatting import score as printed
     from harness.lifecycle import release
     from harness.store import Store
 
+    def show(value: object) -> str:
+        return UNKNOWN if value in (None, "") else str(value)
+
+    def pairs(of: Any) -> dict[str, str]:
+        return {name: f"{show(a)} → {show(b)}" for name, (a, b) in of.items()}
+
+    def score(s: Any) -> str:
+        if s.a is None and s.b is None:
+            return str(s.why_not)
+        c = s.difference
+        percent, pp = (" %", " pp") if s.unit.is_rate else ("", f" {s.unit.name}")
+        tail = f"{change(c.unit, c.delta, c.low, c.high)}{pp}" if c else s.why_not
+        return f"{printed(s.unit, s.a)} → {printed(s.unit, s.b)}{percent}, {tail}"
+
     found = release.differences(Store(kept.folder), a, b)
-    print_value(to_json(found) if as_json else _side_by_side(found), as_json)
+    if as_json:
+        shown = to_json(found)
+    else:  # each as `a → b`, a score with its paired difference or why there is none
+        shown = {name: pairs(getattr(found, name)) for name in ("recipe", "run", "environment")}
+        shown |= {f"rows {key}": pairs(rows) for key, rows in found.rows.items()}
+        for key, scores in found.scores.items():
+            shown[f"scores {key}"] = {metric: score(s) for metric, s in scores.items()}
+        shown = {name: lines for name, lines in shown.items() if lines}
+    print_value(shown, as_json)
     if not any(found):
         say(f"nothing that is stored differs between {a} and {b}")
 
@@ -161,73 +200,14 @@ def reindex(kept: StoredRuns, as_json: Json = False) -> None:
     print_value(store.reindex(store.Store(kept.folder))._asdict(), as_json)
 
 
-def _map_facts(
-    found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
-) -> dict[str, Any]:
-    """Map each run to its facts without rows, recipe and measurements, each trial to those of one as well."""
-    runs = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}
-    of_trials = {
-        one.run.run_id: _facts(one.run)
-        | _trial_facts(one)
-        | {"trial_of": run_id, "frees_bytes": freed.get(one.run.run_id, 0)}
-        for run_id, of in trials.items()
-        for one in of
-    }
-    return runs | of_trials
-
-
 def _facts(run: "Run") -> dict[str, Any]:
     return {name: value for name, value in run.to_plain().items() if not isinstance(value, dict)}
 
 
 def _trial_facts(one: "TrialRun") -> dict[str, Any]:
-    """Return a trial's outcome, its settings, and its validation score with the metric."""
+    """Say of a trial what became of it, what it tried, and what it scored on validation by which metric."""
     names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
     return {"state": one.state, "metric": one.metric} | {name: getattr(one.trial, name) for name in names}
-
-
-def _map_lines(
-    found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
-) -> dict[str, Any]:
-    """Map each run to a line, below it the trials that it was chosen among, and last those of no run."""
-    from harness.report import trial_line
-
-    lines = {}
-    for run in found:
-        state = run.error if run.state == "failed" else run.state
-        made = f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}"
-        lines[run.run_id] = f"{made}: {state}, {size(freed[run.run_id])}"
-        for one in trials.get(run.run_id, ()):
-            chosen = ", chosen" if one.trial.fit_key == run.training.fit_key else ""
-            lines[f"  {one.run.run_id}"] = f"trial of {one.run.candidate}, {trial_line(one)}{chosen}"
-    for one in trials.get("", ()):
-        line = f"trial of {one.run.candidate} for a run that is not stored, {trial_line(one)}"
-        lines[one.run.run_id] = f"{line}, {size(freed.get(one.run.run_id, 0))}"
-    return lines
-
-
-def _side_by_side(found: "Differences") -> dict[str, Any]:
-    """Write each difference as `a → b`, a score with its paired difference or why there is none."""
-    from harness.formatting import score as printed
-
-    def show(value: object) -> str:
-        return UNKNOWN if value in (None, "") else str(value)
-
-    def pairs(of: Any) -> dict[str, str]:
-        return {name: f"{show(a)} → {show(b)}" for name, (a, b) in of.items()}
-
-    def score(s: Any) -> str:
-        if s.a is None and s.b is None:
-            return str(s.why_not)
-        c = s.difference
-        percent, pp = (" %", " pp") if s.unit.is_rate else ("", f" {s.unit.name}")
-        tail = f"{change(c.unit, c.delta, c.low, c.high)}{pp}" if c else s.why_not
-        return f"{printed(s.unit, s.a)} → {printed(s.unit, s.b)}{percent}, {tail}"
-
-    parts: dict[str, Any] = {name: pairs(getattr(found, name)) for name in ("recipe", "run", "environment")}
-    parts |= {f"rows {key}": pairs(of) for key, of in found.rows.items()}
-    parts |= {f"scores {key}": {m: score(s) for m, s in of.items()} for key, of in found.scores.items()}
-    return {name: lines for name, lines in parts.items() if lines}
 
 
 @verb(app, "harness score lora", heading=STORED)
@@ -305,7 +285,7 @@ def sql(
 
 
 def _cell(value: object) -> str:
-    """Format a value on one line, truncated because it may be a model's text."""
+    """Write a value on one line, cut where it is long: it may be what a model wrote."""
     from harness.report.escape import clean
 
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
@@ -313,7 +293,7 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn values that JSON lacks, such as times and decimals, into text; NaN and infinity into null."""
+    """Turn what JSON does not know into text, such as times and decimals; NaN and infinity are null."""
     if isinstance(value, float) and not isfinite(value):
         return None
     if isinstance(value, dict):

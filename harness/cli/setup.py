@@ -1,8 +1,8 @@
-"""Commands before a comparison: init writes an experiment for rows, doctor and data check look for problems.
+"""Commands before a comparison: init writes an experiment for rows, doctor and data check look for faults.
 
-Invariant: nothing is computed except, on request, the A/A noise, and no file of the user is changed. Doctor
-lists all problems and sets its exit code by them; findings in rows alone end with exit code 0 unless --fail-
-on says otherwise.
+Invariant: nothing is computed but, on request, the A/A noise, and no file of the user's is changed. Doctor
+lists whatever is wrong, and its exit code says whether something is; findings in rows alone end with exit
+code 0 unless --fail-on says otherwise.
 """
 
 import re
@@ -148,8 +148,8 @@ def doctor(
 ) -> None:
     """Check machine, packages, model and data; estimate the cost.
 
-    With `--base` and `--gpu` it says instead which methods of training and serving a base fit a card, how
-    long a training takes and what it costs; no weights are read.
+    With `--base` and `--gpu` it says instead what of a base fits a card, by which method, how long a training
+    takes and what it costs; no weights are read.
     """
     if base or gpu:
         from harness.experiment import FitQuery, examine_base
@@ -281,7 +281,7 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
 
 
 def cost_section(costs: "Sequence[Cost]") -> "Section":
-    """Return the table of each candidate's estimated cost, with measured values after a slash."""
+    """Lay out what each candidate takes, estimated, with what was measured behind a slash."""
     from harness.report import Section
 
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
@@ -343,7 +343,7 @@ def data_check(
 ) -> None:
     """Find duplicates, contamination, wrong labels, damage.
 
-    The worst comes first, each with the command that fixes it. Nothing is changed.
+    The worst stands first, each with the command that fixes it. Nothing is changed.
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment.check_rows import RowCheck, examine_rows
@@ -375,7 +375,7 @@ def data_check(
 
 
 def _experiment(config: Path, *, is_needed: bool) -> "Experiment | None":
-    """Read the named or the default experiment, if any; a broken one that was not named is only reported."""
+    """Read the experiment, where there is one or one is named; one of neither that is broken is said."""
     if config == CONFIG and not config.is_file():
         return None
     from harness import config as configuration

@@ -1,7 +1,7 @@
 """Commands by which models write rows: data augment, data distill, pairs make, data propose-prompts.
 
-Invariant: each writes a new file, never over an existing one, with a manifest that names the rows' author and
-their cost. The requests are announced before the first is sent.
+Invariant: each writes a new file, never over one; beside rows stands a manifest that says whose answers they
+are and what they cost. The requests are announced before one is sent.
 """
 
 import re
@@ -83,7 +83,7 @@ class Wording(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """Model at an address, with its request settings."""
+    """A model behind an address, and what it is asked with."""
 
     model: Annotated[str | None, Option("The model behind an address.")] = None
     api_key_env: Annotated[str | None, Option("The environment variable that holds the API key.")] = None
@@ -120,7 +120,7 @@ def data_augment(
 ) -> None:
     """Add training rows that a model wrote.
 
-    They are paraphrases or new questions; each follows the row from which it was made.
+    They are rows in other words or new questions; each stands beside the row it was made from.
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.columns import column_options
@@ -197,7 +197,7 @@ def _write_prompts(wording: Wording) -> "Rewriting":
 
 @contextmanager
 def _steps_as_options(by_whom: str) -> Iterator[None]:
-    """Rewrite an unusable address's settings as the options that set them."""
+    """Name the settings of an address by the options that give them, where it cannot be asked."""
     try:
         yield
     except CandidateFailed as error:
@@ -260,7 +260,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
         found = error.errors()[0]
         option = {"base_url": "--with", "model": "--model", "api_key_env": "--api-key-env"}
         where = option.get(str(found["loc"][0]), "--prices")
-        said = found["msg"].removeprefix("Value error, ")  # never the given value, which may be a secret
+        said = found["msg"].removeprefix("Value error, ")  # never what was given: it may hold a secret
         raise UserError(Problem(where, said, "settings of an endpoint", "correct it")) from None
     refuse(problems(settings, "--with"))
     return settings
@@ -313,7 +313,7 @@ def data_distill(
 ) -> None:
     """Let a teacher label training rows or rewrite answers.
 
-    The teacher is a candidate, such as a larger model behind an endpoint; the new file can be trained on.
+    The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
     from harness.experiment.distilled_rows import Distillation, prepare_distillation
 

@@ -1,6 +1,7 @@
 """Validation across keys: names, files and candidates that must fit together, and where weights come from.
 
-Invariant: a check uses what could be read and never stops another check; accepted experiments can be made.
+Invariant: a check looks at what could be read and never stops another check; what is accepted here can
+be made.
 """
 
 import re
@@ -24,7 +25,7 @@ from harness.config.rubrics import is_judged, judge_problems, pair_judge_problem
 from harness.config.yaml_loading import NAME_IN_WORDS, Keys, Tree, mapping, problems_of, read_valid
 from harness.errors import Problem, UserError, did_you_mean
 
-_LONGEST_NAMES = 150  # characters; stored files have longer names, of at most 255 bytes
+_LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer name, in 255 bytes
 
 
 def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
@@ -36,7 +37,7 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
         tree.problems += _task(task, keys, tree)
     tree.problems += _sensitive(known, tree)
     tree.problems += _names_and_roles(known, tree)
-    if len(known) == len(tasks):  # otherwise a name may be that of a refused task
+    if len(known) == len(tasks):  # else a name may be that of a task that is refused
         tree.problems += _gate_problems(known, tree)
     tree.problems += _rescue_and_nightly(tree, members)
     for name, member in members.items():
@@ -89,12 +90,12 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
 
 
 def _names_rows(task: spec.Task, part: str) -> bool:
-    """Tell whether a task has rows of a split; folds test training rows."""
+    """Tell whether a task names such rows; folds test training rows."""
     return task.data.source(part) is not None or (part == "test" and task.data.folds is not None)
 
 
 def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
-    """Refuse judges on other people's servers for sensitive data."""
+    """Refuse judges on somebody else's server where the data are sensitive."""
     policy = read_valid(spec.DecidePolicy, tree.data.get("decide", {}))
     if policy is None or "sensitive_data" not in policy.needs:
         return
@@ -213,7 +214,7 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse unknown weights, and baselines that are trained here, whose forgetting would not be judged."""
+    """Refuse weights of no candidate, and as a baseline what is made here, without a judged forgetting."""
     name, recipe, members = written.name, written.recipe, written.members
     source, where, known = recipe.weights_of, written.where("weights_of"), plugins.names("methods")
     lender = members.get(source or "")
@@ -295,7 +296,7 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
 
 
 def _ancestors(name: str, members: Mapping[str, GridMember]) -> list[str]:
-    """List the candidates that one starts from or merges, nearest first; a cycle is listed once."""
+    """List what a candidate starts from or merges, nearest first; a circle ends where it closes."""
     found: list[str] = []
     ahead = _parents(name, members)
     while ahead:
@@ -313,7 +314,7 @@ def _parents(name: str, members: Mapping[str, GridMember]) -> list[str]:
 
 
 def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse merges of fewer than two adapters, of other weights, or by a method that does not merge."""
+    """Refuse to merge fewer than two adapters, what is none, and with a method that merges nothing."""
     name, recipe, members, method = written.name, written.recipe, written.members, written.method
     where = written.where("merges")
     if not method.merges:

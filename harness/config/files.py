@@ -1,9 +1,9 @@
-"""Reading of an experiment's files, replacing names by their content, and expansion of grids.
+"""Find and read the files of an experiment, put what they hold in place of their names, and expand its grids.
 
-Invariant: a path is first looked up next to the file that names it; shipped suites and recipes are found by
-the same relative path from anywhere. A list for a parameter that takes one value is a grid: each combination
-of a recipe's grids is one candidate, named `few-shot[shots=4]`, or `prompt[system=2-be-brief]` for a longer
-text; a recipe without a grid keeps its name.
+Invariant: a path is looked up beside the file that names it first; suites and recipes that
+the package ships are found by the same relative path from anywhere. A list where a parameter takes one value
+is a grid: every combination of the grids of a recipe gives one candidate, named `few-shot[shots=4]`, of a
+longer text `prompt[system=2-be-brief]`; a recipe without a grid keeps its name.
 """
 
 import re
@@ -83,19 +83,19 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
 
 
 def suite_files(folder: Path) -> list[Path]:
-    """List the suite files of a folder, or the shipped ones if it is not a folder."""
+    """List the suite files of a folder, or where it is none of those that the package ships."""
     roots = (folder, *(root / "suites" for root in _SHIPPED))
     return sorted(next((root for root in roots if root.is_dir()), folder).resolve().glob("*.yaml"))
 
 
 def is_shipped(path: Path) -> bool:
-    """Tell whether a file has rows of a shipped suite rather than the user's."""
+    """Tell whether a file holds rows of a suite that the package ships, not of the user's beside it."""
     folders = ((root / "suites" / name).resolve() for root in _SHIPPED for name in SHIPPED_SUITES)
     return any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def inline(tree: Tree) -> None:
-    """Replace the names of suites, target and short recipes by their content."""
+    """Replace the names of suites, of the target and of short recipes by what they stand for."""
     for keys in _targets(tree):
         _inline_target(tree, keys)
     suites = tree.data.get("suites")
@@ -138,7 +138,7 @@ def finish(tree: Tree) -> None:
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
-    """Yield every task that is a mapping, as written, with its keys."""
+    """Yield every task as written, with its keys, where it is a mapping at all."""
     for keys in _targets(tree):
         if isinstance(task := tree.value(keys), dict):
             yield keys, task
@@ -215,7 +215,7 @@ def _spell_out_tasks(suite: dict[str, Any]) -> None:
 
 
 def _spell_out_recipes(tree: Tree) -> None:
-    """Expand the short forms of recipes; the expansion of `replay:` keeps its places in the file."""
+    """Write short forms of recipes out; what `replay:` becomes keeps the places of what was written."""
     for name, recipe in mapping(tree.data.get("candidates")).items():
         if isinstance(recipe, dict):
             short: Keys = ("candidates", name, "replay")
@@ -256,7 +256,7 @@ def _resolve_metric(written: Any, folder: Path) -> Any:
 
 
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Make the paths of weights and of a command's template absolute."""
+    """Make absolute where weights lie, and where a command's template does."""
     resolve_model(recipe, "base_model", folder)
     params = mapping(recipe.get("params"))
     for key in ("encoder", "teacher"):
@@ -320,7 +320,7 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
 
 
 def _nearest(name: str, files: Iterable[str]) -> str:
-    """Suggest the file with the nearest name, preferably with the same suffix; empty if none."""
+    """Phrase the file with the nearest name as a next step, of the same ending if it can; else empty."""
     ending, stem = Path(name).suffix, Path(name).name.partition(".")[0]
     ordered = sorted(files, key=lambda file: (file.endswith(ending), file))
     by_stem = {Path(file).name.partition(".")[0]: file for file in ordered}

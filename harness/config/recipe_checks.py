@@ -1,9 +1,9 @@
-"""Validation and lint of a recipe: sampling, regularizers, values to try, published ranges.
+"""Validation and lint of a recipe: how answers are drawn, regularizers, values to try, published ranges.
 
-Invariant: a check uses what could be read and never stops another check. Accepted sampling can be done and
-needs no reference to choose an answer, accepted regularizers are called by the method's training, and each
-point of an accepted sweep or search can be made. Lint refuses nothing: it names settings outside all ranges
-of `recipe_ranges.toml` for such a model, with their sources.
+Invariant: a check looks at what could be read and never stops another check; what is accepted here can
+be drawn, and chosen without a reference, a regularizer is called by the method's training, and each point of
+a sweep or search is a recipe that can be made. Lint refuses nothing: it names settings outside of the ranges
+of `recipe_ranges.toml`, with all sources that speak of such a model, unless one of them covers the value.
 """
 
 import tomllib
@@ -26,7 +26,7 @@ from harness.plugins import Method
 
 
 class WrittenRecipe(NamedTuple):
-    """Candidate's recipe, as far as it could be read, with all `members` of the file."""
+    """A candidate's recipe, as far as it could be read, beside all `members` of the file."""
 
     name: str
     recipe: spec.Recipe
@@ -40,7 +40,7 @@ class WrittenRecipe(NamedTuple):
 
     @property
     def keys(self) -> Keys:
-        """Keys of the recipe in the file; a grid's member has those of the grid."""
+        """The keys below which it stands: those of its grid where it is a member of one."""
         return "candidates", self.members[self.name].source
 
     def where(self, *keys: str) -> str:
@@ -115,13 +115,13 @@ def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
 
 
 def recipes_by_prompt(recipe: spec.Recipe) -> Iterator[spec.Recipe]:
-    """Yield the recipe with each single value that it tries for its prompt, if that is valid."""
+    """Yield the recipe with each single value that it tries for its prompt, as far as that is one."""
     for name, values in recipe.tried.items():
         for value in values if name in spec.PROMPTS else ():
             try:
                 yield recipe.with_prompt({name: value})
             except ValidationError:
-                continue  # refused elsewhere
+                continue  # is refused where it stands
 
 
 def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
@@ -178,11 +178,11 @@ def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:
         yield describe_missing_file(Path(path), where, "general rows, each with a prompt and its answer")
 
 
-_MOST_TRIALS = 64  # trainings of a sweep
+_MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
 def check_sweep(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse sweeps over unknown parameters, single values or invalid ranges, and without a training."""
+    """Refuse to try what is not a parameter, one value, a range that is none, or where nothing is trained."""
     recipe, method = written.recipe, written.method
     fields, key = method.params.model_fields, "search" if recipe.search else "sweep"
     if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
@@ -244,7 +244,7 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
 
 
 def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
-    """Refuse prompt searches over other settings, over single values or ranges, and `subject_to`."""
+    """Refuse to try what is not a part of a prompt, one value or a range, and what only trainings have."""
     recipe, method = written.recipe, written.method
     for name, values in (recipe.search or recipe.sweep).items():
         where, at = written.where(key, name), (*written.keys, key, name)
@@ -270,17 +270,17 @@ def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
 
 
 TABLE = Path(__file__).with_name("recipe_ranges.toml")
-BATCH = "batch"  # name of the setting "rows per step"
+BATCH = "batch"  # rows of a step
 _RATE = "learning_rate"
 _FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _WARMUP = "warmup_steps"  # below 1 a share of all
 SHARE = "warmup_share"
-_KEYS = {BATCH: {*_FACTORS}, SHARE: {_WARMUP}}  # keys of settings that are not keys themselves
+_KEYS = {BATCH: {*_FACTORS}, SHARE: {_WARMUP}}  # by setting, where it is not its own key
 _BILLION = 1e9
 
 
 class Range(NamedTuple):
-    """Published range of a setting, with the kind of training, the models' sizes in billions, and the source.
+    """Published range of a setting: of which training, for models of which size in billions, and its source.
 
     `training` is the kind that methods declare as `published_as`; `only` holds other settings that it needs.
     """
@@ -295,7 +295,7 @@ class Range(NamedTuple):
     only: Mapping[str, Any] = {}
 
     def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
-        """Tell whether the source is about such a training."""
+        """Tell whether the source speaks of such a training."""
         sized = self.from_b <= n_parameters / _BILLION <= self.to_b
         same = plugins.method(method).published_as == self.training
         return same and sized and all(params.get(k) == v for k, v in self.only.items())
@@ -311,14 +311,14 @@ def ranges() -> tuple[Range, ...]:
 def lint(
     method: str, params: Mapping[str, Any], n_parameters: float, written: Collection[str] = ()
 ) -> Iterator[str]:
-    """Describe the settings of a training that are outside the published ranges, with the sources.
+    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
 
-    `params` are complete. Settings that were not `written` are called the method's defaults, and named only
-    below or above all sources, not between them. A default learning rate is also named if all sources are
-    about models of other sizes.
+    Of those that nobody has `written` it is said that they are the method's defaults; one of these is named
+    only below or above all sources, not between them. A default rate is named too where all that was
+    published is of other sizes.
     """
     rows, steps = (params.get(name) for name in _FACTORS)
-    warmup = params.get(_WARMUP) or None  # no warm-up is a choice, too
+    warmup = params.get(_WARMUP) or None  # none at all is a choice of its own
     known = {**params, BATCH: rows * steps if rows and steps else None}
     known |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
@@ -339,7 +339,7 @@ def lint(
 
 
 def _place(value: float, sources: Sequence[Range], *, between: bool) -> str:
-    """Describe where a value is outside all ranges; empty within one; `between` ranges only on request."""
+    """Say where a value lies outside of ranges; empty within one, and `between` them only on request."""
     if value < min(one.low for one in sources):
         return "below what was published"
     if value > max(one.high for one in sources):

@@ -291,12 +291,6 @@ def make_failure_id(begun: str) -> str:
     return f"{begun}-failed"
 
 
-def identify_run(begun: str, weights: Weights, sets: Sequence[RowSet]) -> RunIdentity:
-    """Return the identity of a run, finished or to be made, from its begun name, weights and rows."""
-    rows = {s.name: s.identity.digest for s in sets}
-    return RunIdentity(f"{begun}-{digest([rows, weights.digest])[:8]}", rows)
-
-
 def find_runs(at: store.Store, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
     """Find the stored runs; None for each that is missing."""
     stored = store.read_written_runs(at, [named.run_id for named in wanted if named])

@@ -159,8 +159,14 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
 
 def order_items(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int) -> tuple[str, ...]:
     """Return a task's items in the order of evaluation: each look's share, shuffled; then the rest."""
-    rng = np.random.default_rng(seed)
-    shuffled = {name: _shuffle(ids, pool.clusters, rng) for name, ids in pool.ids.items()}
+    rng, shuffled = np.random.default_rng(seed), dict[str, list[str]]()
+    for stratum, ids in pool.ids.items():
+        mixed = [ids[i] for i in rng.permutation(len(ids))]
+        if pool.clusters:  # items of one stay together; a look may stop within the last cluster
+            names = sorted({pool.clusters[i] for i in ids})
+            place = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
+            mixed.sort(key=lambda i: place[pool.clusters[i]])
+        shuffled[stratum] = mixed
     ordered: list[str] = []
     before = dict.fromkeys(pool.ids, 0)
     for counts in (*drawn, pool.sizes):
@@ -168,16 +174,6 @@ def order_items(pool: ItemStrata, drawn: Sequence[Mapping[str, int]], seed: int)
         ordered += [more[i] for i in rng.permutation(len(more))]
         before = dict(counts)
     return tuple(ordered)
-
-
-def _shuffle(ids: Sequence[str], clusters: Mapping[str, str], rng: np.random.Generator) -> list[str]:
-    """Shuffle items, keeping those of a cluster together; a look may stop within the last cluster."""
-    mixed = [ids[i] for i in rng.permutation(len(ids))]
-    if not clusters:
-        return mixed
-    names = sorted({clusters[i] for i in ids})
-    place = dict(zip(names, rng.permutation(len(names)).tolist(), strict=True))
-    return sorted(mixed, key=lambda i: place[clusters[i]])
 
 
 def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) -> dict[str, float]:

@@ -106,8 +106,17 @@ def refuse_other_prompts(
         except UserError as error:
             raise CandidateFailed(f"{folder}: {error.problems[0].found}", _STEP) from None
     for (name, prompts), ids in zip(asked.items(), encoded, strict=True):
-        wanted = [one.context for one in encode_all(base, prompts)]
-        _refuse_difference(base, name, wanted, ids)
+        pairs = zip((one.context for one in encode_all(base, prompts)), ids, strict=True)
+        for number, (run, artefact) in enumerate(pairs, start=1):
+            if run != artefact:
+                place = next(i for i, (a, b) in enumerate(zip_longest(run, artefact)) if a != b)
+                own, of_run = (
+                    f"{token} ({base.decode([token])!r})" if token is not None else "nothing"
+                    for token in (next(iter(tokens[place : place + 1]), None) for tokens in (artefact, run))
+                )
+                where = f"{name}, prompt {number}, token {place + 1}"
+                found = f"{where}: {own} by its own template and tokenizer, and {of_run} in the run"
+                raise CandidateFailed(found, _STEP)
 
 
 def _encode_as_gguf(
@@ -131,17 +140,3 @@ def _encode_as_gguf(
         texts = [text.removeprefix(begins) if begins else text for text in texts]
         encoded.append(model.tokenize(texts))
     return encoded
-
-
-def _refuse_difference(base: _Tokenizer, task: str, wanted: _Ids, own: _Ids) -> None:
-    for number, (run, artefact) in enumerate(zip(wanted, own, strict=True), start=1):
-        if run == artefact:
-            continue
-        place = next(i for i, (a, b) in enumerate(zip_longest(run, artefact)) if a != b)
-        there, here = (_show(base, ids[place : place + 1]) for ids in (artefact, run))
-        found = f"{task}, prompt {number}, token {place + 1}: {there} by its own template and tokenizer"
-        raise CandidateFailed(f"{found}, and {here} in the run", _STEP)
-
-
-def _show(base: _Tokenizer, ids: Sequence[int]) -> str:
-    return f"{ids[0]} ({base.decode(list(ids))!r})" if ids else "nothing"

@@ -49,7 +49,6 @@ from harness.experiment.report_runs import (
     describe_power,
     describe_stored,
     first_line,
-    idle_workers,
     in_order,
     recipe_warnings,
     refuse_many,
@@ -97,6 +96,7 @@ from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
 from harness.report import ExperimentReport, live_line
+from harness.spec import Experiment
 
 
 def compare(
@@ -216,10 +216,14 @@ def _refuse_forbidden(
     refuse([*key_problems(session.experiment, open_), *judges.key_problems(judged), *forbidden])
 
 
-def refuse_sensitive(session: Session, loaded: LoadedExperiment, found: Sequence[Run | None]) -> None:
+def refuse_sensitive(
+    experiment: Experiment,
+    loaded: LoadedExperiment,
+    ordered: Sequence[RunRequest],
+    found: Sequence[Run | None],
+) -> None:
     """Refuse to plan what would send sensitive rows to somebody else's server."""
-    ordered = in_order(session.candidates, loaded.selected)
-    refuse(sensitive_endpoints(session.experiment, _place_open(loaded, ordered, found)))
+    refuse(sensitive_endpoints(experiment, _place_open(loaded, ordered, found)))
 
 
 def _place_open(

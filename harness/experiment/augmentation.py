@@ -17,6 +17,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from harness.data import contamination, formats
@@ -116,43 +117,25 @@ def find_seeds(
     rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
 ) -> dict[int, SeedRow]:
     """Return the rows that can be shown, by index; `labels` are those of the task, if any."""
-    seeds = {
-        i: seed for i, question in questions.items() if (seed := _find_seed(rows[i], roles, question, labels))
-    }
+    seeds: dict[int, SeedRow] = {}
+    for i, question in questions.items():
+        row = rows[i]
+        asked, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
+        answers = [one for one in label_places(row.fields, roles) if one.keys[0] in roles.answers]
+        is_whole = asked.question.strip() == question.text.strip()  # no turns before, no second column
+        if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
+            continue
+        own_labels = tuple(map(str, choices)) if asked.choices else labels
+        if match_label(answers[0].text, own_labels) is None:
+            own_labels = ()
+        if asked.choices and not own_labels:  # a letter or a number, which says nothing to a model
+            continue
+        setting = (asked.context, asked.system, asked.choices, asked.tools)
+        seeds[i] = SeedRow(row, question, answers[0], setting, own_labels)
     free = [seed for seed in seeds.values() if not seed.labels]
     texts = [seed.answer.text for seed in free], [seed.question.text for seed in free]
     known = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
     return {i: seed if seed.labels else seed._replace(labels=known) for i, seed in seeds.items()}
-
-
-def _find_seed(row: Row, roles: Roles, question: PlacedText, labels: tuple[str, ...]) -> SeedRow | None:
-    of, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
-    answers = [one for one in label_places(row.fields, roles) if one.keys[0] in roles.answers]
-    is_whole = of.question.strip() == question.text.strip()  # without turns before, or a second column
-    if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
-        return None
-    labels = tuple(map(str, choices)) if of.choices else labels
-    if match_label(answers[0].text, labels) is None:
-        labels = ()
-    if of.choices and not labels:  # a letter or a number, which says nothing to a model
-        return None
-    return SeedRow(row, question, answers[0], (of.context, of.system, of.choices, of.tools), labels)
-
-
-def draw_shown(
-    seeds: Mapping[int, SeedRow], chosen: Sequence[int], n_variants: int, seed: int
-) -> dict[tuple[int, int], ShownRows]:
-    """Draw for each chosen row and variant the others of its setting, chosen too, that are shown with it."""
-    alike = defaultdict[tuple[str, ...], list[int]](list)
-    for i in chosen:
-        alike[seeds[i].setting].append(i)
-
-    def draw(i: int, variant: int) -> ShownRows:
-        pool = alike[seeds[i].setting]
-        drawn = random.Random(f"{seed}/shown/{i}/{variant}").sample(pool, min(SHOWN, len(pool)))
-        return ShownRows(seeds[i], tuple(seeds[other] for other in drawn if other != i)[: SHOWN - 1])
-
-    return {(i, k): draw(i, k) for i in chosen for k in range(n_variants)}
 
 
 By = Literal["paraphrase", "back-translation", "new-questions"]
@@ -253,7 +236,16 @@ def choose_rows(
     chosen = indices if n_rows is None else draw(indices, min(n_rows, len(indices)), f"{how.seed}/augment")
     if not chosen:
         raise UserError(_phrase_none(content, how, len(left), able))
-    shown = draw_shown(seeds, chosen, how.variants, how.seed) if seeds else {}
+    # Beside each row and variant stand others of its setting, chosen too.
+    alike = defaultdict[tuple[str, ...], list[int]](list)
+    for i in chosen if seeds else ():
+        alike[seeds[i].setting].append(i)
+    shown: dict[tuple[int, int], ShownRows] = {}
+    for i, k in product(chosen if seeds else (), range(how.variants)):
+        pool = alike[seeds[i].setting]
+        drawn = random.Random(f"{how.seed}/shown/{i}/{k}").sample(pool, min(SHOWN, len(pool)))
+        others = [seeds[other] for other in drawn if other != i]
+        shown[i, k] = ShownRows(seeds[i], tuple(others[: SHOWN - 1]))
     return Augmentation(content, roles, {i: found[i] for i in chosen}, shown, tuple(left), tuple(evaluated))
 
 

@@ -7,7 +7,8 @@ Source: as `models.memory`.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,8 +173,24 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
     is_rough = shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted
     notes = tuple(_notes(quantized, is_rough=is_rough))
     uses = ways(shape, query, quantized)
-    proposed = tuple(propose_trainings(uses, query))
-    return BaseFit(name, sum(counted.values()), shape.active, shape, query, uses, notes, proposed)
+    # The trainings to choose among on this card, each with the reason: QLoRA where LoRA does not fit.
+    least = {way.name: way for way in sorted(uses, key=lambda way: -way.peak.total)}
+    fits = {way.name: way for way in least.values() if any(w.fits for w in uses if w.name == way.name)}
+    proposed = list[str]()
+    if lora := next((way for name, way in fits.items() if name.startswith("LoRA")), None):
+        merged = "and merged it answers as fast as the base"
+        proposed.append(f"{lora.name}: from {lora.peak.total:.1f} GB, {merged}")
+    elif qlora := next((way for name, way in fits.items() if name.startswith("QLoRA")), None):
+        plain = min(way.peak.total for name, way in least.items() if name.startswith("LoRA"))
+        more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {query.gpu_gb:.4g}"
+        on_nf4 = f"on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
+        proposed.append(f"{qlora.name}: {more}, {on_nf4}")
+    for method, other in _alternatives().items():
+        if way := next((way for used, way in fits.items() if used.startswith(method)), None):
+            as_fast = "it answers as fast as the base"
+            proposed.append(f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; {as_fast}")
+    n_parameters = sum(counted.values())
+    return BaseFit(name, n_parameters, shape.active, shape, query, uses, notes, tuple(proposed))
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
@@ -217,29 +234,22 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
         found.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
-    found += [
-        _estimate_training(one._replace(checkpointing=checkpointing, stage=stage), query)
-        for one in _trainings(shape, query, quantized)
-        for stage in _stages(one, query)
-        for checkpointing in (True, False)
-    ]
+    trainings = [_Training(name, of) for name, of in _forms("LoRA", shape, quantized)]
+    if not quantized:
+        trainings += [_Training("QLoRA", shape, "nf4"), _Training(_WHOLE, shape)]
+        trainings += [_Training(_WHOLE_IN_BF16, shape)] if query.precision != "fp16" else []
+        for name, other in _alternatives().items():
+            method = plugins.method(name)
+            n_part = method.adapter.n_parameters(shape, method.params(**other.params))
+            trainings.append(_Training(" ".join([name, *other.params.values()]), shape, n_part=n_part))
+    for training in trainings:
+        # Stages of ZeRO at which cards can share it; FSDP alone shards a base in four bits.
+        stages = (0,) if query.gpus == 1 else (0, 3) if training.quantization else (0, 2, 3)
+        for stage, checkpointing in product(stages, (True, False)):
+            found.append(
+                _estimate_training(training._replace(checkpointing=checkpointing, stage=stage), query)
+            )
     return tuple(found)
-
-
-def propose_trainings(found: Sequence[BaseUse], query: FitQuery) -> Iterator[str]:
-    """Yield the trainings to choose among on a card, each with the reason: QLoRA where LoRA does not fit."""
-    least = {way.name: way for way in sorted(found, key=lambda way: -way.peak.total)}
-    fits = {way.name: way for way in least.values() if any(w.fits for w in found if w.name == way.name)}
-    lora = next((way for name, way in fits.items() if name.startswith("LoRA")), None)
-    if lora:
-        yield f"{lora.name}: from {lora.peak.total:.1f} GB, and merged it answers as fast as the base"
-    elif qlora := next((way for name, way in fits.items() if name.startswith("QLoRA")), None):
-        plain = min(way.peak.total for name, way in least.items() if name.startswith("LoRA"))
-        more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {query.gpu_gb:.4g}"
-        yield f"{qlora.name}: {more}, on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
-    for name, other in _alternatives().items():
-        if way := next((way for one, way in fits.items() if one.startswith(name)), None):
-            yield f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
 
 
 def _alternatives() -> dict[str, MethodAlternative]:
@@ -274,27 +284,6 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield name, shape
     if quantized in shapes.UNPACKED or not adapts:
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
-
-
-def _trainings(shape: Shape, query: FitQuery, quantized: str) -> Iterator[_Training]:
-    for name, of in _forms("LoRA", shape, quantized):
-        yield _Training(name, of)
-    if not quantized:
-        yield _Training("QLoRA", shape, "nf4")
-        yield _Training(_WHOLE, shape)
-        if query.precision != "fp16":
-            yield _Training(_WHOLE_IN_BF16, shape)
-        for name, other in _alternatives().items():
-            method = plugins.method(name)
-            n_part = method.adapter.n_parameters(shape, method.params(**other.params))
-            yield _Training(" ".join([name, *other.params.values()]), shape, n_part=n_part)
-
-
-def _stages(one: _Training, query: FitQuery) -> tuple[int, ...]:
-    """List the stages of ZeRO at which cards can share it; FSDP alone shards a base in four bits."""
-    if query.gpus == 1:
-        return (0,)
-    return (0, 3) if one.quantization else (0, 2, 3)
 
 
 def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:

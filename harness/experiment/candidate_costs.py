@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 from harness import plugins, store
-from harness.evaluation import EvaluationJob, costs
+from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
@@ -72,21 +72,25 @@ class Estimates:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._folds = [session, *session.in_folds()]
-        self._answering, self._making = cache(self._estimate_answering), cache(self._estimate_making)
-        self._longest_row = cache(self._find_longest_row)
+        self._making, self._longest_row = cache(self._estimate_making), cache(self._find_longest_row)
+        self._answering = cache(
+            lambda name: self._evaluation(list_answered_sets(session, session.candidates[name].recipe))
+        )
 
     @cached_property
     def _suites(self) -> EvalTokens:
         return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
 
-    def _estimate_answering(self, name: str) -> EvalTokens:
-        return self._evaluation(list_answered_sets(self.session, self.session.candidates[name].recipe))
-
     def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
         """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
         # Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
         device, jobs = self.session.machine.device, [rows.job() for rows in sets]
-        most, longest = ANSWERING[device].tokens, [_longest_item(job) for job in jobs]
+        most, longest = ANSWERING[device].tokens, list[int]()
+        for job in jobs:  # the tokens of its longest prompt with the answer; 0 where lm-eval writes prompts
+            examples = () if job.task.lm_eval else job.examples
+            works = (work_of(replace(job, examples=(example,))) for example in examples)
+            sizes = (work.read + work.generated for work in works)
+            longest.append(max(sizes, default=0 if job.task.lm_eval else 1))
         texts = (n for job, n in zip(jobs, longest, strict=True) if job.task.kind == "bits_per_byte")
         scored = min(READING[device].tokens, BLOCK * max(texts, default=0))
         cached = min(most, BLOCK * max((n or most for n in longest), default=1))
@@ -324,14 +328,6 @@ def checkpoints_gb(candidate: ResolvedCandidate) -> float:
     params = _params(candidate)
     each = memory.BYTES[params.trained_in] + memory.optimizer_bytes(params.optim, params.trained_in)
     return _CHECKPOINTS * each * (_n_adapter(candidate, shape) or shape.n_parameters) / 1e9
-
-
-def _longest_item(job: EvaluationJob) -> int:
-    """Return the tokens of a job's longest prompt with its answer; 0 where lm-eval writes the prompts."""
-    if job.task.lm_eval:
-        return 0
-    works = (work_of(replace(job, examples=(e,))) for e in job.examples)
-    return max((work.read + work.generated for work in works), default=1)
 
 
 def _params(candidate: ResolvedCandidate) -> Any:

@@ -59,8 +59,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
         problems += _refuse_other_weights(session.source, candidate)
         items = session.training_data(candidate.source).items
-        problems += _unusable_reward(session.target.task, items, candidate)
-        problems += _unusable_pairs(items, candidate)
+        problems += _unusable_rows(session.target.task, items, candidate)
         problems += _check_prompt_use(session.target, candidate)
         problems += [
             *_init_problems(candidate, partial(plan_tracked_steps, session)),
@@ -167,25 +166,25 @@ def _refuse_other_weights(base: ModelSource, candidate: ResolvedCandidate) -> It
     yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
 
 
-def _unusable_reward(task: Task, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    written, where = candidate.recipe.reward, f"candidate {candidate.name}: reward"
-    if written is None:
-        return
-    if candidate.reward is None:
-        yield from reward_problems(written, task, items.train, where)
-    elif candidate.reward.base.template_digest != candidate.base.template_digest:
+def _unusable_rows(task: Task, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids the candidate's reward on its rows, and training on the rows of `pairs:`.
+
+    Those are thumbs in place of pairs, or all of one kind.
+    """
+    written, method, name = candidate.recipe.reward, candidate.method, candidate.recipe.method
+    where, pairs = f"candidate {candidate.name}", items.pairs
+    if written is not None and candidate.reward is None:
+        yield from reward_problems(written, task, items.train, f"{where}: reward")
+    elif (
+        written
+        and candidate.reward
+        and candidate.reward.base.template_digest != candidate.base.template_digest
+    ):
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
-        yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
-
-
-def _unusable_pairs(items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids training on the rows of `pairs:`: thumbs in place of pairs, or all of one kind."""
-    method = candidate.method
+        yield Problem(f"{where}: reward", found, f"the tokenizer of {candidate.base.name}", step)
     if method.draws_from != "pairs" or candidate.recipe.weights_of:
         return
-    pairs = items.pairs
-    where, name = f"candidate {candidate.name}", candidate.recipe.method
     thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
     if thumbs and not method.unpaired:
         found = f"{name}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
@@ -327,39 +326,39 @@ _ACCELERATE = "training.accelerate"
 
 def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> list[Problem]:
     """List what forbids processes to share a candidate's training, of its first trial with a problem."""
-    problems = ([*_sharing_problems(policy, candidate, trial)] for trial in candidate.trials)
-    return next(filter(None, problems), [])
-
-
-def _sharing_problems(
-    policy: AcceleratePolicy, candidate: ResolvedCandidate, trial: ResolvedCandidate
-) -> Iterator[Problem]:
-    processes, where = processes_of(policy, trial.source), f"candidate {candidate.name}"
-    try:
-        if processes > 1:
-            rows_of_each(trial.method.params(**trial.source.params), processes)
-    except ValueError as error:
-        step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
-        yield Problem(where, str(error), "as many rows for each process", step)
-        return
-    shards = shards_of(policy, trial.source)
-    if not shards:
-        return
-    # These need weights that no process holds whole.
-    kind, whole = f"distributed_type: {shards.partition('/')[0]}", "distributed_type: MULTI_GPU"
-    optim, quantization = trial.source.params.get("optim"), trial.trained_base.quantization
-    if trial.source.track:
-        found = f"track, and {kind}, whose weights are put together at the end alone"
-        yield Problem(where, found, "one of the two", f"leave out track, or {whole}")
-    if is_of_bitsandbytes(optim):
-        found = f"optim: {optim}, which is bitsandbytes', and {kind}"
-        yield Problem(where, found, "an optimiser of torch's, which shards can have", "optim: adamw_torch")
-    if quantization and (quantization, shards) != ("nf4", "FSDP"):
-        found = f"a base in {quantization}, and {kind}"
-        yield Problem(where, found, "nf4 by FSDP, which shards its four bits as floats", whole)
-    if trial.method.draws_from == "pairs":
-        found = f"{trial.source.method}, which reads its reference before weights are sharded, and {kind}"
-        yield Problem(where, found, "one of the two", whole)
+    where, problems = f"candidate {candidate.name}", list[Problem]()
+    for trial in candidate.trials:
+        processes, shards = processes_of(policy, trial.source), shards_of(policy, trial.source)
+        try:
+            if processes > 1:
+                rows_of_each(trial.method.params(**trial.source.params), processes)
+        except ValueError as error:
+            step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
+            return [Problem(where, str(error), "as many rows for each process", step)]
+        if not shards:
+            continue
+        # These need weights that no process holds whole.
+        kind, whole = f"distributed_type: {shards.partition('/')[0]}", "distributed_type: MULTI_GPU"
+        optim, quantization = trial.source.params.get("optim"), trial.trained_base.quantization
+        if trial.source.track:
+            found = f"track, and {kind}, whose weights are put together at the end alone"
+            problems.append(Problem(where, found, "one of the two", f"leave out track, or {whole}"))
+        if is_of_bitsandbytes(optim):
+            found = f"optim: {optim}, which is bitsandbytes', and {kind}"
+            expected = "an optimiser of torch's, which shards can have"
+            problems.append(Problem(where, found, expected, "optim: adamw_torch"))
+        if quantization and (quantization, shards) != ("nf4", "FSDP"):
+            found, expected = (
+                f"a base in {quantization}, and {kind}",
+                "nf4 by FSDP, which shards its four bits",
+            )
+            problems.append(Problem(where, found, f"{expected} as floats", whole))
+        if trial.method.draws_from == "pairs":
+            found = f"{trial.source.method}, which reads its reference before weights are sharded, and {kind}"
+            problems.append(Problem(where, found, "one of the two", whole))
+        if problems:
+            return problems
+    return []
 
 
 def check_gpus(experiment: Experiment, device: str) -> Iterator[Problem]:

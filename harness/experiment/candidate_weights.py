@@ -150,7 +150,19 @@ class _Maker(NamedTuple):
     def choose_trial(self) -> Weights:
         """Return the weights of the trial that is best on validation with the first seed."""
         first, sign = self.session.first_seed, self.session.target.primary.unit.sign
-        tried = self.find_or_try_all()
+        # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that
+        # failed is a trial as well, and is made again only by a search that has not chosen yet, once a
+        # session.
+        tried: list[Tried] = []
+        if not self.session.reads_only:
+            with suppress(NotStored):
+                stored = self._replace(session=self.session.reading()).try_all()
+                is_searched = self.candidate.source_name in self.session.searched
+                tried = stored if is_searched or any(_is_whole(one.trial) for one in stored) else []
+        if not tried:
+            tried = self.try_all()
+            if not self.session.reads_only:
+                self.session.searched.add(self.candidate.source_name)
         best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
         if not _is_whole(best):
             self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
@@ -165,22 +177,6 @@ class _Maker(NamedTuple):
             stands_on=stands_on(*(one.weights for one in tried if one.weights)),
         )
         return found._replace(training=training)
-
-    def find_or_try_all(self) -> list[Tried]:
-        # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that
-        # failed is a trial as well, and is made again only by a search that has not chosen yet, once a
-        # session.
-        if not self.session.reads_only:
-            with suppress(NotStored):
-                tried = self._replace(session=self.session.reading()).try_all()
-                if self.candidate.source_name in self.session.searched or any(
-                    _is_whole(one.trial) for one in tried
-                ):
-                    return tried
-        tried = self.try_all()
-        if not self.session.reads_only:
-            self.session.searched.add(self.candidate.source_name)
-        return tried
 
     def try_all(self) -> list[Tried]:
         tried: list[Tried] = []
@@ -269,21 +265,18 @@ class _Maker(NamedTuple):
         made = replace(made, validation=scored.score, asked=scored.prompts_digest, forgetting=forgetting)
         return Tried(made, found)
 
-    def find_point_under_way(self) -> dict[str, Any] | None:
-        """Find the point of the trial that a search is at: what it proposes behind those that are known."""
-        key, made = self.keeper.find_under_way(), list[Trial]()
-        stored = self._replace(session=self.session.reading())
-        with suppress(NotStored):
-            for proposal in self.propose(made) if key else ():
-                if stored.at(proposal.params).begin().folder.name == key:
-                    return proposal.params
-                made.append(stored.attempt(proposal).trial)
-        return None
-
     def choose_prompt(self) -> ResolvedCandidate | None:
         """Try every prompt on validation; None where answers are missing, or asking for them failed."""
+        tried: list[Trial] = []
         try:
-            tried = self.try_prompts()
+            for proposal in self.propose(tried):
+                trial = self.at(proposal.params)
+                weights = ensure_weights(*trial)
+                validated = validate(self.session, trial.candidate, weights)
+                score, prompts_digest = validated.score, validated.prompts_digest
+                tried.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
+                if not self.session.reads_only:
+                    trial.keeper.record(tried[-1], weights)
         except UserError:
             raise
         except Exception as error:
@@ -294,20 +287,6 @@ class _Maker(NamedTuple):
             # It must not stop the others.
             self.session.failures[self.candidate.name, self.session.first_seed] = error
             return None
-        best = max(tried, key=partial(rank_trial, sign=self.session.target.primary.unit.sign))
-        chosen = tuple(replace(one, chosen=one is best) for one in tried)
-        by = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
-        return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
-
-    def try_prompts(self) -> list[Trial]:
-        tried: list[Trial] = []
-        for proposal in self.propose(tried):
-            trial = self.at(proposal.params)
-            weights = ensure_weights(*trial)
-            found = validate(self.session, trial.candidate, weights)
-            tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
-            if not self.session.reads_only:
-                trial.keeper.record(tried[-1], weights)
         prompts: list[Trial] = []
         for one in tried:
             # Trials that sent the same prompts are one try, however their recipes write them; of these the
@@ -318,7 +297,10 @@ class _Maker(NamedTuple):
                 prompts.append(one)
             elif one.params not in ((known := prompts[same]).params, *known.alike):
                 prompts[same] = replace(known, alike=(*known.alike, one.params))
-        return prompts
+        best = max(prompts, key=partial(rank_trial, sign=self.session.target.primary.unit.sign))
+        chosen = tuple(replace(one, chosen=one is best) for one in prompts)
+        by = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
+        return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
@@ -342,9 +324,20 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
     False where what it starts from is missing, or a search is at no trial.
     """
     maker = _Maker(session, candidate, session.first_seed)
-    point = candidate.points[place] if candidate.source.sweep else maker.find_point_under_way()
-    if point is None:
-        return False
+    if candidate.source.sweep:
+        point = candidate.points[place]
+    else:  # what a search proposes behind the trials that are known, and is at
+        key, made = maker.keeper.find_under_way(), list[Trial]()
+        stored, under_way = maker._replace(session=session.reading()), list[dict[str, Any]]()
+        with suppress(NotStored):
+            for proposal in maker.propose(made) if key else ():
+                if stored.at(proposal.params).begin().folder.name == key:
+                    under_way.append(proposal.params)
+                    break
+                made.append(stored.attempt(proposal).trial)
+        if not under_way:
+            return False
+        point = under_way[0]
     try:
         begun = maker._replace(session=session.reading()).at(point).begin()
     except NotStored:

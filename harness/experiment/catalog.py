@@ -60,7 +60,16 @@ def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
         key, inner = f"{prefix}{name}", _section(field.annotation)
         if inner is None:
-            yield key, f"{_default(field)}. {meanings[name]}".rstrip(" .") + "."
+            options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            listed_options = f"{', '.join(map(str, options))}; " if options else ""
+            if field.is_required():
+                default = "has to be written"
+            elif (value := default_of(field)) is None or value in ("", (), {}):
+                default = "nothing if not written"
+            else:
+                values = ", ".join(map(str, value)) if isinstance(value, tuple | dict) else str(value)
+                default = f"{values} if not written"
+            yield key, f"{listed_options}{default}. {meanings[name]}".rstrip(" .") + "."
         elif inner in listed:
             yield key, f"A list with the keys of {listed[inner]} for each."
         else:
@@ -113,15 +122,3 @@ def default_of(field: "FieldInfo") -> Any:
     if field is RescuePolicy.model_fields["steps"]:
         return plugins.rescue_steps()
     return field.get_default(call_default_factory=True)
-
-
-def _default(field: "FieldInfo") -> str:
-    options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    said = f"{', '.join(map(str, options))}; " if options else ""
-    if field.is_required():
-        return f"{said}has to be written"
-    value = default_of(field)
-    if value is None or value in ("", (), {}):
-        return f"{said}nothing if not written"
-    shown = ", ".join(map(str, value)) if isinstance(value, tuple | dict) else str(value)
-    return f"{said}{shown} if not written"

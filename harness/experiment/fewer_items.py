@@ -57,7 +57,7 @@ def run_interim_analyses(
         runs = make_all(runs)
         _keep_settled(session, runs)
         said = "fewer items: no task is large enough to draw from, so all items were evaluated"
-        return [said, *_name_settled_runs(session, runs)], runs
+        return [said, *_name_settled_runs(session.settled, runs, session.experiment.gate.alpha)], runs
     progress = session.progress
     for analysis in analyses:
         gate = session.experiment.gate.model_copy(update={"alpha": analysis.sampling.alpha})
@@ -73,7 +73,7 @@ def run_interim_analyses(
         if is_settled(facts):
             break
     session.progress = progress
-    return [analysis.said, *_name_settled_runs(session, runs)], runs
+    return [analysis.said, *_name_settled_runs(session.settled, runs, session.experiment.gate.alpha)], runs
 
 
 def answer_all_items(session: Session, run: Run) -> Run:
@@ -211,12 +211,11 @@ def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
     return judged.facts
 
 
-def _name_settled_runs(session: Session, runs: Runs) -> list[str]:
+def _name_settled_runs(settled: Mapping[str, InterimVerdict], runs: Runs, last_alpha: float) -> list[str]:
     """Name the runs that were evaluated on fewer items than the last analysis takes."""
-    last = session.experiment.gate.alpha
-    found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
+    verdicts = [(run, settled[run.run_id]) for run in runs if run.run_id in settled]
     return [
-        f"{run.label}: its verdict was settled on {count(settled.n)} items, at alpha {settled.alpha:.2g}"
-        for run, settled in found
-        if settled.alpha != last
+        f"{run.label}: its verdict was settled on {count(verdict.n)} items, at alpha {verdict.alpha:.2g}"
+        for run, verdict in verdicts
+        if verdict.alpha != last_alpha
     ]

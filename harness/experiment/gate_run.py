@@ -5,6 +5,7 @@ comparison, the gate, a rescue or a page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -26,7 +27,7 @@ from harness.experiment.study import ArmsOfPair, Study, SuiteTask
 from harness.experiment.target_facts import compare_on, target_facts
 from harness.formatting import count
 from harness.records import FEWER, RowsIdentity, Run
-from harness.spec import GatePolicy, TargetPolicy
+from harness.spec import TargetPolicy
 from harness.store import Champion
 
 FindIdentity = Callable[
@@ -67,7 +68,17 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
     A task that the policy only reports is left out where the baseline has not answered it.
     """
     at, rows, weights = study.store, study.rows, study.weights(run)
-    arms = [(one, *pair) for one in study.suite_tasks() if (pair := _find_pair(study, run, one, find))]
+    arms = list[tuple[SuiteTask, RowsIdentity, RowsIdentity]]()
+    for suite_task in study.suite_tasks():
+        key = f"{suite_task.task.name}/test"
+        if key not in run.rows:
+            continue
+        own = store.read_identity(at, run.rows[key])
+        try:
+            arms.append((suite_task, own, find(own, key)))
+        except IncompatibleRuns:
+            if study.is_judged(suite_task.task):
+                raise
     store.read_documents(at, [own.digest for one, own, _ in arms if has_documents(one.task, one.role)])
     rows.prepare((digest for _, *pair in arms for digest in (of.digest for of in pair)), texts=rows.texts)
     measured, notes = list[Measurement](), list[str]()
@@ -96,22 +107,6 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
         documents = documents_of(at, task, role, own.digest)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
     return measured, notes
-
-
-def _find_pair(
-    study: Study, run: Run, one: SuiteTask, find: FindIdentity
-) -> tuple[RowsIdentity, RowsIdentity] | None:
-    """Find the rows of both arms; None where the run has none, or the baseline none of a reported task."""
-    key = f"{one.task.name}/test"
-    if key not in run.rows:
-        return None
-    own = store.read_identity(study.store, run.rows[key])
-    try:
-        return own, find(own, key)
-    except IncompatibleRuns:
-        if study.is_judged(one.task):
-            raise
-        return None
 
 
 def find_baseline_identity(
@@ -221,6 +216,13 @@ def judge_stored_run(
         for one in study.suite_tasks()
         if may_decide(*one, experiment.gate) and f"{one.task.name}/test" not in run.rows
     ]
+    # An artefact is judged on the target against the run that it was exported from.
+    export, own_run = None, str(run.parity.get("own_run") or "")
+    if own_run and items != "search":
+        own, against_own = store.read_written_runs(study.store, [own_run]).get(own_run), None
+        with suppress(IncompatibleRuns):
+            against_own = compare_on(study, run, own)
+        export = export_rule(against_own, own_run, study.target, policy)
     result = gating.judge(
         arms.measured,
         policy,
@@ -232,7 +234,7 @@ def judge_stored_run(
         missing=missing,
         level=level,
         cumulative=_judge_cumulative_loss(study, run, digest, items),
-        export=None if items == "search" else _judge_export(study, run, policy),
+        export=export,
     )
     return replace(result, notes=arms.notes)
 
@@ -270,18 +272,6 @@ def compare_arms(
         )
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
-
-
-def _judge_export(study: Study, run: Run, policy: GatePolicy) -> Rule | None:
-    """Judge an artefact on the target against the run that it was exported from; None of other runs."""
-    if not (own_run := str(run.parity.get("own_run") or "")):
-        return None
-    own = store.read_written_runs(study.store, [own_run]).get(own_run)
-    try:
-        against_own = compare_on(study, run, own)
-    except IncompatibleRuns:
-        against_own = None
-    return export_rule(against_own, own_run, study.target, policy)
 
 
 def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | None) -> Rule | None:

@@ -5,7 +5,7 @@ together as well as each for itself, and of these only the variances are kept. W
 targets was chosen on that target's validation rows.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,7 @@ from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
+from harness.analysis.human_preferences import Wins
 from harness.analysis.macro import macro_between
 from harness.analysis.margins import map_margins
 from harness.analysis.ranking import RecipeDifference, compare_recipes
@@ -59,8 +60,15 @@ from harness.experiment.study import (
     judge_labels,
     study_session,
 )
-from harness.experiment.target_facts import add_wins, answers_on_target, compare_on, find_prompt, is_answered
-from harness.experiment.verdict_records import report_changes
+from harness.experiment.target_facts import (
+    answers_on_target,
+    compare_on,
+    find_prompt,
+    is_answered,
+    pair_with_best,
+    wins_of,
+)
+from harness.experiment.verdict_records import list_verdict_records, verdict_change
 from harness.records import Run, has_closed_labels
 from harness.report import AttributionStep, ExperimentReport, ShownItem, decide_by, origin, show_items
 from harness.spec import GatePolicy, Task
@@ -99,8 +107,14 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     reader.prepare(digest for run in runs for digest in run.rows.values())
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
     compared = add_comparisons(study, runs, reached)
-    compared = add_wins(study, runs, compared)
-    facts = add_more_targets(study, runs, compared)
+    wins, more_targets = dict[str, Wins](), dict[str, tuple[TargetScore, ...]]()
+    if study.experiment.gate.target.win_rate is not None:
+        wins = {run.run_id: wins_of(study, run, best) for run, best in pair_with_best(runs, compared)}
+        compared = [replace(f, wins=wins.get(f.run_id)) for f in compared]
+    for task in study.experiment.more_targets:
+        for run_id, score in _scores(study, runs, compared, task).items():
+            more_targets[run_id] = (*more_targets.get(run_id, ()), score)
+    facts = [replace(f, more_targets=more_targets.get(f.run_id, ())) for f in compared]
     # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
     results = {
         run.run_id: study.settled[run.run_id].result
@@ -144,7 +158,7 @@ def judge_and_decide(
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     of_runs = judge_runs(session, reader, runs)
     judged, tasks = of_runs.facts, of_runs.tasks
-    steps = _steps(session.candidates, runs, of_runs)
+    steps = list_steps(session.candidates, runs, of_runs)
     primary, policy = session.target.primary, session.experiment.gate
     recipes = session.experiment.candidates
     again = {}  # training rows that a mixture drew once more, by candidate
@@ -201,18 +215,44 @@ def judge_and_decide(
     return replace(report, decision=replace(decision, reasons=(*decision.reasons, *about_index)))
 
 
-def _steps(
+def list_steps(
     candidates: Mapping[str, ResolvedCandidate], runs: Runs, judged: RunVerdicts
 ) -> dict[str, tuple[AttributionStep, ...]]:
-    study, tasks = judged.study, judged.tasks
+    """List the steps from the base to each fine-tune: over its quantised base, and from its start.
+
+    The tasks that count are those of the run's own comparisons with the base.
+    """
+    study, tasks, recipes = judged.study, judged.tasks, judged.study.experiment.candidates
     unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
     done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
-    served_as = {n: f"{c.served_base.quantization.upper()} base" for n, c in candidates.items()}
-    return {
-        run.run_id: steps_of(study, run, done, tasks[run.run_id], served_as[run.candidate])
-        for run in done
-        if plugins.method(run.method).tunes
-    }
+    steps: dict[str, tuple[AttributionStep, ...]] = {}
+    for run in done:
+        method = plugins.method(run.method)
+        if not method.tunes:
+            continue
+        served_as = f"{candidates[run.candidate].served_base.quantization.upper()} base"
+        step = partial(_step, study, [t for t in tasks[run.run_id] if is_in_macro(t)])
+        out, measured = list[AttributionStep](), measure(study, run)
+        over = measure_over(study, run, run.served_digest) if run.served_digest else []
+        if over:
+            served = {m.task.name: m.base for m in over}
+            before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
+            out.append(step("quantisation", served_as, "base", before))
+            out.append(step("training", run.candidate, served_as, over))
+        init = recipes[recipes[run.candidate].weights_of or run.candidate].init_from
+        made = [r for r in done if r.candidate == init and r.state == "done"]
+        if parent := next((r for r in made if r.seed == run.seed), made[0] if made else None):
+            old = {m.task.name: m.new for m in measure(study, parent)}
+            both = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
+            change = "more training" if method.trains else "a change of the adapter"
+            if run.training.n_pairs is not None:
+                change = "training on pairs"
+            elif method.interpolates:
+                change = "scaling"
+            on_target = compare_on(study, run, parent)
+            out.append(step(change, run.candidate, parent.candidate, both, on_target))
+        steps[run.run_id] = tuple(out)
+    return steps
 
 
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
@@ -336,41 +376,6 @@ def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
     return pair, means
 
 
-def steps_of(
-    study: Study, run: Run, runs: Iterable[Run], tasks: Sequence[TaskComparison], served_as: str
-) -> tuple[AttributionStep, ...]:
-    """List the steps from the base to a run: over its quantised base, and from the run it starts from.
-
-    `tasks` are the run's comparisons with the base, which say what counts; `served_as` names the served base.
-    """
-    step = partial(_step, study, [t for t in tasks if is_in_macro(t)])
-    out, measured = [], measure(study, run)
-    over = measure_over(study, run, run.served_digest) if run.served_digest else []
-    if over:
-        served = {m.task.name: m.base for m in over}
-        before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
-        out += [
-            step("quantisation", served_as, "base", before),
-            step("training", run.candidate, served_as, over),
-        ]
-    recipes = study.experiment.candidates
-    recipe = recipes[run.candidate]
-    init = recipes[recipe.weights_of or run.candidate].init_from
-    made = [r for r in runs if r.candidate == init and r.state == "done"]
-    if parent := next((r for r in made if r.seed == run.seed), made[0] if made else None):
-        old = {m.task.name: m.new for m in measure(study, parent)}
-        both = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
-        target = compare_on(study, run, parent)
-        method = plugins.method(run.method)
-        change = "more training" if method.trains else "a change of the adapter"
-        if run.training.n_pairs is not None:
-            change = "training on pairs"
-        elif method.interpolates:
-            change = "scaling"
-        out.append(step(change, run.candidate, parent.candidate, both, target))
-    return tuple(out)
-
-
 def _step(
     study: Study,
     counting: Sequence[TaskComparison],
@@ -386,15 +391,6 @@ def _step(
     measured = [m for m in measured if m.task.name in compared]
     macro = macro_between(measured, compared, counting, study.seed)
     return AttributionStep(what, new, base, macro, tuple(compared.values()), on_target)
-
-
-def add_more_targets(study: Study, runs: Runs, facts: Facts) -> list[CandidateFacts]:
-    """Add what the runs reached on more targets; as they are where there are none."""
-    found: dict[str, tuple[TargetScore, ...]] = {}
-    for task in study.experiment.more_targets:
-        for run_id, score in _scores(study, runs, facts, task).items():
-            found[run_id] = (*found.get(run_id, ()), score)
-    return [replace(f, more_targets=found.get(f.run_id, ())) for f in facts]
 
 
 def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
@@ -454,4 +450,6 @@ def judge_and_report(
     report = judge_and_decide(
         session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
     )
-    return replace(report, notes=(*report.notes, *report_changes(report, runs, study)))
+    now = list_verdict_records(report, runs, study)
+    changes = filter(None, (verdict_change(study.store, record) for record in now))
+    return replace(report, notes=(*report.notes, *changes))

@@ -68,7 +68,22 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         step = f"harness compare --candidates {name}, which makes them"
         raise UserError(Problem(f"candidate {name}", f"no {what}", "what an answer needs", step))
     sets = row_sets(session, candidate, weights, seed)
-    rows, example = _find_item(sets, item) if item else (sets[1], _question(session.target, candidate, text))
+    if item:  # by its id, or by TASK/ID where several tasks have one of that id
+        items = [(rows, example) for rows in sets for example in rows.measured.examples(rows.split)]
+        found = [
+            (rows, example)
+            for rows, example in items
+            if item in (example.id, f"{rows.measured.task.name}/{example.id}")
+        ]
+        if len(found) != 1:
+            named = ", ".join(f"{rows.measured.task.name}/{example.id}" for rows, example in found[:4])
+            first = items[0][1].id if items else "ID"
+            step = f"name one of {named}" if found else f"such as --item {first}"
+            expected = "one of an evaluated task"
+            raise UserError(Problem(f"--item {item}", f"{len(found)} such items", expected, step))
+        rows, example = found[0]
+    else:
+        rows, example = sets[1], _question(session.target, candidate, text)
     prompted = _prompting(session, candidate.recipe, seed, rows)(example)
     job = rows.answers.job(examples=(prompted,))
     if not item:
@@ -172,22 +187,6 @@ def _add_to_task(
                 was_sent = prompt.digest == sent
                 prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
     return [replace(one, prompts=tuple(prompts.get(one.item, ()))) for one in items]
-
-
-def _find_item(sets: Sequence[RowSet], wanted: str) -> tuple[RowSet, Example]:
-    """Find an item by its id, or by TASK/ID where several tasks have one of that id."""
-    found = [
-        (rows, example)
-        for rows in sets
-        for example in rows.measured.examples(rows.split)
-        if wanted in (example.id, f"{rows.measured.task.name}/{example.id}")
-    ]
-    if len(found) == 1:
-        return found[0]
-    named = ", ".join(f"{rows.measured.task.name}/{example.id}" for rows, example in found[:4])
-    first = next((example.id for rows in sets for example in rows.measured.examples(rows.split)), "ID")
-    step = f"name one of {named}" if found else f"such as --item {first}"
-    raise UserError(Problem(f"--item {wanted}", f"{len(found)} such items", "one of an evaluated task", step))
 
 
 def _question(target: MeasuredTask, candidate: ResolvedCandidate, text: str) -> Example:

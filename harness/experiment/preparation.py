@@ -134,7 +134,15 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
 
     A name of its own keeps such runs and reports apart from the full ones; which items a `fewer` run asks
     is known once the base is measured.
+
+    Raises:
+        UserError: items are cut from which fewer would be drawn: the delta is that of whole tasks.
     """
+    cuts = [option for option, given in (("--quick", scope.quick), ("--limit", scope.limit)) if given]
+    if scope.fewer and cuts:
+        expected = "whole tasks, from which the items are sampled"
+        step = "--all-items, or leave the other out"
+        raise UserError(Problem("--sequential", f"{' and '.join(cuts)} as well", expected, step))
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
@@ -153,30 +161,19 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
 
 def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
     """Lower the limits of an experiment's targets, and those of its suites' tasks to n items."""
-
-    def cap_target(task: Task) -> Task:
+    targets, suites = list[Task](), list[Suite]()
+    for target in (experiment.target, *experiment.more_targets):
         # Where a split's limit is higher, or there is none.
-        own, caps = task.data.limits.model_dump(), most.model_dump()
+        own, caps = target.data.limits.model_dump(), most.model_dump()
         known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
         limits = ItemLimits(**{split: min(of, default=None) for split, of in known.items()})
-        return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
-
-    def cap_suite(suite: Suite) -> Suite:
+        data = target.data.model_copy(update={"limits": limits})
+        targets.append(target.model_copy(update={"data": data}))
+    for suite in experiment.suites:
         tasks = tuple(t.model_copy(update={"limit": min(n, t.limit or n)}) for t in suite.tasks)
-        return suite.model_copy(update={"tasks": tasks})
-
-    target, *more = map(cap_target, (experiment.target, *experiment.more_targets))
-    suites = tuple(map(cap_suite, experiment.suites))
-    return experiment.model_copy(update={"target": target, "more_targets": tuple(more), "suites": suites})
-
-
-def refuse_two_ways(scope: Scope) -> None:
-    """Refuse a cut of the items from which more would be drawn: the delta is that of whole tasks."""
-    given = [name for name, there in (("--quick", scope.quick), ("--limit", scope.limit)) if there]
-    if scope.fewer and given:
-        expected = "whole tasks, from which the items are sampled"
-        step = "--all-items, or leave the other out"
-        raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
+        suites.append(suite.model_copy(update={"tasks": tasks}))
+    capped = {"target": targets[0], "more_targets": tuple(targets[1:]), "suites": tuple(suites)}
+    return experiment.model_copy(update=capped)
 
 
 def prepare_session(
@@ -214,7 +211,6 @@ def _prepare_without_judges(
     loaded: LoadedExperiment, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
 ) -> Session:
     """Read all data, and find machine and bases; what judges score has no judges yet."""
-    refuse_two_ways(scope)
     experiment = narrow(loaded.experiment, scope)
     if experiment.target.data.source("validation") is None and experiment.target.data.source("train") is None:
         expected = "rows other than the test rows, to choose and time candidates on"

@@ -26,7 +26,7 @@ from harness.models.hardware import Machine, describe_speed, probe_notes
 from harness.progress import spins_briefly
 from harness.records import Run
 from harness.report import Command, ExperimentReport, advise_on_power
-from harness.spec import ExecutionPolicy, Experiment
+from harness.spec import Experiment
 
 
 def report_stored(session: Session, selected: Iterable[str], needed: str = "") -> ExperimentReport:
@@ -168,13 +168,6 @@ def _count_asked(suites: Sequence[MeasuredTask]) -> dict[str, int]:
     return {m.task.name: len(m.items.test) for m in suites}
 
 
-def idle_workers(policy: ExecutionPolicy) -> list[str]:
-    """Say that workers are written, and no executor that would have them."""
-    if policy.executor != "in_process" or (policy.workers or 1) == 1:
-        return []
-    return [f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"]
-
-
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
     """Say which settings of the selected trainings are unlike what was published or fits their rows."""
     said: dict[str, list[str]] = {}
@@ -191,8 +184,9 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
                 if candidate.method.trains_on_rows and (most := params.get("max_length")) is not None:
                     n_rows, limit = pluralize(len(items.train), "row"), f"max_length, {count(most)} tokens"
                     lines += filter(None, [costs.describe_longer(items.train, most, n_rows, limit)])
-                wanted = session.experiment.training.accelerate.num_processes
-                if processes_of(session.experiment.training.accelerate, trial.source) < wanted:
+                policy = session.experiment.training.accelerate
+                wanted = policy.num_processes
+                if processes_of(policy, trial.source) < wanted:
                     lines.append(
                         f"trains in one process, not in {wanted} (training.accelerate), as its method or a "
                         "regulariser of it cannot share steps"

@@ -26,7 +26,6 @@ from harness.evaluation.row_sets import (
     RunRequest,
     describe_run,
     find_runs,
-    identify_run,
     list_further_sets,
     make_failure_id,
     metric_ranges,
@@ -39,8 +38,8 @@ from harness.evaluation.verification import refuse_other_prompts
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.experiment.stored_rows import FoldedRun, base_arm, is_cross_validated
 from harness.experiment.validation_scores import measure_points, read_tracked_weights
-from harness.models import Candidate, artefacts
-from harness.records import RowsIdentity, Run, TrackedPoint
+from harness.models import artefacts
+from harness.records import RowsIdentity, Run, TrackedPoint, digest
 from harness.spec import Recipe
 from harness.stats import Array
 from harness.training import Weights
@@ -97,7 +96,9 @@ class _RunParts(NamedTuple):
     @property
     def identity(self) -> RunIdentity:
         """The identity of the run, finished or to be made."""
-        return identify_run(self.session.name_begun(self.candidate.name, self.seed), self.weights, self.sets)
+        rows = {s.name: s.identity.digest for s in self.sets}
+        begun = self.session.name_begun(self.candidate.name, self.seed)
+        return RunIdentity(f"{begun}-{digest([rows, self.weights.digest])[:8]}", rows)
 
     @property
     def is_answered(self) -> bool:
@@ -119,8 +120,18 @@ class _RunParts(NamedTuple):
         lacking = score_answered(session, sets)
         if not lacking and (before := self.find_before()) is not None:
             return self.add_points(self.save_again(before))
+        at, device, n = session.store, session.machine.device, timing.FEW_REQUESTS
         with open_and_fill(session, weights, lacking, candidate.name, candidate.base) as model:
-            latency = self.measure_times(model)
+            # Single requests for validation items, and answers in a batch. What a judge has yet to grade is
+            # stored as it was answered.
+            validation, test = (rows if rows.is_there(at) else rows.answers for rows in sets[:2])
+            n_timed = timing.n_timed(len(validation.ids))
+            with timing.learn_requests(session.learn_load, model, n_timed) as latency:
+                latency |= timing.latency_figures(timing.request_latency(device, model, validation, n))
+                batch = timing.batch_time(at, device, model, test)
+                latency |= {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
+                latency["prompting_s"] = timing.measure_prompting(validation, n)
+                latency["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
         score_answered(session, lacking)
         said = describe_rows(session.training_data(candidate.source), candidate.source)
         run = describe_run(
@@ -160,21 +171,6 @@ class _RunParts(NamedTuple):
         )
         store.save_run(self.session.store, run)
         return run
-
-    def measure_times(self, model: Candidate) -> dict[str, float]:
-        """Time single requests for validation items and answers in a batch; with the cached tokens."""
-        session, n = self.session, timing.FEW_REQUESTS
-        at, device = session.store, session.machine.device
-        # What a judge has yet to grade is stored as it was answered.
-        validation, test = (rows if rows.is_there(at) else rows.answers for rows in self.sets[:2])
-        n_timed = timing.n_timed(len(validation.ids))
-        with timing.learn_requests(session.learn_load, model, n_timed) as figures:
-            figures |= timing.latency_figures(timing.request_latency(device, model, validation, n))
-            batch = timing.batch_time(at, device, model, test)
-            figures |= {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
-            figures["prompting_s"] = timing.measure_prompting(validation, n)
-            figures["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
-        return figures
 
     def find_before(self) -> Run | None:
         """Find the newest finished run with the same answers, scored otherwise."""
@@ -339,12 +335,11 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
     if all(found):
         return found
     known = {run.run_id: run for run in store.list_runs(at, session.experiment.name)}
-
-    def find_failure(candidate: ResolvedCandidate, seed: int) -> Run | None:
-        run = known.get(make_failure_id(session.name_begun(candidate.name, seed)))
-        return run if run and Recipe.model_validate(run.recipe) == candidate.recipe else None
-
-    return [run or find_failure(*request) for run, request in zip(found, requests, strict=True)]
+    for place, (candidate, seed) in enumerate(requests):
+        failed = known.get(make_failure_id(session.name_begun(candidate.name, seed)))
+        if found[place] is None and failed and Recipe.model_validate(failed.recipe) == candidate.recipe:
+            found[place] = failed
+    return found
 
 
 def describe_outdated(session: Session, request: RunRequest) -> str:

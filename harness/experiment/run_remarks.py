@@ -6,6 +6,7 @@ under all judged metrics of its task together.
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -25,12 +26,11 @@ from harness.experiment.study import Study
 from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models import artefacts
-from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts, list_passages, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult, TrainingRecord
 from harness.report import front_sentence, print_tried_value
-from harness.spec import DecidePolicy, Task
+from harness.spec import DecidePolicy
 from harness.stats import paired_delta, t_interval, wilson
 
 Candidates = Mapping[str, ResolvedCandidate]
@@ -49,8 +49,34 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
             yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
     yield from _count_uncited(session.target, session.candidates, reader, done)
-    yield from _count_ungraded(session.tasks, reader, done)
-    yield from _count_noteworthy(session.tasks, reader, done)
+    # How many answers to a judged task were cut, empty or failed, and so never judged.
+    judged = [measured for measured in session.tasks if measured.judged]
+    for run, measured in product(done, judged):
+        if f"{measured.task.name}/test" not in run.rows:
+            continue
+        task, rows, why = measured.task, reader.answers(run, measured), Counter[str]()
+        for row in rows:
+            if row.status == "truncated" and not task.truncated_scores:
+                why[f"{_CUT} {task.max_new_tokens}"] += 1
+            elif row.status == "unparsable":
+                why["none of the labels" if row.text.strip() else "empty"] += 1
+            elif row.finish_reason == "error":
+                why[_FAILED] += 1
+        if n := why.total():
+            of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {task.name}"
+            reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
+            worst = "" if set(why) == {_FAILED} else "; what is cut or empty has the lowest grade"
+            ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
+            step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
+            yield f"{ungraded}: {reasons}{worst}{step}"
+    for what, shows in _NOTEWORTHY.items():  # by candidate and task; what is alike is said once
+        alike: dict[str, list[str]] = {}
+        for run in done:
+            answered = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
+            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in answered}
+            if items := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
+                alike.setdefault(", ".join(items), []).append(run.candidate)
+        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
     yield from _note_merged(session.candidates, session.tasks, session.machine.precision, reader, done)
 
 
@@ -83,18 +109,6 @@ _NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
     "the right choice tied with another": lambda row: row.margin == 0,
     "a token spans the end of the prompt and the start of the choice": lambda row: row.boundary_merged,
 }
-
-
-def _count_noteworthy(tasks: Sequence[MeasuredTask], reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
-    """Count such items by candidate and task; say what is alike once."""
-    for what, shows in _NOTEWORTHY.items():
-        alike: dict[str, list[str]] = {}
-        for run in runs:
-            measured = (m for m in tasks if f"{m.task.name}/test" in run.rows)
-            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in measured}
-            if found := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
-                alike.setdefault(", ".join(found), []).append(run.candidate)
-        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
 
 
 def _note_merged(
@@ -135,13 +149,22 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     own = session.source.weights_digest
     others = {run.candidate: run.base_model for run in done if run.base_digest != own}
     used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
+    by_artefacts = []  # which engine answered, as the base's rows come from another
+    for run in (run for run in done if plugins.method(run.method).makes_artefact):
+        candidate = session.candidates[run.candidate]
+        path = Path(candidate.source.path or "")
+        if candidate.given is None:
+            engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
+            base = session.engine(candidate.base)[0].partition("/")[0]
+            said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
+            by_artefacts.append(f"{run.candidate}: {path.name}, {said}")
     return [
         *dict.fromkeys(of_times),
         *_note_indexes(session.target, session.candidates, session.experiment.decide, done),
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
         *dict.fromkeys(base_remarks(session.store, session.candidates, session.sources, done)),
         *_note_endpoints(session.candidates, session.suites, session.experiment.decide, done),
-        *_note_artefacts(session.candidates, session.gguf_command, session.engine, done),
+        *by_artefacts,
         *(
             f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
             for name, candidate in session.candidates.items()
@@ -193,61 +216,34 @@ def _note_endpoints(
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 
-def _note_artefacts(
-    candidates: Candidates,
-    gguf_command: str,
-    engine_of: Callable[[ModelSource], tuple[str, str]],
-    runs: Runs,
-) -> Iterator[str]:
-    """Say of each artefact which engine answered, as the base's rows come from another."""
-    for run in (run for run in runs if plugins.method(run.method).makes_artefact):
-        candidate = candidates[run.candidate]
-        path = Path(candidate.source.path or "")
-        if candidate.given is None:
-            engine = artefacts.identity(path, gguf_command)[0].partition("/")[2]
-            base = engine_of(candidate.base)[0].partition("/")[0]
-            said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
-            yield f"{run.candidate}: {path.name}, {said}"
+def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
+    """Describe the target's rows, those that candidates train on, and languages not tested.
 
-
-def describe_prompting(
-    candidates: Candidates,
-    targets: Sequence[MeasuredTask],
-    suites: Iterable[MeasuredTask],
-    names: Iterable[str],
-) -> list[str]:
-    """Say of candidates, and of the tasks of suites, where prompts hold less than is written.
-
-    `targets` is the target, or that of each fold.
+    Says of candidates, and of the tasks of suites, where prompts hold less than is written.
     """
-    said: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for name in names:
-        for trial in candidates[name].trials:
-            for task, items in ((one.task, one.items) for one in targets):
+        for trial in session.candidates[name].trials:
+            for task, items in ((one.task, one.items) for one in session.tested_targets):
                 context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
                 evaluated = [*items.validation, *items.test]
                 notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]
-                is_asked = candidates[name].method.makes_language_model
+                is_asked = session.candidates[name].method.makes_language_model
                 if is_asked and not has_instruction(task, trial.recipe, evaluated):
                     notes.append(_BARE)
                 for note in notes:
-                    said.setdefault(note, []).append(name)
-    for suite in suites:
+                    names_by_note.setdefault(note, []).append(name)
+    for suite in session.suites:
         if suite.task.num_fewshot and not suite.task.lm_eval:
             shots = {"few_shot": {"shots": suite.task.num_fewshot}}
             context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
             for note in describe_prompts(shots, context, suite.items.test):
-                said.setdefault(note, []).append(suite.task.name)
-    return [f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in said.items()]
-
-
-def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
-    """Describe the target's rows, those that candidates train on, their prompts, and languages not tested."""
+                names_by_note.setdefault(note, []).append(suite.task.name)
     in_folds = bool(session.folds)
     return [
         *session.target.items.notes,
         *describe_training_rows(session.candidates, names, session.training_data, in_folds=in_folds),
-        *describe_prompting(session.candidates, session.tested_targets, session.suites, names),
+        *(f"{', '.join(dict.fromkeys(named))}: {note}" for note, named in names_by_note.items()),
         *describe_unspoken(session.target, session.suites),
     ]
 
@@ -260,30 +256,6 @@ _BARE = (
 
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"
 _STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
-
-
-def _count_ungraded(tasks: Iterable[MeasuredTask], reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
-    """Say of each run how many answers to a judged task were cut, empty or failed, and so never judged."""
-
-    def find_reason(task: Task, row: SampleResult) -> str:
-        if row.status == "truncated" and not task.truncated_scores:
-            return f"{_CUT} {task.max_new_tokens}"
-        if row.status == "unparsable":
-            return "none of the labels" if row.text.strip() else "empty"
-        return _FAILED if row.finish_reason == "error" else ""
-
-    judged = [m for m in tasks if m.judged]
-    for run in runs:
-        for measured in (m for m in judged if f"{m.task.name}/test" in run.rows):
-            rows = reader.answers(run, measured)
-            why = Counter(filter(None, (find_reason(measured.task, row) for row in rows)))
-            if n := why.total():
-                of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {measured.task.name}"
-                reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
-                worst = "" if set(why) == {_FAILED} else "; what is cut or empty has the lowest grade"
-                ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
-                step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
-                yield f"{ungraded}: {reasons}{worst}{step}"
 
 
 NO_CHANGE = "found nothing to change"

@@ -4,15 +4,14 @@ Invariant: rows are stored and found as those of an experiment, so a second call
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from harness import report, store
 from harness.analysis import comparison
-from harness.analysis.estimators import Estimate
-from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
@@ -23,9 +22,8 @@ from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import join_lm_eval_task
 from harness.experiment.stored_rows import suite_arm
 from harness.formatting import pluralize, seconds
-from harness.metrics import Metric
 from harness.models import vllm
-from harness.models.embedded_model import NAMES, expect_unpacking_s
+from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import probe
 from harness.models.hub import resolve, shape
 from harness.progress import Progress
@@ -73,11 +71,6 @@ class PreparedEvaluation(NamedTuple):
         )
 
 
-def looks_like_a_model(name: str) -> bool:
-    """Tell a model (embedded, a folder, org/name) from what may be a candidate's name."""
-    return name in NAMES or "/" in name or Path(name).expanduser().is_dir()
-
-
 def tasks_of(
     names: Sequence[str], limit: int | None, num_fewshot: int | None, *, trust_remote_code: bool = False
 ) -> list[Task]:
@@ -94,23 +87,6 @@ def tasks_of(
     given = {"limit": limit, "num_fewshot": num_fewshot, "trust_remote_code": trust_remote_code}
     given = {key: value for key, value in given.items() if value is not None}
     return [Task.model_validate({"lm_eval": name, **given}) for name in names]
-
-
-def check_computing(computing: Mapping[str, str]) -> dict[str, Any]:
-    """Return the engine and the precision that the command line names, as `prepare_model` takes them.
-
-    Raises:
-        UserError: with every one that there is not.
-    """
-    known = {"engine": get_args(Engine), "precision": get_args(Precision)}
-    problems = []
-    for key, name in computing.items():
-        *others, last = known[key]
-        if name not in known[key]:
-            either = f"{', '.join(others)} or {last}"
-            problems.append(Problem(f"--{key}", repr(name), either, did_you_mean(name, known[key])))
-    refuse(problems)
-    return dict(computing)
 
 
 def prepare_model(
@@ -235,12 +211,9 @@ def _scores(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Itera
     for part in ("", *parts):
         chosen = [row for row in rows if row.slice == part] if part else rows
         for metric in found.metrics.values():
-            yield ScoreRow(name, part, found.num_fewshot, metric.name, _estimate(metric, chosen))
-
-
-def _estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate | None:
-    scored = any(row.parts[metric.name] is not None for row in rows)
-    return comparison.estimate(metric, rows) if scored else None
+            is_scored = any(row.parts[metric.name] is not None for row in chosen)
+            estimate = comparison.estimate(metric, chosen) if is_scored else None
+            yield ScoreRow(name, part, found.num_fewshot, metric.name, estimate)
 
 
 def _notes(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[str]:

@@ -6,7 +6,6 @@ the decision takes, by validation, among the stored runs of the file's candidate
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from operator import attrgetter
 
 from harness import plugins, store
@@ -216,14 +215,6 @@ def refuse_lost_folds(study: Study, run: Run) -> None:
             f"{run.run_id}: found test rows of several folds without {at.rows(test) / 'folds.json'}; "
             f"expected the fold of each item; next: {study.typed.command('compare')}, which writes it again"
         )
-
-
-def add_wins(study: Study, runs: Runs, facts: Facts) -> list[CandidateFacts]:
-    """Add the win rates of fine-tunes over the best untrained candidate, where the gate asks for them."""
-    if study.experiment.gate.target.win_rate is None:
-        return list(facts)
-    found = {run.run_id: wins_of(study, run, base) for run, base in pair_with_best(runs, facts)}
-    return [replace(f, wins=found.get(f.run_id)) for f in facts]
 
 
 def wins_of(study: Study, run: Run, base: Run) -> Wins:

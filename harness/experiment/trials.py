@@ -238,11 +238,48 @@ def proposals(
 ) -> Iterator[TrialProposal]:
     """Yield the points to try; before the next one `tried` ends with the trial of the last.
 
-    `sign` is −1 where lower is better.
+    `sign` is −1 where lower is better. What a search for prompts proposes again is no trial.
     """
-    if candidate.source.search:
-        return _search(candidate.source, seed, sign, tried, again=not candidate.searches_prompts)
-    return map(TrialProposal, candidate.points)
+    source, counts_repeats = candidate.source, not candidate.searches_prompts
+    if not source.search:
+        yield from map(TrialProposal, candidate.points)
+        return
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space: dict[str, BaseDistribution] = {}
+    for name, values in source.search.items():
+        span = span_of(values) if is_span(values) else None
+        if span is None:
+            space[name] = CategoricalDistribution(range(len(values)))  # by place: a value may be a list
+        elif span.is_whole:
+            space[name] = IntDistribution(int(span.low), int(span.high), log=span.is_log)
+        else:
+            space[name] = FloatDistribution(span.low, span.high, log=span.is_log)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
+    # The name decides Hyperband's brackets, and would be drawn.
+    study = optuna.create_study(
+        study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
+    )
+    n_points = source.track.points if source.prune and source.track else 1
+    left, n_repeats = source.trials * n_points, 0
+    while left >= n_points and n_repeats < _MOST_REPEATS:
+        proposed = study.ask(space)
+        point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
+        before = None if counts_repeats else next((one for one in tried if one.params == point), None)
+        if before:  # what answers a prompt gives is known: no trial is spent on it
+            _tell(study, proposed, before, sign)
+            n_repeats += 1
+            continue
+        yield TrialProposal(point, partial(_should_prune, proposed, sign) if source.prune else None)
+        *earlier, found = tried
+        if not counts_repeats and found.asked and any(one.asked == found.asked for one in earlier):
+            n_repeats += 1  # the same prompt, written in another way
+        else:
+            n_repeats = 0
+            left -= len(found.points) if found.is_pruned else n_points
+        _tell(study, proposed, found, sign)
 
 
 def searcher(source: Recipe) -> str:
@@ -273,48 +310,6 @@ def search_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
             expected = f"parameters of Optuna's {_pruner_class(name).__name__}"
             yield Problem(f"candidate {candidate.name}", found, expected, "see optuna.readthedocs.io")
-
-
-def _search(
-    source: Recipe, seed: int, sign: int, tried: Sequence[Trial], *, again: bool
-) -> Iterator[TrialProposal]:
-    """Yield points of a search; a point that is proposed `again` is a further trial, or else none."""
-    import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    space: dict[str, BaseDistribution] = {}
-    for name, values in source.search.items():
-        span = span_of(values) if is_span(values) else None
-        if span is None:
-            space[name] = CategoricalDistribution(range(len(values)))  # by place: a value may be a list
-        elif span.is_whole:
-            space[name] = IntDistribution(int(span.low), int(span.high), log=span.is_log)
-        else:
-            space[name] = FloatDistribution(span.low, span.high, log=span.is_log)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
-    # The name decides Hyperband's brackets, and would be drawn.
-    study = optuna.create_study(
-        study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
-    )
-    n_points = source.track.points if source.prune and source.track else 1
-    left, n_repeats = source.trials * n_points, 0
-    while left >= n_points and n_repeats < _MOST_REPEATS:
-        proposed = study.ask(space)
-        point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
-        before = None if again else next((one for one in tried if one.params == point), None)
-        if before:  # what answers a prompt gives is known: no trial is spent on it
-            _tell(study, proposed, before, sign)
-            n_repeats += 1
-            continue
-        yield TrialProposal(point, partial(_should_prune, proposed, sign) if source.prune else None)
-        *earlier, found = tried
-        if not again and found.asked and any(one.asked == found.asked for one in earlier):
-            n_repeats += 1  # the same prompt, written in another way
-        else:
-            n_repeats = 0
-            left -= len(found.points) if found.is_pruned else n_points
-        _tell(study, proposed, found, sign)
 
 
 def _tell(study: "optuna.Study", proposed: "optuna.Trial", found: Trial, sign: int) -> None:

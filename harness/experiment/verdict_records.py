@@ -129,7 +129,7 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     before = store.newest_verdict(at, now.run_id, now.baseline_digest)
     if before is None or (before.outcome, _is_invalid(before)) == (now.outcome, _is_invalid(now)):
         return ""
-    found = [*_changes(before, now), *_failures(before, now)]
+    found = [*_changes(before, now)]
     unknown, then = [_SAME if before.tasks else _UNRECORDED], {r.name: r.outcome for r in before.rules}
     if changed := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
         pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
@@ -150,7 +150,7 @@ def _is_invalid(record: VerdictRecord) -> bool:
 
 
 def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
-    """Name the settings, rows, version and tasks that are other than when a verdict was stored."""
+    """Name the settings, rows, version and tasks that are other than stored, and answers that fail now."""
     defaults = to_plain(GatePolicy())
     for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
         was, written = (of.policy.get(key, defaults.get(key)) for of in (before, now))
@@ -167,31 +167,20 @@ def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
         else:
             for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
                 yield f"{key} of {name} {old.get(key)} → {new.get(key)}"
-
-
-def _failures(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
-    """Say how many answers failed, where so many did not then."""
     then, errors = _find_errors(before), _find_errors(now)
-    if errors is None or errors.outcome != "inconclusive" or _is_invalid(before):
-        return
-    share, named = errors.numbers["largest_share"], errors.numbers["tasks"]
-    if then and share == then.numbers.get("largest_share"):
-        return
-    several = "up to " if isinstance(named, list) and len(named) > 1 else ""
-    on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""
-    yield f"{several}{formatting.percent(float(str(share)))} % of answers{on} failed"
-
-
-def report_changes(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[str]:
-    """Say of every verdict of a report that is another than the one stored what has changed."""
-    yield from filter(None, (verdict_change(study.store, one) for one in _records(report, runs, study)))
+    if errors and errors.outcome == "inconclusive" and not _is_invalid(before):
+        share, tasks = errors.numbers["largest_share"], errors.numbers["tasks"]
+        if not then or share != then.numbers.get("largest_share"):
+            several = "up to " if isinstance(tasks, list) and len(tasks) > 1 else ""
+            on = f" on {', '.join(tasks)}" if isinstance(tasks, list) and tasks else ""
+            yield f"{several}{formatting.percent(float(str(share)))} % of answers{on} failed"
 
 
 def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
-    for record in _records(report, runs, study):
+    for record in list_verdict_records(report, runs, study):
         store.save_verdict(study.store, record)
     if report.decision is not None:
         store.save_decision(
@@ -210,7 +199,10 @@ def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -
         )
 
 
-def _records(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[VerdictRecord]:
+def list_verdict_records(
+    report: ExperimentReport, runs: Iterable[Run], study: Study
+) -> Iterator[VerdictRecord]:
+    """Yield a record of every verdict of a report."""
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):

@@ -4,7 +4,7 @@ Invariant: every row of every split is written once for each base before a model
 tokenizer give the same problems, which are remembered.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from harness.models import find_left_out
 from harness.models.hub import ModelSource, chat_template, is_packed, list_special_tokens, load_tokenizer
 from harness.prompting import PromptingContext, compose
 from harness.provenance import versions_of
-from harness.records import Example, Message, digest
+from harness.records import Message, digest
 
 _PARTS: tuple[PartName, ...] = ("train", "validation", "test", "pairs")
 _FIRST = 20  # items that are written with a candidate's own system text and shots
@@ -78,7 +78,19 @@ def find_unwritable_rows(
 
     for base in sorted(bases, key=lambda base: base.name) if rows else ():
         key = digest([base.template_digest, texts_digest, versions_of("tokenization")])
-        yield from _name_unwritable(base, rows, memo("unwritable_rows", key, partial(try_rows, base)))
+        reasons = memo("unwritable_rows", key, partial(try_rows, base))
+        if len(reasons) == len(rows):  # of all of them once
+            step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
+            yield Problem(f"base_model {base.name}", next(iter(reasons.values())), _NO_ROW, step)
+            continue
+        by_file: dict[str, list[Problem]] = {}
+        for place, reason in reasons.items():
+            where = rows[int(place)].where
+            step = "change its turns to such as the template takes, remove the row, or choose another base"
+            problem = Problem(where, f"{reason}, {base.name}'s", _NO_ROW, step)
+            by_file.setdefault(readers.file_of(where), []).append(problem)
+        for file, problems in by_file.items():
+            yield from cap_problems(problems, file, "rows that the chat template does not write")
 
 
 def _prompt_first_items(target: MeasuredTask, seed: int, candidate: ResolvedCandidate) -> Iterator[_Row]:
@@ -109,22 +121,6 @@ def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
         for example, where, _ in measured.items.list_sourced(part):
             sampled = step(example) if part == "test" else example
             yield _Row(wrap_prompt(sampled, task.system, None).messages, where)
-
-
-def _name_unwritable(base: ModelSource, rows: Sequence[_Row], found: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield what went wrong of rows, by their places; of all of them once."""
-    if len(found) == len(rows):
-        step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
-        yield Problem(f"base_model {base.name}", next(iter(found.values())), _NO_ROW, step)
-        return
-    by_file: dict[str, list[Problem]] = {}
-    for place, reason in found.items():
-        row = rows[int(place)]
-        step = "change its turns to such as the template takes, remove the row, or choose another base"
-        problem = Problem(row.where, f"{reason}, {base.name}'s", _NO_ROW, step)
-        by_file.setdefault(readers.file_of(row.where), []).append(problem)
-    for file, problems in by_file.items():
-        yield from cap_problems(problems, file, "rows that the chat template does not write")
 
 
 def cut_special_tokens(session: Session) -> Session:
@@ -189,15 +185,18 @@ def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> Meas
     def cut(text: str) -> str:
         return cut_special(text, own.tokens) or text
 
-    def cut_answers(example: Example) -> Example:
-        return replace(
-            example,
-            references=tuple(map(cut, example.references)),
-            choices=tuple(map(cut, example.choices)),
-            rejected=cut(example.rejected),
+    parts: dict[str, Any] = {
+        part: tuple(
+            replace(
+                example,
+                references=tuple(map(cut, example.references)),
+                choices=tuple(map(cut, example.choices)),
+                rejected=cut(example.rejected),
+            )
+            for example in getattr(measured.items, part)
         )
-
-    parts: dict[str, Any] = {part: tuple(map(cut_answers, getattr(measured.items, part))) for part in _PARTS}
+        for part in _PARTS
+    }
     return measured._replace(items=replace(measured.items, **parts))
 
 

@@ -20,7 +20,7 @@ from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import limits_of
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.row_sets import target_sets
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Session
 from harness.evaluation.verification import verify_weights
 from harness.models import hub
 from harness.models.hub import ModelSource
@@ -28,7 +28,7 @@ from harness.models.whole_model import open_whole, save_whole, stored_precision,
 from harness.progress import Advance
 from harness.prompting import PromptingContext
 from harness.records import Run, checksum
-from harness.spec import ExportPolicy, Recipe
+from harness.spec import ExportPolicy, Recipe, Task
 from harness.store import EXPORT_RECORD, Export, ExportedFile, list_exported_files, verify_export
 from harness.training import Weights
 
@@ -233,8 +233,17 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         part.mkdir(mode=0o700)
         try:
             made = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
-            _add_passages(session.target, plan.candidate, plan.run.seed, part)
-            export = _describe(session, plan, made, part)
+            # Of a candidate with retrieval its passages, and how to put them in front of a question.
+            task, items = session.target.task, session.target.items
+            context = PromptingContext(task, items.train, items.documents, plan.run.seed, dry_run=True)
+            for settings, passages in prompting.list_passages(plan.candidate.recipe.prompting, context):
+                lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
+                (part / _PASSAGES).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+                but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
+                n, top_k, code = len(passages), settings["top_k"], _lines(settings)
+                with (part / "README.md").open("a", encoding="utf-8") as file:
+                    file.write(_PAGE.format(n=n, top_k=top_k, but=but, lines=code))
+            export = _describe(task, plan, made, part)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
             (part / EXPORT_RECORD).write_text(f"{text}\n", "utf-8")
             for path in (*list_exported_files(part).values(), part):
@@ -246,8 +255,8 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
     return Exported(folder, export, True)
 
 
-def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path) -> Export:
-    run, recipe, task = plan.run, plan.candidate.recipe, session.target.task
+def _describe(task: Task, plan: ExportPlan, written: Written, folder: Path) -> Export:
+    run, recipe = plan.run, plan.candidate.recipe
     limits = limits_of(task, recipe.sampling)
     template = folder / "chat_template.jinja"
     known = provenance.package_versions()
@@ -353,19 +362,6 @@ texts = [f"{{p['title']}} {{p['text']}}" for p in passages]
 {lines}print(prompt("your question"))
 ```
 """
-
-
-def _add_passages(target: MeasuredTask, candidate: ResolvedCandidate, seed: int, folder: Path) -> None:
-    """Write README.md and passages into the export of a candidate with retrieval; nothing for others."""
-    items = target.items
-    context = PromptingContext(target.task, items.train, items.documents, seed, dry_run=True)
-    for settings, passages in prompting.list_passages(candidate.recipe.prompting, context):
-        lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
-        (folder / _PASSAGES).write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
-        page = _PAGE.format(n=len(passages), top_k=settings["top_k"], but=but, lines=_lines(settings))
-        with (folder / "README.md").open("a", encoding="utf-8") as file:
-            file.write(page)
 
 
 def _lines(settings: dict[str, Any]) -> str:

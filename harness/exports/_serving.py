@@ -31,7 +31,7 @@ from harness.models import artefacts, openai_api, vllm
 from harness.models.endpoints import is_loopback
 from harness.models.supervision import ServerProcess, start_server
 from harness.models.weight_files import content_digest
-from harness.records import Limits, Output, PromptText, Run, SampleResult
+from harness.records import Limits, PromptText, Run, SampleResult
 from harness.spec import Experiment, Recipe, VllmPolicy
 from harness.stats import binomial_p
 from harness.store import EXPORT_RECORD, Export, exports_of, main_file, read_export, verify_export
@@ -282,7 +282,15 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, Readiness
         HarnessError: the server ended, or its answers are not those of the run; it is ended.
     """
     address, program = plan.address, plan.program
-    _refuse_taken(address)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with closing(socket.socket(family)) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((address.host, address.port))
+        except OSError as error:
+            step = f"--port {address.port + 1}, or end what listens there"
+            found = f"{address.host}:{address.port}, where no server can listen ({error.strerror or error})"
+            raise UserError(Problem("--port", found, "a free address of this machine", step)) from None
     settings = openai_api.Settings(
         base_url=f"{address.url}/v1",
         model=program.model,
@@ -330,18 +338,6 @@ def wait(running: ServerProcess) -> None:
     raise HarnessError(running.describe_end())
 
 
-def _refuse_taken(address: Address) -> None:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with closing(socket.socket(family)) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((address.host, address.port))
-        except OSError as error:
-            step = f"--port {address.port + 1}, or end what listens there"
-            found = f"{address.host}:{address.port}, where no server can listen ({error.strerror or error})"
-            raise UserError(Problem("--port", found, "a free address of this machine", step)) from None
-
-
 def _choose_items(session: Session, run: Run) -> list[tuple[SampleResult, SentPrompt]]:
     """Choose evenly spread test items of the target, with the prompts that were sent."""
     task = session.target.task.name
@@ -377,11 +373,13 @@ def _compare(
         for row, answer in zip(rows, answers, strict=True)
         if answer.n_prompt_tokens not in (0, row.n_prompt_tokens)
     ]
-    others = [
-        f"{row.example_id} {answer.error or answer.text!r}, stored {row.text!r}"
-        for row, answer in zip(rows, answers, strict=True)
-        if not _agrees(row, answer)
-    ]
+    others = []
+    for row, answer in zip(rows, answers, strict=True):
+        text, stored = answer.text.rstrip("\ufffd").strip(), row.text.strip()
+        # Of a longer answer the first tokens are compared.
+        is_same = text == stored or (answer.finish_reason == "length" and stored.startswith(text))
+        if answer.error or not is_same:
+            others.append(f"{row.example_id} {answer.error or answer.text!r}, stored {row.text!r}")
     if lengths:
         step = "export again, and compare chat template and tokenizer"
         raise _refusal(plan, "prompts with other lengths than stored", lengths, len(rows), step)
@@ -390,14 +388,6 @@ def _compare(
         step = f"harness export {plan.run.run_id} --to {plan.export.format}, with another --quantize"
         raise _refusal(plan, "answers other than stored, more than rounding changes", others, len(rows), step)
     return Readiness(len(rows) - len(others), len(rows), asked[0][1])
-
-
-def _agrees(row: SampleResult, answer: Output) -> bool:
-    """Tell whether an answer equals the stored one, in its first tokens."""
-    text, stored = answer.text.rstrip("\ufffd").strip(), row.text.strip()
-    return not answer.error and (
-        text == stored or (answer.finish_reason == "length" and stored.startswith(text))
-    )
 
 
 def _refusal(plan: ServingPlan, what: str, differences: Sequence[str], n: int, step: str) -> HarnessError:

@@ -43,7 +43,15 @@ def write(job: ExportJob, folder: Path) -> Written:
         step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
         raise UserError(Problem(f"run {plan.run.run_id}", found, expected, step))
     gap = write_whole(job, folder, plan.quantization)
-    base, license_name = _origin(plan)
+    base: str | None = plan.run.base_model  # as its id on the hub, as far as known
+    license_name: str | None = None
+    if base in NAMES:
+        base, license_name = HUB_ID, LICENSE
+    else:
+        with suppress(Exception):  # the base's card may contain anything
+            license_name = ModelCard.load(plan.source.path / "README.md").data.license
+        is_local = Path(base).is_absolute() or Path(base).exists()
+        base = None if is_local else base.removeprefix(HUB)
     head = ModelCardData(
         base_model=base, license=license_name, library_name="transformers", pipeline_tag="text-generation"
     )
@@ -60,20 +68,6 @@ def write(job: ExportJob, folder: Path) -> Written:
     card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{markdown(document)}")
     (folder / "README.md").write_text(str(card), "utf-8")
     return Written(count_types(folder), {}, gap)
-
-
-def _origin(plan: ExportPlan) -> tuple[str | None, str | None]:
-    """Return the base's hub id and licence, as far as known."""
-    name = plan.run.base_model
-    if name in NAMES:
-        return HUB_ID, LICENSE
-    is_local = Path(name).is_absolute() or Path(name).exists()
-    known: str | None = None
-    with suppress(Exception):  # the base's card may contain anything
-        from huggingface_hub import ModelCard
-
-        known = ModelCard.load(plan.source.path / "README.md").data.license
-    return None if is_local else name.removeprefix(HUB), known
 
 
 def _weights(plan: ExportPlan, license_name: str | None) -> Section:

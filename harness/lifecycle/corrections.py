@@ -17,7 +17,7 @@ from harness.data.edit.save import Edit, digest_of
 from harness.data.examples import FIELD
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import writers
 from harness.lifecycle.feedback import mask_example
 from harness.metrics import normalize
@@ -140,16 +140,18 @@ def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExamp
     return [row._replace(example=mask_example(row.example, region)) for row in rows]
 
 
-def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -> FeedbackEdit:
+def make_test_items(
+    target: MeasuredTask, region: str, rows: Sequence[FeedbackRow], marks: str
+) -> FeedbackEdit:
     """Make test items from stored rows that a person marked in a file with columns id and marked_by.
 
-    The reference is the file's column `reference`, or the stored correction.
+    The reference is the file's column `reference`, or the stored correction; personal data is masked as of a
+    region.
 
     Raises:
         UserError: marks lack a person, a stored row or an answer; all of them are listed.
     """
-    prompt, reference = _columns(session.target.task)
-    by_id, region = {row.row_id: row for row in rows}, session.experiment.feedback.region
+    (prompt, reference), by_id = _columns(target.task), {row.row_id: row for row in rows}
     problems, chosen = list[Problem](), list[tuple[FeedbackRow, str, str]]()
     for mark in readers.read(marks, "test").rows:
         cells = {name: str(value or "").strip() for name, value in mark.fields.items()}
@@ -165,7 +167,7 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
         else:
             chosen.append((row, text, redact(cells["marked_by"])[0]))
     refuse(readers.cap_problems(problems, readers.display_path(marks), "marks that cannot be used"))
-    trained_rows = _mask_rows(region, session.target.items.list_sourced("train"))
+    trained_rows = _mask_rows(region, target.items.list_sourced("train"))
     trained = _find_leaks([row for row, _, _ in chosen], trained_rows)
     outcomes = []
     for row, text, marked_by in chosen:

@@ -117,7 +117,13 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
         return "" if value is None else str(value).strip()
 
     answers = _read_answers(take(*_ANSWERS), row.where)
-    messages = _read_messages(take(*_REQUESTS), row.where)
+    request, messages = take(*_REQUESTS), tuple[Message, ...]()
+    if isinstance(request, str):
+        messages = ({"role": "user", "content": request},) if request.strip() else ()
+    elif request is not None:
+        entries = request if isinstance(request, list) else [request]
+        turns = [_read_turn(entry, row.where) for entry in entries]
+        messages = tuple({"role": role, "content": text} for role, text in turns)
     preferred, correction = take("preference"), _read_one(take("correction"), "correction", row.where)
     preferred_output = _read_one(take("preferred_output"), "preferred_output", row.where)
     if messages and messages[-1]["role"] == "assistant":
@@ -169,13 +175,6 @@ def _parse(name: str, value: Any) -> Any:
             if isinstance(first, Mapping) and {"role", "message", "messages", "choices"} & first.keys():
                 return parsed
     return value
-
-
-def _read_messages(value: Any, where: str) -> tuple[Message, ...]:
-    if value is None or isinstance(value, str):
-        return ({"role": "user", "content": value},) if value and value.strip() else ()
-    turns = (_read_turn(entry, where) for entry in (value if isinstance(value, list) else [value]))
-    return tuple({"role": role, "content": text} for role, text in turns)
 
 
 def _read_turn(entry: Any, where: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile r
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from math import isfinite
@@ -130,10 +130,19 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             by_item.setdefault(str(sample.get("id")), []).append(sample)
         _refuse_gaps(log, by_item)
         scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
-        names = _name_scores(log, scored.values())
-        if isinstance(names, Problem):
-            return names
-        metric, *others = names
+        # The first rate listed decides, else of the samples' own.
+        listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
+        by_score: dict[str, list[object]] = {}
+        for sampled in (sampled for epochs in scored.values() for sampled in epochs):
+            for score, value in sampled.items():
+                by_score.setdefault(score, []).append(value)
+        known = (score for score in (*listed, *by_score) if score in by_score)
+        metric = next((str(score) for score in known if eval_logs.is_rate(by_score[score])), None)
+        if metric is None:
+            found_none = f"no score that is a rate in [0, 1] ({', '.join(by_score) or 'none at all'})"
+            step = "add a scorer, and run inspect score"
+            return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
+        others = [score for score in by_score if score != metric]
         scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
         if bad := [name for name, values in scores.items() if None in values]:
             # If left out on one side only, they would change the other's mean.
@@ -181,25 +190,6 @@ def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -
     n = sum(map(len, by_item.values()))
     if isinstance(expected, int) and expected > n:
         raise UserError(Problem(str(log.path), f"{n} of {expected} samples", "all of them", _AGAIN))
-
-
-def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str] | Problem:
-    """Return the names of the scores, first the deciding one (the first rate listed, or of the samples).
-
-    Or the reason why none can be compared.
-    """
-    listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
-    there: dict[str, list[object]] = {}
-    for found in (found for epochs in scored for found in epochs):
-        for name, value in found.items():
-            there.setdefault(name, []).append(value)
-    if chosen := next(
-        (name for name in (*listed, *there) if name in there and eval_logs.is_rate(there[name])), None
-    ):
-        return [str(name) for name in dict.fromkeys([chosen, *there])]
-    found_none = f"no score that is a rate in [0, 1] ({', '.join(there) or 'none at all'})"
-    step = "add a scorer, and run inspect score"
-    return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:

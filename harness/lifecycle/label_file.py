@@ -375,7 +375,10 @@ def _read(
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
-        where, (begin, keys) = f"{file}:{line}", _split_key(key)
+        where, begin, keys = f"{file}:{line}", "", [key]
+        if key.startswith(_KEY):  # of an export: what it begins with, and the keys of its answers
+            question, end, answers = key.removeprefix(_KEY).rpartition(_KEY_END)
+            begin, keys = f"{_KEY}{question}{end}", [_KEY + one for one in answers.split(_JOIN)]
         if not written:
             n_blank += 1
         elif any(one not in known for one in keys):
@@ -404,14 +407,6 @@ def _read(
         problems.append(Problem(str(file), "no label", "at least one", step))
     refuse(problems)
     return metrics.pop(), labels, len({*seen.values()}), n_blank
-
-
-def _split_key(key: str) -> tuple[str, list[str]]:
-    """Split an exported key into its prefix (empty for others) and the keys of its answers."""
-    if not key.startswith(_KEY):
-        return "", [key]
-    question, end, answers = key.removeprefix(_KEY).rpartition(_KEY_END)
-    return f"{_KEY}{question}{end}", [_KEY + one for one in answers.split(_JOIN)]
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:

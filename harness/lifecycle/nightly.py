@@ -164,7 +164,20 @@ class _NightRun:
                     found = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
                 self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
                 watched.append(found)
-        watched += self._list_changed_judges()
+        # Judges behind endpoints that grade their anchors differently than before; those that graded tonight
+        # were checked before.
+        judged = [metric for m in self.session.tasks for metric in m.judged.values()]
+        books = {judge.book: (metric, judge) for metric in judged for judge in metric.judges}
+        unchecked = (pair for book, pair in books.items() if book not in self.session.checked_judges)
+        for metric, judge in unchecked:
+            try:
+                if refused := self.session.refused_judges.get(judge.book):
+                    raise refused
+                check_judge(metric, judge)
+            except Exception as error:  # noqa: BLE001 (one judge must not end the night)
+                label = f"{metric.metric} by {judge.name}"
+                failed = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
+                watched.append(failed)
         # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
         try:
@@ -186,22 +199,6 @@ class _NightRun:
             production=moved,
         )
         return night, self.references
-
-    def _list_changed_judges(self) -> Iterator[nightly_state.NightCandidate]:
-        """Yield failures for endpoint judges that grade their anchors differently than before."""
-        judged = [one for m in self.session.tasks for one in m.judged.values()]
-        books = {judge.book: (one, judge) for one in judged for judge in one.judges}
-        for one, judge in books.values():
-            if judge.book in self.session.checked_judges:
-                continue  # it has graded nothing tonight
-            try:
-                if refused := self.session.refused_judges.get(judge.book):
-                    raise refused
-                check_judge(one, judge)
-            except Exception as error:  # noqa: BLE001 (one judge must not end the night)
-                yield nightly_state.NightCandidate(
-                    f"{one.metric} by {judge.name}", "", "", (), error=one_line(error)
-                )
 
     def _evaluate(self, target: Target) -> nightly_state.NightCandidate:
         session = self.session

@@ -74,7 +74,13 @@ def compare_series(
             if own := [known[i] / (1.0 if task else _range(metrics, i)) for i in items if i in known]:
                 by_cluster[name(items[0])] = round(fmean(own), 9)
     evaluated = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
-    errors = sum(_is_error(arms, item, metrics[item[0]]) for item in evaluated)
+    errors = 0
+    for item in evaluated:
+        metric, now, then = metrics[item[0]], arms.now.get(item), [rows.get(item) for rows in arms.then]
+        base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
+        is_incomplete = any(row and row.status == "incomplete" for row in (now, base_now))
+        has_failed = _is_failed(now, then, metric) or _is_failed(base_now, [base_then], metric)
+        errors += is_incomplete or has_failed
     return SeriesNight(
         new,
         fixed,
@@ -160,13 +166,6 @@ def _difference(
     new, old = failed if failed is not None else score(now, metric), [score(row, metric) for row in there]
     known = [value for value in old if value is not None]
     return None if new is None or len(known) < len(old) else new - fmean(known)
-
-
-def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
-    now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
-    base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
-    is_incomplete = any(row and row.status == "incomplete" for row in (now, base_now))
-    return is_incomplete or _is_failed(now, then, metric) or _is_failed(base_now, [base_then], metric)
 
 
 def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:

@@ -18,7 +18,7 @@ from harness.models import hub
 from harness.plugins import Method, RescueSituation
 from harness.records import Run, TrackedPoint
 from harness.report import ResultDocument, Section
-from harness.spec import Recipe
+from harness.spec import Experiment, Recipe
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 _USUAL_MARGIN = 0.02  # of the gate's macro
@@ -165,29 +165,38 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     source = experiment.settle_sweep(candidate.source, run)
     others = {
         one.name: one.source.params
-        for one in _list_other_adapters(session, candidate)
+        for one in _list_other_adapters(session.candidates, candidate)
         if experiment.find_stored_weights(session, one, run.seed)
     }
-    case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
+    sign = session.target.primary.unit.sign
+    case = _situation(session.experiment, sign, candidate, source)._replace(
+        others=others, tracked=run.training.tracked
+    )
     return schedule_trials(run.candidate, candidate.recipe, source, case)
 
 
-def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
-    """Describe what to rescue; a margin relative to the base's skill counts as the usual one."""
-    macro = session.experiment.gate.macro
+def _situation(
+    of_file: Experiment, sign: int, candidate: ResolvedCandidate, source: Recipe
+) -> RescueSituation:
+    """Describe what to rescue; a margin relative to the base's skill counts as the usual one.
+
+    `sign` is −1 where a lower score of the target is better.
+    """
+    macro = of_file.gate.macro
     margin = macro if isinstance(macro, float) else _USUAL_MARGIN
-    sign = session.target.primary.unit.sign
     shape = hub.shape(candidate.base)
-    layers, policy = (shape.n_layers if shape else None), session.experiment.rescue
+    layers, policy = (shape.n_layers if shape else None), of_file.rescue
     params = {**experiment.find_adapter_config(candidate), **source.params}
     return RescueSituation(policy, params, layers, margin=margin, sign=sign, makes=candidate.makes)
 
 
-def _list_other_adapters(session: Session, candidate: ResolvedCandidate) -> list[ResolvedCandidate]:
+def _list_other_adapters(
+    candidates: Mapping[str, ResolvedCandidate], candidate: ResolvedCandidate
+) -> list[ResolvedCandidate]:
     """List the candidates that train other adapters on the base of one."""
     return [
         one
-        for one in session.candidates.values()
+        for one in candidates.values()
         if one.method.trains
         and one.method.makes_adapter
         and one.source_name == one.name != candidate.source_name
@@ -243,14 +252,18 @@ def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultD
 
 def largest_work(session: Session, selected: Sequence[str]) -> Work:
     """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
-    works = [Work()]
+    works, sign = [Work()], session.target.primary.unit.sign
     for name in selected:
         candidate = session.candidates[name]
         if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
             first = candidate.trials[0].source
-            others = {one.name: one.source.params for one in _list_other_adapters(session, candidate)}
+            others = {
+                one.name: one.source.params for one in _list_other_adapters(session.candidates, candidate)
+            }
             tracked = (_ANY_POINT,) if candidate.source.track else ()
-            case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
+            case = _situation(session.experiment, sign, candidate, first)._replace(
+                others=others, tracked=tracked
+            )
             trials = schedule_trials(name, candidate.recipe, first, case).trials
             works.append(sum((_work(session, trial, 0) for trial in trials), Work()))
     return max(works, key=session.seconds)

@@ -25,7 +25,7 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
 from harness.evaluation.runner import open_weights
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import load_study
 from harness.formatting import pluralize
 from harness.lifecycle.nightly_state import Reference
@@ -140,7 +140,7 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         base=there,
         weights=target.weights,
         prompting=store.read_identity(session.store, wanted[target_key]).prompting_digest,
-        data=data_digest(session),
+        data=data_digest(session.target, session.training.values()),
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
         makings=target.makings,
@@ -173,11 +173,11 @@ def list_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int
     return [target_sets(session, recipe, weights, seed)[1], *tests]
 
 
-def data_digest(session: Session) -> str:
-    """Digest the rows that are trained on and retrieved from."""
-    versions = session.target.versions
-    rows = [versions["train"], versions["validation"], [list(d) for d in session.target.items.documents]]
-    own = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in session.training.values()]
+def data_digest(target: MeasuredTask, training: Iterable[MeasuredTask]) -> str:
+    """Digest the rows that are trained on and retrieved from; `training` has those of candidates' own."""
+    documents = [list(document) for document in target.items.documents]
+    rows = [target.versions["train"], target.versions["validation"], documents]
+    own = [list(map(drop_defaults, (*m.items.train, *m.items.pairs))) for m in training]
     return digest([*rows, *([digest(own)] if own else [])])
 
 
@@ -196,7 +196,7 @@ def describe_tested(
     `served` says how an endpoint answers, whose weights cannot be seen. `more` maps more targets to the
     prompting of tonight.
     """
-    same_data = reference.data == data_digest(session)
+    same_data = reference.data == data_digest(session.target, session.training.values())
     said = [served] if served else []
     if weights.digest != reference.weights:
         said.append("the recipe trained again" + ("" if same_data else " on new data"))

@@ -244,23 +244,17 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
                 found = ", ".join(kinds) or "no statement"
                 step = 'harness sql "SELECT run_id, outcome FROM verdicts"'
                 raise UserError(Problem("query", found, "one SELECT: what is stored is only read", step))
-            _refuse_damaged(store, db, sql)
+            # Tables of rows leave damaged files out.
+            if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
+                whole_feedback_files(store)
+            unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets"
+            absent = db.execute(f"{unread} ORDER BY rowset").fetchall() if _OF_ROWS.search(sql) else ()
+            if damaged := [digest for (digest,) in absent if store.parquet(digest).exists()]:
+                found = f"damaged files of the rows {', '.join(damaged)}"
+                raise UserError(Problem(str(store.folder / "rows"), found, "whole Parquet files", ANEW))
             yield db.execute(sql)
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
-
-
-def _refuse_damaged(store: Store, db: "DuckDBPyConnection", sql: str) -> None:
-    """Refuse a query over tables of rows while files are damaged, which those tables leave out."""
-    if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
-        whole_feedback_files(store)
-    if not _OF_ROWS.search(sql):
-        return
-    unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets ORDER BY rowset"
-    damaged = [digest for (digest,) in db.execute(unread).fetchall() if store.parquet(digest).exists()]
-    if damaged:
-        found = f"damaged files of the rows {', '.join(damaged)}"
-        raise UserError(Problem(str(store.folder / "rows"), found, "whole Parquet files", ANEW))
 
 
 def _problem(error: "Error") -> Problem:

@@ -221,25 +221,24 @@ def remove(below: Path, paths: Iterable[Path]) -> None:
     Raises:
         UserError: a path lies elsewhere, or is or lies behind a link; then nothing is deleted.
     """
-    chosen = list(paths)
-    refuse(problem for path in chosen for problem in _find_ways_out(below, path))
+    chosen, problems = list(paths), list[Problem]()
+    for path in chosen:
+        names = path.relative_to(below).parts if path.is_relative_to(below) else ()
+        if not names or ".." in names:
+            found, expected = "a path to elsewhere", f"a path below {below}"
+            problems.append(Problem(str(path), found, expected, "remove it by hand"))
+        for end in range(1, len(names) + 1):
+            if (parent := below.joinpath(*names[:end])).is_symlink():
+                found = f"a link to {parent.readlink()}, which is not followed"
+                expected = "a file or folder of the store itself"
+                step = f"remove what it names by hand, then the link: rm {as_argument(str(parent))}"
+                problems.append(Problem(str(parent), found, expected, step))
+    refuse(problems)
     for path in chosen:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _find_ways_out(below: Path, path: Path) -> Iterator[Problem]:
-    """Yield the links between a folder and a path below it, or the path itself if it is not below."""
-    names = path.relative_to(below).parts if path.is_relative_to(below) else ()
-    if not names or ".." in names:
-        yield Problem(str(path), "a path to elsewhere", f"a path below {below}", "remove it by hand")
-    for end in range(1, len(names) + 1):
-        if (parent := below.joinpath(*names[:end])).is_symlink():
-            found = f"a link to {parent.readlink()}, which is not followed"
-            step = f"remove what it names by hand, then the link: rm {as_argument(str(parent))}"
-            yield Problem(str(parent), found, "a file or folder of the store itself", step)
 
 
 def in_own_folder(run: Run, file: Path) -> Run:

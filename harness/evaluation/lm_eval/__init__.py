@@ -318,26 +318,27 @@ class _TaskEvaluator:
                 instance.resps = [response.response] * (instance.repeats or 1)
             task._instances = instances  # noqa: SLF001 (lm-eval has no other way to filter a part)
             task.apply_filters()
-            values |= {place: self._score_document(task, self._requests[place]) for place in places}
+            for place in places:  # every filter; `filtered` is the result of the primary score's
+                instances = self._requests[place]
+                document, by_filter = instances[0].doc, {}
+                for name in dict.fromkeys(s.filter for s in self.described.scores):
+                    filtered = [instance.filtered_resps[name] for instance in instances]
+                    by_filter[name] = task.process_results(document, filtered)
+                gold, target = None, task.doc_to_target(document)
+                if task.OUTPUT_TYPE == "multiple_choice":
+                    choices = [str(c) for c in task.doc_to_choice(document)]
+                    right = task.doc_to_text(document) if task.multiple_input else target
+                    if isinstance(right, str) and right in choices:
+                        right = choices.index(right)
+                    is_one = isinstance(right, int) and 0 <= right < len(choices)
+                    gold = choices, right if is_one else None  # None: not exactly one
+                values[place] = {
+                    "values": {s.name: by_filter[s.filter].get(s.metric) for s in self.described.scores},
+                    "gold": gold,
+                    "filtered": instances[0].filtered_resps[self.primary.filter],
+                    "target": target,
+                }
         return values
-
-    def _score_document(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
-        """Score one document under every filter; `filtered` is the result of the primary score's filter."""
-        document, by_filter = instances[0].doc, {}
-        for name in dict.fromkeys(s.filter for s in self.described.scores):
-            filtered = [i.filtered_resps[name] for i in instances]
-            by_filter[name] = task.process_results(document, filtered)
-        values = {s.name: by_filter[s.filter].get(s.metric) for s in self.described.scores}
-        gold = None
-        if task.OUTPUT_TYPE == "multiple_choice":
-            choices = [str(c) for c in task.doc_to_choice(document)]
-            right = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-            if isinstance(right, str) and right in choices:
-                right = choices.index(right)
-            is_one = isinstance(right, int) and 0 <= right < len(choices)
-            gold = choices, right if is_one else None  # None: not exactly one
-        filtered = instances[0].filtered_resps[self.primary.filter]
-        return {"values": values, "gold": gold, "filtered": filtered, "target": task.doc_to_target(document)}
 
     def _row(
         self,

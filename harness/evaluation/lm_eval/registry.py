@@ -44,11 +44,6 @@ def version() -> str:
         raise UserError(problem) from None
 
 
-def is_installed() -> bool:
-    """Tell whether lm-eval is installed."""
-    return util.find_spec("lm_eval") is not None
-
-
 def names() -> dict[str, str]:
     """Map every name that lm-eval knows to its kind: task, group or tag."""
     return {name: entry["kind"] for name, entry in _entries().items()}

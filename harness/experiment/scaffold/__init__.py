@@ -53,7 +53,6 @@ from harness.experiment.scaffold.task_proposal import (
     FOLDS,
     check_task,
     describe_columns,
-    fold_few,
     list_unused,
     propose_task,
     warn_of_unread,
@@ -112,8 +111,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         machine = hardware.probe(shape=hub.shape(base) if base else None)
         here = Resources(machine, hardware.memory(machine.device))
     proposed, instructions = propose_task(request, seen, name, base)
-    task, items = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
-    task, items, unfolded = fold_few(task, items)
+    task, items, unfolded = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here, instructions)
     gate = propose_gate(load_proposal(request, task, candidates).experiment)
     of_base = describe_base(request.base_model, items, base, here)

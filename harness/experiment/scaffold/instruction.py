@@ -6,13 +6,13 @@ goes before it.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 from harness.data.columns import CONTEXTS, find_head
 from harness.data.guessed_columns import spell
-from harness.experiment.scaffold.recognition import AnswerForm, Answers
+from harness.experiment.scaffold.recognition import Answers
 from harness.formatting import count
 from harness.records import Example, parse_json
 
@@ -113,13 +113,14 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
         return "Think step by step, and write the final answer into \\boxed{} at the end."
     if answers.form == "reasoned":
         return "Think step by step, then write the final answer on a last line of its own, behind ####."
-    of_form: dict[AnswerForm, Callable[[PromptColumns, Sequence[str]], str]] = {
-        "json": _ask_for_json,
-        "spans": _ask_for_json,
-        "sql": _ask_for_sql,
-        "number": _ask_for_number,
-    }
-    return of_form.get(answers.form, _ask_for_text)(columns, references)
+    if answers.form == "sql":
+        held = next((h for h in map(find_head, columns.questions) if h in ("schema", "context")), "")
+        tables = f" on the tables of the {held}" if held else ""
+        query = f"Write one SQL query{tables} that answers the question."
+        return f"{query} Reply with the query {_NOTHING_ELSE}."
+    if answers.form in ("json", "spans"):
+        return _ask_for_json(columns, references)
+    return (_ask_for_number if answers.form == "number" else _ask_for_text)(columns, references)
 
 
 def vary_instruction(draft: str, answers: Answers) -> list[str]:
@@ -216,14 +217,6 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
     return (
         f"Extract {what} from the {columns.noun} as {form}{named}{none}. Reply with the JSON {_NOTHING_ELSE}."
     )
-
-
-def _ask_for_sql(columns: PromptColumns, references: Sequence[str]) -> str:
-    given = next(
-        (find_head(name) for name in columns.questions if find_head(name) in ("schema", "context")), ""
-    )
-    tables = f" on the tables of the {given}" if given else ""
-    return f"Write one SQL query{tables} that answers the question. Reply with the query {_NOTHING_ELSE}."
 
 
 _NUMBER = re.compile(r"\W*?(-?\d+(?:\.\d+)?)")

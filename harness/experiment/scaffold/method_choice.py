@@ -101,14 +101,28 @@ def choose_method(
     ordered = _sort_by_preference(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
     fitting = [name for name in ordered if _fits(needs[name], here.room)]
     if fitting:
-        why = _explain(fitting[0], needs, ordered, shape, here.room)
-        params = recipes[fitting[0]].get("params", {})
+        name = fitting[0]
+        method, fits = plugins.method(name), f"about {needs[name]}, and {_free(here.room)}"
+        n_whole, before = _millions(shape.n_parameters), ordered[: ordered.index(name)]
+        if method.makes_whole_model:
+            why = f"all {n_whole} parameters, no more than an adapter usually has; {fits}"
+        elif method.quantization and before:
+            why = (
+                f"on the base in 4 bits, because {before[0]} would take {needs[before[0]]}; {fits}; "
+                "it answers more slowly than the base in 16 bits"
+            )
+        else:
+            whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
+            otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
+            trained = f"{_millions(needs[name].n_trained)} of {n_whole} parameters"
+            why = f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
+        params = recipes[name].get("params", {})
         rows, steps = (
             params.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
         )
         if steps:  # fewer rows at a time than usual
             why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
-        return MethodChoice(fitting[0], why)
+        return MethodChoice(name, why)
     name = min(ordered, key=lambda one: needs[one].gb)
     said = f"training {name} takes about {needs[name]}, and {_free(here.room)}"
     return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
@@ -141,25 +155,6 @@ def _need(
         in_tiles=on_gpu,
     ).total
     return _TrainingMemory(gb, n_trained)
-
-
-def _explain(
-    name: str, needs: Mapping[str, _TrainingMemory], ordered: list[str], shape: Shape, room: Memory
-) -> str:
-    method, need = plugins.method(name), needs[name]
-    fits = f"about {need}, and {_free(room)}"
-    if method.makes_whole_model:
-        return f"all {_millions(shape.n_parameters)} parameters, no more than an adapter usually has; {fits}"
-    before = ordered[: ordered.index(name)]
-    if method.quantization and before:
-        return (
-            f"on the base in 4 bits, because {before[0]} would take {needs[before[0]]}; {fits}; "
-            "it answers more slowly than the base in 16 bits"
-        )
-    whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
-    otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
-    trained = f"{_millions(need.n_trained)} of {_millions(shape.n_parameters)} parameters"
-    return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
 
 
 def describe_alternatives(items: TaskItems, base: ModelSource | None, here: Resources) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -352,7 +353,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
 
 def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
     """Say where data of tasks can be had, and of which: the hub, a mirror or the hub's cache."""
-    if not registry.is_installed():
+    if find_spec("lm_eval") is None:
         return "", set()
     if _reaches_hub():
         return "the hub", set(tasks)

@@ -104,7 +104,14 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
     refuse(find_missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
     if layout is None and not (request.prompt or request.reference):
-        refuse(_capitals(content))
+        # Columns that are a layout's but for their capitals, where a guess would leave some out.
+        small = [row._replace(fields={n.lower(): v for n, v in row.fields.items()}) for row in content.rows]
+        if meant := formats.recognise(small):
+            roles = find_roles(content._replace(rows=small))
+            used = [name for name in content.names if name.lower() in {*roles.questions, *roles.answers}]
+            if len(used) != 2 or meant.name == "multiple choice":
+                expected, step = f"{meant.name} rows ({meant.form})", "write their names in small letters"
+                refuse(Problem(content.shown, f"columns {', '.join(used)}", expected, step))
     fields = _fields(request, content, layout)
     if layout and layout.name == "multiple choice":
         forms = settle_forms(content.rows)
@@ -121,23 +128,6 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
     answers = _recognise_answers(kind, examples, column)
     return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, column, thumbs)
-
-
-def _capitals(content: readers.Rows) -> Problem | None:
-    """Phrase columns that are a layout's but for their capitals, where a guess would leave some out."""
-    small = [row._replace(fields={n.lower(): v for n, v in row.fields.items()}) for row in content.rows]
-    layout = formats.recognise(small)
-    if layout is None:
-        return None
-    roles = find_roles(content._replace(rows=small))
-    names = content.names
-    used = [name for name in names if name.lower() in {*roles.questions, *roles.answers}]
-    if len(used) == 2 and layout.name != "multiple choice":
-        return None
-    expected = f"{layout.name} rows ({layout.form})"
-    return Problem(
-        content.shown, f"columns {', '.join(used)}", expected, "write their names in small letters"
-    )
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
@@ -251,7 +241,17 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> 
     if kind == "labels":
         return Answers("labels", tuple(references_of(examples)))
     references = [max(example.references, key=len) for example in examples if example.references]
-    if references and _are_spans(examples):
+    # JSON lists, or lists by key, of pieces of the prompt; an object is one where it has a place in the text,
+    # or a piece of it with its kind.
+    answers = [(e.prompt.casefold(), _read_json(text)) for e in examples for text in e.references]
+    lists = [
+        (text, spans)
+        for text, value in answers
+        for spans in (value.values() if isinstance(value, dict) else [value])
+    ]
+    entries = [(span, text) for text, spans in lists if isinstance(spans, list) for span in spans]
+    are_lists = entries and all(isinstance(spans, list) for _, spans in lists)
+    if are_lists and all(_is_span(span, text) for span, text in entries):
         return Answers("spans")
     are: dict[AnswerForm, Callable[[Sequence[str]], bool]] = {
         "calls": are_calls,
@@ -280,22 +280,6 @@ def are_calls(texts: Sequence[str]) -> bool:
 
 def _are_json(texts: Sequence[str]) -> bool:
     return all(isinstance(_read_json(text), dict | list) for text in texts)
-
-
-def _are_spans(examples: Sequence[Example]) -> bool:
-    """Tell whether answers are JSON lists, or lists by key, of pieces of the prompt.
-
-    An object is one where it has a place in the text, or a piece of it with its kind.
-    """
-    answers = [(e.prompt.casefold(), _read_json(text)) for e in examples for text in e.references]
-    lists = [
-        (text, spans)
-        for text, value in answers
-        for spans in (value.values() if isinstance(value, dict) else [value])
-    ]
-    entries = [(span, text) for text, spans in lists if isinstance(spans, list) for span in spans]
-    are_lists = all(isinstance(spans, list) for _, spans in lists)
-    return are_lists and bool(entries) and all(_is_span(span, text) for span, text in entries)
 
 
 def _is_span(value: object, text: str) -> bool:

@@ -81,7 +81,16 @@ def propose_task(
         step = "add references, or write a suite with metrics: [follows], on which nothing is trained"
         raise UserError(Problem(where, found, expected, step))
     examples = [one.example for one in sourced]
-    columns = _find_columns(reading, seen)
+    if seen.layout and seen.layout.column:
+        columns = PromptColumns(("messages",), "messages")
+    elif seen.layout and seen.layout.name == "tokens and tags":
+        columns = PromptColumns(("text",), "entities")
+    else:
+        names = dict.fromkeys(key for row in seen.rows for key in row.fields)
+        roles = find_reading_roles(reading, seen.layout, names)
+        shown = FIELD.findall(seen.fields.get("prompt", "")) or [c for c in names if c in roles.questions]
+        answer = FIELD.findall(seen.fields.get("reference", "")) or roles.answers
+        columns = PromptColumns(tuple(shown), next(iter(answer), ""))
     task |= _propose_answers(seen.answers, columns, examples, base)
     said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
     if request.instruction:
@@ -90,19 +99,6 @@ def propose_task(
         return task, []
     draft = draft_instruction(seen.answers, columns, examples)
     return {**task, "system": draft}, vary_instruction(draft, seen.answers)
-
-
-def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
-    """Find the columns that a task shows and the one that answers; of nested ones the part that is named."""
-    if seen.layout and seen.layout.column:
-        return PromptColumns(("messages",), "messages")
-    if seen.layout and seen.layout.name == "tokens and tags":
-        return PromptColumns(("text",), "entities")
-    names = dict.fromkeys(name for row in seen.rows for name in row.fields)
-    roles = find_reading_roles(reading, seen.layout, names)
-    shown = FIELD.findall(seen.fields.get("prompt", "")) or [c for c in names if c in roles.questions]
-    answer = FIELD.findall(seen.fields.get("reference", "")) or roles.answers
-    return PromptColumns(tuple(shown), next(iter(answer), ""))
 
 
 def _propose_answers(
@@ -168,10 +164,11 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
     return [len(one.ids) for one in encoded]
 
 
-def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems]:
+def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems, str]:
     """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
 
-    With `has_thumbs` a row can be used that is an answer with a thumb, up or down.
+    With `has_thumbs` a row can be used that is an answer with a thumb, up or down. A task of a few rows is
+    tested in folds; where that cannot be, it stays as it is, and the reason is returned too.
 
     Raises:
         UserError: more than a few rows cannot be used, or something else is wrong.
@@ -208,18 +205,13 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
                     Problem(shown, found, "fewer than one in twenty", f"{command}, then --data {new}"),
                 ]
             )
-    return read_as, items
-
-
-def fold_few(task: Task, items: TaskItems) -> tuple[Task, TaskItems, str]:
-    """Test a task of a few rows in folds; where that cannot be, return it as it is, with the reason."""
     if sum(len(getattr(items, split)) for split in SPLITS) >= FEW:
-        return task, items, ""
-    folded = task.model_copy(update={"data": task.data.model_copy(update={"folds": FOLDS})})
+        return read_as, items, ""
+    folded = read_as.model_copy(update={"data": read_as.data.model_copy(update={"folds": FOLDS})})
     try:
         return folded, load_task(folded, 0), ""
     except UserError as error:
-        return task, items, error.problems[0].found
+        return read_as, items, error.problems[0].found
 
 
 _SPLITS = ("split", "subset", "partition", "set", "dataset_split")
