@@ -111,12 +111,12 @@ def compare(
     fewer_items: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
-    """Run an experiment as far as it is not done yet, and report it.
+    """Run the missing parts of an experiment, and report it.
 
-    `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items
-    of each task, and `quick` the training too: smoke runs, whose numbers are no evidence. `yes` allows
-    more than 64 candidates. `learning_curve` also trains the best fine-tune on parts of its data.
-    `fewer_items` asks of large tasks what the verdicts need; it goes with neither `limit` nor `quick`.
+    `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items of each
+    task, and `quick` also the training: smoke runs, whose numbers are not evidence. `yes` allows more than 64
+    candidates. `learning_curve` also trains the best fine-tune on parts of its data. `fewer_items` evaluates
+    only as many items of large tasks as the verdicts need; it excludes `limit` and `quick`.
 
     Raises:
         UserError: with every problem of the files at once.
@@ -137,15 +137,16 @@ def run_all(
     learning_curve: bool = False,
     found: Sequence[Run | None] | None = None,
 ) -> ExperimentReport:
-    """Make every selected run on a prepared session, and report them; `found` are the stored ones.
+    """Make all selected runs on a prepared session, and report them; `found` are the stored ones.
 
-    Workers, where the experiment has some, first make what they can on sessions of the same `scope`. Where
-    that takes fewer items, large tasks are evaluated in interim analyses, until the verdicts are settled;
-    where no task can be drawn from, it is the run on all items.
+    If the experiment has workers, they first make what they can on sessions of the same `scope`. With fewer
+    items, large tasks are evaluated in interim analyses until the verdicts are settled; if no task can be
+    sampled, all items are evaluated.
 
     Raises:
-        UserError: a learning curve is wanted that no selected candidate can have, or an endpoint has to
-            be asked and its key is missing.
+        UserError: no selected candidate can have the requested learning curve, or the key of a needed
+        endpoint
+            is missing.
         HarnessError: another process is working in the same runs folder.
     """
     smoke, fewer_items = (scope.smoke, scope.fewer) if scope else (False, False)
@@ -222,14 +223,14 @@ def refuse_sensitive(
     ordered: Sequence[RunRequest],
     found: Sequence[Run | None],
 ) -> None:
-    """Refuse to plan what would send sensitive rows to somebody else's server."""
+    """Refuse plans that would send sensitive rows to other people's servers."""
     refuse(sensitive_endpoints(experiment, _place_open(loaded, ordered, found)))
 
 
 def _place_open(
     loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> list[tuple[str, ResolvedCandidate]]:
-    """List the selected candidates of which a run is not done, each with the place where it is written."""
+    """List the selected candidates with unfinished runs, each with its place in the file."""
     open_ = {one.candidate.name: one.candidate for one in list_open(ordered, found)}
     return [(loaded.places[name], open_[name]) for name in loaded.selected if name in open_]
 
@@ -242,7 +243,7 @@ def _make_all(
     *,
     smoke: bool,
 ) -> list[Run]:
-    """Measure the bases and make every run, as far as that is not done yet or `found`."""
+    """Measure the bases and make every run that is neither done nor `found`."""
     reader = reader or Reader(session.store, session.tasks)
     done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
     reader.prepare(digest for run in done if run for digest in run.rows.values())
@@ -282,7 +283,7 @@ def _make_all(
 
 def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Runs) -> list[Run]:
     """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune."""
-    # Of an endpoint, where each request has its price, only where it is written how many come together.
+    # Requests to an endpoint cost money, so it is timed only if the number of concurrent requests is set.
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
     fine_tune = strongest_run(facts)
@@ -311,9 +312,9 @@ def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
 
 
 def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None = None) -> list[str]:
-    """Let the gate's judge compare answers of fine-tunes with the best untrained candidate's, or a base's.
+    """Let the gate's judge compare fine-tunes' answers with the best untrained candidate's, or a base's.
 
-    Returns why it could not, if it could not; what it said until then is kept.
+    Returns the reason if it could not; grades given until then are kept.
     """
     judged = session.open_judge_of_pairs()
     if judged is None:

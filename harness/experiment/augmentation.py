@@ -1,16 +1,15 @@
 """Augmentation of training rows: paraphrases, translations there and back, or new questions with answers.
 
-Invariant: no row that is evaluated is shown to the model, and no new row asks what is evaluated, exactly or
+Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question, exactly or
 by the measures of the contamination check. The same model, texts, prompts and seed give the same rows, from
-the answer book where it was requested before; nothing is requested any more once the answers have cost what
-they may. For a new question a model is shown a few rows of one kind: only together with rows on the same
-context, system prompt, choices and tools, and only such as have one question and one answer as texts of
-their own. What was cut, lacks a part, or has an answer that is none of the labels makes no row. A new row
-keeps those fields of its row that all shown rows share.
-Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back, to augment
-training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3; Wang et al. 2023,
-Self-Instruct, https://arxiv.org/abs/2212.10560, section 2.2; here rows alone are shown, no new question, so a
-request does not depend on another's answer.
+the answer book if they were requested before; requests stop at the cost limit. For a new question the model
+is shown a few rows with the same context, system prompt, choices and tools, each with one question and one
+answer as separate texts. Truncated or incomplete texts, and answers that are not a label, make no row. A new
+row keeps the fields that all shown rows share. Source: back-translation by Sennrich et al. 2016,
+https://arxiv.org/abs/1511.06709; there and back, to augment training rows, by Yu et al. 2018,
+https://arxiv.org/abs/1804.09541, section 3; Wang et al. 2023, Self-Instruct,
+https://arxiv.org/abs/2212.10560, section 2.2; only rows are shown here, no new questions, so requests do not
+depend on other answers.
 """
 
 import random
@@ -58,7 +57,7 @@ class SeedRow(NamedTuple):
 
 
 class ShownRows(NamedTuple):
-    """Rows that a model is shown: the one that the new row stands beside, and others of its setting."""
+    """Rows shown to a model: the row that the new one will follow, and others of the same setting."""
 
     seed: SeedRow
     others: tuple[SeedRow, ...]
@@ -149,11 +148,11 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
 class Rewriting(NamedTuple):
-    """Prompts of a rewording, one after the other, each with the answer to the one before, and their draw.
+    """Prompts of a rewording, each applied to the previous answer, with sampling settings.
 
-    The one prompt of a new question stands before each row that is shown. So many `variants` are drawn of
-    each row, at a temperature, by a seed; at 0 there is one.
-    `max_new_tokens` are those of an answer, `max_cost` is what all may cost in USD, None for anything.
+    The single prompt of a new question precedes the shown rows. `variants` are sampled per row, at a
+    temperature, by a seed; at temperature 0 there is one. `max_new_tokens` limits an answer, `max_cost` the
+    total in USD (None for no limit).
     """
 
     by: By
@@ -192,9 +191,9 @@ class EvaluatedQuestions(NamedTuple):
 
 
 class Augmentation(NamedTuple):
-    """Rows to start from: their texts by index, and why some of the others are left.
+    """Rows to start from: their texts by index, and the reasons why others are excluded.
 
-    `shown` holds by row and variant what is shown for a new question; it is empty for rewordings.
+    `shown` maps row and variant to the rows shown for a new question; empty for rewordings.
     """
 
     content: Rows
@@ -213,12 +212,12 @@ def choose_rows(
     how: Rewriting,
     labels: tuple[str, ...] = (),
 ) -> Augmentation:
-    """Choose the rows to start from: all that can be and are not evaluated, or a draw of so many.
+    """Choose the rows to start from: all suitable rows that are not evaluated, or a sample of `n`.
 
-    `labels` are those of the task, empty where it has none or is not known.
+    `labels` are the task's, empty if it has none or is unknown.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no suitable row.
     """
     found = {i: one for i, row in enumerate(content.rows) if (one := find_question(row, roles))}
     evaluated_at = {
@@ -236,7 +235,7 @@ def choose_rows(
     chosen = indices if n_rows is None else draw(indices, min(n_rows, len(indices)), f"{how.seed}/augment")
     if not chosen:
         raise UserError(_phrase_none(content, how, len(left), able))
-    # Beside each row and variant stand others of its setting, chosen too.
+    # For each row and variant, other chosen rows of the same setting are shown.
     alike = defaultdict[tuple[str, ...], list[int]](list)
     for i in chosen if seeds else ():
         alike[seeds[i].setting].append(i)
@@ -271,7 +270,7 @@ def _phrase_none(content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[
 
 
 def _first_requests(of: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
-    """Return what is sent first, by row and variant."""
+    """Return the first requests, by row and variant."""
     asked = {
         at: shown.messages(how.prompts[0]) if (shown := of.shown.get(at)) else _ask(how.prompts[0], text.text)
         for i, text in of.texts.items()
@@ -292,7 +291,7 @@ def plan(of: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.Wr
 
 
 def _read(of: Augmentation, at: tuple[int, int], output: Output) -> WrittenQuestion:
-    """Take what was written out of an answer: without quotes around it, and none that failed or was cut."""
+    """Extract the text of an answer without surrounding quotes; none of a failed or truncated one."""
     cut = output.finish_reason == "length"
     if output.finish_reason == "error":
         return WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
@@ -309,11 +308,11 @@ def _read(of: Augmentation, at: tuple[int, int], output: Output) -> WrittenQuest
 def make_rows(
     of: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
 ) -> tuple[list[EditedRow], writers.WriterUsage]:
-    """Let a model write; return every row, beside it those made from it, and what they took.
+    """Let a model write rows; return all rows, each followed by those made from it, and their cost.
 
     Raises:
-        CandidateFailed: the model cannot be asked, or has cost what it may.
-        UserError: nothing that it wrote can be used.
+        CandidateFailed: the model cannot be asked, or the cost limit is reached.
+        UserError: none of its texts can be used.
     """
     budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
     requests, written = _first_requests(of, how), dict[tuple[int, int], WrittenQuestion]()
@@ -347,7 +346,7 @@ def make_rows(
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
-    """Return what is evaluated: validation and test of the target (the first task), items of the others."""
+    """Return the evaluated rows: validation and test of the target (the first task), items of other tasks."""
     task = tasks[0].task
     own = writers.list_evaluated(tasks)
     choice = task.kind == "choice"
@@ -373,7 +372,7 @@ def read_evaluated(content: Rows, roles_of_test: Roles, roles: Roles) -> Evaluat
 def _mark_contaminated(
     of: Augmentation, written: Mapping[tuple[int, int], WrittenQuestion]
 ) -> dict[int, list[WrittenQuestion]]:
-    """Return what was written, by row; what asks an evaluated question has failed."""
+    """Return the written texts by row; those with an evaluated question have failed."""
     by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in of.texts}
     for (i, _), one in written.items():
         by_row[i].append(one)

@@ -40,7 +40,7 @@ from harness.store import Store
 def choose_quantization(
     experiment: Experiment, sources: Mapping[str, ModelSource], machine: Machine, room: Room
 ) -> dict[str, ModelSource]:
-    """Return the bases, quantised where they do not fit all GPUs together and all trainings quantise them.
+    """Return the bases, quantised if they do not fit all GPUs and all trainings quantise them anyway.
 
     Raises:
         UserError: a candidate is to be served in 16 bits on one of these.
@@ -87,16 +87,16 @@ _WHOLE = "full fine-tuning"
 _WHOLE_IN_BF16 = "full fine-tuning (dtype: bfloat16)"
 # Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
 _ADAPTED = ("bitsandbytes", "gptq", "awq", "fp8", "hqq", "aqlm", "eetq")
-_SHARED = {0: "", 2: " by ZeRO 2", 3: " by FSDP or ZeRO 3"}  # by the stage of ZeRO that holds as much
+_SHARED = {0: "", 2: " by ZeRO 2", 3: " by FSDP or ZeRO 3"}  # by the equivalent stage of ZeRO
 RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it is told otherwise
 
 
 class FitQuery(NamedTuple):
-    """Question of a fit: memory of the card in GB, tokens of a row, rows of a batch, and precision.
+    """Query of what fits a card: its memory in GB, tokens per row, rows per batch, and precision.
 
-    `tokens` are those of all training rows, in all epochs, at `tflops` of large products; `hour_usd` is the
-    card's price. Without the first two there is no time, without the last no price. With several `gpus` each
-    has that memory, a part of a batch's rows, and its shard of what is trained.
+    `tokens` counts all training rows over all epochs, `tflops` is the speed of large products, and `hour_usd`
+    the card's price. The first two are needed for a time, the last for a price. Several `gpus` have this
+    memory each, and share a batch's rows and what is trained.
     """
 
     gpu_gb: float
@@ -141,7 +141,7 @@ class BaseFit(NamedTuple):
 
 
 def examine_base(name: str, query: FitQuery) -> BaseFit:
-    """Say which ways of using a base fit.
+    """Return which ways of using a base fit.
 
     Raises:
         UserError: there is no such model, it is gated, or its configuration does not say enough;
@@ -194,7 +194,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
-    """Yield what of a question is no precision or no finite number, or more cards than rows."""
+    """Yield the invalid values of a query: unknown precision, non-finite numbers, more cards than rows."""
     if query.precision not in memory.BYTES:
         yield Problem("--precision", query.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
     for option, value in (("tokens", query.tokens), ("tflops", query.tflops), ("hour-usd", query.hour_usd)):
@@ -230,7 +230,7 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
     for name, of in _forms("prompting", shape, quantized):
         tokens = query.batch * query.length
         prompting = memory.inference_peak(of, tokens, query.precision, read=tokens)
-        if query.gpus > 1:  # each holds some of the layers, with their keys
+        if query.gpus > 1:  # each GPU has some of the layers with their keys
             weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
         found.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
@@ -243,7 +243,7 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             n_part = method.adapter.n_parameters(shape, method.params(**other.params))
             trainings.append(_Training(" ".join([name, *other.params.values()]), shape, n_part=n_part))
     for training in trainings:
-        # Stages of ZeRO at which cards can share it; FSDP alone shards a base in four bits.
+        # Stages of ZeRO at which cards can share it; only FSDP shards a four-bit base.
         stages = (0,) if query.gpus == 1 else (0, 3) if training.quantization else (0, 2, 3)
         for stage, checkpointing in product(stages, (True, False)):
             found.append(
@@ -258,9 +258,9 @@ def _alternatives() -> dict[str, MethodAlternative]:
 
 
 class _Training(NamedTuple):
-    """A way to train a base, which we may quantise first; shards are those as of this stage of ZeRO.
+    """Way to train a base, possibly quantised, sharded as by a stage of ZeRO.
 
-    `n_part` are the parameters that a method beside LoRA trains; 0 of the others.
+    `n_part` is the number of parameters that a method other than LoRA trains; else 0.
     """
 
     name: str
@@ -278,7 +278,7 @@ class _Training(NamedTuple):
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
-    """Yield a way with the weights as their files are, and unpacked where that may happen."""
+    """Yield a way with the weights as in their files, and unpacked if that is possible."""
     adapts = name == "prompting" or not quantized or quantized in _ADAPTED
     if adapts:
         yield name, shape
@@ -331,7 +331,7 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
 
 
 def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Problem]:
-    """Yield that nothing marks what the assistant says, where a training is to learn that alone."""
+    """Yield a problem if a training needs assistant turns that the chat template does not mark."""
     if not any(trial.source.params.get("assistant_only_loss") for trial in candidate.trials):
         return
     where, step = f"candidate {candidate.name}", "leave out assistant_only_loss"
@@ -353,7 +353,7 @@ def base_remarks(
     sources: Mapping[str, ModelSource],
     runs: Iterable[Run],
 ) -> Iterator[str]:
-    """Yield what to know of bases whose thinking nobody decided, and of experts that were not trained."""
+    """Yield remarks on bases with an unset thinking mode, and on experts that were not trained."""
     for name, source in sources.items():
         undecided = not hub.is_packed(source) and not source.switches
         if undecided and _THINKING in hub.chat_template(source):
@@ -373,7 +373,7 @@ def base_remarks(
 
 
 def leaves_experts(base: ModelSource, folder: Path) -> bool:
-    """Tell whether the adapter in a folder is on none of the experts that its base has."""
+    """Tell whether the adapter in a folder adapts none of its base's experts."""
     said = read_object(folder / "adapter" / CONFIG)
     named = str([said.get("target_modules"), said.get("target_parameters")])
     return bool(said) and not _OF_EXPERTS.search(named) and hub.expert_share(base) > 0

@@ -1,8 +1,8 @@
-"""Work, time, memory and price of candidates before they are made, beside what was measured.
+"""Estimated work, time, memory and price of candidates, with measured figures where stored.
 
-Invariant: the cost of a candidate is that of making it alone, from nothing; a measured figure is that of the
-newest stored run of the recipe as written now. Work that candidates share (a base's suites, weights) counts
-with the first of them. What answering takes and what a training takes is estimated once for each candidate.
+Invariant: the cost of a candidate is that of making it alone, from nothing; measured figures are from the
+newest stored run of the recipe as it is written now. Shared work (a base's suites, weights) counts for the
+first candidate that needs it. The work of answering and of training is estimated once per candidate.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,11 +34,10 @@ from harness.spec import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of a candidate: estimated, and as measured where a run is stored (None elsewhere).
+    """Cost of a candidate: estimated, and measured if a run is stored (else None).
 
-    Time is device time in seconds, of training and of answering; what an endpoint takes and costs is not
-    known. `fits` is None where the model's configuration does not say enough; `knob` says what to turn
-    where it does not fit.
+    Times are device seconds of training and answering; those and the cost of an endpoint are unknown. `fits`
+    is None if the model's configuration lacks a value; `knob` names what to change if it does not fit.
     """
 
     candidate: str
@@ -54,7 +53,7 @@ class Cost:
 
 
 class EvalTokens(NamedTuple):
-    """Tokens of an evaluation: in all, and the most whose keys, or whose logits, lie in memory together."""
+    """Tokens of an evaluation: total, and the most whose keys or logits are in memory at once."""
 
     work: Work
     cached: int
@@ -82,8 +81,8 @@ class Estimates:
         return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
-        """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
-        # Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
+        """Estimate the answering of row sets; at most a block of the longest item is in memory."""
+        # For scored texts the logits of a whole pass are in memory, for answers those of a few tokens.
         device, jobs = self.session.machine.device, [rows.job() for rows in sets]
         most, longest = ANSWERING[device].tokens, list[int]()
         for job in jobs:  # the tokens of its longest prompt with the answer; 0 where lm-eval writes prompts
@@ -120,10 +119,10 @@ class Estimates:
     def work(
         self, selected: Collection[str], *, smoke: bool = False, found: Sequence[Run | None] | None = None
     ) -> dict[str, Work]:
-        """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet.
+        """Estimate what each selected candidate trains, reads and generates from nothing.
 
-        Where the stored runs were `found`, only what is missing beside them counts. In a `smoke` run no more
-        requests are timed of what is best.
+        If stored runs are `found`, only what they lack counts. In a `smoke` run the best candidates' requests
+        are not timed again.
         """
         session, suites = self.session, self._suites.work
         done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
@@ -165,9 +164,9 @@ class Estimates:
         return out
 
     def seconds(self, work: Mapping[str, Work]) -> dict[str, float]:
-        """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
+        """Estimate the seconds of planned work here, on its own base or the experiment's.
 
-        An endpoint takes no time here.
+        Endpoints take no time here.
         """
         session, candidates = self.session, self.session.candidates.values()
         remote = {candidate.name for candidate in candidates if candidate.is_remote}
@@ -181,7 +180,7 @@ class Estimates:
         }
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
-        """Estimate the cost of every selected candidate, and look up what was measured."""
+        """Estimate the cost of every selected candidate, and look up measured figures."""
         runs = store.list_runs(self.session.store, self.session.experiment.name)
         return tuple(self._cost(self.session.candidates[name], runs, room) for name in selected)
 
@@ -231,7 +230,7 @@ class Estimates:
     def _peak_gb(
         self, candidate: ResolvedCandidate, shape: Shape, batch: int | None = None, quantization: str = ""
     ) -> float:
-        """Estimate the peak in GB, of training with so many rows and on a base quantised so."""
+        """Estimate the peak memory in GB of training, for a batch size and a quantization of the base."""
         session, own = self.session, self._answering(candidate.name)
         on_gpu, precision = session.machine.device == "cuda", session.machine.precision
         served = quantization or (candidate.served_base.quantization if on_gpu else "")
@@ -276,7 +275,7 @@ class Estimates:
         return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
 
     def _find_knob(self, candidate: ResolvedCandidate, shape: Shape, room: Memory) -> str:
-        """Find the first change that lets the candidate fit: a smaller batch, NF4, else a smaller model."""
+        """Find the first change with which the candidate fits: a smaller batch, NF4, else a smaller model."""
         method = candidate.method
 
         def fits(batch: int | None, quantization: str = "") -> bool:

@@ -89,7 +89,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
 
 
 def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that a new adapter names what the base does not have, of the first trial of which that is so."""
+    """Yield unknown module names of a new adapter, for the first trial that has any."""
     if (
         candidate.recipe.weights_of
         or candidate.init
@@ -271,14 +271,14 @@ def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Proble
 
 
 def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
-    """Say what of an adapter cannot be merged (see `merged_layers`); empty where nothing is known of that."""
+    """Name the part of an adapter that cannot be merged (see `merge_layers`); empty if unknown."""
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
         return f"of the family {family}"
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
 
 
 def _describe_beside(adapter: Mapping[str, Any]) -> str:
-    """Name what an adapter holds beside low-rank matrices of one rank and scale; empty for nothing."""
+    """Name what an adapter has besides low-rank matrices of one rank and scale; empty if nothing."""
     # vLLM scales every layer by lora_alpha / r.
     patterns = (name for name in ("rank_pattern", "alpha_pattern") if adapter.get(name))
     beside = describe_beside_low_rank(adapter) or next(patterns, "")
@@ -297,7 +297,7 @@ def key_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
 
 
 def sensitive_endpoints(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
-    """Yield the candidates that would send sensitive rows to somebody else's server."""
+    """Yield the candidates that would send sensitive rows to other people's servers."""
     step = "--candidates without it, or remove it or sensitive_data"
     for where, candidate in placed:
         if candidate.is_remote:
@@ -337,7 +337,7 @@ def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> lis
             return [Problem(where, str(error), "as many rows for each process", step)]
         if not shards:
             continue
-        # These need weights that no process holds whole.
+        # These need whole weights, which no process has.
         kind, whole = f"distributed_type: {shards.partition('/')[0]}", "distributed_type: MULTI_GPU"
         optim, quantization = trial.source.params.get("optim"), trial.trained_base.quantization
         if trial.source.track:
@@ -383,9 +383,9 @@ def check_gpus(experiment: Experiment, device: str) -> Iterator[Problem]:
 
 
 def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
-    """Return what is known of a candidate's adapter: not what its sweep decides.
+    """Return the known configuration of a candidate's adapter, without values that a sweep decides.
 
-    One that starts from another candidate's adapter has the shape of that.
+    An adapter that starts from another candidate's has the shape of that one.
     """
     while candidate.init:
         candidate = candidate.init
@@ -394,9 +394,9 @@ def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
 
 
 def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
-    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file.
+    """Return the known configuration of a recipe's adapter: parameters, or the file of one made elsewhere.
 
-    Of a file that cannot be read nothing is: the method says what is wrong with it.
+    Empty for an unreadable file, whose problem the method reports.
     """
     if not recipe.path:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()

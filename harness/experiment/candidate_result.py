@@ -1,8 +1,8 @@
-"""One run and what it measured by itself, before it is compared with another; the first one is shown at once.
+"""One run and its own measurements, before it is compared with others; the first one is shown at once.
 
-Invariant: whatever is wrong with one run is recorded as its failure and stops no other. The first result is
-of a candidate that trains nothing; its test rows are those of its own run, without a control arm, as nothing
-of the base is stored yet.
+Invariant: an error in one run is recorded as its failure and stops no other run. The first result is of an
+untrained candidate; its test rows are those of its run, without a control arm, because nothing of the base is
+stored yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,12 +53,12 @@ _N_ITEMS = 3
 
 
 def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
-    """Evaluate the first untrained candidate on the target's test, where its base's suites are open.
+    """Evaluate the first untrained candidate on the target's test if its base's suites are not done.
 
-    What goes wrong is left to the candidate's run, which meets and records it.
+    Errors are left to the candidate's run, which will meet and record them.
 
     Raises:
-        UserError: things are such that no run could be made, for example without room on the disk.
+        UserError: no run can be made at all, for example because the disk is full.
     """
     for request in ordered:
         # The base as published, without judge, folds or draws.
@@ -122,10 +122,10 @@ def describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[S
 def attempt(
     session: Session, reader: Reader, candidate: ResolvedCandidate, seed: int, done: Run | None = None
 ) -> tuple[Run, CandidateFacts]:
-    """Make a run as far as it is not `done`; what goes wrong with it, here or at a worker, is recorded.
+    """Make the missing parts of a run; its errors, here or at a worker, are recorded.
 
     Raises:
-        UserError: things are such that no run could be made, for example without room on the disk.
+        UserError: no run can be made at all, for example because the disk is full.
     """
     if seed == candidate.seeds[0]:
         session.checked_judges.clear()  # a judge may be another by now
@@ -165,7 +165,7 @@ def outcome(target: MeasuredTask, reader: Reader, run: Run) -> Run:
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    """Say what one run measured by itself, before it is compared with another; the reader keeps it.
+    """Return the facts of one run by itself, before it is compared with others; the reader caches them.
 
     Raises:
         CandidateFailed: every test row is an error.
@@ -243,8 +243,8 @@ class _Measured(NamedTuple):
         )
 
     def settings(self) -> tuple[str, ...]:
-        """Name what validation chose the setting among: trials of the run's sweep or search, else itself."""
-        # Weights that another candidate's sweep has chosen are no trials of this one.
+        """Name the settings that validation chose from: trials of the run's sweep or search, else itself."""
+        # Weights chosen by another candidate's sweep are not trials of this one.
         run, recipe = self.run, self.candidate.recipe
         if run.training.sweep and not recipe.weights_of:
             how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
@@ -254,7 +254,7 @@ class _Measured(NamedTuple):
         return (prompts or run.candidate,)
 
     def base_size(self) -> BaseSize | None:
-        """Return the size of the model that answers; None of an endpoint or what is no language model."""
+        """Return the size of the answering model; None for endpoints and other than language models."""
         candidate = self.candidate
         if candidate.is_remote or not candidate.method.makes_language_model:
             return None
@@ -268,7 +268,7 @@ class _Measured(NamedTuple):
         return BaseSize(Path(source.name).name, source.n_parameters, gb)
 
     def retrieval_use(self) -> RetrievalUse | None:
-        """Say what became of the passages of a run that retrieves, where the metric is a rate."""
+        """Describe the use of a run's passages, if the metric is a rate."""
         target, test = self.session.target, self.rows()
         metric = target.primary
         if not metric.unit.is_rate or not any(row.passages for row in test):
@@ -289,7 +289,7 @@ class _Measured(NamedTuple):
         return found._replace(by_answer=bool(drawn)) if found else None
 
     def cost_per_1k_usd(self, test: Rows, tokens: TokenCounts | None) -> float | None:
-        """Price 1,000 requests by tokens where the provider or the policy sets prices, else by time."""
+        """Price 1,000 requests by tokens if the provider or the policy sets prices, else by time."""
         # What chooses shots or passages takes device time in either case: who sells tokens does not retrieve.
         # None of an endpoint without prices, and where other work disturbed the time.
         own = self.candidate.source.params.get("usd_per_million_tokens")
@@ -303,9 +303,9 @@ class _Measured(NamedTuple):
         return None if self.is_remote or busy_s is None else self.price(1000 * busy_s)
 
     def n_train(self) -> int:
-        """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
+        """Count the training rows, pairs, or both if a training on pairs started from one on rows."""
         # A row that a mixture drew several times is one: it was labelled once.
-        # 0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
+        # 0 for adapters made elsewhere and endpoints, whose data are unknown.
         candidate, training = self.candidate, self.run.training
         if self.is_remote or plugins.method(self.run.method).made_elsewhere:
             return 0
@@ -317,7 +317,7 @@ class _Measured(NamedTuple):
         return training.n_pairs + n_rows(self.session.training_data(behind), behind)
 
     def n_taught(self) -> int:
-        """Count the rows of what was trained on that a teacher labelled, and no person."""
+        """Count the training rows that a teacher labelled instead of a person."""
         candidate = self.candidate
         if self.is_remote or plugins.method(self.run.method).made_elsewhere:
             return 0
@@ -351,7 +351,7 @@ def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Rec
 
 
 def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
-    """Say what a finished run reached on the target, and how fast: what the choice between recipes rests on.
+    """Return the facts of a finished run on the target, scores and speed, by which recipes are chosen.
 
     Raises:
         CandidateFailed: every test row is an error.
@@ -385,7 +385,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
 
 
 def _compute_s(run: Run, test: Rows) -> float | None:
-    """Return the seconds of a request in a batch with its prompting; None where other work disturbed that."""
+    """Return the seconds per request in a batch, with prompting; None if other work disturbed that."""
     # Of runs before that was noticed it is the mean of all rows.
     if run.latency.get("compute_contended"):
         return None

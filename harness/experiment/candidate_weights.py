@@ -1,9 +1,9 @@
-"""Weights of a candidate and seed: found, or made by one fit or the best trial; prompts are chosen so too.
+"""Weights of a candidate and seed: stored ones, or made by one fit or the best trial; also chosen prompts.
 
-Invariant: whatever weights start from or are selected among is made first. A candidate whose prompt was
-chosen answers by that one alone, so no other prompt of it sees a test item; what was chosen follows from
-stored answers, and whoever reads them chooses the same. A folder of weights is named by everything they
-depend on, and exists only when they are complete.
+Invariant: weights to start from or to choose among are made first. A candidate whose prompt was chosen
+answers only with that one, so no other prompt sees a test item; the choice follows from stored answers, so
+every reader makes the same. A folder of weights is named by everything they depend on, and exists only when
+complete.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) ->
 
 
 def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights | None:
-    """Return the weights of a candidate where they were made before; None also where making them diverged."""
+    """Return the stored weights of a candidate; None if there are none or their training diverged."""
     try:
         return ensure_weights(session.reading(), candidate, seed)
     except (Diverged, NotStored):
@@ -192,7 +192,7 @@ class _Maker(NamedTuple):
         return tried
 
     def propose(self, made: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
-        """Yield the points of a sweep or search, each by what the trials of those before it found."""
+        """Yield the points of a sweep or search, each given the results of earlier trials."""
         sign = self.session.target.primary.unit.sign
         return trials.proposals(self.candidate, self.session.first_seed, sign, made)
 
@@ -266,7 +266,7 @@ class _Maker(NamedTuple):
         return Tried(made, found)
 
     def choose_prompt(self) -> ResolvedCandidate | None:
-        """Try every prompt on validation; None where answers are missing, or asking for them failed."""
+        """Try every prompt on validation; None if answers are missing or could not be made."""
         tried: list[Trial] = []
         try:
             for proposal in self.propose(tried):
@@ -304,7 +304,7 @@ class _Maker(NamedTuple):
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
-    """Map the keys of weights, and of those that they in turn stand on, to their digests."""
+    """Map the keys of weights, and of all weights that they are based on, to their digests."""
     behind: dict[str, str] = {}
     for one in weights:
         own = one.training.fit_key
@@ -313,20 +313,20 @@ def stands_on(*weights: Weights) -> dict[str, str]:
 
 
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
-    """Make and validate the trial at one point of its sweep; None where it failed, as is noted."""
+    """Make and validate the trial at one point of its sweep; None if it failed, which is noted."""
     maker = _Maker(session, candidate, session.first_seed)
     return maker.attempt(trials.TrialProposal(candidate.points[place])).weights
 
 
 def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
-    """Note a trial as a failed one: at one point of a sweep, or the one that a search is at.
+    """Record a trial as failed: at one point of a sweep, or the current one of a search.
 
-    False where what it starts from is missing, or a search is at no trial.
+    Returns False if what it starts from is missing, or a search has no current trial.
     """
     maker = _Maker(session, candidate, session.first_seed)
     if candidate.source.sweep:
         point = candidate.points[place]
-    else:  # what a search proposes behind the trials that are known, and is at
+    else:  # the next proposal of a search after its known trials
         key, made = maker.keeper.find_under_way(), list[Trial]()
         stored, under_way = maker._replace(session=session.reading()), list[dict[str, Any]]()
         with suppress(NotStored):
@@ -367,12 +367,12 @@ def _is_whole(trial: Trial) -> bool:
 
 
 def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, ResolvedCandidate]:
-    """Return those of these candidates that search for a prompt, with the one that validation chooses.
+    """Return the candidates that search for a prompt, with the prompt that validation chooses.
 
-    One that failed is left out, and on a session that only reads one of which a trial has no stored answers.
+    Failed ones are left out, as are, on a read-only session, those with a trial without stored answers.
 
     Raises:
-        UserError: things are such that nothing could be evaluated, for example without room on the disk.
+        UserError: nothing can be evaluated at all, for example because the disk is full.
     """
     searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
     chosen = ((one.name, _Maker(session, one, session.first_seed).choose_prompt()) for one in searching)

@@ -100,7 +100,7 @@ def map_meanings(model: "type[Spec]") -> Meanings:
 
 
 def models_in(annotation: Any) -> "Iterator[type[Spec]]":
-    """Yield the sections that a key may hold."""
+    """Yield the sections that a key may contain."""
     from harness.spec import Spec
 
     if isinstance(annotation, type) and issubclass(annotation, Spec):
@@ -116,7 +116,7 @@ def _section(annotation: Any) -> "type[Spec] | None":
 
 
 def default_of(field: "FieldInfo") -> Any:
-    """Return what holds where a key is not written; of the steps of a rescue those that plugins declare."""
+    """Return the default of a key; for the steps of a rescue those that plugins declare."""
     from harness.spec import RescuePolicy
 
     if field is RescuePolicy.model_fields["steps"]:

@@ -1,7 +1,7 @@
 """Check of rows as a command runs it: how they are read, by which tokenizer, against which test rows.
 
-Invariant: what the user named goes before what is recognised, and nothing is written. What cannot be read is
-a UserError with the problems of all files at once.
+Invariant: the user's options take precedence over recognition, and nothing is written. Unreadable files are a
+UserError with the problems of all files at once.
 """
 
 import shlex
@@ -43,7 +43,7 @@ _FIRST = 2_000  # rows by which columns and layout are recognised
 
 
 class RowCheck(NamedTuple):
-    """Files to check, test rows to hold them against, and what the user named of columns and model.
+    """Files to check, test rows to compare them with, and the user's columns and model.
 
     `pages` maps a file that the dashboard's Data page shows to the option that names its experiment.
     """
@@ -63,7 +63,7 @@ class RowCheck(NamedTuple):
 
 
 class CheckReport(NamedTuple):
-    """The rows and what was found of them, the worst first."""
+    """Rows and their findings, the worst first."""
 
     table: RowTable
     findings: tuple[Finding, ...]
@@ -125,12 +125,12 @@ def examine_table(
 
 
 def check_briefly(options: RowCheck, progress: Progress | None = None) -> Brief:
-    """Say the worst findings in a line each, and which command shows all."""
+    """Describe the worst findings in a line each, and name the command that shows all."""
     return _brief(options, examine_rows(options._replace(most=_MOST_BRIEFLY), progress))
 
 
 def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
-    """Say the worst findings of a task's training rows, held against its test rows; None without any."""
+    """Describe the worst findings of a task's training rows against its test rows; None if none."""
     options = _check_task(task)
     return _brief(options, examine_target(task, _MOST_BRIEFLY, progress=progress)) if options.files else None
 
@@ -138,7 +138,7 @@ def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
 def examine_target(
     task: Task, most: int = MOST_MODELLED, embeddings: str | None = None, progress: Progress | None = None
 ) -> CheckReport:
-    """Check a task's training rows as the task reads them, held against its test rows."""
+    """Check a task's training rows, as the task reads them, against its test rows."""
     options = _check_task(task)._replace(most=most, embeddings=embeddings)
     first = _read_first_rows([absolute(path) for path in options.files])
     layout = formats.layout_of(task, first)
@@ -163,10 +163,10 @@ def _brief(options: RowCheck, checked: CheckReport) -> Brief:
 
 
 def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
-    """Recognise layout and columns by the first rows; rows of one text alone are texts to read.
+    """Recognise layout and columns by the first rows; rows with a single text are texts to read.
 
     Raises:
-        UserError: no columns clearly ask and answer.
+        UserError: no columns are clearly question and answer.
     """
     named = {"prompt": options.prompt, "reference": options.reference}
     unknown = [  # a template over columns is read as it is
@@ -213,7 +213,7 @@ def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
 
 
 def tokenizer_of(base: str) -> Tokenizer:
-    """Return the tokenizer of a base with its context in tokens.
+    """Return the tokenizer of a base and its context length in tokens.
 
     Raises:
         UserError: there is no such model.
@@ -224,7 +224,7 @@ def tokenizer_of(base: str) -> Tokenizer:
 
 
 def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
-    """Return what scores answers by their traits, with `perplexity` by that under the base too.
+    """Return a function that scores answers by their traits, with `perplexity` also under the base.
 
     Raises:
         UserError: there is no such model, or none is named.
@@ -236,7 +236,7 @@ def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
 
 
 def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
-    """Return the bits per byte of answers to their questions; None where both exceed the context."""
+    """Return the bits per byte of answers given their questions; None if both exceed the context."""
     from harness.models.hardware import probe
     from harness.models.hf import ModelHost
 

@@ -45,11 +45,11 @@ Answer:
 
 
 class Distillation(NamedTuple):
-    """Work for a teacher: which rows it answers, how, and what it may cost.
+    """Work of a teacher: the rows to answer, how, and the cost limit.
 
-    With `rewrite`, an instruction, it rewrites the rows' own answers, else it answers what they ask.
-    `prompts` is a file of rows that ask and need no answer, None for the target's training rows. With
-    `min_score` only answers stay that score so much, by the target's metric, against the row's own.
+    With `rewrite`, an instruction, it rewrites the rows' answers; otherwise it answers their questions.
+    `prompts` is a file of rows that need no answer, None for the target's training rows. `min_score` keeps
+    only answers with at least this score, by the target's metric, against the row's answer.
     """
 
     rewrite: str = ""
@@ -64,9 +64,9 @@ class Distillation(NamedTuple):
 
 
 class DistilledRows(NamedTuple):
-    """Rows to be saved, what became of each, what was spent, and remarks.
+    """Rows to save, the outcome of each, the cost, and remarks.
 
-    `agreement` is the target's metric of the answers against the rows' own, None where there are none.
+    `agreement` is the target's metric of the answers against the rows' own; None if these are missing.
     """
 
     edit: Edit
@@ -92,13 +92,13 @@ class PreparedDistillation(NamedTuple):
         return writers.plan_requests(self.writer, self.prompts)
 
     def distill(self, out: str) -> DistilledRows:
-        """Let the teacher answer or rewrite the rows, and return those that can be trained on.
+        """Let the teacher answer or rewrite the rows, and return those usable for training.
 
         Evaluated questions are refused before anything is sent.
 
         Raises:
-            UserError: a row asks what is evaluated, or no row is left.
-            CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
+            UserError: a row has an evaluated question, or no row is left.
+            CandidateFailed: the teacher cannot be asked, or the cost limit is reached.
         """
         session, candidate, request, writer, rows, prompts = self
         name, target = candidate.name, session.target
@@ -145,9 +145,9 @@ class PreparedDistillation(NamedTuple):
 
 
 def prepare_distillation(session: Session, name: str, request: Distillation) -> PreparedDistillation:
-    """Find the rows that a candidate is to answer or rewrite, and write its prompts; sends nothing.
+    """Find the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent.
 
-    Weights are made where none are stored, but for a dry run.
+    Missing weights are made, except in a dry run.
 
     Raises:
         UserError: the candidate generates no text, there are no rows, or the request cannot be met.
@@ -193,7 +193,7 @@ def prepare_distillation(session: Session, name: str, request: Distillation) -> 
 
 
 def _score(metric: Metric, example: Example, text: str) -> float | None:
-    """Score an answer against the row's own, higher being better; None where there is none."""
+    """Score an answer against the row's, oriented so that higher is better; None if the row has none."""
     try:
         parts = metric.score(Output(text.strip()), example) if example.references else None
     except Unscored:
@@ -241,7 +241,7 @@ _STARTS = ("You are", "Read", "Your task is", "Answer", "Think about", "Given")
 
 
 class PromptProposal(NamedTuple):
-    """Question to a proposer: how many texts, from how many training rows, how long, and what it may cost."""
+    """Request to a proposer: number of texts, number of training rows shown, length, cost limit."""
 
     n: int = 6
     n_examples: int = 4
@@ -278,8 +278,8 @@ class PreparedProposal(NamedTuple):
         """Let the candidate propose system texts for the target.
 
         Raises:
-            UserError: it proposes nothing that can be used.
-            CandidateFailed: it cannot be asked, or has cost what is allowed.
+            UserError: none of its proposals can be used.
+            CandidateFailed: it cannot be asked, or the cost limit is reached.
         """
         session, name, request, writer, shown, prompts = self
         task, budgeted = (
@@ -313,7 +313,7 @@ class PreparedProposal(NamedTuple):
 
 
 def prepare_proposal(session: Session, name: str, request: PromptProposal) -> PreparedProposal:
-    """Draw the training rows that a proposer is shown, and write its prompts; sends nothing.
+    """Sample the training rows to show to a proposer, and build its prompts; nothing is sent.
 
     Raises:
         UserError: it generates no text, or there are no training rows.
@@ -331,7 +331,7 @@ def prepare_proposal(session: Session, name: str, request: PromptProposal) -> Pr
         f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
     ]
     limits, prompts = Limits(request.max_new_tokens, (), request.temperature), []
-    for k in range(request.n):  # each text begins in another way, and is drawn by a seed of its own
+    for k in range(request.n):  # each text begins differently, and has its own seed
         content = _ASK.format(
             task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
             examples="\n".join(examples),

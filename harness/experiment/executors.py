@@ -1,10 +1,10 @@
-"""Executors: workers that pull the steps of a comparison before the command, alone, goes through it.
+"""Executors: workers that pull the steps of a comparison before the command goes through it.
 
-Invariant: there is one way to judge. Workers make weights, answers and control arms under the names that
-these have in any case; then the ordinary comparison runs, finds them, and times, judges and writes the index.
-Workers are processes on this machine, tasks of a Ray cluster, or jobs of Slurm by submitit. Each starts the
-same `harness worker`, which finds its steps itself and gets only the name of a file. A local worker ends with
-the command that started it, however that ends. Ray and submitit are imported only where they are requested.
+Invariant: workers only make weights, answers and control arms, under their usual names; then the ordinary
+comparison runs, finds them, and times, judges and writes the index. Workers are processes on this machine,
+tasks of a Ray cluster, or Slurm jobs by submitit. All run `harness worker` with the name of a file, and find
+their steps themselves. A local worker ends with the command that started it, however that ends. Ray and
+submitit are imported only if requested.
 Source: Ray 2.60, `ray.remote` and `runtime_env` (env_vars); submitit 1.5, `AutoExecutor`, whose `batch` is a
 job array of Slurm's and whose clusters `local` and `debug` run the same without Slurm.
 """
@@ -42,7 +42,7 @@ _PASSED_ON = ("HARNESS_", "HF_", "TOKENIZERS_")  # what a task's environment tak
 
 
 class StartedWorker(NamedTuple):
-    """A worker: how it ended (None while it works, empty where it ended well), and what ends it at once."""
+    """Started worker: its error (None while running, empty on success), and a function that ends it."""
 
     read_end: Callable[[], str | None]
     stop: Callable[[], object]
@@ -79,7 +79,7 @@ def open_starter(
 def _start_here(
     file: Path, policy: ExecutionPolicy, threads: int, device: str, command: Sequence[str]
 ) -> Starter:
-    """Start processes on this machine, each with a GPU where there are GPUs; more workers share them."""
+    """Start processes on this machine, each with a GPU if there are any; extra workers share them."""
     gpus = visible_gpus() if device == "cuda" else []
     if device != "cuda" and policy.workers is None:
         expected = "how many share the processors of this machine"
@@ -120,7 +120,7 @@ def _own_environment(threads: int) -> dict[str, str]:
 
 
 def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device: str) -> Starter:
-    """Submit workers as a job array; their logs lie beside the assignment."""
+    """Submit workers as a job array; their logs are stored with the assignment."""
     if not policy.workers:
         raise UserError(Problem("execution.workers", "none", "how many work at once", "--workers 8"))
     try:
@@ -244,14 +244,14 @@ def make_on_workers(
     policy, open_ = session.experiment.execution, list_open(requests, found)
     if not open_ or policy.executor == "in_process":
         return
-    # As written, else the threads of this command, which local workers on its CPUs share.
+    # As set, or this command's threads, shared among local CPU workers.
     on_cpu = policy.executor == "local" and session.machine.device == "cpu"
     threads = policy.threads or max(1, torch_threads() // (policy.workers or 1 if on_cpu else 1))
     session.unload()
     file = name_assignment(session.store)
     try:
         with open_starter(file, policy, threads, session.machine.device) as starter:
-            # Of interim analyses workers make weights alone: each decides what the next one asks.
+            # With interim analyses workers only make weights, because each analysis decides the next items.
             plan = make_plan(session, open_, starter.size, answers=not scope.fewer)
             if not plan.needs:
                 return

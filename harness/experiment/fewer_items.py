@@ -1,8 +1,8 @@
 """Fewer items: the base's stored rows choose which items of large tasks are evaluated, in interim analyses.
 
-Invariant: base and candidates answer the same items in the same layout; the first analysis that settles
-the gate's rules on the capability suite is the last one, at an alpha that pays for the earlier ones. Beside
-a run stands which items it was judged on, so that the gate judges it so again without the model.
+Invariant: base and candidates answer the same items in the same layout. The first analysis that settles the
+gate's rules on the capability suite is the last one, at an alpha corrected for the earlier ones. A run stores
+the items it was judged on, so that the gate can repeat the verdict without the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +44,11 @@ class InterimAnalysis(NamedTuple):
 def run_interim_analyses(
     session: Session, base_rows: Mapping[str, str], make_all: Callable[[Sequence[Run | None]], list[Run]]
 ) -> tuple[list[str], list[Run]]:
-    """Make all runs on what each interim analysis asks, until one has settled the verdicts.
+    """Make all runs on the items of each interim analysis, until one settles the verdicts.
 
-    `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the session as it
-    stands, but those that it is given, whose verdict is settled. The session is left as the last analysis
-    needs it. What an analysis drew is kept beside the runs that it judged. Returns what a reader should
-    know, and the runs.
+    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs on the current session,
+    except those given to it, whose verdict is settled. The session stays as the last analysis left it. The
+    items of an analysis are stored with the runs that it judged. Returns notes and the runs.
     """
     analyses = plan_interim_analyses(session, base_rows)
     runs: list[Run] = []
@@ -149,7 +148,7 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
 
 
 def is_settled(facts: Sequence[CandidateFacts]) -> bool:
-    """Tell whether more items of the suites would change no verdict on a fine-tune."""
+    """Tell whether more items of the suites could change no verdict on a fine-tune."""
     alone = all(_is_settled(f.verdict) for f in facts if f.trained and f.verdict)
     among = (f.corrected for f in facts if passes_alone(f))
     return alone and all(_is_settled(verdict) for verdict in among if verdict)
@@ -189,7 +188,7 @@ def _sample_task(
     m: MeasuredTask, pool: ItemStrata, drawn: Mapping[str, int], order: tuple[str, ...]
 ) -> MeasuredTask:
     """Cut a task to the items of an analysis; its version names the whole order, so all share their rows."""
-    # Where an analysis ends within a block it has rows of its own: a block that grew would be another batch.
+    # An analysis that ends within a block has its own rows, because a larger block is another batch.
     weights = sampling.weights(pool, drawn, order)
     cut = [len(weights)] if len(weights) < pool.n and len(weights) % BLOCK else []
     by_id = {example.id: example for example in m.items.test}

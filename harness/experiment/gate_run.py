@@ -1,7 +1,7 @@
-"""The verdict on a run against a baseline: the one place that gathers what the gate's rules need.
+"""Verdict on a run against a baseline: the one place that gathers the inputs of the gate's rules.
 
-Invariant: pure; the same run, baseline and store give the same rules, numbers and outcome, whoever asks: a
-comparison, the gate, a rescue or a page.
+Invariant: pure; the same run, baseline and store give the same rules, numbers and outcome in a comparison,
+the gate, a rescue and a page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ def find_first_base_identity(study: Study, run: Run, own: RowsIdentity, key: str
 
 
 def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
-    """Put a run's rows beside those of other weights, computed as its own; none where some are not stored."""
+    """Pair a run's rows with those of other weights, computed alike; none if some are not stored."""
 
     def find(own: RowsIdentity, key: str) -> RowsIdentity:
         return replace(own, weights_digest=weights)
@@ -63,9 +63,9 @@ def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
 
 
 def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measurement], list[str]]:
-    """Put both arms' rows beside each task that the run answered; returns notes on items left out as well.
+    """Return both arms' rows of each task that the run answered, and notes on items left out.
 
-    A task that the policy only reports is left out where the baseline has not answered it.
+    A task that the policy only reports is left out if the baseline has not answered it.
     """
     at, rows, weights = study.store, study.rows, study.weights(run)
     arms = list[tuple[SuiteTask, RowsIdentity, RowsIdentity]]()
@@ -112,7 +112,7 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
 def find_baseline_identity(
     study: Study, run: Run, champion: Champion | None, own: RowsIdentity, key: str
 ) -> RowsIdentity:
-    """Find the baseline's rows of a task: those whose identity differs from the run's in weights alone."""
+    """Find the baseline's rows of a task, whose identity differs from the run's only in weights."""
     at, typed = study.store, study.typed
     weights = champion.weights_digest if champion else run.base_digest
     wanted = replace(own, weights_digest=weights)
@@ -170,13 +170,13 @@ def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Ma
 
 
 def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
-    """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
+    """Name the pinned items that the candidate also loses in fp32; None if it was not re-scored in fp32."""
     at, found = study.store, dict[str, list[str]]()
     for m in measured:
         own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
         if m.role != "regression":
             continue
-        # What an endpoint answers is what it is; it cannot be evaluated in fp32.
+        # An endpoint cannot be evaluated in fp32.
         exact = own if own.precision == "fp32" or own.computes_apart else None
         if exact is None:
             known = (o for o in store.list_variants(at, own) if o.template_digest == own.template_digest)
@@ -240,7 +240,7 @@ def judge_stored_run(
 
 
 def measure(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
-    """Put a run's rows and its base's beside each task that both answered, or beside one half of it."""
+    """Return a run's and its base's rows of each task that both answered, or of one half of it."""
     return compare_arms(
         study, run, run.base_digest, partial(find_baseline_identity, study, run, None), items
     ).measured
@@ -249,7 +249,7 @@ def measure(study: Study, run: Run, items: Half | None = None) -> list[Measureme
 def compare_arms(
     study: Study, run: Run, digest: str, find: FindIdentity, items: Half | None = None
 ) -> ArmsOfPair:
-    """Compare a run with the baseline of a digest, or return what was found of a run with the same rows."""
+    """Compare a run with the baseline of a digest, or reuse the result of a run with the same rows."""
     names = [f"{one.task.name}/test" for one in study.suite_tasks()]
     key = (digest, run.base_digest, run.weights_digest, items or "", *(run.rows.get(n, "") for n in names))
     if key not in study.compared:
@@ -275,7 +275,7 @@ def compare_arms(
 
 
 def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | None) -> Rule | None:
-    """Judge a run against the first base by that base's own rows; None where that is the baseline itself."""
+    """Judge a run against the first base by that base's rows; None if it is the baseline itself."""
     first = study.first_base
     if first in ("", digest):
         return None

@@ -87,7 +87,7 @@ class InterimVerdict(NamedTuple):
 
 
 class RunVerdicts(NamedTuple):
-    """Facts of runs with their verdicts, the results behind these by run, and the study."""
+    """Facts of runs with verdicts, the gate's results by run, and the study."""
 
     facts: tuple[CandidateFacts, ...]
     results: dict[str, GateResult]
@@ -102,7 +102,7 @@ class RunVerdicts(NamedTuple):
 def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """Judge the finished runs of an experiment, alone and among all its fine-tunes.
 
-    A run whose verdict an earlier interim analysis settled keeps that.
+    A run keeps a verdict that an earlier interim analysis settled.
     """
     reader.prepare(digest for run in runs for digest in run.rows.values())
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
@@ -115,7 +115,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
         for run_id, score in _scores(study, runs, compared, task).items():
             more_targets[run_id] = (*more_targets.get(run_id, ()), score)
     facts = [replace(f, more_targets=more_targets.get(f.run_id, ())) for f in compared]
-    # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
+    # Baselines are only to be beaten; their losses against the base are not judged.
     results = {
         run.run_id: study.settled[run.run_id].result
         if run.run_id in study.settled
@@ -142,7 +142,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     return RunVerdicts(tuple(correct(f, run) for f, run in zip(placed, runs, strict=True)), results, study)
 
 
-_SHOWN, _SHOWN_OF_SUITE = 40, 8  # items whose answers the report holds
+_SHOWN, _SHOWN_OF_SUITE = 40, 8  # items with answers in the report
 
 
 def judge_and_decide(
@@ -256,7 +256,7 @@ def list_steps(
 
 
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
-    """Say of each task that the gate leaves out why it does."""
+    """Map each task that the gate leaves out to the reason."""
     out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
     unnamed = {t.task.name for tasks in runs for t in tasks if not is_judged(t.task.name, policy)}
     out |= {name: f"{name} is reported; gate.tasks does not name it" for name in unnamed}
@@ -298,7 +298,7 @@ def find_answers(
 
 
 def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AnswerDiversity, ...]]:
-    """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
+    """Describe the generated answers of fine-tunes and the base: the target's, then the suites'."""
     out: dict[str, tuple[AnswerDiversity, ...]] = {}
     for f, run in zip(judged.facts, runs, strict=True):
         if f.state == "failed" or not is_fine_tuned(f):
@@ -394,7 +394,7 @@ def _step(
 
 
 def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
-    """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
+    """Map runs to their scores on one target; runs without a scored answer have none."""
     metric, answered, own = study.primary(task), list[Run](), list[CandidateFacts]()
     labels = judge_labels(study.store, task, metric.name)
     for run, f in zip(runs, facts, strict=True):
@@ -423,9 +423,9 @@ def judge_and_report(
     said: Sequence[str] = (),
     wall_s: float | None = None,
 ) -> ExperimentReport:
-    """Report finished runs, with what was `said` while they were made, and which stored verdicts are others.
+    """Report finished runs, with the notes `said` while they were made, and changed stored verdicts.
 
-    `wall_s` is what making them took.
+    `wall_s` is the time of making them.
     """
     header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
     with suppress(CandidateFailed):

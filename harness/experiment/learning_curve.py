@@ -1,8 +1,7 @@
-"""Learning curve: a fine-tune trained on nested parts of its data, each an ordinary run that is stored.
+"""Learning curve: a fine-tune trained on nested parts of its data, each stored as an ordinary run.
 
-Invariant: every part answers the same validation and test rows of the target; the suites are not evaluated
-again, because what a curve says is of the target. Each point is measured by the way of any other candidate,
-and found again where it is stored.
+Invariant: every part answers the same validation and test rows of the target; the suites are not evaluated,
+because a curve is about the target. Points are measured like any candidate, and stored ones are reused.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,7 +50,7 @@ def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
 
 
 def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
-    """Train the fine-tune that the decision is about on each part of the data, as far as that is not done."""
+    """Train the fine-tune of the decision on each part of the data that is not done yet."""
     for part, request in _parts(session, runs, facts):
         name = request.candidate.name
         try:
@@ -64,7 +63,7 @@ def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
 
 
 def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts) -> LearningCurve | None:
-    """Fit the curve of stored parts; None where they were not made, or are fewer than four sizes."""
+    """Fit the curve of stored parts; None if there are none or fewer than four sizes."""
     name = _curve_candidate(session.candidates, facts)
     known = f"{session.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
@@ -88,9 +87,9 @@ def _n_rows(session: Session, name: str) -> int:
 
 
 def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:
-    """Yield for each share of the training data a session that holds it alone, and its run.
+    """Yield a session with each share of the training data, and its run.
 
-    One after the other, so that each goes on with the base that is in memory.
+    One after the other, so that each reuses the base in memory.
     """
     name = _curve_candidate(session.candidates, facts)
     if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:

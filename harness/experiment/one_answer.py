@@ -1,6 +1,6 @@
-"""One answer of a candidate with the prompt that it is sent, and the prompt of an answer that is stored.
+"""One answer of a candidate with the prompt as sent, and the prompts of stored answers.
 
-Invariant: prompts, answers and scores are made by what evaluates; nothing is trained and nothing is stored.
+Invariant: prompts, answers and scores are made by the evaluation's code; nothing is trained or stored.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -125,11 +125,11 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
 def add_prompts(
     session: Session, report: ExperimentReport, earlier: KeptReport | None = None
 ) -> ExperimentReport:
-    """Add to the items that a report shows the prompts by which the answers were asked.
+    """Add the prompts as sent to the items that a report shows.
 
-    A prompt that today's files cannot make is left out, and so are those for which there is no room. Those of
-    an `earlier` report of the same runs and items are taken over, as making one loads a tokenizer; of another
-    report those that were sent.
+    Prompts that the current files cannot reproduce, or for which there is no room, are left out. Those of an
+    `earlier` report of the same runs and items are reused, because making one loads a tokenizer; from another
+    report only those that were sent.
     """
     kept = {(one.task, one.item): one for one in earlier.answers} if earlier else {}
     keys = [(one.task, one.item) for one in report.answers]
@@ -166,7 +166,7 @@ def _add_to_task(
         run = next((run for label, run in runs.items() if f"{column}, ".startswith(f"{label}, ")), None)
         if run:
             rows_digest = run.rows.get(key, "")
-        else:  # the base, whose rows a run on it names
+        else:  # the base, whose rows are named by a run on it
             of_base = (store.digest_of_base(session.store, other, key) for other in runs.values())
             rows_digest = next(filter(None, of_base), "")
         rows = store.read_samples(session.store, rows_digest, ids) if rows_digest else {}

@@ -1,10 +1,9 @@
-"""Plan of a comparison: its steps, which of them each one waits for, and the journal of what became of them.
+"""Plan of a comparison: its steps, their dependencies, and the journal of their outcomes.
 
-Invariant: a plan is pure and cheap, no file is read for it. A step says what is to be there, so one that is
-run again computes nothing twice. A line of the journal, a file that all workers see, is appended under a
-lock, counts once it is whole, and never changes. What waits for a failed step fails with it. What a worker
-made is waited for before anybody looks for it, for a network file system may remember for a while that a file
-is not there, and so it is never made twice.
+Invariant: a plan is pure and cheap; no file is read for it. A step names its result, so repeating it computes
+nothing twice. Lines of the journal, a file that all workers share, are appended under a lock, count once they
+are complete, and never change. Steps that need a failed step fail with it. A worker's results are waited for
+before they are looked up, because a network file system may cache for a while that a file is missing.
 Source: nfs(5), *Directory entry caching*: `acdirmax`, 60 s unless the mount says otherwise.
 """
 
@@ -53,7 +52,7 @@ class Plan(NamedTuple):
     rests_on: dict[tuple[str, int], tuple[Step, ...]]
 
     def __str__(self) -> str:
-        """Say how many steps there are of each kind."""
+        """Describe the number of steps of each kind."""
         kinds = Counter(step.kind for step in self.needs)
         said = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
         return f"{count(len(self.needs))} steps ({said})"
@@ -62,10 +61,10 @@ class Plan(NamedTuple):
 def make_plan(
     session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
 ) -> Plan:
-    """Plan what workers make of the runs that are requested; the rest is made where the command runs.
+    """Plan the workers' part of the requested runs; the command itself makes the rest.
 
-    That is what an endpoint answers, what is made in folds, and what a judge has to grade before a sweep can
-    choose. Without `answers` only weights are made that no answer decides on.
+    The rest is answers of endpoints, work in folds, and sweeps that a judge must grade. Without `answers` the
+    plan has only weights that do not depend on answers.
     """
     needs_judge = session.target.task.primary_metric in session.target.judged
     shared = []
@@ -86,7 +85,7 @@ def make_plan(
         plan.rests_on[one.candidate.name, one.seed] = (made,) if made else ()
     if not answers:
         return plan
-    # Answers come in as many parts that no worker is idle, the suites once for each weights.
+    # Answers are split so that no worker is idle; suites are answered once per weights.
     parts = -(-n_workers // max(1, len(shared)))
     answered: dict[tuple[str, int, str], tuple[Step, ...]] = {}
     for candidate, seed in shared:
@@ -104,7 +103,7 @@ def make_plan(
 
 
 class _Planner(NamedTuple):
-    """Adds steps of a session to `needs`, in parts for so many workers."""
+    """Builder of a session's steps in `needs`, split for `n` workers."""
 
     session: Session
     needs: dict[Step, tuple[Step, ...]]
@@ -127,7 +126,7 @@ class _Planner(NamedTuple):
         return (step,)
 
     def weights_step(self, candidate: ResolvedCandidate, seed: int) -> Step | None:
-        """Add what makes a candidate's weights, after all that they start from; None where they are given."""
+        """Add the step for a candidate's weights, after those they start from; None if they are given."""
         if candidate.given:
             return None
         step = Step("fit", candidate.source_name, seed)
@@ -172,15 +171,15 @@ def arm_label(base_model: str, source: ModelSource) -> str:
     return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
 
 
-TRIES = 3  # of a step whose workers are killed
+TRIES = 3  # attempts of a step whose workers are killed
 PATIENCE_S = 90.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 
 
 class Outcome(NamedTuple):
-    """Outcome of a step: the id of a control arm, or an error as `training.worker.decode_error` reads it.
+    """Outcome of a step: the id of a control arm, or an error for `training.worker.decode_error`.
 
-    `files` are those of the store that others need and that are complete now, relative to its folder.
+    `files` are the completed files that others need, relative to the store's folder.
     """
 
     value: str = ""
@@ -189,12 +188,12 @@ class Outcome(NamedTuple):
 
 
 class Journal:
-    """State of a plan, as read last.
+    """State of a plan when last read.
 
-    `ready` are the steps that wait for nothing more, in the plan's order. `outcomes` are of the steps that
-    ended, and `failed` also holds what waited for one that failed. `n_begun` counts how often a step was
-    begun without an outcome; `passed_over` are searches whose lost trial was noted as a failed one. `refusal`
-    is bad input, which no step would escape. `files` maps a step that ended to what it and its needs left.
+    `ready` are the steps that can start, in the plan's order. `outcomes` are those of ended steps; `failed`
+    includes steps that needed a failed one. `n_begun` counts starts of a step without an outcome;
+    `passed_over` are searches whose lost trial was recorded as failed. `refusal` is bad input that would stop
+    every step. `files` maps ended steps to the files of them and their needs.
     """
 
     def __init__(self, file: Path, plan: Plan) -> None:
@@ -297,19 +296,19 @@ class Journal:
         return None
 
     def begin(self, step: Step) -> None:
-        """Note that a worker has begun a step."""
+        """Record that a worker has begun a step."""
         append(self.file, "begun", self._places[step])
 
     def pass_over(self, step: Step) -> None:
-        """Note that a lost trial of a search was noted as a failed one, so that the search goes on."""
+        """Record that a lost trial of a search was recorded as failed, so that the search continues."""
         append(self.file, "passed over", self._places[step])
 
     def end(self, step: Step, outcome: Outcome) -> None:
-        """Note the outcome of a step."""
+        """Record the outcome of a step."""
         append(self.file, "ended", self._places[step], *outcome)
 
     def fail_unseen(self, runs: Path) -> None:
-        """Wait until all that was made is seen on this machine; what is not fails, with what waits for it."""
+        """Wait until all results are visible here; steps with missing files fail, with their dependants."""
         end = time.monotonic() + PATIENCE_S
         for step, files in self.files.items():
             try:
@@ -341,7 +340,7 @@ def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIE
         if time.monotonic() > end:
             found = f"{folder / unseen[0]}, which a worker wrote, is not seen here after {PATIENCE_S:.0f} s"
             raise CandidateFailed(found, "a smaller acdirmax where the file system of the runs is mounted")
-        # Listing the folders on the way asks the server, where a name may come from memory.
+        # Listing the parent folders asks the server; a single name may come from a cache.
         for parent in {parent for name in unseen for parent in Path(name).parents}:
             with suppress(OSError):
                 os.listdir(folder / parent)  # noqa: PTH208

@@ -1,10 +1,10 @@
-"""Preference pairs of a candidate's own answers: several are drawn to each training prompt, and ranked.
+"""Preference pairs from a candidate's own answers: several are sampled per training prompt and ranked.
 
-Invariant: one command on the same weights, rows and seed draws the same answers; a tie makes no pair, nor do
-answers that were cut or cannot be scored. No pair asks what is evaluated. Whatever ranks, an answer that
-cannot be scored has no score and is in no pair; what ranks is named by all that its scores depend on.
-Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, Some things are more CRINGE than
-others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding Language Models, section 2.3
+Invariant: the same weights, rows and seed give the same answers. Ties and truncated or unscored answers make
+no pair, and no pair has an evaluated question. A ranking is identified by everything that its scores depend
+on. Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, Some things are more CRINGE
+than others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding Language Models, section
+2.3
 """
 
 from collections import Counter
@@ -45,9 +45,9 @@ Score = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
 
 
 class Ranking(NamedTuple):
-    """Scores of answers to examples, and in the words of a manifest all that they depend on.
+    """Ranking of answers by scores, with everything that these depend on, for the manifest.
 
-    `cost_usd` says what the scores so far cost; None where nobody knows.
+    `cost_usd` returns the cost of the scores so far; None if unknown.
     """
 
     by: Mapping[str, Any]
@@ -58,10 +58,10 @@ class Ranking(NamedTuple):
 def open_ranking(
     session: Session, written: str, left_usd: Callable[[], float | None] = lambda: None
 ) -> Ranking:
-    """Open what ranks: a candidate that makes a reward model, a judge of the target, a metric or a file.
+    """Open a ranking: by a candidate's reward model, a judge of the target, a metric or a file.
 
-    Without a name it is the target's primary metric. Weights of a reward model are made here where none are
-    stored. A judge may be paid as much as `left_usd` says when it is asked, None for anything.
+    The default is the target's primary metric. Missing weights of a reward model are made here. `left_usd`
+    returns the remaining budget for a judge, None for no limit.
 
     Raises:
         UserError: there is no such candidate, judge or metric, or it cannot score a text alone.
@@ -97,7 +97,7 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
     assert folder is not None, "a reward model is trained into a folder"
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        session.unload()  # the reward model has a base of its own
+        session.unload()  # the reward model has its own base
         chat = session.target.task.chat_template
         prompts = [step(example) for example in examples]
         model = folder / weights.kind
@@ -146,11 +146,11 @@ _CUT = "answers cut at max_new_tokens"
 
 
 class Drawing(NamedTuple):
-    """Draws of answers: so many `samples` of each prompt at a temperature, by a seed.
+    """Sampling of answers: `samples` per prompt at a temperature, by a seed.
 
-    `rank` names what ranks them, empty for the target's primary metric. Scores that differ by no more than
-    `gap` are a tie. At most `n_prompts` prompts are sent, None for all. Answers and a judge's grades cost at
-    most `max_cost` in USD together, None for anything.
+    `rank` names the ranking, empty for the target's primary metric. Scores that differ by at most `gap` are a
+    tie. At most `n_prompts` prompts are sent, None for all. Answers and grades together cost at most
+    `max_cost` USD, None for no limit.
     """
 
     samples: int = 4
@@ -165,9 +165,9 @@ class Drawing(NamedTuple):
 
 
 class MadePairs(NamedTuple):
-    """Pairs to be saved: the edit with all they depend on, what became of each prompt, and remarks.
+    """Pairs to save, with everything they depend on, the outcome of each prompt, and remarks.
 
-    `spent` is what drawing the answers took, `ranking_usd` what ranking them cost, None where nobody knows.
+    `spent` is the cost of sampling, `ranking_usd` that of ranking; None if unknown.
     """
 
     edit: Edit
@@ -178,15 +178,16 @@ class MadePairs(NamedTuple):
 
 
 def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
-    """Draw answers of a candidate to its training prompts, rank them, and pair the best with the worst.
+    """Sample a candidate's answers to its training prompts, rank them, and pair the best with the worst.
 
-    Weights are made first where none are stored. Answers and grades that are there already are not requested
-    again.
+    Missing weights are made first. Stored answers and grades are not requested again.
 
     Raises:
-        UserError: it generates no text, nothing ranks answers by that name, a pair asks what is evaluated, or
-            no prompt gives one.
-        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice; what came is kept.
+        UserError: it generates no text, the ranking is unknown, a pair has an evaluated question, or no
+        prompt
+            gives a pair.
+        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice; received answers are
+        kept.
     """
     candidate = session.candidates[name]
     writers.refuse_without_text(session.experiment, candidate)
@@ -259,7 +260,7 @@ def _draw(
     by: Drawing,
     name: str,
 ) -> list[tuple[list[str], str]]:
-    """Draw answers; return for each example those that differ and are whole, and why there are no more."""
+    """Sample answers; return the distinct complete ones per example, and the reasons for missing ones."""
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     requests = [
         writers.PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
