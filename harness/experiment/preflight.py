@@ -1,8 +1,8 @@
 """Preflight check of machine, packages and experiment, with the costs of candidates and the noise of a base.
 
-Invariant: nothing is trained; a model that is not in the cache yet is fetched, because everything else
-depends on its size. Every problem is listed, none stops the others. Noise is measured between arms that
-differ in the layout of tokens alone.
+Invariant: nothing is trained; a model that is not cached is downloaded, because everything else depends on
+its size. All problems are listed; none stops the others. Noise is measured between arms that differ only in
+the layout of tokens.
 """
 
 import shutil
@@ -52,11 +52,11 @@ _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small
 class Checkup:
     """Result of the check: the machine, its memory, free disk in GB, versions, the experiment, its costs.
 
-    `vllm` is its version and its program where it is the engine, else empty. `data` says
-    the worst that was found in the target's rows, and which command shows all. `recipes` says which settings
-    of trainings lie outside of published ranges, `judges` which judges that run here cannot read all prompts.
-    `absent` maps optional packages that are not there to the command that brings them. `problems` hold what
-    stands in the way, each with what to do; where there are some `costs` may be empty.
+    `vllm` is its version and program if it is the engine, else empty. `data` has the worst findings in the
+    target's rows, and the command that shows all. `recipes` lists settings of trainings outside published
+    ranges, `judges` local judges that cannot read all prompts. `absent` maps missing optional packages to the
+    command that installs them. `problems` lists obstacles with advice; if there are any, `costs` may be
+    empty.
     """
 
     machine: Machine
@@ -128,9 +128,9 @@ def _disk_problems(candidates: Iterable[ResolvedCandidate], free_gb: float, wher
 
 
 def compiler_problems(device: str, include: Path | None = None, path: str | None = None) -> list[Problem]:
-    """List what Triton, which compiles kernels while a training runs, lacks on a GPU's machine.
+    """List what Triton, which compiles kernels during training, lacks on a machine with a GPU.
 
-    `include` is the folder of Python's headers, `path` that of programs, where they are not the usual ones.
+    `include` overrides the folder of Python's headers, `path` the search path of programs.
     """
     if device != "cuda":
         return []
@@ -152,7 +152,7 @@ def _has(package: str) -> bool:
 
 
 def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
-    """Say which models and data were found, and which training rows may ask what is evaluated."""
+    """Describe the models and data found, and training rows that may have an evaluated question."""
     models = [
         f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
     ]

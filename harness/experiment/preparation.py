@@ -69,9 +69,9 @@ def _add_judging(session: Session) -> Session:
 
 
 def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | str:
-    """Find the weights of a candidate that judges; of the experiment at hand, why there are none yet.
+    """Find the weights of a judging candidate, or the reason why this experiment has none yet.
 
-    `here` is the session of the experiment that the candidate is of.
+    `here` is the session of the candidate's experiment.
     """
     candidate = here.candidates.get(one.candidate)
     if candidate is None:
@@ -125,18 +125,18 @@ class Scope(NamedTuple):
 
     @property
     def smoke(self) -> bool:
-        """Whether the numbers are no evidence."""
+        """Whether the numbers are not evidence."""
         return self.quick or self.limit is not None
 
 
 def narrow(experiment: Experiment, scope: Scope) -> Experiment:
-    """Return the experiment with fewer items, and for a smoke with a short training as well.
+    """Return the experiment with fewer items, and for a smoke run with a short training.
 
-    A name of its own keeps such runs and reports apart from the full ones; which items a `fewer` run asks
-    is known once the base is measured.
+    A separate name keeps such runs and reports apart from full ones; the items of a `fewer` run are known
+    once the base is measured.
 
     Raises:
-        UserError: items are cut from which fewer would be drawn: the delta is that of whole tasks.
+        UserError: limited items would be sampled, although the delta is that of whole tasks.
     """
     cuts = [option for option, given in (("--quick", scope.quick), ("--limit", scope.limit)) if given]
     if scope.fewer and cuts:
@@ -183,11 +183,12 @@ def prepare_session(
     machine: Machine | None = None,
     room: Room | None = None,
 ) -> Session:
-    """Read all data, probe the machine and its free memory unless they are given, find the base model.
+    """Read all data, find the base model, and probe the machine and its free memory unless given.
 
     Raises:
-        UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted; or a
-            judge is no candidate, cannot judge, or is of another experiment and not trained yet.
+        UserError: with the problems of all tasks at once, or two ways to reduce items are requested, or a
+        judge
+            is unknown, cannot judge, or belongs to another experiment and is not trained yet.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}

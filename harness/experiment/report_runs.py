@@ -1,6 +1,6 @@
-"""Preview of runs, and the stored ones: what will run where and how long, and what is stored of it.
+"""Preview of runs and lookup of stored ones: what will run where and for how long, and what is stored.
 
-Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
+Invariant: nothing is computed and no model is loaded; missing results are refused with the known reason.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +80,7 @@ def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
 
 
 def describe_stored(unknown_bases: Sequence[str], found: Sequence[Run | None], missing_s: float) -> str:
-    """Say how much of what a dry run plans is stored and how long the rest takes, or why that is unknown."""
+    """Describe how much of a dry run's plan is stored, and the time of the rest, or why it is unknown."""
     if unknown_bases:
         return f"unknown whether any of it is stored: {say_never_loaded(unknown_bases)}"
     is_done = [run is not None and run.state == "done" for run in found]
@@ -93,7 +93,7 @@ def describe_stored(unknown_bases: Sequence[str], found: Sequence[Run | None], m
 def workers_sentence(
     session: Session, selected: Iterable[str], found: Sequence[Run | None], scope: Scope
 ) -> str:
-    """Say which steps workers would get; empty where there are none."""
+    """Describe the steps that workers would get; empty without workers."""
     policy = session.experiment.execution
     if policy.executor == "in_process":
         return ""
@@ -104,21 +104,21 @@ def workers_sentence(
 
 
 def say_never_loaded(names: Sequence[str]) -> str:
-    """Say that bases were never loaded here, so that what is stored of them is unknown."""
+    """State that bases were never loaded here, so that their stored results are unknown."""
     return f"{', '.join(names)} was never loaded on this machine, and a dry run loads no model"
 
 
 def are_all_done(found: Iterable[Run | None]) -> bool:
-    """Tell whether every run that was looked up is finished, so that nothing will be computed."""
+    """Tell whether all runs are finished, so that nothing will be computed."""
     return all(run and run.state == "done" for run in found)
 
 
 def first_line(
     experiment: Experiment, machine: Machine, n_candidates: int, whole_s: float | None, missing_s: float
 ) -> str:
-    """Say what runs where, in which precision, and how long what is missing and the whole take about.
+    """Describe what runs where, the precision, and the time of the missing part and of the whole.
 
-    `whole_s` is None where all is stored.
+    `whole_s` is None if everything is stored.
     """
     beside = whole_s is not None and machine.device == "cpu" and spins_briefly()
     notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if beside else ""]
@@ -137,7 +137,7 @@ def first_line(
 def describe_power(
     experiment: Experiment, suites: Sequence[MeasuredTask], warnings: Sequence[str]
 ) -> list[str]:
-    """Say which margin cannot be shown, or how often an equal model passes the macro, if it is judged."""
+    """Name a margin that cannot be shown, or how often an equal model passes the macro, if it is judged."""
     if len(warnings) > 1:
         return [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
     if warnings:
@@ -151,13 +151,13 @@ def describe_power(
 
 
 def warnings_before(experiment: Experiment, suites: Sequence[MeasuredTask]) -> tuple[str, ...]:
-    """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
+    """List the margins that these items probably cannot show, for one of all fine-tunes."""
     n, members = _count_asked(suites), family_of(experiment).size
     return power_warnings(experiment.suites, n, experiment.gate, n_members=members)
 
 
 def advise_before(experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine) -> Command:
-    """Say how to run what the items at hand probably cannot show; commands as `typed`."""
+    """Advise how to show margins that these items probably cannot show; commands repeat `typed` options."""
     held = {m.task.name: m.held for m in suites}
     spare = list_spare_items(experiment, (), lambda task: held[task.name])
     warn = partial(power_warnings, experiment.suites, n_members=family_of(experiment).size)
@@ -169,7 +169,7 @@ def _count_asked(suites: Sequence[MeasuredTask]) -> dict[str, int]:
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
-    """Say which settings of the selected trainings are unlike what was published or fits their rows."""
+    """List settings of the selected trainings that differ from published ones or do not suit their rows."""
     said: dict[str, list[str]] = {}
     for name in selected:
         candidate = session.candidates[name]
@@ -197,11 +197,11 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
 
 
 def in_order(known: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[RunRequest]:
-    """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
+    """List recipes and seeds: the bases' first, then trainings, then candidates that borrow weights.
 
-    What starts from another candidate comes after it, and what is served on one base together,
-    because one base at a time is in memory. Only what trains has more than one seed: everything
-    else would answer the same again.
+    A candidate comes after the one that it starts from, and those on the same served base together, because
+    one base at a time is in memory. Only trainings have several seeds: others would give the same answers
+    again.
 
     Raises:
         UserError: one of them answers nothing.

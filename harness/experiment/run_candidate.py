@@ -1,9 +1,9 @@
 """One recipe and seed, from its spec to rows on disk and a run folder.
 
-Invariant: nothing is computed whose identity already lies on disk; a kill loses at most the
-block in flight, and the next call goes on from there. An artefact is compared with the run that it was
-exported from, whose weights compute in fp32; the floor is what the run's own rows differ from that, so that
-flipped answers alone never speak against an artefact. `records.PARITY` says what each figure means.
+Invariant: results whose identity is stored are not computed again; a kill loses at most the current block,
+and the next call continues from there. An artefact is compared with the run that it was exported from,
+computed in fp32; the run's own difference from fp32 is the floor, so flipped answers alone never count
+against an artefact. `records.PARITY` explains each figure.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ from harness.training import Weights
 
 
 def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Run | None = None) -> Run:
-    """Train and evaluate one candidate and seed, as far as that is not `done`; forget its failure.
+    """Train and evaluate the missing parts of one candidate and seed; remove its recorded failure.
 
     Raises:
         UserError: the candidate answers nothing.
@@ -89,7 +89,7 @@ class _RunParts(NamedTuple):
 
     @classmethod
     def find(cls, session: Session, candidate: ResolvedCandidate, seed: int) -> "_RunParts | None":
-        """Return the parts of the run of stored weights; None where they are not stored."""
+        """Return the parts of a run of stored weights; None if they are not stored."""
         weights = find_stored_weights(session, candidate, seed)
         return None if weights is None else cls.of(session, candidate, seed, weights)
 
@@ -185,7 +185,7 @@ class _RunParts(NamedTuple):
         return None
 
     def save_again(self, before: Run) -> Run:
-        """Save a run with rows that were scored again; what was measured of it stays."""
+        """Save a run with rescored rows; its measurements stay."""
         run = replace(
             before,
             created=provenance.timestamp(),
@@ -197,7 +197,7 @@ class _RunParts(NamedTuple):
         return run
 
     def measure_parity(self) -> dict[str, Any]:
-        """Measure an artefact beside the run that it was exported from, as far as that is stored here."""
+        """Compare an artefact with the run that it was exported from, as far as that is stored here."""
         session, path, test = self.session, Path(self.candidate.source.path or ""), self.sets[1]
         rows = test.read(session.store)
         busy_s = sum(row.compute_s for row in rows)
@@ -237,7 +237,7 @@ class _RunParts(NamedTuple):
         return found | self.compare_in_fp32(own, own_weights)
 
     def compare_in_fp32(self, own: Run, own_weights: Weights) -> dict[str, Any]:
-        """Compare logits with those of the run in fp32, and count which of its own answers differ there."""
+        """Compare logits with the run's in fp32, and count the run's own answers that differ in fp32."""
         session, test = self.session, self.sets[1]
         exact = session.switch_to_fp32()
         recipe = session.candidates[own.candidate].recipe
@@ -276,9 +276,9 @@ class _RunParts(NamedTuple):
 
 
 def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
-    """Time more single requests to a finished run's weights, and several at once; its answers stay.
+    """Time more single requests to a finished run's weights, and concurrent ones; its answers stay.
 
-    A run of which more would say no more is returned as it is, as is one whose single requests all failed.
+    A run that needs no more timings, or whose single requests all failed, is returned unchanged.
     """
     parts, at_once = _RunParts.find(session, candidate, run.seed), session.experiment.concurrency
     if parts is None or not timing.wants_more(run, len(parts.sets[0].ids), at_once):
@@ -305,10 +305,10 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
 
 
 def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tuple[Run | None, list[str]]:
-    """Score a finished run's stored answers with the metrics as they are now, without the model.
+    """Score a finished run's stored answers with the current metrics, without the model.
 
-    Returns the run as it is scored now, and the names of rows that only asking again would give; where
-    there are such rows, no run is made.
+    Returns the rescored run, and the names of rows that the model would have to answer again; if there are
+    any, no run is made.
     """
     parts = _RunParts.find(session, candidate, run.seed)
     if parts is None:
@@ -343,7 +343,7 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
 
 
 def describe_outdated(session: Session, request: RunRequest) -> str:
-    """Say why the newest stored run of this name and seed is not that of the recipe now; empty if unknown."""
+    """Explain why the newest stored run of this name and seed is outdated; empty if unknown."""
     (candidate, seed), at = request, session.store
     own = (session.experiment.name, candidate.name, seed, "done")
     runs = [r for r in store.list_runs(at) if (r.experiment, r.candidate, r.seed, r.state) == own]
@@ -364,7 +364,7 @@ def describe_outdated(session: Session, request: RunRequest) -> str:
 
 
 def _find_whole(session: Session, candidate: ResolvedCandidate, seed: int) -> _RunParts | None:
-    """Find the parts of a run; of one in folds only where it is kept which fold answered each test row."""
+    """Find the parts of a run; with folds only if the fold of each test row is stored."""
     if candidate.searches_prompts:
         return None
     weights = find_stored_weights(session, candidate, seed)
@@ -372,7 +372,7 @@ def _find_whole(session: Session, candidate: ResolvedCandidate, seed: int) -> _R
         return None
     try:
         parts = _RunParts.of(session, candidate, seed, weights)
-    except CandidateFailed:  # its base cannot be loaded, and by what scores it rows are named
+    except CandidateFailed:  # its base cannot be loaded, and rows are named by the scoring engine
         return None
     needs_folds = is_cross_validated(session.folds, candidate)
     has_all = not needs_folds or store.read_folds(session.store, parts.sets[1].identity.digest)

@@ -1,7 +1,7 @@
-"""Remarks on runs: sentences on rows, prompts, bases and servers, which a report shows as notes.
+"""Remarks on runs: sentences on rows, prompts, bases and servers, shown as notes in a report.
 
-Invariant: no model is loaded. An answer that no judge was asked about counts once, by what became of it,
-under all judged metrics of its task together.
+Invariant: no model is loaded. An ungraded answer counts once, by its outcome, for all judged metrics of its
+task together.
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ Candidates = Mapping[str, ResolvedCandidate]
 
 
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
-    """Yield what is counted of the rows of finished runs: failed, uncited, ungraded and noteworthy ones."""
+    """Yield counts over the rows of finished runs: failed, uncited, ungraded and noteworthy ones."""
     done = [run for run in runs if run.state == "done"]
     for run in done:
         rows = study.rows.cut(run, study.target)
@@ -69,7 +69,7 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
             step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
             yield f"{ungraded}: {reasons}{worst}{step}"
-    for what, shows in _NOTEWORTHY.items():  # by candidate and task; what is alike is said once
+    for what, shows in _NOTEWORTHY.items():  # by candidate and task; equal counts are merged
         alike: dict[str, list[str]] = {}
         for run in done:
             answered = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
@@ -83,17 +83,17 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
 def _count_uncited(
     target: MeasuredTask, candidates: Candidates, reader: Reader, runs: Iterable[Run]
 ) -> Iterator[str]:
-    """Count the answers behind marked passages in which no citation is read, where citations are scored."""
+    """Count the answers without a citation, for tasks that score citations of marked passages."""
     if not any(name.startswith("citation_") for name in target.metrics):
         return
     plain = {example.id: example.prompt for example in target.items.test}
     for run in runs:
         decoding = candidates[run.candidate].recipe.sampling
-        is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
+        is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, otherwise each
         rows = (reader.read if is_chosen else reader.answers)(run, target)
         shown = []
         for row in (row for row in rows if row.status == "ok"):
-            # One of several answers to an item has its number behind the item's id.
+            # Each of several answers to an item has its number after the item's id.
             prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
             message: Message = {"role": "user", "content": row.prompt}
             example = Example(row.example_id, (message,), passages=row.passages, plain_prompt=prompt)
@@ -114,7 +114,7 @@ _NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
 def _note_merged(
     candidates: Candidates, all_tasks: Sequence[MeasuredTask], precision: str, reader: Reader, runs: Runs
 ) -> Iterator[str]:
-    """Say by how much answers of merged weights differ from those of the base with its adapter beside it."""
+    """Describe how answers of merged weights differ from those of the base with the unmerged adapter."""
     for run in runs:
         recipe = candidates[run.candidate].recipe
         apart = next((r for r in runs if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
@@ -176,7 +176,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
 def _note_indexes(
     target: MeasuredTask, candidates: Candidates, policy: DecidePolicy, runs: Iterable[Run]
 ) -> Iterator[str]:
-    """Say how large the index of a candidate is, which all of its seeds share, what it takes and costs."""
+    """Describe the size, time and cost of a candidate's index, which all of its seeds share."""
     task, items, hosting = target.task, target.items, ""
     if month := policy.index_usd_per_month:
         hosting = f"; hosting it costs {usd(month)} USD a month"
@@ -199,7 +199,7 @@ def _note_indexes(
 def _note_endpoints(
     candidates: Candidates, suites: Iterable[MeasuredTask], policy: DecidePolicy, runs: Runs
 ) -> Iterator[str]:
-    """Say of each endpoint what was measured of it and what was not."""
+    """Describe what was and was not measured of each endpoint."""
     priced = policy.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).is_remote):
         settings = Settings(**candidates[run.candidate].source.params)
@@ -217,9 +217,9 @@ def _note_endpoints(
 
 
 def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
-    """Describe the target's rows, those that candidates train on, and languages not tested.
+    """Describe the target's rows, the candidates' training rows, and untested languages.
 
-    Says of candidates, and of the tasks of suites, where prompts hold less than is written.
+    Also names candidates and suite tasks whose prompts lack something that is written.
     """
     names_by_note: dict[str, list[str]] = {}
     for name in names:
@@ -301,7 +301,7 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
 
 
 def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
-    """Name trainings of which every step was of the warm-up's first rate, 0: they are what they began as."""
+    """Name trainings whose every step had the warm-up's first rate, 0, so that nothing was learned."""
     for run in runs:
         rates = [rate for _, rate in run.training.learning_rate]
         if rates and not any(rates):
@@ -311,7 +311,7 @@ def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def describe_rewards(name: str, training: TrainingRecord) -> Iterator[str]:
-    """Say what a training on rewards or pairs had to learn from, and whether it learned it."""
+    """Describe the signal of a training on rewards or pairs, and whether it was learned."""
     rewards, equal = training.reward, [share for _, share in training.equal_rewards]
     known = [share for share in equal if share is not None]
     if rewards and all(mean is None for _, mean in rewards):
@@ -371,7 +371,7 @@ def _cut_to_last_name(name: str) -> str:
 
 
 def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
-    """Name what was trained at one learning rate: the best one differs tenfold between methods."""
+    """Name methods trained at only one learning rate: the best rate differs tenfold between methods."""
     tried: dict[tuple[str, str, str], set[object]] = {}
     named: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:

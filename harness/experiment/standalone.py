@@ -1,6 +1,6 @@
-"""Evaluate any model, or one candidate's weights, on tasks of lm-eval alone: no target, no comparison.
+"""Evaluation of any model, or a candidate's weights, on lm-eval tasks, without target and comparison.
 
-Invariant: rows are stored and found as those of an experiment, so a second call computes nothing.
+Invariant: rows are stored and found like an experiment's, so a second call computes nothing.
 """
 
 import json
@@ -59,7 +59,7 @@ class PreparedEvaluation(NamedTuple):
 
     @property
     def first_line(self) -> str:
-        """Say what runs where, and about how long that takes from nothing."""
+        """Describe what runs where, and about how long that takes from nothing."""
         jobs = [s.job() for s in suite_sets(self.session, self.weights)]
         expected = self.session.seconds(sum(map(work_of, jobs), Work()))
         n = pluralize(sum(len(job.examples) for job in jobs), "item")
@@ -74,10 +74,10 @@ class PreparedEvaluation(NamedTuple):
 def tasks_of(
     names: Sequence[str], limit: int | None, num_fewshot: int | None, *, trust_remote_code: bool = False
 ) -> list[Task]:
-    """Write down tasks of lm-eval that were named on the command line.
+    """Return the lm-eval tasks named on the command line.
 
     Raises:
-        UserError: no name is left, or one stands twice.
+        UserError: no task is named, or one occurs twice.
     """
     if not names or len(set(names)) < len(names):
         found = "no task" if not names else "a task twice"
@@ -106,7 +106,7 @@ def prepare_model(
     if engine == "vllm":
         refuse(vllm.problems(VllmPolicy()))
     found = _load_tasks(tasks, None)
-    # The first task stands where an experiment has its target; nothing trains on it or asks it twice.
+    # The first task takes the place of a target; it is neither trained on nor asked twice.
     experiment = Experiment(
         name="eval",
         base_model=model,
@@ -128,7 +128,7 @@ def prepare_model(
 
 
 def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> PreparedEvaluation:
-    """Get the weights of one candidate ready, trained now or before, for other tasks than its suites.
+    """Prepare one candidate's weights, training them if missing, for other tasks than its suites.
 
     Raises:
         UserError: with the problems of all tasks, or the candidate is no language model.
@@ -169,7 +169,7 @@ def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Pa
     """Write `results.json`, and with `log_samples` a `samples_<task>.jsonl` a task in lm-eval's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"results.json": json.dumps(to_json(evaluation), indent=2, ensure_ascii=False) + "\n"}
-    samples: dict[str, dict[tuple[int, str], str]] = {}  # a task that a group holds as well is written once
+    samples: dict[str, dict[tuple[int, str], str]] = {}  # a task that is also in a group is written once
     for task, rows in evaluation.rows.items() if log_samples else ():
         for sample in evaluation.found[task].samples(rows):
             lines = samples.setdefault(f"samples_{sample['slice'] or task}.jsonl", {})
@@ -206,7 +206,7 @@ def _load_tasks(tasks: Sequence[Task], written: str | None) -> dict[str, LmEvalT
 
 
 def _scores(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
-    """Score a task; a group also by its tasks, each of which is a slice."""
+    """Score a task; groups also by their tasks, as slices."""
     parts = sorted({row.slice for row in rows if row.slice})
     for part in ("", *parts):
         chosen = [row for row in rows if row.slice == part] if part else rows

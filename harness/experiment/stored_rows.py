@@ -41,7 +41,7 @@ class _FoldPart(NamedTuple):
 
 
 def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> bool:
-    """Tell whether a candidate answers otherwise in each fold: by its weights or by its prompts."""
+    """Tell whether a candidate differs between folds, by weights or by prompts."""
     trained = any(plugins.method(recipe.method).draws_from for recipe in candidate.lineage.values())
     prompted = bool(set(candidate.recipe.prompting) - {"zero_shot"})
     return bool(folds) and (trained or prompted)
@@ -69,7 +69,7 @@ class FoldedRun(NamedTuple):
         return is_cross_validated(self.session.folds, self.candidate)
 
     def answer(self) -> Weights:
-        """Make and ask the models of the folds, as far as not done; return weights that stand on them."""
+        """Make missing models of the folds and their answers; return the weights based on them."""
         session, candidate, weights, seed = self
         if not self.is_folded:
             return weights
@@ -84,9 +84,9 @@ class FoldedRun(NamedTuple):
         return weights._replace(training=replace(weights.training, stands_on=behind))
 
     def target_sets(self) -> list[RowSet]:
-        """List validation and test of the target; in folds test is what the models of the folds answer.
+        """List validation and test of the target; with folds, test is answered by the folds' models.
 
-        Where one of these was never made, test is a set that nobody has.
+        If one of these was never made, test is a set that does not exist.
         """
         sets = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)
         return [sets[0], self._name_joined(self._find_stored_parts())] if self.is_folded else sets
@@ -158,7 +158,7 @@ class StoredRows:
         self._controls: dict[str, ControlFacts] = {}
 
     def prepare(self, rows_digests: Iterable[str], *, texts: bool = True) -> None:
-        """Read row sets that will be needed, as far as they are not held, in one go."""
+        """Read all needed row sets that are not cached, in one go."""
         self._whole |= store.read_many(self.at, set(rows_digests) - self._whole.keys(), texts=texts)
 
     def whole(self, rows_digest: str) -> Rows:
@@ -171,15 +171,15 @@ class StoredRows:
         return store.read_drawn(self.at, run.rows[key]) if run.decoding else {}
 
     def cut(self, run: Run, task: Task, split: Split = "test") -> Rows:
-        """Return a run's answers to a target, as many as its limit leaves."""
+        """Return a run's answers to a target, within its limit."""
         return self.whole(run.rows[f"{task.name}/{split}"])[: getattr(task.data.limits, split)]
 
     def with_drawn(self, run: Run, task: Task, split: Split = "test") -> Rows:
-        """Return a run's answers to a target, as many as its limit leaves, with all drawn to an item."""
+        """Return a run's answers to a target, within its limit, with all samples of each item."""
         return add_samples(self.cut(run, task, split), self.drawn(run, f"{task.name}/{split}"))
 
     def controls_of(self, run: Run) -> list[ControlFacts]:
-        """List what was found beside the blocks of a run, each measurement once."""
+        """List the control measurements of a run's blocks, each once."""
         named = {
             origin.control
             for rows_digest in set(run.rows.values())
@@ -229,7 +229,7 @@ class Reader(StoredRows):
         return list_each_answer(rows, self.read_drawn(run, measured)) or rows
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
-        """Return every metric of every task that a run answered on test, as far as an item was scored."""
+        """Return every metric with a scored item, of every task that a run answered on test."""
         return {
             m.task.name: {
                 name: comparison.estimate(metric, rows)
@@ -291,9 +291,10 @@ def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
 
 
 def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
-    """Measure weights on the suites, as far as that is not done yet; returns the row set of each task.
+    """Measure weights on the suites where that is missing; return the row set of each task.
 
-    What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
+    `shared` row sets are also looked up and stored where experiments in other folders of this machine find
+    them.
     """
     sets = suite_sets(session, weights)
     lacking = score_answered(session, sets)
@@ -305,6 +306,6 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
 
 
 def is_measured(session: Session, source: ModelSource) -> bool:
-    """Tell whether a base has nothing left to evaluate on the suites, here or in another folder before."""
+    """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
     sets = suite_sets(session, base_weights(source))
     return not find_base_rows(session, score_answered(session, sets))

@@ -1,8 +1,8 @@
-"""Study: what is stored of one experiment, with people's labels, that every verdict rests on.
+"""Study: the stored results of one experiment, with people's labels, from which all verdicts are made.
 
-Invariant: it names what there is and reads each thing once; it holds no model and no data, so the same store
-and the same file give the same verdicts. Labels correct a judge's score and paired difference before anything
-is decided; where they are too few the run says how many are missing. Other metrics decide as they are.
+Invariant: it reads each stored object once and has no model and no data, so the same store and file give the
+same verdicts. Labels correct a judge's score and paired difference before any decision; if there are too few,
+the run says how many are missing. Other metrics need no correction.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ class SuiteTask(NamedTuple):
 
 
 class ArmsOfPair(NamedTuple):
-    """Both arms of a run and a baseline, how they compare, and notes on what was left out of them."""
+    """Both arms of a run and a baseline, their comparisons, and notes on what was left out."""
 
     measured: list[Measurement]
     compared: ComparedArms
@@ -62,11 +62,11 @@ class ArmsOfPair(NamedTuple):
 class Study:
     """An experiment as its runs are judged, with its store and the metrics of each task.
 
-    `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it, `base_arm`
-    to its base's rows of each task, as far as an open session knows them. `first_base` is the digest of the
-    base that the first champion was judged against, empty without one. `typed` is what a next step
-    repeats, `selected` its candidates, and `settled` maps runs to the verdict of an interim analysis.
-    `compared`, `admitted` and `untrained` keep what verdicts share.
+    `weights` maps a run to the inclusion weights of items that were sampled for it, `base_arm` to its base's
+    rows of each task, as far as an open session knows them. `first_base` is the digest of the base against
+    which the first champion was judged, empty without one. `typed` are the options that next commands repeat,
+    `selected` the selected candidates, and `settled` maps runs to the verdict of an interim analysis.
+    `compared`, `admitted` and `untrained` cache what verdicts share.
     """
 
     experiment: Experiment
@@ -140,7 +140,7 @@ def add_lm_eval(study: Study) -> tuple[Study, Mapping[str, LmEvalTask]]:
 
 
 def study_session(session: Session, reader: Reader) -> Study:
-    """Return the study of an open experiment; a run that is settled keeps the items of its own analysis."""
+    """Return the study of an open experiment; settled runs keep the items of their analysis."""
     current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
 
     def find_weights(run: Run) -> Weights:
@@ -148,7 +148,7 @@ def study_session(session: Session, reader: Reader) -> Study:
         return settled.weights if settled else current
 
     def find_base_arm(run: Run) -> dict[str, str]:
-        # Rows of the base's capability suite where it was measured; none where some are missing.
+        # Rows of the base's capability suite; none unless it is completely measured.
         sets = suite_sets(session, base_weights(session.candidates[run.candidate].base))
         is_whole = all(rows.is_there(session.store) for rows in sets)
         return {rows.measured.task.name: rows.identity.digest for rows in sets} if is_whole else {}
@@ -166,12 +166,12 @@ def study_session(session: Session, reader: Reader) -> Study:
 
 
 def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:
-    """Tell whether a candidate is measured on the target only: a baseline with weights of its own."""
+    """Tell whether a candidate is measured only on the target: a baseline with its own weights."""
     return recipe.get("role") == "baseline" and plugins.find_method(method).tunes
 
 
 def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
-    """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
+    """Tell whether a run belongs to a recipe as written; for a prompt search, with the chosen prompt."""
     try:
         own = Recipe.model_validate(run.recipe)
     except ValidationError:  # of another version, or damaged
@@ -198,9 +198,9 @@ def _strip_unasked(recipe: Recipe) -> Recipe:
 
 
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
-    """Say what runs reached by themselves: what the choice on validation rests on.
+    """Return the runs' own results, by which validation chooses.
 
-    Labels correct what was reached by a judge's metric; those that a decision lacks are counted.
+    Labels correct the scores of a judge's metric; labels that a decision lacks are counted.
     """
     measured = (facts_of(session, reader, run) for run in runs)
     facts = apply_budgets(measured, session.experiment.decide)
@@ -258,7 +258,7 @@ def read_labels(at: Store, task: Task, metric: str) -> Labels:
 
 
 def count_missing(study: Study, *runs: Run) -> int:
-    """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
+    """Count the items that lack labels for any run before a judge may decide; 0 if it may."""
     if study.experiment.gate.uncalibrated_judge == "allow":
         return 0
     metric = study.primary(study.target).name
@@ -269,7 +269,7 @@ def count_missing(study: Study, *runs: Run) -> int:
 def calibrations(
     target: MeasuredTask, reader: Reader, runs: Runs, facts: Facts
 ) -> tuple[MetricCalibration, ...]:
-    """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
+    """Compare the target's labelled metrics with labels; runs are paired with the best untrained one."""
     found = current_labels(store.list_labels(reader.at, target.task.name), target.task)
     if not found:
         return ()
@@ -278,7 +278,7 @@ def calibrations(
     best = best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
-    # A judge may like answers of its own base; what a model behind an address is made from is not known.
+    # A judge may favour answers of its own base; an endpoint's base is unknown.
     here = {label: run.base_digest for label, run in done.items() if not find_method(run.method).is_remote}
     made = []
     for metric in target.metrics.values():

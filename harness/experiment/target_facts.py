@@ -36,7 +36,7 @@ from harness.spec import PEOPLE, GatePolicy, Recipe, Task, metric_name
 
 
 def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
-    """Read what was reached on the target; what is over the best untrained candidate if the policy asks."""
+    """Return the target's facts: score, and gain over the best untrained candidate if the policy needs it."""
     goal, task = policy.target, study.experiment.target
     wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
     if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
@@ -65,10 +65,7 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
 
 
 def compare_on(study: Study, run: Run, other: Run | None, task: Task | None = None) -> Comparison | None:
-    """Compare a run with another on a target, the one that decides unless `task` is another.
-
-    None where there is nothing to compare.
-    """
+    """Compare two runs on a target, by default the deciding one; None if there is nothing to compare."""
     if other is None:
         return None
     task = task or study.target
@@ -102,7 +99,7 @@ def is_better_on_validation(study: Study, run: Run, other: Run, task: Task) -> b
 
 
 def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
-    """Find the plain prompt among runs: on the base of a run where there is one, else the first."""
+    """Find the plain prompt among runs, preferably on a run's base, else the first."""
     recipes = study.experiment.candidates
     prompts = [one for one in runs if is_prompt(one) and recipes[one.candidate].role != "baseline"]
     return next((one for one in prompts if one.base_digest == run.base_digest), next(iter(prompts), None))
@@ -134,7 +131,7 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
 
 
 def is_prompt(run: Run) -> bool:
-    """Tell whether a run is the plain prompt on weights of the base."""
+    """Tell whether a run is the plain prompt on the base's weights."""
     plain = run.prompting == "zero_shot" and run.answer == "generate"
     return plain and plugins.find_method(run.method).keeps_base
 
@@ -172,9 +169,9 @@ def _scored_by(study: Study, run: Run) -> tuple[str, str]:
 
 
 def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> CandidateFacts:
-    """Say what a stored run reached as the decision sees it, corrected by the labels there are.
+    """Return a stored run's target score for the decision, corrected by available labels.
 
-    Reached by the metric that decides, unless it is another.
+    The default metric is the deciding one.
 
     Raises:
         CandidateFailed: every test row is an error.
@@ -189,7 +186,7 @@ def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> C
 
 def list_untrained(study: Study) -> list[Run]:
     """List the newest finished runs of what trains no language model, and of baselines, by seeds."""
-    # Of what draws at random that is one run of each seed of the file, of all else one.
+    # Candidates with randomness have one run per seed of the file, all others one.
     experiment = study.experiment
     place = {seed: at for at, seed in enumerate(experiment.seeds)}
     newest: dict[tuple[str, int], Run] = {}

@@ -1,7 +1,7 @@
-"""One fit: its job is written with the rows of its regularisers, run, and its folder renamed when complete.
+"""One fit: its job is written with the regularisers' rows, run, and its folder renamed when complete.
 
-Invariant: whatever ends a training, the next call goes on from its checkpoints. A score that is sent to
-trackers is that of a point whose weights are kept.
+Invariant: however a training ends, the next call resumes from its checkpoints. Scores sent to trackers belong
+to points whose weights are kept.
 """
 
 import json
@@ -37,7 +37,7 @@ from harness.training.shared_beginnings import joins_rows_of
 from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
-_ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
+_ALIKE = 0.6  # the estimate counts if this share (or its inverse) of the steps was made
 
 
 class FitInputs(NamedTuple):
@@ -57,7 +57,7 @@ class Fit(NamedTuple):
     seed: int
 
     def live_run(self, folder: Path, show_at: int = 0) -> LiveRun | None:
-        """Return what trackers call the training whose weights get a folder; None where none sees it."""
+        """Return the trackers' run of the training of a folder; None if no tracker follows it."""
         session, candidate, seed = self
         names, source, name = session.experiment.report_to, candidate.source, candidate.source_name
         if not (names and session.trackers and candidate.method.trains):
@@ -79,7 +79,7 @@ class Fit(NamedTuple):
         reward: training.Weights | None = None,
         merges: Sequence[training.Weights] = (),
     ) -> Path:
-        """Name the folder of weights by everything that they depend on, and nothing else."""
+        """Return the folder of weights, named by exactly what they depend on."""
         session, candidate, seed = self
         source, method, base = candidate.source, candidate.method, candidate.trained_base
         if source.reward is None or reward:
@@ -103,7 +103,7 @@ class Fit(NamedTuple):
             drawn = [seed] if method.seeded else []
             computed = [session.machine.precision, session.machine.device]
             known: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), drawn, computed]
-            if pairs:  # the task's own part of their prompts, which no version of the pairs holds
+            if pairs:  # the task's part of their prompts, which the version of the pairs does not cover
                 own = {"chat_template"} | ({"system"} if source.system is None else set())
                 known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
             trained_on = digest(known)
@@ -156,19 +156,19 @@ class Fit(NamedTuple):
         return mix_rows(*context), general
 
     def make(self, begun: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
-        """Make weights in a folder of another name, which gets its own when they are complete.
+        """Make weights in a temporary folder, which is renamed when they are complete.
 
-        Where `pause_at` points of the training are kept, or `show_at` of those that trackers see, it stops
-        for now, and the folder stays as it is. Whatever ends a training, the next call goes on from its
-        checkpoints; they are deleted when the weights are complete.
+        The training pauses after `pause_at` kept points, or `show_at` points for trackers, and the folder
+        stays. However a training ends, the next call resumes from its checkpoints, which are deleted when the
+        weights are complete.
 
         Raises:
-            CandidateFailed: they cannot be made; a training that diverged is remembered.
+            CandidateFailed: they cannot be made; a diverged training is remembered.
         """
         session, candidate, seed = self
         rows = self._find_regularizer_rows()
         if session.experiment.engine == "vllm" or session.machine.device == "cuda":
-            session.unload()  # training has a base of its own, and a GPU rarely room for two
+            session.unload()  # training loads its own base, and a GPU rarely has room for two
         for behind in filter(None, (begun.init, begun.reward, *begun.merges)):
             refuse_damaged(behind)
         source, method, folder = candidate.source, candidate.method, begun.folder
@@ -185,7 +185,7 @@ class Fit(NamedTuple):
         shared = f", {processes} processes" if processes > 1 else ""
         what = f"training {candidate.source_name}, seed {seed}{shared}"
         try:
-            if not (part / training.FIT).exists():  # it is written when all else is there
+            if not (part / training.FIT).exists():  # it is written last
                 with (
                     clear_errors(session.store, str(part), AGAIN),
                     session.progress.stage(what, expected_s) as advance,
@@ -210,8 +210,8 @@ class Fit(NamedTuple):
         if method.trains:
             alone = processes == 1 and not (is_resumed or session.is_worker)
             took_s = time.monotonic() - began
-            # One that stopped early made less, and one that generates its answers does what nobody estimated.
-            # What it took beside its steps is learnt of a training that read nothing before them.
+            # Trainings that stopped early made less, and those that generate answers differ from the
+            # estimate. The time besides steps is learned only from trainings that did not resume.
             record = parse_json((folder / training.FIT).read_text("utf-8"))["training"]
             steps_s = min(record.get("train_loop_s", 0.0), took_s)
             as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
@@ -280,12 +280,12 @@ def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
 
 
 def has_own_process(policy: TrainingPolicy, device: str) -> bool:
-    """Tell whether each training has a process of its own: on a GPU, unless harness.yaml says otherwise."""
+    """Tell whether each training has its own process: on a GPU, unless harness.yaml says otherwise."""
     return policy.process == "own" or (policy.process == "auto" and device == "cuda")
 
 
 def _init_path(init: training.Weights | None) -> Path | None:
-    """Return the folder of the weights to start from: of a method's, or where a model made elsewhere lies."""
+    """Return the folder of the weights to start from: a method's, or that of a model made elsewhere."""
     if init is None or init.folder:
         return init.folder / init.kind if init and init.folder else None
     return init.source.path if init.source else None
@@ -338,5 +338,5 @@ def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
 
 
 def shards_of(policy: AcceleratePolicy, source: Recipe) -> str:
-    """Name how the processes of a training shard its weights; empty where each holds all of them."""
+    """Return how a training's processes shard its weights; empty if each has all of them."""
     return policy.shards if processes_of(policy, source) > 1 else ""

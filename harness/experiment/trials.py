@@ -1,15 +1,14 @@
-"""Trials of a sweep or search: the points to try, and each trial stored as a run of its own.
+"""Trials of a sweep or search: the points to try, and each trial stored as a run.
 
-    runs/weights/<key>/pruned.json      beside the points: the digest of the last one, and what was logged
+    runs/weights/<key>/pruned.json      with the points: the digest of the last one, and the log
 
-Invariant: a trial's name is the key of its weights, so whoever makes it, however often, writes the same. A
-trial fails alone by what another point may not meet; what every trial would meet ends them all. A proposal
-depends on the space, the seed and what was found of those before it: a search that was ended, or a pruner
-that is asked again, comes by the same points, whose weights and answers are stored, and goes on after them. A
-pruned trial keeps the weights of its points and no checkpoint, and leaves room for others: a search trains
-as much as so many whole trials would.
-Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter
-Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902)
+Invariant: a trial is named by the key of its weights, so repeating it writes the same. An error that other
+points may avoid fails only its trial; any other error ends the search. Proposals depend on the space, the
+seed and the earlier results, so an interrupted search repeats its points, whose weights and answers are
+stored, and continues after them. A pruned trial keeps the weights of its points but no checkpoint, and frees
+its budget: a search trains as much as its number of whole trials would. Source: the tree-structured Parzen
+estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter Optimization*, and the pruners of Optuna
+(Akiba et al. 2019, arXiv:1907.10902)
 """
 
 import json
@@ -43,14 +42,14 @@ _KEY_DIGITS = 8
 
 
 class TrialScores(NamedTuple):
-    """Scores of a trial at its points, by step; its last weights with their record where it was pruned."""
+    """Scores of a trial by step; the last weights with their record if it was pruned."""
 
     scores: Curve = ()
     pruned: training.Weights | None = None
 
 
 class TrialKeeper(NamedTuple):
-    """Keeps the trials of a candidate, each as a run of its own, and knows which one is under way."""
+    """Keeper of a candidate's trials, each stored as a run, and of the current one."""
 
     session: Session
     candidate: ResolvedCandidate
@@ -110,7 +109,7 @@ class TrialKeeper(NamedTuple):
         self._file_under_way.unlink(missing_ok=True)
 
     def find_under_way(self) -> str:
-        """Return the key of the trial that a search is at; empty where it is at none."""
+        """Return the key of a search's current trial; empty if there is none."""
         file = self._file_under_way
         return file.read_text("utf-8") if file.exists() else ""
 
@@ -124,13 +123,13 @@ class TrialKeeper(NamedTuple):
         train: Callable[[int], None],
         should_prune: Callable[[int, float], bool],
     ) -> TrialScores:
-        """Train a trial as far as its pruner lets it, and score it at each point on validation.
+        """Train a trial until its pruner stops it, scoring it on validation at each point.
 
-        `train(n)` trains until `n` points are kept, the last of which is the end; `should_prune` is told the
-        number of a point and its score.
+        `train(n)` trains until `n` points are kept, the last one at the end; `should_prune` gets a point's
+        number and score.
 
         Raises:
-            NotStored: something is missing, and the session only reads.
+            NotStored: a result is missing, and the session is read-only.
         """
         assert self.candidate.source.track
         scores: list[tuple[float, float | None]] = []
@@ -155,7 +154,7 @@ class TrialKeeper(NamedTuple):
         return TrialScores(tuple(scores))
 
     def _set_pruned(self, folder: Path, step: int, weights: training.Weights) -> training.Weights:
-        """Give a trial's folder its name with what it has; returns its last weights with their record."""
+        """Finish a pruned trial's folder; return its last weights with their record."""
         part = _part(folder)
         if part.exists() and not (part / PRUNED).exists():
             elapsed_s, loss, validation_loss = training.read_log_until(part / training.CHECKPOINTS, step)
@@ -173,7 +172,7 @@ class TrialKeeper(NamedTuple):
             part.rename(folder)
         if (folder / PRUNED).exists():
             made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
-        else:  # it was trained whole before its search had this pruner
+        else:  # it was completely trained before its search had this pruner
             whole = read_weights(self.candidate, folder)
             assert whole is not None
             made = whole.training
@@ -191,7 +190,7 @@ class TrialKeeper(NamedTuple):
 
 
 def fails_alone(error: Exception) -> bool:
-    """Tell whether an error fails one trial, as other points may not meet it."""
+    """Tell whether an error fails only one trial, because other points may avoid it."""
     if isinstance(error, HarnessError):
         return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
     return not isinstance(error, OSError)
@@ -222,7 +221,7 @@ def _part(folder: Path) -> Path:
 
 
 _RANDOM = 5  # first trials; each is a training, so half of what Optuna does
-_MOST_REPEATS = 100  # proposals in a row of what was tried; then nothing else is taken to be left
+_MOST_REPEATS = 100  # consecutive repeated proposals after which the space counts as exhausted
 _DIGITS = 3  # of a proposed number, so that it can be read and written again
 
 
@@ -236,9 +235,9 @@ class TrialProposal(NamedTuple):
 def proposals(
     candidate: ResolvedCandidate, seed: int, sign: int, tried: Sequence[Trial]
 ) -> Iterator[TrialProposal]:
-    """Yield the points to try; before the next one `tried` ends with the trial of the last.
+    """Yield the points to try; before the next one, `tried` ends with the trial of the last.
 
-    `sign` is −1 where lower is better. What a search for prompts proposes again is no trial.
+    `sign` is −1 if lower is better. Repeated proposals of a prompt search are not trials.
     """
     source, counts_repeats = candidate.source, not candidate.searches_prompts
     if not source.search:
@@ -289,7 +288,7 @@ def searcher(source: Recipe) -> str:
 
 
 def search_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that nothing is there to search with, or that its pruner takes no such parameters."""
+    """Yield a problem if the search package is missing, or its pruner refuses the parameters."""
     source = candidate.source
     if source.search and find_spec("optuna") is None:
         step = "pip install 'harness-evals[search]', or sweep: a few values"

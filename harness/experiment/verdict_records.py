@@ -1,6 +1,6 @@
 """Verdicts and inputs of decisions as records of the store, from which SQL tables are made.
 
-Invariant: a record holds what the report says and nothing else; smoke runs leave none.
+Invariant: a record has exactly the report's numbers; smoke runs write none.
 """
 
 import json
@@ -42,9 +42,9 @@ def record_of(
     tasks: Settings = NO_SETTINGS,
     decide: DecidePolicy = _NOTHING_DECIDED,
 ) -> VerdictRecord:
-    """Put a verdict on a run beside what it was given by; the baseline is the run's own base by default.
+    """Return the record of a verdict with its inputs; the default baseline is the run's base.
 
-    `tasks` maps those of the suites that are judged to what the verdict hangs on of them.
+    `tasks` maps judged suite tasks to the settings that the verdict depends on.
     """
     plain: dict[str, Any] = to_plain(verdict)
     policy = _describe_rules(gate, decide)
@@ -69,7 +69,7 @@ def record_of(
 def record_in_study(
     study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
 ) -> VerdictRecord:
-    """Put a verdict on a run beside the policies and the tasks that it was given by."""
+    """Return the record of a verdict with the policies and tasks of a study."""
     settings = {}  # what the verdict hangs on of a task besides its rows, as JSON has it
     for task, role, _ in study.suite_tasks():
         if study.is_judged(task):
@@ -125,7 +125,7 @@ def renew_verdicts(
 
 
 def verdict_change(at: Store, now: VerdictRecord) -> str:
-    """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
+    """Describe how a stored verdict would differ now, and what changed since; empty if it is the same."""
     before = store.newest_verdict(at, now.run_id, now.baseline_digest)
     if before is None or (before.outcome, _is_invalid(before)) == (now.outcome, _is_invalid(now)):
         return ""
@@ -144,7 +144,7 @@ def _find_errors(record: VerdictRecord) -> store.RuleRecord | None:
 
 
 def _is_invalid(record: VerdictRecord) -> bool:
-    """Tell of a recorded verdict what `verdict.is_invalid` tells of one."""
+    """Tell whether a recorded verdict is invalid (see `Verdict.is_invalid`)."""
     errors = _find_errors(record)
     return errors is not None and errors.outcome == "inconclusive"
 
@@ -160,7 +160,7 @@ def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
         yield f"other answers on {', '.join(other)}"
     if before.harness != now.harness:
         yield f"harness {before.harness} → {now.harness}"
-    for name in sorted({*before.tasks, *now.tasks}) if before.tasks else ():  # older records hold no tasks
+    for name in sorted({*before.tasks, *now.tasks}) if before.tasks else ():  # older records have no tasks
         old, new = before.tasks.get(name), now.tasks.get(name)
         if old is None or new is None:
             yield f"task {name} {'was not judged before' if old is None else 'is no longer judged'}"

@@ -1,11 +1,11 @@
-"""Worker of a comparison: claims a step of its plan that is ready, makes it, and again until none is left.
+"""Worker of a comparison: claims a ready step of its plan, makes it, and repeats until none is left.
 
-Invariant: a worker computes only where code, packages, processor, threads, models and data are those of the
-command that asked; it writes rows, weights and measurements under their own names, and never the index. A
-step says what is to be there, so one that was stored before, or begun by a killed worker, is not made twice.
+Invariant: a worker computes only with the code, packages, processor, threads, models and data of the command;
+it writes rows, weights and measurements under their usual names, but never the index. A step names its
+result, so results that are stored or were begun by a killed worker are not made twice.
 
-    runs/.workers/<id>/plan.pickle      experiment, plan and machine, for as long as workers need them
-    runs/.workers/<id>/journal          what became of the steps
+    runs/.workers/<id>/plan.pickle      experiment, plan and machine, while workers need them
+    runs/.workers/<id>/journal          outcomes of the steps
 """
 
 import os
@@ -60,7 +60,7 @@ class Assignment(NamedTuple):
 
 
 def name_assignment(at: store.Store) -> Path:
-    """Name the file of a new assignment, in a folder of its own; those of killed commands go."""
+    """Return the file of a new assignment in its own folder; those of killed commands are removed."""
     folder = at.folder.resolve() / WORKERS
     store.remove(at.folder, [at.folder / WORKERS])
     file = folder / uuid4().hex / ASSIGNMENT
@@ -99,12 +99,12 @@ def find_assignment(runs: Path) -> Path:
 
 
 def work(file: Path, *, reports: bool = True) -> None:
-    """Make the steps of an assignment until each is made, or under way at another worker.
+    """Make the steps of an assignment until all are done or in progress elsewhere.
 
-    Where it `reports`, the command hears of bad input here, and ends everything.
+    With `reports`, bad input is reported to the command, which then ends everything.
 
     Raises:
-        UserError: this machine is not like the command's, or a step met bad input.
+        UserError: this machine differs from the command's, or a step met bad input.
     """
     try:
         assignment = _read_assignment(file)
@@ -142,13 +142,13 @@ class _Worker(NamedTuple):
             journal.read()
 
     def make(self, step: Step) -> None:
-        """Make a step as far as it is not stored, and note its outcome."""
+        """Make the missing parts of a step, and record its outcome."""
         if self.journal.n_begun[step] >= TRIES and not self.pass_over(step):
             return
         self.journal.begin(step)
         self.session.controls.update(self.journal.controls)
         candidate = self.session.candidates.get(step.name)
-        # The trials of a sweep were steps before this one; of a search that goes on, the lost one is noted.
+        # The trials of a sweep were earlier steps; for a continuing search, the lost trial is recorded.
         if step.kind == "fit" and candidate and (candidate.source.sweep or step in self.journal.passed_over):
             self.session.searched.add(candidate.source_name)
         try:
@@ -163,7 +163,7 @@ class _Worker(NamedTuple):
         self.journal.end(step, outcome)
 
     def pass_over(self, step: Step) -> bool:
-        """Fail a step whose workers were lost; a trial alone fails as one, and a search goes on behind it."""
+        """Fail a step whose workers were lost; for a trial only the trial fails, and its search continues."""
         found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
         lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
         session, is_noted = self.session, False
@@ -254,7 +254,7 @@ def _read_assignment(file: Path) -> Assignment:
 
 
 def _prepare(assignment: Assignment) -> Session:
-    """Open the experiment as the command has it, on as many threads, and refuse any difference."""
+    """Open the command's experiment with the same number of threads, and refuse any difference."""
     os.chdir(assignment.folder)
     os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
     quiet_libraries()
@@ -270,7 +270,7 @@ def _prepare(assignment: Assignment) -> Session:
 def _state(
     sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
 ) -> dict[str, str]:
-    """Describe by name what rows and weights depend on: where they are computed, models and data."""
+    """Describe what rows and weights depend on: machine, models and data."""
     of_cpu = machine.device == "cpu"
     kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
     if "CPU flags" in kernels:

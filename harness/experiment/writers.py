@@ -1,14 +1,13 @@
-"""Writers: candidates and endpoints that write rows, asked as far as a budget allows.
+"""Writers: candidates and endpoints that write rows, within a budget.
 
-    answers/<digest of who answers>.jsonl    an answer a line, in the order in which they came; in the runs
-                                             folder of an experiment, without one in the cache
+    answers/<digest of the writer>.jsonl    one answer per line, in order of arrival; in the runs folder of an
+                                            experiment, otherwise in the cache
 
-Invariant: the same writer is asked in the same way whatever it writes, so an answer is found again. An answer
-is in the book, on the disk, before it is used and before its thread asks for the next one, so whatever ends
-the requests loses at most what is under way, and the same prompt is sent once. A model that runs here is sent
-sixteen prompts at a time, an endpoint as many at once as its settings say; after a failure, which is not
-kept, nothing begins, and what is under way is kept. A line cut short by a kill is ignored. A row that asks
-what is evaluated is refused before rows are written.
+Invariant: a writer is asked in the same way for every purpose, so answers can be reused. An answer is written
+to disk before it is used and before its thread asks for the next one, so an interruption loses at most
+running requests, and a prompt is sent once. A local model gets sixteen prompts at a time, an endpoint as many
+concurrent requests as configured. After a failure, which is not stored, no request starts, but running ones
+are stored. A truncated line is ignored. Rows with an evaluated question are refused before rows are written.
 """
 
 import random
@@ -52,11 +51,11 @@ from harness.store import Store, append_lines, read_lines
 
 
 class Writer(NamedTuple):
-    """Model that writes: its name, all that its answers depend on, where they are kept, how it is opened.
+    """Model that writes: its name, its identity, the place of its answers, and how to open it.
 
-    `price` is what answers cost together in USD, `planned` what reading and writing so many tokens would;
-    None where nobody knows. `chat` says that messages are written by a chat template. So many requests are
-    under way at once (`num_concurrent`); None of a model that runs here.
+    `price` returns the cost of answers in USD, `planned` that of reading and writing a number of tokens; None
+    if unknown. `chat` says that a chat template renders messages. `num_concurrent` is the number of
+    concurrent requests, None for a local model.
     """
 
     name: str
@@ -71,10 +70,10 @@ class Writer(NamedTuple):
 
 
 def candidate_writer(session: Session, name: str, max_cost: float | None) -> Writer:
-    """Return a candidate of an experiment as a writer; its weights are made where none are stored.
+    """Return a candidate of an experiment as a writer; missing weights are made.
 
     Raises:
-        UserError: it generates no text, cannot be asked, or has no prices to hold a budget against.
+        UserError: it generates no text, cannot be asked, or has no prices for a budget.
     """
     candidate, seed = session.candidates[name], session.first_seed
     refuse_without_text(session.experiment, candidate)
@@ -139,7 +138,7 @@ def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
 
 
 def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
-    """Return an endpoint as a writer, asked by chat; without a folder its answers lie in the cache."""
+    """Return an endpoint as a writer, asked by chat; without a folder its answers are in the cache."""
     prices, by_chat = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
 
     @contextmanager
@@ -198,7 +197,7 @@ def draw_prompts(rows: Sequence[SourcedExample], n: int | None, seed: int) -> li
 
 
 def list_evaluated(tasks: Sequence[MeasuredTask]) -> list[SourcedExample]:
-    """List what is evaluated: validation and test of the target (the first task), items of the others."""
+    """List the evaluated rows: validation and test of the target (the first task), items of other tasks."""
     own = [row for rows in tasks[0].items.evaluated.values() for row in rows]
     return own + [row for m in tasks[1:] for row in m.items.list_sourced("test")]
 
@@ -206,12 +205,12 @@ def list_evaluated(tasks: Sequence[MeasuredTask]) -> list[SourcedExample]:
 def check_contamination(
     tasks: Sequence[MeasuredTask], rows: Sequence[SourcedExample], part: PartName, file: str
 ) -> tuple[str, ...]:
-    """Hold what rows ask against all that is evaluated; return notes of those alike in other words.
+    """Compare the rows' questions with all evaluated ones; return notes on reworded matches.
 
-    The first of the tasks is the target; `file` is where the rows stand, or will.
+    The first task is the target; `file` is the present or future file of the rows.
 
     Raises:
-        UserError: a row asks what is evaluated.
+        UserError: a row has an evaluated question.
     """
     items, task = tasks[0].items, tasks[0].task
     evaluated = [row for of in items.evaluated.values() for row in of]
@@ -227,7 +226,7 @@ def check_contamination(
 
 
 def record_contamination(tasks: Sequence[MeasuredTask], notes: Sequence[str]) -> dict[str, Any]:
-    """Say in a manifest what the contamination check held rows against, and what it noted."""
+    """Record in a manifest what the contamination check compared, and its notes."""
     return {
         "evaluated": len(list_evaluated(tasks)),
         "contaminated": 0,
@@ -264,14 +263,14 @@ class AnswerBook:
         self._known = known
 
     def find(self, key: str) -> Output | None:
-        """Return the answer to the prompt of a key; None where it was never given."""
+        """Return the stored answer to a prompt's key; None if there is none."""
         return self._known.get(key)
 
     def keep(self, answers: Mapping[str, Output]) -> None:
-        """Append answers by the keys of their prompts, but for those that failed.
+        """Append answers by the keys of their prompts, except failed ones.
 
         Raises:
-            HarnessError: the disk is full; what was there stays.
+            HarnessError: the disk is full; earlier answers stay.
         """
         fresh = {key: of for key, of in answers.items() if of.finish_reason != "error"}
         self._known |= fresh
@@ -289,7 +288,7 @@ TOO_LONG = "a prompt longer than the context"  # why an answer failed
 
 
 class WriterUsage(NamedTuple):
-    """Tokens and time that answers took, and what they cost in USD; None where nobody knows."""
+    """Tokens, time and cost of answers in USD; None if unknown."""
 
     n_prompt_tokens: int
     n_output_tokens: int
@@ -298,9 +297,9 @@ class WriterUsage(NamedTuple):
 
 
 class WriterPlan(NamedTuple):
-    """Requests at most, those answered before, and of the others the tokens to read and at most to write.
+    """Upper bounds of requests: their number, stored answers, and tokens to read and write for the others.
 
-    `cost_usd` is None where nobody knows a price.
+    `cost_usd` is None without a price.
     """
 
     requests: int
@@ -338,9 +337,9 @@ def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
 
 
 class BudgetedWriter:
-    """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted.
+    """Writer with a budget of `max_cost` USD over all steps, including stored answers.
 
-    A model that runs here answers so many prompts `together`.
+    A local model answers `together` prompts at a time.
     """
 
     def __init__(

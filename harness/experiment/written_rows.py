@@ -38,7 +38,7 @@ class _OwnTokens(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Conversation of a row, and where the row stands."""
+    """Conversation of a row, and the row's place."""
 
     messages: Sequence[Message]
     where: str
@@ -94,9 +94,9 @@ def find_unwritable_rows(
 
 
 def _prompt_first_items(target: MeasuredTask, seed: int, candidate: ResolvedCandidate) -> Iterator[_Row]:
-    """Yield first items of the target as a candidate is asked them: with its system text and as many shots.
+    """Yield the first items of the target as a candidate's prompts, with its system text and number of shots.
 
-    Shots are the fixed ones: which rows they are changes no turn, and the search for near ones takes time.
+    Fixed shots are used: which rows are shots changes no turn, and a search for near ones takes time.
     """
     recipe, task, items = candidate.trials[0].source, target.task, target.items
     few = recipe.prompting.get("few_shot")
@@ -111,7 +111,7 @@ def _prompt_first_items(target: MeasuredTask, seed: int, candidate: ResolvedCand
 
 
 def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
-    """Yield the conversations of a task's rows in all splits; none where it is read as plain text."""
+    """Yield the conversations of a task's rows in all splits; none for a task read as plain text."""
     task = measured.task
     if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
         return
@@ -124,9 +124,9 @@ def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
 
 
 def cut_special_tokens(session: Session) -> Session:
-    """Return a session whose answers and labels are without special tokens around them, and say so.
+    """Return a session whose answers and labels have no surrounding special tokens, with a note.
 
-    The token that ends an answer is no part of it: what is generated is compared without it.
+    End tokens are not part of an answer: generated answers are compared without them.
     """
     bases = session.sources.values()
     tokens = tuple(sorted({token for base in bases for token in list_special_tokens(base)}))
@@ -159,7 +159,7 @@ def cut_special_tokens(session: Session) -> Session:
 
 
 def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> MeasuredTask:
-    """Cut the answers of a task's rows, and add to the notes which rows hold special tokens."""
+    """Strip special tokens from the answers of a task's rows, and note the affected rows."""
     if measured.task.lm_eval:
         return measured
     found: dict[str, dict[str, str]] = {"answers": {}, "prompts": {}}

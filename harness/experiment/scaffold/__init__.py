@@ -1,7 +1,7 @@
-"""From a file of rows to a folder in which `harness compare` runs as it is: what was seen, what is proposed.
+"""Proposal of an experiment from a file of rows: a folder in which `harness compare` runs unchanged.
 
-Invariant: nothing is written before everything was read as `compare` will read it, and no file is
-ever overwritten.
+Invariant: nothing is written before everything was read as `compare` will read it, and no file is ever
+overwritten.
 """
 
 import csv
@@ -159,7 +159,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
 def _recognise(request: Request) -> RecognizedRows:
     problems: list[Problem] = []
     content = None
-    # The other files are read for their problems alone.
+    # The other files are only read to find their problems.
     for file in filter(None, (request.data, request.pairs, request.documents)):
         try:
             read = readers.read(absolute(file), "train")
@@ -201,7 +201,7 @@ def write(proposal: SetupProposal) -> list[Path]:
 
 
 def parse_kind(name: str | None) -> Kind | None:
-    """Return the kind of task that a user named; None where none was."""
+    """Return the kind of task that a user named; None if none was named."""
     if name is not None and name not in NEEDS:
         raise UserError(
             Problem("--task", f"{name!r}", f"one of {', '.join(NEEDS)}", did_you_mean(name, NEEDS))
@@ -311,10 +311,10 @@ def _name_of(request: Request) -> str:
 
 
 def write_example(folder: Path) -> Path:
-    """Write rows of a small example, to be edited; returns their path.
+    """Write the rows of a small example to edit; return their path.
 
     Raises:
-        UserError: the folder holds an experiment or such rows already.
+        UserError: the folder already has an experiment or such rows.
     """
     path = folder / "example.csv"
     refuse([describe_existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
@@ -330,7 +330,7 @@ def write_example(folder: Path) -> Path:
     return path
 
 
-# The counter of a library for tools: what people write, by what they want.
+# Example rows: messages to a tool library's desk, by what people want.
 _THINGS = ("drill", "ladder", "tent", "sewing machine", "projector")
 _EXAMPLE = {
     "borrow": (

@@ -18,10 +18,10 @@ from harness.records import Example, parse_json
 
 RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points")
 _MOST_LISTED = 2_000  # characters of labels that a prompt lists
-_PIECES = ("text", "span", "value", "word", "mention", "entity", "name")  # keys of what stands in the text
+_PIECES = ("text", "span", "value", "word", "mention", "entity", "name")  # keys of spans in the text
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
-_LISTED = f"{_NOTHING_ELSE}:"  # in front of labels
+_LISTED = f"{_NOTHING_ELSE}:"  # precedes labels
 _QUESTIONS = ("question", "questions", "query", "nl")
 _NOUNS = (
     *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
@@ -59,7 +59,7 @@ class PromptColumns(NamedTuple):
 
     @property
     def noun(self) -> str:
-        """Name of what is asked about: the question, the review, the dialogue."""
+        """Noun for the input: the question, the review, the dialogue."""
         heads = [find_head(part).rstrip("12") for name in self.questions for part in name.split(".")]
         if any(head in _QUESTIONS for head in heads):
             return "question"
@@ -69,7 +69,7 @@ class PromptColumns(NamedTuple):
 
     @property
     def task(self) -> str:
-        """Sentence that asks for an answer, from the context where there is one."""
+        """Sentence that asks for an answer, from the context if there is one."""
         heads = [find_head(name.partition(".")[0]) for name in self.questions]
         held = next((head for head in heads if head in CONTEXTS), "")
         name = held if held in _NOUNS or held == "schema" else "context"
@@ -104,7 +104,7 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
         return fixed.get(columns.noun, f"Continue the {columns.noun} as it most likely goes on.")
     names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
     found = [_LANGUAGES.get(name, name.title()) for name in names]
-    if len(found) == 2 and {*found} <= {*_LANGUAGES.values()}:  # of columns such as `translation.de`
+    if len(found) == 2 and {*found} <= {*_LANGUAGES.values()}:  # from columns such as `translation.de`
         source, target = found
         return f"Translate the text from {source} to {target}. Reply with the translation {_NOTHING_ELSE}."
     if answers.form == "calls":
@@ -153,9 +153,9 @@ _STRESSED = {
 
 
 def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
-    """Tell whether labels are steps of a rating, not codes: numbers that are named so or rate a review.
+    """Tell whether numeric labels are ratings rather than codes: named as such, or of reviews.
 
-    Steps are whole or half, and reviews are rated from 1 or 0.5 on.
+    Ratings have whole or half steps, and those of reviews start at 1 or 0.5.
     """
     are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.[05]0*)?", label) for label in labels)
     return are_steps and (

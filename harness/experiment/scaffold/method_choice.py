@@ -1,11 +1,11 @@
 """Proposal of candidates, the cheap ones first, and the choice of how to fine-tune a base here.
 
-Invariant: methods are told apart by what they declare, and sizes come from the model's configuration; no
-weights are loaded. Of those that fit, an adapter on the plain base comes before one on a quantised base,
-which answers more slowly, and before all parameters, which forget more; only of a base no larger than an
-adapter usually is are all parameters trained.
-Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1) for the latency of a merged adapter, Dettmers et al.
-2023 (arXiv:2305.14314) for the quantised base, Biderman et al. 2024 (arXiv:2405.09673) for what is forgotten.
+Invariant: methods are distinguished by their declarations, and sizes come from the model's configuration; no
+weights are loaded. Among methods that fit, an adapter on the plain base is preferred to one on a quantised
+base, which answers more slowly, and to training all parameters, which forgets more; all parameters are
+trained only for bases no larger than a usual adapter. Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1)
+for the latency of a merged adapter, Dettmers et al. 2023 (arXiv:2305.14314) for the quantised base, Biderman
+et al. 2024 (arXiv:2405.09673) for what is forgotten.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,9 +59,9 @@ class _TrainingMemory(NamedTuple):
 def fit_batches(
     recipes: Mapping[str, dict[str, Any]], base: ModelSource | None, here: Resources, longest: int
 ) -> dict[str, dict[str, Any]]:
-    """Let each training take fewer rows at a time where memory asks for it, and as many rows a step.
+    """Reduce the batch size of trainings that would not fit in memory, with the same rows per step.
 
-    Returns the recipes as they are where the base's size is not known.
+    Returns the recipes unchanged if the base's size is unknown.
     """
     shape = None if base is None else hub.shape(base)
     if shape is None:
@@ -72,7 +72,7 @@ def fit_batches(
         rows, steps = params.per_device_train_batch_size, params.gradient_accumulation_steps
         tried = recipe
         while not _fits(_need(name, tried, shape, here, longest), here.room):
-            if rows % 2:  # where one row does not fit the recipe stays as it is
+            if rows % 2:  # if one row does not fit, the recipe stays unchanged
                 tried = recipe
                 break
             rows, steps = rows // 2, steps * 2
@@ -221,9 +221,9 @@ def propose_candidates(
     here: Resources,
     instructions: Sequence[str] = (),
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
-    """List every alternative that a decision asks for on such a task, the cheap ones first.
+    """List all alternatives that a decision on such a task needs, the cheap ones first.
 
-    The plain prompt is the best on validation of the task's instruction and of others.
+    The plain prompt is the best on validation among the task's instruction and others.
     """
     lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in items.train)
     wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
@@ -244,7 +244,7 @@ def propose_candidates(
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     longest = max(_count_tokens(items.train, base))
-    # A training takes the longest row, by an estimate with a quarter to spare, where it would drop it.
+    # Raise max_length to the longest row, estimated with a quarter to spare, if it would be dropped.
     room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
     for name, recipe in on_rows.items():
         own = recipe.get("params", {})
@@ -280,7 +280,7 @@ def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int
 
 
 def _find_context(base: ModelSource | None) -> int | None:
-    """Return the tokens that a base reads at most; None where that is unknown before it is unpacked."""
+    """Return the context length of a base; None if unknown before it is unpacked."""
     return context_length(base) if base and not is_packed(base) else None
 
 
