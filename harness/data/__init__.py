@@ -44,14 +44,14 @@ OF_RATINGS = ("mean_absolute_error", "within_one", "weighted_kappa")
 
 @dataclass(frozen=True, slots=True)
 class TaskItems:
-    """The items of a task; `removed` says in sentences which rows were left out and why.
+    """Items of a task; `removed` describes in sentences which rows were left out and why.
 
-    A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` says in
-    sentences by which layout a file was read, and how one file became three splits; `overlap` which training
-    rows may be evaluated in other words, and which rows hold special tokens. `places` says by split and id
-    (`train/ID`) where a row was written. `evaluated` holds all validation and test rows, as they were before
-    limits drew from them. `folds` maps the ids of training rows to the fold, from 1, in which each is tested
-    on; where there are folds, `train` and `test` hold the same rows, and `in_fold` gives those of one fold.
+    A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` describes the layout
+    of each file, and how one file was split; `overlap` names training rows that may be evaluated in other
+    words, and rows with special tokens. `places` maps split and id (`train/ID`) to the row's place.
+    `evaluated` has all validation and test rows before limits sampled from them. `folds` maps ids of training
+    rows to the fold, from 1, that tests them; with folds, `train` and `test` have the same rows, and
+    `in_fold` returns those of one fold.
     """
 
     train: tuple[Example, ...]
@@ -68,7 +68,7 @@ class TaskItems:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on the files: how they were read, then what was left out."""
+        """Remarks on the files: how they were read, and what was left out."""
         return (*self.read_as, *self.removed, *self.overlap)
 
     def without_test(self) -> "TaskItems":
@@ -76,9 +76,9 @@ class TaskItems:
         return replace(self, test=(), folds={}, evaluated={**self.evaluated, "test": ()})
 
     def in_fold(self, fold: int) -> "TaskItems":
-        """Return the items of one fold: its own rows to test on, those of the others to train on.
+        """Return the items of one fold: its rows for testing, those of the others for training.
 
-        Preference pairs that ask, or are of a cluster of, what is tested are left out.
+        Preference pairs that share a question or cluster with tested rows are left out.
         """
         tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
         pairs = contamination.drop_related(self.list_sourced("pairs"), tested)
@@ -163,7 +163,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
 
 
 def load_rows(task: Task, path: str) -> tuple[Example, ...]:
-    """Read the rows of one file to train on, of which none is set aside.
+    """Read all rows of one file for training.
 
     Raises:
         UserError: with the problems of all rows at once.
@@ -176,7 +176,7 @@ def load_rows(task: Task, path: str) -> tuple[Example, ...]:
 
 
 def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
-    """Return the items with a share of the training rows and pairs; a smaller share lies in a larger one."""
+    """Return the items with a share of the training rows and pairs; shares are nested."""
 
     def draw(examples: Sequence[Example], what: str) -> tuple[Example, ...]:
         sourced = [SourcedExample(example, "") for example in examples]
@@ -240,14 +240,14 @@ def read_split(
     problems: list[Problem],
     all_rows: Sequence[readers.Row] | None = None,
 ) -> SplitExamples:
-    """Read a split; what is wrong with its rows is added to `problems`.
+    """Read a split; problems of its rows are added to `problems`.
 
     Raises:
         UserError: rows of the test or validation split are augmented.
     """
     made = splits.origins(content.rows)
     if made and split != "train":
-        # What a model made up is no evidence.
+        # Rows written by a model are not evidence.
         found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
         step = "remove the row, or name the file under train:"
         augmented = [Problem(where, found, expected, step) for where in made]
@@ -260,7 +260,7 @@ def read_split(
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
-    """Set aside what no file holds: test rows from the one file of all, validation rows from training."""
+    """Hold out splits without a file: test rows from the file of all rows, validation rows from training."""
     # The test rows do not depend on the seed, so every seed is judged on the same items.
     if task.data.folds:
         return _deal_into_folds(task, files, task.data.folds)
@@ -286,7 +286,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
 
 
 def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
-    """Set aside validation rows where no file holds them, and deal the others, whatever the seed."""
+    """Hold out validation rows if they have no file, and assign the others to folds, for any seed."""
     train, validation, choice = files.train, files.validation, task.kind == "choice"
     if made := [row for row in train if row.origins]:
         found, step = f"{len(made):,} augmented rows, and folds: {k}", "name the rows without them"
@@ -310,7 +310,7 @@ def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
 
 
 def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
-    """Leave out pairs that ask, or are of a cluster of, what was set aside; say how many."""
+    """Drop pairs that share a question or cluster with held-out rows; note their number."""
     kept = contamination.drop_related(files.pairs, evaluated)
     if n := len(files.pairs) - len(kept):
         shown = readers.display_path(task.data.pairs or "")
@@ -338,11 +338,11 @@ def version_of_test(task: Task, seed: int) -> str:
 def load_training_rows(
     task: Task, items: TaskItems, train: Sequence[str], mix: Mix | None, seed: int, *, pairs: bool = False
 ) -> TaskItems:
-    """Return the items of a task with other rows to train on: those of `train`, or drawn as `mix` says.
+    """Return the items of a task with other training rows: those of `train`, or sampled by `mix`.
 
-    With `pairs` they are preference pairs in place of the task's. Rows that ask what is evaluated are treated
-    as the task's own are; those that were set aside from the task's training rows are left out, and counted.
-    No more rows than the task's limit are kept.
+    With `pairs` they replace the task's preference pairs. Rows with evaluated questions are treated like the
+    task's own; rows that were held out from the task's training rows are dropped and counted. The task's
+    limit applies.
 
     Raises:
         UserError: a file cannot be used, has contaminated rows, or is too small for its share.
@@ -433,5 +433,5 @@ def describe_source(recipe: Recipe) -> str:
 
 
 def shown_paths(recipe: Recipe) -> list[str]:
-    """List the files of a recipe's own training rows as they are shown; none where they are the target's."""
+    """List the files of a recipe's own training rows for display; empty if it uses the target's."""
     return [readers.display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]

@@ -1,9 +1,9 @@
-"""Values of cells: their types, how they are written as text, dates and times, and special tokens in them.
+"""Values of cells: types, text forms, dates and times, and special tokens.
 
-Invariant: nothing is kept of a row but the places of its empty cells, and of the first cells of each type.
-Both read the same forms alike; a time without a zone is UTC. What is found is what is removed. Angle
-brackets of HTML and of code are no marks: `<s>` is one at a text's start alone and `</s>` at its end, but
-where a tokenizer is known to have them.
+Invariant: only the places of a row's empty cells and of the first cells of each type are kept. Times without
+a zone are UTC. The special tokens that are found are those that are removed. Angle brackets of HTML and code
+are not special tokens: `<s>` is one only at the start of a text and `</s>` at its end, unless the tokenizer
+has them.
 """
 
 import json
@@ -40,7 +40,7 @@ class ColumnCells:
 
 
 def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
-    """Add the cells of a row to what is known of its columns."""
+    """Add a row's cells to the statistics of its columns."""
     for name, value in row.fields.items():
         column = cells.setdefault(name, ColumnCells())
         column.n += 1
@@ -57,7 +57,7 @@ def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
 
 
 def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
-    """List columns that hold lists or objects in some rows and texts or numbers in others, by each type."""
+    """List columns with lists or objects in some rows and texts or numbers in others, by type."""
     found = []
     for name, column in cells.items():
         if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
@@ -79,7 +79,7 @@ def _kind(value: Any) -> str:
 
 
 def is_object(value: Any) -> bool:
-    """Tell whether a value is an object with some keys, or a list of such or of lists."""
+    """Tell whether a value is a non-empty object, or a list of objects or lists."""
     entries = value if isinstance(value, list) else [value]
     return bool(entries) and all(isinstance(entry, dict | list) and entry for entry in entries)
 
@@ -87,9 +87,9 @@ def is_object(value: Any) -> bool:
 def find_objects(
     columns: Iterable[str], rows: Iterable[Row], n_first: int | None = None
 ) -> tuple[set[str], Iterator[Row]]:
-    """Find the columns that hold objects in the first rows, by default in all; returns the rows as well.
+    """Find the columns with objects in the first rows (default: all); return them with the rows.
 
-    An empty list there is an answer: nothing was found.
+    An empty list in such a column is an answer: nothing was found.
     """
     left = iter(rows)
     first = list(islice(left, n_first))
@@ -98,7 +98,7 @@ def find_objects(
 
 
 def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
-    """Write an empty list as JSON where other rows hold lists of objects."""
+    """Write an empty list as JSON if other rows have lists of objects."""
     objects, rows = find_objects([column], rows, n_first)
     for row in rows:
         is_empty = objects and row.fields.get(column) == []
@@ -110,7 +110,7 @@ _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 
 
 def write_json(value: Any) -> str:
-    """Write a value as JSON; decimals as numbers, dates and times by ISO 8601, as tables hold them."""
+    """Write a value as JSON, with decimals as numbers, and dates and times in ISO 8601."""
     return json.dumps(value, ensure_ascii=False, default=_write_cell)
 
 
@@ -128,7 +128,7 @@ def text_of_cell(value: Any) -> str | None:
 
 
 def read_flag(value: object) -> bool | None:
-    """Read true or 1, false or 0, also as a text, as a CSV file holds them; None of another value."""
+    """Read true or 1, false or 0, also as texts from CSV; None for other values."""
     if isinstance(value, str):
         return _WRITTEN_FLAGS.get(value.strip().lower())
     return bool(value) if value in (0, 1) else None
@@ -140,7 +140,7 @@ def find_known_fields(row: Row) -> set[str]:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is a number or a text, and not JSON of a list or an object within a text."""
+    """Tell whether a value is a number or a text, and not JSON of a list or object."""
     return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))
 
 
@@ -150,19 +150,19 @@ _MONTH = re.compile(r"\d{4}-\d{2}")
 
 
 class Moment(NamedTuple):
-    """A time to sort by: seconds since 1970, or where it is a plain number that number."""
+    """Time to sort by: seconds since 1970, or a plain number."""
 
     at: float
     is_number: bool
 
 
 def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) -> Moment:
-    """Read a time as ISO 8601, as a month, as a number, or in a `form` of strptime's.
+    """Parse a time as ISO 8601, as a month, as a number, or in a `form` of strptime.
 
-    Eight digits are a day where `with_days`, else a number as well.
+    Eight digits are a day if `with_days`, otherwise a number.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a time.
     """
     if isinstance(value, bool) or value is None:
         raise ValueError(value)
@@ -194,7 +194,7 @@ _FAMILIES = (
     r"<[|｜][^\s|｜<>]{1,40}[|｜]>|</?(?:bos|eos|pad|(?:start|end)_of_\w+)>|<</?SYS>>"
     r"|\[/?(?:INST|SYSTEM_PROMPT)\]|\A\s*<s>|</s>\s*\Z"
 )
-# What a template writes behind the token that begins a turn.
+# Text that templates write after the token that begins a turn.
 _ROLE = (
     r"(?:(?<=<\|im_start\|>)|(?<=<\|start_header_id\|>)|(?<=<start_of_turn>))"
     r"(?:system|user|assistant|model|tool)"
@@ -203,19 +203,19 @@ _ROLE = (
 
 @cache
 def compile_special(own: tuple[str, ...] = ()) -> re.Pattern[str]:
-    """Return what finds a special token, of known families or a tokenizer's own, with the role behind it."""
+    """Compile a pattern of special tokens, of known families or a tokenizer, with the role after them."""
     written = "|".join([*map(re.escape, sorted(own, key=len, reverse=True)), _FAMILIES])
     return re.compile(rf"(?P<token>{written})(?:{_ROLE})?")
 
 
 def find_special(texts: Iterable[str], own: tuple[str, ...] = ()) -> str:
-    """Return the first special token of texts as it is written; empty where they hold none."""
+    """Return the first special token in texts as written; empty if there is none."""
     special = compile_special(own)
     return next((found["token"].strip() for text in texts for found in special.finditer(text)), "")
 
 
 def remove_special(text: str, own: tuple[str, ...] = ()) -> str:
-    """Return a text without special tokens, wherever they stand."""
+    """Return a text without special tokens."""
     return compile_special(own).sub("", cut_special(text, own))
 
 

@@ -1,6 +1,6 @@
-"""Columns that ask and columns that answer: by the layout of the rows, else by their usual names.
+"""Question and answer columns, by the layout of the rows or by usual names.
 
-Invariant: the rows alone decide, and what the user names goes before every guess.
+Invariant: only the rows decide, and the user's choice takes precedence over every guess.
 """
 
 import re
@@ -20,7 +20,7 @@ from harness.records import digest
 from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
-_FREE_ANSWERS = ("answer", "output", "response")  # beside one of these a category is no answer
+_FREE_ANSWERS = ("answer", "output", "response")  # with one of these columns, a category is not the answer
 ANSWERS = (
     *("reference", "label", "intent", "category", "class", "target", "answer", "output", "response"),
     "final_decision",
@@ -47,14 +47,14 @@ _IDS = re.compile(r"(.*[_ -])?(id|ids|uid|uuid|guid|idx|index)|(?-i:.+I[dD])", r
 
 
 class Roles(NamedTuple):
-    """The columns that ask and those that answer; one in both holds turns, or a tree."""
+    """Question and answer columns; a column in both has turns or a tree."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
 
 
 class QuestionAndAnswers(NamedTuple):
-    """The question of a row, its answers and what the question stands on, each as one text.
+    """Question of a row, its answers and the question's context, each as one text.
 
     `system` is the system prompt, `choices` are sorted, `thumb` is that of a rated answer, and `tools` the
     digest of those that the row defines.
@@ -79,18 +79,19 @@ PAIRS = _ROLES["preference"]
 
 
 def are_rated(roles: Roles) -> bool:
-    """Tell whether several answers of a row stand in one column, of which their ratings say the best."""
+    """Tell whether a column has several answers per row, with ratings that name the best."""
     return roles in (_ROLES["OASST tree"], _ROLES["UltraFeedback"])
 
 
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
-    """Find the columns that ask and answer; `prompt` and `reference` name those that are not to be guessed.
+    """Find the question and answer columns; `prompt` and `reference` override the guess.
 
-    Either may be a template over columns, such as `{subject}: {body}`, whose columns ask in that order.
+    Either may be a template over columns, such as `{subject}: {body}`, whose columns are used in that order.
 
     Raises:
-        UserError: no row has a named column, no columns clearly ask and answer, or the first line of a CSV
-            file is probably a row.
+        UserError: no row has a named column, no columns are clearly question and answer, or the first line of
+        a
+            CSV file is probably a row.
     """
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = [*content.names]
@@ -132,7 +133,7 @@ def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
 
 
 def option_text(template: str, default: str) -> str | None:
-    """Return a template as an option names it, `{text}` as `text`; None where it is the default."""
+    """Return a template in an option's form, `{text}` as `text`; None if it is the default."""
     if template == default:
         return None
     return template[1:-1] if FIELD.fullmatch(template) else template
@@ -160,7 +161,7 @@ def find_reading_roles(task: Task, layout: Layout | None, names: Collection[str]
 
 
 def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[str, ...]:
-    """Put the columns that a layout asks where a template says `{messages}`."""
+    """Replace `{messages}` in a template by the layout's question columns."""
     if MESSAGES not in shown or not of_layout:
         return shown
     return (*(name for name in shown if name != MESSAGES and name not in of_layout), *of_layout)

@@ -1,6 +1,5 @@
-"""Edits of rows, each from rows to rows and what became of each: clean, dedup, split, mix, sample, augment.
+"""Edits of rows, with the outcome of each row: clean, dedup, split, mix, sample, augment.
 
-Invariant: what is written and what is dropped are together all that was read; a row may be changed, with the
-reason, and one that a model adds says so and names the row that it was made from. The same rows, parameters
-and seed give the same bytes.
+Invariant: every row that is read is either written or dropped. Changes have a reason, and rows added by a
+model are marked and name their original. The same rows, parameters and seed give the same bytes.
 """

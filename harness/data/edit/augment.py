@@ -1,8 +1,8 @@
-"""Augmented rows, beside the row that they were made from: in other words, or new questions with answers.
+"""Augmented rows, each after the row that it was made from: paraphrases, or new questions with answers.
 
-Invariant: of a rewording nothing but the text that asks is changed, and an id. One that loses a number or the
-words of the answer is left out, with the reason, as is whatever repeats or contradicts a row, or asks what is
-evaluated.
+Invariant: a paraphrase changes only the question and the id. It is left out, with the reason, if it loses a
+number or the words of the answer, and so is any row that repeats or contradicts another one, or has an
+evaluated question.
 """
 
 import re
@@ -25,10 +25,10 @@ _SAID = ("content", "value", "text")
 
 
 class WrittenQuestion(NamedTuple):
-    """A question that a model wrote for a row; `failure` says why there is none, `of` what it repeats.
+    """Question that a model wrote for a row; `failure` is why there is none, `of` the row it repeats.
 
-    A rewording has the answer of its row. A new question has all its `fields`, and `shown` are the questions
-    that the model was shown beside that of its row.
+    A paraphrase has the answer of its row. A new question has all its `fields`, and `shown` are the questions
+    shown to the model besides that of its row.
     """
 
     text: str
@@ -44,9 +44,9 @@ class WrittenQuestion(NamedTuple):
 
 
 def find_question(row: Row, roles: Roles) -> PlacedText | None:
-    """Find the text of a row that asks: the first column that does, the last turn of the user, a tree's root.
+    """Find the question of a row: its first question column, the user's last turn, or a tree's root.
 
-    None of an augmented row, and where a row has no such text.
+    None for an augmented row, and for a row without a question.
     """
     if is_augmented(row):
         return None
@@ -122,7 +122,7 @@ def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change
 def _make_rows(
     rows: Sequence[Row], roles: Roles, written: Mapping[int, Sequence[WrittenQuestion]]
 ) -> Iterator[tuple[int, Row, str, str]]:
-    """Yield the index of an original, a row made from it, what forbids to write that, and what it repeats."""
+    """Yield the index of an original, a row made from it, its problem if any, and the row it repeats."""
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
     read = [read_question_and_answers(row, roles) for row in rows]
     answers = [set(filter(None, map(fold_text, qa.answers))) for qa in read]
@@ -149,13 +149,13 @@ def _make_rows(
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the source of an augmented row; none where rows have such a column of their own."""
+    """Return the source columns of an augmented row; none if rows have such a column already."""
     taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
     return {} if taken else {SOURCE: AUGMENTED}
 
 
 def _unfit(text: str, original: str, spans: Collection[str]) -> str:
-    """Say what keeps a rewording from having the same answer as its original; empty where nothing does."""
+    """Explain why a paraphrase may not have its original's answer; empty if it may."""
     if not text.strip():
         return "is empty"
     if fold_text(text) == fold_text(original) or are_alike(text, original, THRESHOLD):

@@ -1,14 +1,13 @@
-"""Changes of a row and their reasons, where its answers stand, how one label is spelled; decisions on rows.
+"""Changes of a row with reasons, the places of its answers, spellings of labels, and decisions on rows.
 
-Invariant: every row that is read has an outcome, in the order of the file. The same answers in the same
-order give the same spellings; the commonest stands, of two equally common ones the first. Other signs tell
-labels apart, as C and C++. The keys lead to the answer within the row's own fields; of a conversation the
-assistant's turns answer, of a message tree its replies, of a pair both answers.
+Invariant: every row that is read has an outcome, in the order of the file. The same answers in the same order
+give the same spellings: the commonest one is kept, or the first of equally common ones. Other characters
+distinguish labels, as in C and C++. Keys lead to the answer within the row's fields; the answers of a
+conversation are the assistant's turns, of a message tree its replies, of a pair both answers.
 
-Decisions are those that the dashboard's Data page keeps: drop, keep or relabel, by line. They hold for the
-content that was looked at and the column whose answers were, so a file of other content and another column
-are refused; those on other content are set aside under a name of their own, and no file of another making is
-written over.
+Decisions are those of the dashboard's Data page: drop, keep or relabel, by line. They are valid for the
+reviewed content and answer column only, so other content and columns are refused. Decisions on other content
+are kept under another name, and foreign files are never overwritten.
 """
 
 import json
@@ -36,10 +35,10 @@ NOT_DRAWN = "not drawn"  # the reason of a row that another draw may still take
 
 
 class Change(NamedTuple):
-    """Change of one row, with its reasons; `of` is where the row stands that it repeats or contradicts.
+    """Change of one row, with reasons; `of` is the place of the row that it repeats or contradicts.
 
-    `similarity` is the Jaccard index of the two rows' shingles, in [0, 1], None where they are equal. A row
-    that is `reported` is written as it was; one that is `added` was made from the row that stands at `where`.
+    `similarity` is the Jaccard index of the two rows' shingles, in [0, 1], None if they are equal. A
+    `reported` row is written unchanged; an `added` one was made from the row at `where`.
     """
 
     where: str
@@ -49,7 +48,7 @@ class Change(NamedTuple):
     similarity: float | None = None
 
     def plain(self) -> dict[str, Any]:
-        """Return the plain form for a manifest, without what is not known."""
+        """Return the plain form for a manifest, without unknown values."""
         found = {"row": self.where, "change": self.kind, "reason": self.reason}
         of = {"of": self.of} if self.of else {}
         return found | of | ({} if self.similarity is None else {"similarity": round(self.similarity, 3)})
@@ -66,7 +65,7 @@ class Change(NamedTuple):
 
 
 class EditedRow(NamedTuple):
-    """One row as it is to be written, or None where it is dropped, and the change if there is one."""
+    """One row to write, or None if it is dropped, and its change, if any."""
 
     row: Row | None
     change: Change | None = None
@@ -111,7 +110,7 @@ class PlacedText(NamedTuple):
 
 
 def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
-    """List the answers of a row in their order, behind them its choices; of turns all the assistant's."""
+    """List the answers of a row in order, then its choices; for turns, all of the assistant's."""
     found: list[PlacedText] = []
     is_openai = roles.answers == _PAIR and fields.keys() >= PREFERRED  # the preferred one comes first
     for column in ("preferred_output", "non_preferred_output") if is_openai else roles.answers:
@@ -126,7 +125,7 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Placed
             found += [of for i in places for of in _texts(value[i], (column, i))]
         elif column not in roles.questions:
             found += _texts(value, keys)
-    # The choices stand in a list, by their labels, or each in a column of its own.
+    # Choices are in a list, keyed by labels, or in one column each.
     for column in CHOICES:
         value = fields.get(column)
         if isinstance(value, dict) and "text" not in value:
@@ -140,7 +139,7 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Placed
 
 
 def label_places(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
-    """List the answers that are the row's label, or spell it: of turns the last one alone."""
+    """List the answers that are the row's label or spell it; for turns only the last one."""
     labels = []
     for answer in list_written_answers(fields, roles):
         value: Any = fields[str(answer.keys[0])]
@@ -193,9 +192,9 @@ Verdict = Literal["drop", "keep", "relabel"]
 
 
 class RowDecision(NamedTuple):
-    """Decision on one row; `label` is the new answer where it is `relabel`.
+    """Decision on one row; `label` is the new answer for `relabel`.
 
-    Where several columns answer, `values` are those that they get.
+    If several columns answer, `values` are their new values.
     """
 
     decision: Verdict
@@ -204,9 +203,9 @@ class RowDecision(NamedTuple):
 
 
 class RowDecisions(NamedTuple):
-    """Decisions by line, the digest of the content they are on, and the column that holds its answers.
+    """Decisions by line, the digest of the reviewed content, and its answer column.
 
-    Where several columns answer, `column` is the template over them.
+    If several columns answer, `column` is the template over them.
     """
 
     digest: str
@@ -215,7 +214,7 @@ class RowDecisions(NamedTuple):
 
 
 def decisions_file(path: str) -> Path:
-    """Return the file beside the rows in which decisions on them are kept."""
+    """Return the file next to the rows that stores decisions on them."""
     return Path(f"{path}.decisions.json")
 
 
@@ -225,10 +224,10 @@ def set_aside_file(path: str, digest: str) -> Path:
 
 
 def read_decisions(path: str) -> dict[int, RowDecision]:
-    """Read the decisions kept beside a file of rows on its content as it is, by line.
+    """Read the stored decisions on a file's current content, by line.
 
     Raises:
-        UserError: a file of another making lies where they are kept.
+        UserError: a foreign file is in their place.
     """
     kept = _read_kept(path, checksum(Path(path)))
     return kept.rows if kept else {}
@@ -237,13 +236,14 @@ def read_decisions(path: str) -> dict[int, RowDecision]:
 def keep_decision(
     path: str, line: int, decision: RowDecision, digest: str, column: str | None = None
 ) -> None:
-    """Write a decision on the content of a digest beside the rows, with those that were kept on it before.
+    """Add a decision on the content with a digest to the stored ones.
 
-    `column` is the one that holds the answers, or the template over several; None where there is none.
+    `column` is the answer column, or the template over several; None without one.
 
     Raises:
-        UserError: the rows have changed, decisions on another column's answers are kept, or a file of
-            another making lies where decisions are kept.
+        UserError: the rows have changed, stored decisions are on another column's answers, or a foreign file
+        is
+            in their place.
     """
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
@@ -300,7 +300,7 @@ def line_of(row: Row) -> int:
 
 
 class Decisions(NamedTuple):
-    """Decisions as they are written, before the rows are known; `column` is None where none is named."""
+    """Decisions as written, before the rows are known; `column` is None if none is named."""
 
     shown: str
     column: str | None
@@ -334,10 +334,10 @@ _FORM = '{"file": …, "digest": …, "column": "label", "rows": {"17": {"decisi
 
 
 def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, RowDecision]:
-    """Return decisions by line, held against the rows and the columns that hold their answers.
+    """Return decisions by line, checked against the rows and their answer columns.
 
     Raises:
-        UserError: some are on no row, malformed, or relabel another column than the one that answers.
+        UserError: decisions match no row, are malformed, or relabel another column than the answer's.
     """
     lines, values = set[int](), dict[str, Counter[str]]()
     template = kept.column if kept.column and len(roles.answers) > 1 else None
@@ -347,7 +347,7 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
             held = json.dumps({name: row.fields.get(name) for name in roles.answers}, default=str)
             values.setdefault(_fill(template, row), Counter())[held] += 1
     problems = list(_problems(kept, lines, roles))
-    if template and not problems:  # what stands in which column is not known of a label that no row has
+    if template and not problems:  # the columns of a label that no row has are unknown
         expected, step = f"a label by {template} of another row", "drop the row, or fix it by hand"
         labels = {line: of["label"] for line, of in kept.rows.items() if of["decision"] == "relabel"}
         problems = [

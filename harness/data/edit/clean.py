@@ -32,15 +32,15 @@ _SIGNS = "control characters or line ends fixed"
 _LOST = "\ufffd"
 _FIRST = 2_000  # rows that say whether answers are objects
 _LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
-_PRINTED = str.maketrans("", "", "\n\t")  # beside what str.isprintable takes for printed
+_PRINTED = str.maketrans("", "", "\n\t")  # characters allowed besides those of str.isprintable
 
 
 class CleaningOptions(NamedTuple):
-    """Fixing of answers, labels and ids beside that of all texts.
+    """Fixes of answers, labels and ids, besides those of all texts.
 
-    With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
-    that they get, `ids` gives rows whose id stands already another one. With `special` all texts lose special
-    tokens, those that it lists and those of known families. `low` maps lines of rows that go to the reason.
+    `leading_spaces` strips white space before answers, `spellings` maps labels to their new spelling, `ids`
+    replaces repeated ids. `special` removes the listed special tokens, and those of known families, from all
+    texts. `low` maps the lines of rows to drop to the reason.
     """
 
     leading_spaces: bool = False
@@ -62,10 +62,10 @@ def clean(
     drop_lost: bool = False,
     mending: CleaningOptions = _NOTHING_MORE,
 ) -> Iterator[changes.EditedRow]:
-    """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
+    """Clean row by row; `decisions` are applied first: they drop a row or replace its answer.
 
-    Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
-    stood there is lost.
+    Rows that the file's `layout` cannot read are dropped. `drop_lost` also drops rows with U+FFFD, whose
+    original character is lost.
     """
     objects, rows = find_objects(() if layout else roles.answers, rows, _FIRST)
     for row in rows:
@@ -110,12 +110,12 @@ def clean(
 
 
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
-    """Map the rarer spellings of labels to the commonest one, as they are once they are clean.
+    """Map the rarer spellings of cleaned labels to the commonest one.
 
-    A row's label is the first answer of its column, and in turns the last one; of pairs the chosen answer.
+    A row's label is the first answer of its column, the last one of turns, or the chosen answer of a pair.
 
     Raises:
-        UserError: no column answers, or the answers are no labels.
+        UserError: no column answers, or the answers are not labels.
     """
     where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
     answers = [label for row in rows for label in _labels(row, roles)]
@@ -137,7 +137,7 @@ def low_quality(rows: Iterable[Row], roles: Roles, least: float, score: ScoreAns
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:
-    """Yield the choices, and the first answer of each column, clean; of pairs of the first column alone."""
+    """Yield the cleaned choices and the first answer of each column (for pairs, of the first column)."""
     first: dict[changes.Keys, str] = {}
     for text, keys in changes.label_places(row.fields, roles):
         place = keys if keys[0] in CHOICES else keys[:1]
@@ -164,9 +164,9 @@ def _relabel(
 
 
 def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool, may_be_empty: bool) -> str:
-    """Say which part of a row is empty or lost, or why it cannot be read as the others are.
+    """Describe which part of a row is empty or lost, or why it cannot be read like the others.
 
-    A preference pair needs two answers, and unlike ones; a row with a thumb down can be learned from.
+    A preference pair needs two different answers; rows with a thumb down are usable.
     """
     question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
@@ -188,7 +188,7 @@ def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool,
 def _clean_value(
     value: Any, name: str, reasons: dict[str, None], special: tuple[str, ...] | None = None
 ) -> Any:
-    """Clean the texts of a value, also within lists and objects; note what was done, and in which column."""
+    """Clean the texts of a value, also within lists and objects; note the fixes by column."""
     if isinstance(value, str):
         without = value if special is None else remove_special(value, special)
         cleaned, done = clean_text(without)
@@ -203,9 +203,9 @@ def _clean_value(
 
 
 def clean_text(text: str) -> tuple[str, list[str]]:
-    """Return a text as it should be, and what was done to it.
+    """Return the cleaned text and the applied fixes.
 
-    Steps are repeated until none changes anything, since fixing one damage may uncover another.
+    Steps are repeated until nothing changes, because one fix may uncover other damage.
     """
     done: dict[str, None] = {}
     before = None
@@ -219,10 +219,10 @@ def clean_text(text: str) -> tuple[str, list[str]]:
 
 
 def mend_encoding(text: str) -> str:
-    """Fix UTF-8 that was read as another encoding; an Ã that names the letter stays.
+    """Fix UTF-8 that was decoded as another encoding, but keep a genuine Ã.
 
-    `Ã la carte` is a damaged `à la carte`, for its A0 became a blank; but beside letters such as é, which the
-    same damage would have spoilt, an Ã that stands alone is itself, as in Portuguese.
+    `Ã la carte` is a damaged `à la carte` whose byte A0 became a space. A single Ã next to intact letters
+    such as é, which the same damage would have changed, is genuine, as in Portuguese.
     """
     import ftfy
 

@@ -1,11 +1,10 @@
-"""Rows that repeat another one, equal or nearly: one rule, by which the check names and `dedup` drops.
+"""Exact and near duplicates of rows, by one rule for the check and for `dedup`.
 
-Invariant: rows whose answers differ repeat nothing, nor do those that stand on two contexts, under two
-system prompts, have other tools, choices or thumbs. Answers of at most `_SHORT` characters are labels, names
-and numbers, in which a slip makes another answer: there only letter case, blanks and punctuation may differ.
-Of each kind the first row stays, and every dropped row names the one it repeats. Rows that ask the same and
-answer otherwise are no duplicates: they are reported, and stay unless they are to be dropped. An augmented
-row goes with the row that it was made from.
+Invariant: rows with different answers are not duplicates, nor are rows with different contexts, system
+prompts, tools, choices or thumbs. Answers of at most `_SHORT` characters are labels, names and numbers, in
+which a typo may make another answer, so only letter case, spaces and punctuation may differ. The first row of
+duplicates stays, and each dropped row names the one it repeats. Rows with the same question and different
+answers are reported, and dropped only on request. An augmented row is dropped with its original.
 """
 
 import re
@@ -86,7 +85,7 @@ def _list_settings(of: QuestionAndAnswers) -> tuple[str, ...]:
 
 
 class DedupEntry(NamedTuple):
-    """A row, what it asks and answers, and the same without letter case and spaces."""
+    """Row with its question and answer, and both without letter case and spaces."""
 
     row: Row
     qa: QuestionAndAnswers

@@ -23,7 +23,7 @@ from harness.formatting import pluralize
 
 STOOD_ALREADY = "an id of its own, since it stood already"
 OWN = {"prompt", "messages", "reference", "references", "constraints"}  # columns of our own layout
-_READ = {"id", ORIGIN, *OWN}  # columns that say something of a row to whoever reads it
+_READ = {"id", ORIGIN, *OWN}  # columns that describe a row for its readers
 
 
 class RowMixture(NamedTuple):
@@ -41,7 +41,7 @@ class RowMixture(NamedTuple):
 
 
 def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
-    """Draw from every file its share; a row that is drawn again gets an id of its own, where rows have ids.
+    """Sample each file by its share; repeated rows get new ids, if rows have ids.
 
     Raises:
         UserError: shares do not add up, a file is too small for its share, or rows have the column already.
@@ -73,7 +73,7 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
 
 
 def refuse_other_layouts(files: Sequence[Rows]) -> None:
-    """Refuse files whose rows are read in different ways: whoever reads the mixture reads all rows in one."""
+    """Refuse files with different layouts, because a mixture is read with one layout."""
     first, *others = files
     step = "let a candidate read each as it is: train: [a, b], or mix: of them"
     problems = [
@@ -85,13 +85,13 @@ def refuse_other_layouts(files: Sequence[Rows]) -> None:
 
 
 def _are_read_alike(content: Rows, first: Rows) -> bool:
-    """Tell whether rows have the layout of the first file, or columns that ask and answer there."""
+    """Tell whether rows have the layout of the first file, or its question and answer columns."""
     layouts = [formats.recognise(of.rows) for of in (content, first)]
     if layouts[0] or layouts[1]:
         return layouts[0] is layouts[1] and _numbers_of(content) == _numbers_of(first)
     try:
         roles, _ = find_roles(first), find_roles(content)
-    except UserError:  # columns that nobody recognises, which a reader has to be told
+    except UserError:  # unrecognised columns, which a reader must be told
         return True
     names = content.names
     questions, answers = ({*of, *OWN} if OWN & set(of) else set(of) for of in roles)
@@ -99,7 +99,7 @@ def _are_read_alike(content: Rows, first: Rows) -> bool:
 
 
 def _numbers_of(content: Rows) -> tuple[str, ...]:
-    """Return what answers that are numbers may be beside choices: places from 0, say."""
+    """Return how numeric answers to choices are read, such as positions from 0."""
     forms = settle_forms(content.rows)
     return forms.numbers if forms.has_numbers else ()
 
@@ -203,7 +203,7 @@ class RowIds:
 
 
 def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[EditedRow]:
-    """Draw rows; balanced, equally many of every value of a column, one more of the first where they differ.
+    """Sample rows; balanced, with equal numbers of each value of a column (the first may have one more).
 
     Raises:
         UserError: there are fewer rows, or a class has fewer than its part, or none would be drawn of one.

@@ -1,9 +1,9 @@
-"""Files of edited rows, written in the format that the name says, and the manifests beside them, read back.
+"""Writing of edited rows in the format given by the file name, and reading of their manifests.
 
-Invariant: the same rows give the same bytes; order, columns and types stay, and what a kind of file cannot
-hold is refused with its row. Reading what was written gives the rows again; CSV holds texts alone. A file
-without a manifest says nothing of itself; a damaged one is a UserError, never passed over. A payment is
-named by the rows that it was made for, so that it counts once, however many files came of these.
+Invariant: the same rows give the same bytes; order, columns and types are kept, and values that a format
+cannot store are refused with their row. Reading a written file gives the same rows (CSV has texts only). A
+missing manifest is allowed; a damaged one is a UserError. A payment is identified by its rows, so it counts
+once, however many files were made from them.
 """
 
 import csv
@@ -34,7 +34,7 @@ OutputNames = dict[tuple[str, str], str]  # what a verb writes of a file, by bot
 
 
 def row_suffix(name: str) -> str:
-    """Return what a name of rows ends with, such as `.csv.gz`, in small letters; empty where none do so."""
+    """Return the suffix of a row file, such as `.csv.gz`, in lower case; empty for other files."""
     name = name.lower()
     kind = next((kind for kind in KINDS if name.removesuffix(".gz").endswith(kind)), "")
     gz = ".gz" if name.endswith(".gz") else ""
@@ -42,9 +42,9 @@ def row_suffix(name: str) -> str:
 
 
 def new_name(file: str, verb: str, taken: Collection[str] = ()) -> str:
-    """Name what a verb writes, beside what it reads: a file of the same kind, or the folder of a split.
+    """Return a name for a verb's output next to its input: a file of the same kind, or a split's folder.
 
-    A name that is taken gets a number.
+    A number is added if the name is taken.
     """
     return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl", taken)
 
@@ -76,12 +76,12 @@ def _free(start: str, ending: str = "", taken: Collection[str] = ()) -> str:
 
 
 def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[str]) -> None:
-    """Write rows as files of a suffix hold them; `sources` are the files that they come from.
+    """Write rows in the format of a suffix; `sources` are the files that they come from.
 
-    JSON is written row by row, CSV and Parquet too where the rows come from one file of that kind.
+    JSON is written row by row, and so are CSV and Parquet if the rows come from one file of that kind.
 
     Raises:
-        UserError: a row holds what such a file cannot hold.
+        UserError: a row has a value that the format cannot store.
     """
     if suffix == ".parquet":
         _write_parquet(file, rows, sources)
@@ -105,7 +105,7 @@ def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[s
 
 @contextmanager
 def _text(file: Path, gz: bool) -> Iterator[TextIO]:
-    """Open a text for writing; a gzip file holds neither a name nor a date."""
+    """Open a text file for writing; gzip files get neither name nor date."""
     with ExitStack() as stack:
         raw: IO[bytes] = stack.enter_context(file.open("wb"))
         if gz:
@@ -133,7 +133,7 @@ def _cell(row: Row, name: str, *, is_read: bool) -> str:
     value = row.fields.get(name)
     if value is None:
         return ""
-    if is_read and isinstance(value, list):  # a list that was read from such a cell is written as Python's
+    if is_read and isinstance(value, list):  # a list that was read from a Python literal is written as one
         return str(value)
     if isinstance(value, bool):
         return str(value).lower()
@@ -147,7 +147,7 @@ def _cell(row: Row, name: str, *, is_read: bool) -> str:
 
 
 def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> None:
-    """Write rows with the types of the Parquet files that they come from, else with those of their values."""
+    """Write rows with the types of their Parquet sources, or else of their values."""
     import pyarrow
     import pyarrow.parquet
 
@@ -213,13 +213,13 @@ class Payment(NamedTuple):
 
 
 def take_share(payments: Iterable[Payment], share: float) -> tuple[Payment, ...]:
-    """Return the payments for so large a share of what they stand for; none where nothing is left."""
+    """Return the payments for a share of their rows; none if the share is 0."""
     held = min(max(share, 0.0), 1.0)
     return tuple(one._replace(share=one.share * held) for one in payments if held)
 
 
 def join_payments(payments: Iterable[Payment]) -> tuple[Payment, ...]:
-    """Join payments for the same rows, of which no more counts than the whole."""
+    """Join payments for the same rows, at most the whole payment."""
     found: dict[str, Payment] = {}
     for one in payments:
         known = found.get(one.rows)
@@ -242,13 +242,13 @@ class _SplitPart(NamedTuple):
 
 
 def manifest_of(path: str) -> dict[str, Any] | None:
-    """Read the manifest beside a file, or the one it was packed from, or of the split that it is of.
+    """Read the manifest of a file, of the file it was compressed from, or of its split.
 
-    A split's manifest is that of the files that it names, and of those with their content. Of a link it is
-    the one beside the link, or else beside the file that it leads to.
+    A split's manifest covers the files that it names and files with the same content. For a link, the
+    manifest next to the link is used, or else that of its target.
 
     Raises:
-        UserError: the manifest beside the file cannot be read.
+        UserError: the manifest cannot be read.
     """
     if path.startswith(HUB):
         return None
@@ -264,7 +264,7 @@ def manifest_of(path: str) -> dict[str, Any] | None:
 
 
 def licenses_of(path: str) -> list[str]:
-    """List the licences of a file, as the manifest beside it says, or of a data set, as its card states."""
+    """List the licences of a file by its manifest, or of a data set by its card."""
     if found := manifest_of(path):
         return list(found["licenses"])
     if not (path.startswith(HUB) or Path(path).is_dir()):
@@ -274,7 +274,7 @@ def licenses_of(path: str) -> list[str]:
     # What heads the README.md of the data set, in its folder or on the hub.
     source, card = readers.hub_source(path)[0] if path.startswith(HUB) else path, dict[str, Any]()
     file = Path(source, "README.md")
-    with suppress(OSError, ValueError):  # a card is no part of the rows
+    with suppress(OSError, ValueError):  # an unreadable card does not matter
         if not Path(source).is_dir():
             file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
         card = metadata_load(file) or {}
@@ -284,12 +284,12 @@ def licenses_of(path: str) -> list[str]:
 
 
 def is_taught(path: str) -> bool:
-    """Tell whether a teacher labelled every row of a file, as the manifest beside it says."""
+    """Tell from the manifest whether a teacher labelled every row of a file."""
     return (manifest_of(path) or {}).get("labels") == TAUGHT
 
 
 def payments_for(path: str) -> tuple[Payment, ...]:
-    """List what was paid for the rows of a file, as its manifest says; a part of a split has its share."""
+    """List the payments for a file's rows by its manifest; a part of a split has its share."""
     found = manifest_of(path)
     if not found:
         return ()
@@ -299,7 +299,7 @@ def payments_for(path: str) -> tuple[Payment, ...]:
 
 
 def n_rows_of(path: str) -> int | None:
-    """Return the number of rows of a file, as the manifest beside it says; None without one."""
+    """Return the number of rows of a file by its manifest; None without one."""
     found = manifest_of(path)
     if not found:
         return None
@@ -307,7 +307,7 @@ def n_rows_of(path: str) -> int | None:
 
 
 def find_grouping_column(path: str) -> str | None:
-    """Return the column by whose values a split kept rows together, where a file is a part of one."""
+    """Return the column by which a split kept rows together, if the file is a part of one."""
     found = manifest_of(path) or {}
     is_split = found.get("command") == "harness data split"
     return (found.get("parameters") or {}).get("group") if is_split else None

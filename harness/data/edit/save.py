@@ -32,13 +32,13 @@ from harness.provenance import versions_of
 from harness.records import canonical_json, checksum
 
 _BESIDE = (row_files.MANIFEST, ".decisions.json")
-_LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
+_LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # libraries whose version may change the output
 
 
 class Edit(NamedTuple):
-    """A verb with its parameters, the files that it reads, and what is to be said of licence and persons.
+    """Verb with its parameters and input files, and remarks on licence and personal data.
 
-    `command` is the whole command where it is none of `harness data`. `cost_usd` was paid for the rows,
+    `command` is the whole command if it is not a `harness data` verb. `cost_usd` was paid for the rows;
     `taught` says that a teacher labelled all of them.
     """
 
@@ -128,10 +128,10 @@ def _end_on_signals() -> Iterator[None]:
 
 @_end_on_signals()
 def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool = False) -> SavedEdit:
-    """Write what is left of the rows, and the manifest; a dry run only counts.
+    """Write the remaining rows and the manifest; a dry run only counts.
 
     Raises:
-        UserError: a row holds what such a file cannot hold, or nothing is left.
+        UserError: a row has a value that the format cannot store, or no row is left.
     """
     changes: list[Change] = []
     counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
@@ -160,7 +160,7 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
 
 
 def _appear(*files: tuple[Path, Path]) -> None:
-    """Give files their names one after the other, or none of them where one is taken by now."""
+    """Rename files to their final names, or none of them if a name has been taken meanwhile."""
     made: list[Path] = []
     for scratch, name in files:
         try:
@@ -189,10 +189,10 @@ def _link(scratch: Path, name: Path) -> None:
 
 @_end_on_signals()
 def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdit:
-    """Write the parts of a split and one manifest into a new folder, which appears whole or not at all.
+    """Write the parts of a split and one manifest into a new folder, atomically.
 
     Raises:
-        UserError: a row holds what such a file cannot hold.
+        UserError: a row has a value that the format cannot store.
     """
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     scratch.mkdir()
@@ -216,7 +216,7 @@ def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdi
 
 
 def phrase_no_rows(edit: Edit, n_dropped: int) -> UserError:
-    """Phrase an edit of which no row would be left."""
+    """Describe the problem of an edit that leaves no row."""
     if n_dropped:
         shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
         return UserError(Problem(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step))
@@ -231,20 +231,20 @@ def manifest(
     changes: Sequence[Change],
     persons: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return the manifest of an edit in plain types, every change by file and line.
+    """Return the manifest of an edit in plain types, with every change by file and line.
 
-    `persons` says how many written rows hold personal data of each kind.
+    `persons` counts the written rows with personal data of each kind.
 
     Raises:
         UserError: the manifest of an input cannot be read.
     """
     before = {path: row_files.manifest_of(path) for path in edit.inputs}
-    inputs = []  # each with the digest of its content, and that of its manifest where it has one
+    inputs = []  # each with the digest of its content, and of its manifest if it has one
     for path in edit.inputs:
         found = before[path]
         told = {"manifest": hashlib.sha256(canonical_json(found).encode()).hexdigest()} if found else {}
         inputs.append({"file": readers.display_path(path), "sha256": digest_of(path), **told})
-    # A row that was not drawn leaves its part of what was paid to others.
+    # Rows that were not sampled leave their part of the payment to others.
     left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     paid_before: list[row_files.Payment] = []
     for path in edit.inputs:

@@ -31,10 +31,10 @@ _TIMES = f"{FORMS}; {_ANOTHER_FORM}"
 
 
 class SplitOptions(NamedTuple):
-    """Way of splitting: shares of the parts, and the columns to stratify, group and order by.
+    """Options of a split: shares of the parts, and columns to stratify, group and order by.
 
-    `alike` is the Jaccard index from which two questions may not be in two parts, in (0, 1]. With `folds` the
-    parts are so many folds of one size, whatever the shares.
+    `alike` is the Jaccard index, in (0, 1], from which two questions must be in the same part. With `folds`
+    the parts are that many folds of equal size, and shares are ignored.
     """
 
     shares: tuple[float, ...] = SHARES
@@ -55,7 +55,7 @@ class SplitOptions(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The keys and values that a manifest keeps: of folds and shares what was requested."""
+        """Keys and values for the manifest, with folds or shares as requested."""
         left_out = "shares" if self.folds else "folds"
         return {name: value for name, value in self._asdict().items() if name != left_out}
 
@@ -90,7 +90,7 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
 
 
 def keep_clusters(way: SplitOptions, content: Rows) -> SplitOptions:
-    """Group by the rows' own `cluster` where no other column is named, as a comparison does."""
+    """Group by the rows' `cluster` column if no other is named, as a comparison does."""
     has_some = any(row.fields.get(CLUSTER) not in (None, "") for row in content.rows)
     return way._replace(group=CLUSTER) if way.group is None and has_some else way
 
@@ -141,7 +141,7 @@ def check_way(way: SplitOptions) -> None:
 
 
 def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
-    """Say which parts are far from their shares, since rows that belong together cannot be parted."""
+    """Name parts that are far from their shares because groups cannot be divided."""
     own = {name: sum(not splits.is_augmented(row) for row in rows) for name, rows in found.parts.items()}
     n = sum(own.values())
     for name, n_own in own.items():
@@ -181,7 +181,7 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
 
 def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
-    # What is set aside: a question that stands for its kind, its group, and its class as the slice.
+    # Held-out rows: a representative question, its group, and its class as the slice.
     rows = list[SourcedExample]()
     for i, row in enumerate(content.rows):
         cluster = f"group {group}" if (group := _group(row, way)) else f"row {i}"
