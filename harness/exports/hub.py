@@ -43,15 +43,16 @@ def write(job: ExportJob, folder: Path) -> Written:
         step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
         raise UserError(Problem(f"run {plan.run.run_id}", found, expected, step))
     gap = write_whole(job, folder, plan.quantization)
-    base: str | None = plan.run.base_model  # as its id on the hub, as far as known
-    license_name: str | None = None
-    if base in NAMES:
-        base, license_name = HUB_ID, LICENSE
-    else:
+    name = plan.run.base_model
+    base: str | None = HUB_ID
+    license_name: str | None = LICENSE
+    if name not in NAMES:
+        license_name = None
         with suppress(Exception):  # the base's card may contain anything
             license_name = ModelCard.load(plan.source.path / "README.md").data.license
-        is_local = Path(base).is_absolute() or Path(base).exists()
-        base = None if is_local else base.removeprefix(HUB)
+        # Its id on the hub, where that is known.
+        is_local = Path(name).is_absolute() or Path(name).exists()
+        base = None if is_local else name.removeprefix(HUB)
     head = ModelCardData(
         base_model=base, license=license_name, library_name="transformers", pipeline_tag="text-generation"
     )
