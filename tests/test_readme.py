@@ -219,15 +219,6 @@ def test_every_plugin_stands_in_the_reference():
     assert {name for name in names if f"`{name}`" not in reference("plugin_parameters")} == set()
 
 
-@pytest.mark.e2e
-def test_the_site_is_built_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "reference" / "keys" / "index.html").is_file()
-
-
 def test_every_link_of_a_page_leads_to_a_file():
     generated = {ROOT / "docs" / "reference" / f"{name}.md" for name in GENERATOR.REFERENCE}
     for page, text in PAGES.items():

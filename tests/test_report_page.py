@@ -359,14 +359,6 @@ def test_the_file_of_the_front_stands_alone_on_white():
     assert list_titles(picture) == list_titles(front(report()))
 
 
-def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
-    of = report(metric="bits_per_byte", decision=None)
-    facts = (replace(f, target=f.target and f.target._replace(unit=BITS)) for f in of.facts)
-    of = replace(of, facts=tuple(facts))
-    assert "bits per byte, lower is better" in front(of)
-    assert any("target 0.810 [0.750, 0.860]" in text for text in list_titles(front(of)))
-
-
 def test_the_curve_shows_every_step_and_its_mean_looks_back_a_quarter_of_an_epoch():
     picture = curves("lora", lora().training, "lora")
     points = [e.get("points").split() for e in parse_svg(picture).iter() if e.tag.endswith("}polyline")]

@@ -182,14 +182,6 @@ def run_writers(folder, seconds):
     return store, keep_busy(store.folder, run, 8, seconds)
 
 
-@pytest.mark.e2e
-def test_eight_writers_lose_no_run_while_two_read(tmp_path):
-    store, found = run_writers(tmp_path, 2)
-    assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}
-    assert len(found.saved) >= 8
-    assert all(found.took_s.values())
-
-
 SWEPT = """\
   prompt: {method: base}
   lora: {method: lora, sweep: {learning_rate: [0.01, 0.001]}, params: {r: 2, num_train_epochs: 1, max_length: 200}}
