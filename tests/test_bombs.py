@@ -34,8 +34,13 @@ UNREADABLE = ["9" * 5000, f"0x{'f' * 5000}", "2020-99-99", "0000-00-00", "!!int 
 RUBRIC = "judge: {model: m}\nprompt: x\n"
 
 
-@pytest.mark.parametrize("bomb", YAML_BOMBS)
-@pytest.mark.parametrize("file", ["harness.yaml", "suites/other.yaml", "baselines/mine.yaml", "judge.yaml"])
+@pytest.mark.parametrize(
+    ("file", "bomb"),
+    [
+        *(("harness.yaml", bomb) for bomb in YAML_BOMBS),
+        *((file, "lists") for file in ("suites/other.yaml", "baselines/mine.yaml", "judge.yaml")),
+    ],
+)
 def test_yaml_whose_aliases_stand_for_billions_is_refused(folder, command, bomb, file):
     (folder / "harness.yaml").write_text(f"{EXPERIMENT}  mine: mine\n")
     if file == "judge.yaml":
@@ -75,7 +80,6 @@ def test_aliases_that_a_person_writes_and_many_brackets_side_by_side_are_read(fo
 MIB = 2**20
 
 
-# What a file begins with, a block that it repeats, and how often.
 # What a file begins with, what a member repeats and how often, and the number of its members.
 GZIP_BOMBS = {
     "line.jsonl.gz": (b"", b"x", MIB, 3000),
@@ -119,7 +123,7 @@ def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_pat
     assert (code, "200 times" in said) == (2, True), said
 
 
-DEEP = "[" * 100_000 + "]" * 100_000
+DEEP = "[" * 20_000 + "]" * 20_000
 
 
 @pytest.mark.parametrize("depth", [101, 2_000, 100_000])

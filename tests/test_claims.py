@@ -1,13 +1,10 @@
 """The claims study: what its intervals say, what its page shows, and that a kept claim is not measured again."""
 
-import json
 import math
 from functools import partial
 from pathlib import Path
-from statistics import fmean, variance
 
 import pytest
-import tiny_experiment
 
 from harness import config, stats
 from harness.data import load_task
@@ -75,37 +72,3 @@ def test_the_experiment_of_a_study_is_read_with_the_files_of_the_shipped_suites(
     experiment = config.load(write(tmp_path)).experiment
     assert len(load_task(experiment.target, 0).test) > 0
     assert all(Path(task.data.test).is_absolute() for suite in experiment.suites for task in suite.tasks)
-
-
-@pytest.mark.e2e
-@pytest.mark.usefixtures("own_cache")
-def test_a_difference_of_recipes_is_the_mean_over_seeds_with_the_variance_between_them(tiny, tmp_path):
-    adapters = "".join(
-        f"  {name}: {{method: lora, params: {{r: 2, num_train_epochs: 2, learning_rate: {rate}, max_length: 200}}}}\n"
-        for name, rate in (("slow", 0.0001), ("fast", 0.02))
-    )
-    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{adapters}")
-    session, runs = fine_tunes.run_recipes(path, ("slow", "fast"), (0, 1, 2))
-    fast, slow = [[fine_tunes._read_score(session, run) for run in runs[name]] for name in ("fast", "slow")]
-    assert [run.seed for run in runs["fast"]] == [0, 1, 2]
-    found = fine_tunes.change_over_seeds(session, [session.target], runs["fast"], runs["slow"])
-    assert found.score == pytest.approx(fmean(fast) - fmean(slow))
-    between = variance(fast) / 3 + variance(slow) / 3
-    assert found.high - found.low >= 2 * 1.96 * math.sqrt(between)
-    one = fine_tunes.change_over_seeds(session, [session.target], runs["fast"][:1], runs["slow"][:1])
-    assert one.score == pytest.approx(fast[0] - slow[0])
-
-
-@pytest.mark.e2e
-def test_a_claim_that_is_kept_is_not_measured_again_unless_asked(tmp_path, capsys):
-    asked = [CHEAP, "--reports", str(tmp_path)]
-    assert study.main(asked) == 0
-    first = (tmp_path / "claims.json").read_text()
-    assert json.loads(first)[CHEAP]["verdict"] == "holds"
-    stale = first.replace("GB whole", "GB in all")
-    (tmp_path / "claims.json").write_text(stale)
-    assert study.main(asked) == 0
-    assert (tmp_path / "claims.json").read_text() == stale
-    assert study.main([*asked, "--again"]) == 0
-    assert "GB whole" in (tmp_path / "claims.md").read_text()
-    assert CHEAP in capsys.readouterr().err

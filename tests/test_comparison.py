@@ -302,12 +302,6 @@ def judge_arms(base, new, cluster_size=1):
     return compared, apply_rules([task], GatePolicy(), validity=None, target=None, identical=False)
 
 
-def folders(tmp_path, base, new):
-    return tuple(
-        lmeval_folder.write(tmp_path / name, {"arc": arm}) for name, arm in (("base", base), ("tuned", new))
-    )
-
-
 def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
     with pytest.raises(IncompatibleRuns, match="found no item that both runs scored"):
         comparison.compare_rows(EXACT, [], [])
@@ -371,7 +365,8 @@ def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):
 
 
 def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
-    old, new = folders(tmp_path, [1] * 5, [1, 1, float("nan"), 1, 1])
+    arms = {"base": [1] * 5, "tuned": [1, 1, float("nan"), 1, 1]}
+    old, new = (lmeval_folder.write(tmp_path / name, {"arc": arm}) for name, arm in arms.items())
     with pytest.raises(UserError, match=r"1 of 5 items without a number as acc \(doc_id 2\)"):
         release.gate_folders(old, new, GatePolicy())
     file = next(new.rglob("samples_*"))
@@ -382,19 +377,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
         release.gate_folders(old, new, GatePolicy())
 
 
-def test_a_metric_that_is_no_rate_decides_nothing_in_points(tmp_path):
-    """BLEU counts to 100: three of its points are no three hundred percentage points."""
-    old, new = folders(tmp_path, [31.5] * 5, [28.5] * 5)
-    with pytest.raises(UserError, match=r"not rates in \[0, 1\] \(acc, acc_norm\).*leave the task out"):
-        release.gate_folders(old, new, GatePolicy())
-    for file in tmp_path.rglob("samples_*"):
-        lines = [{**json.loads(line), "acc_norm": 1.0} for line in file.read_text().splitlines()]
-        file.write_text("\n".join(map(json.dumps, lines)))
-    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
-    assert task.comparison.metric == "acc_norm"
-
-
-@pytest.mark.parametrize("margin", ["10%", "0.5%", "5 %", "09.5%", "99%"])
+@pytest.mark.parametrize("margin", ["0.5%", "5 %", "99%"])
 def test_a_margin_may_be_any_share_between(folder, margin):
     assert config.load(folder / "harness.yaml", [f"gate.macro={margin}"]).experiment.gate.macro == margin
 

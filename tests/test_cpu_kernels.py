@@ -34,7 +34,7 @@ def layers(bias, dtype):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("n_rows", [1, 3, 64, 160])
+@pytest.mark.parametrize("n_rows", [1, 160])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_product_stays_the_same_to_the_last_bit_and_in_full_precision_but_for_rounding(
     bias, n_rows, precision
@@ -260,7 +260,7 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
 def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
     lora = "{method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}"
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  lora: {lora}\n")
-    found = tiny_experiment.run(path, "precision=fp16")
+    found = tiny_experiment.run(path, "precision=fp16", "suites=[]")
     assert {fact.name: fact.state for fact in found.facts} == {"prompt": "done", "lora": "done"}
 
 

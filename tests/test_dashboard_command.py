@@ -121,7 +121,9 @@ def test_beyond_this_machine_it_asks_for_the_token_that_it_printed(project):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.weekly), "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.weekly) for name in ("SIGHUP", "SIGINT"))]
+)
 def test_what_ends_the_command_ends_the_server(project, name):
     with serving(project) as (server, port, _):
         server.send_signal(getattr(signal, name))

@@ -47,7 +47,7 @@ def base(tiny, own_cache):
     return ModelHost(resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)).base
 
 
-@pytest.mark.parametrize(("n", "blocks"), [(1, 1), (BLOCK, 1), (BLOCK + 1, 2), (2 * BLOCK + 2, 3)])
+@pytest.mark.parametrize(("n", "blocks"), [(1, 1), (BLOCK, 1), (BLOCK + 1, 2)])
 def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     job = job_of(*map(example, range(n)))
     assert job.n_blocks == blocks

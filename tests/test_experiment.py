@@ -104,18 +104,6 @@ def test_other_training_rows_train_anew_but_leave_the_prompts_rows_and_a_new_nam
 
 
 @pytest.mark.e2e
-def test_rows_that_were_lost_are_computed_again_and_are_the_same(copy):
-    folder = copy.parent / "runs"
-    rows_digest = runs_of(copy)["prompt"].rows["letters/test"]
-    before = store.read_rows(Store(folder), rows_digest)
-    shutil.rmtree(folder / "rows" / rows_digest)
-    tiny_experiment.run(copy, candidates=("prompt",))
-    both = (before, store.read_rows(Store(folder), rows_digest))
-    first, second = ([(r.example_id, r.text, r.parts) for r in sample] for sample in both)
-    assert first == second
-
-
-@pytest.mark.e2e
 def test_a_candidate_alone_has_the_base_measured_and_trains_the_weights_it_takes(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("lora",))
@@ -275,16 +263,16 @@ def test_two_processes_at_once_on_one_folder_end_well(copy):
 
 
 @pytest.mark.e2e
-def test_a_grid_over_three_seeds_is_compared_with_its_first_member(tiny, tmp_path):
-    lora = "{method: lora, params: {r: [1, 2], max_steps: 2, learning_rate: 0.01, max_length: 200}}"
-    path = tiny_experiment.write(
-        tmp_path, tiny, f"  prompt: {{method: base}}\n  lora: {lora}\n", extra="seeds: [0, 1, 2]\n"
+def test_a_grid_over_seeds_is_compared_with_its_first_member(tiny, tmp_path):
+    lora = "{method: lora, params: {r: [1, 2], max_steps: 1, learning_rate: 0.01, max_length: 200}}"
+    candidates = f"  prompt: {{method: base}}\n  lora: {lora}\n"
+    found = tiny_experiment.run(
+        tiny_experiment.write(tmp_path, tiny, candidates, extra="seeds: [0, 1]\n"), "suites=[]"
     )
-    found = tiny_experiment.run(path)
     (ablation,) = found.ablations
-    assert [(f.candidate, f.n_seeds) for f in ablation.factors] == [("lora[r=1]", 3), ("lora[r=2]", 3)]
+    assert [(f.candidate, f.n_seeds) for f in ablation.factors] == [("lora[r=1]", 2), ("lora[r=2]", 2)]
     assert ablation.factors[1].p_adjusted == ablation.factors[1].p
-    assert [len(s.scores) for s in found.seeds] == [3, 3]
+    assert [len(s.scores) for s in found.seeds] == [2, 2]
     assert all(s.score is not None for s in found.seeds)
 
 
@@ -318,10 +306,6 @@ def run_further(path, change=lambda host: None, overrides=(), candidates=()):
 
 def double_bos(host):
     host.tokenizer.chat_template = "{{ bos_token }}" + host.tokenizer.chat_template
-
-
-def change_template(host):
-    host.tokenizer.chat_template = host.tokenizer.chat_template.replace("assistant", "system")
 
 
 def negate_norm(host):
@@ -376,9 +360,8 @@ def test_each_measurement_asks_generated_answers_and_the_next_other_block_unless
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("change", [double_bos, change_template])
-def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path, change):
-    found = run_further(path, change)
+def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path):
+    found = run_further(path, double_bos)
     assert verdict(found, "shots").outcome == "harness-drift"
     said = verdict(found, "shots").sentence
     n = sum(block.n for block in store.controls(open_store(path))[-1].blocks)
@@ -392,14 +375,9 @@ def test_other_answers_in_the_same_environment_are_drift_and_exit_with_4(path):
     found = run_further(path, negate_norm)
     assert "came back otherwise in the same environment" in verdict(found, "shots").sentence
     assert rule_of_control(found).numbers["n_reworded"] == 0
-
-    found = run_further(path, double_bos, ["gate.on_inconclusive=pass"])
     judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
-    assert (
-        exit_code(found, GatePolicy(on_inconclusive="pass"), by_verdict=True)
-        == release.combine_exit_codes(judged)
-        == 4
-    )
+    code = exit_code(found, GatePolicy(on_inconclusive="pass"), by_verdict=True)
+    assert code == release.combine_exit_codes(judged) == 4
     assert judged[0].verdict.sentence == verdict(found, "shots").sentence
     assert release.gate_document(judged[0]).last_line.startswith("shots: DRIFT")
 
