@@ -39,43 +39,29 @@ def log_of(task: str, values: Sequence[Any], **changes: Any) -> dict[str, Any]:
         for epoch, score in enumerate(value if isinstance(value, list) else [value], 1)
     ]
     spec = {
-        "created": CREATED,
-        "task": task,
-        "task_version": 0,
-        "task_args": {},
-        "task_args_passed": {},
-        "model": "mockllm/model",
-        "model_generate_config": {"max_tokens": 64},
-        "model_args": {},
-        "config": {"epochs": epochs},
-        "scorers": [{"name": "match", "options": {"numeric": True}}],
-    }
+        "created": CREATED, "task": task, "task_version": 0, "task_args": {}, "task_args_passed": {},
+        "model": "mockllm/model", "model_generate_config": {"max_tokens": 64}, "model_args": {},
+        "config": {"epochs": epochs}, "scorers": [{"name": "match", "options": {"numeric": True}}],
+    }  # fmt: skip
     return {
-        "version": 2,
-        "status": "success",
-        "eval": {**spec, **changes},
+        "version": 2, "status": "success", "eval": {**spec, **changes},
         "plan": {"steps": [{"solver": "generate", "params": {}}], "config": {}},
         "results": {"total_samples": len(samples), "scores": [{"name": "match", "scorer": "match"}]},
-        "samples": samples,
-        **of_log,
-    }
+        "samples": samples, **of_log,
+    }  # fmt: skip
 
 
 def sample(task: str, index: int, epoch: int, score: Any) -> dict[str, Any]:
     question = f"{task} question {index}?"
+    messages = [
+        {"id": f"{id(question)}", "role": "user", "content": question, "source": "input"},
+        {"id": f"{id(score)}", "role": "assistant", "content": "perhaps", "source": "generate"},
+    ]
     return {
-        "id": f"{task}-{index}",
-        "epoch": epoch,
-        "input": question,
-        "target": "yes",
-        "messages": [
-            {"id": f"{id(question)}", "role": "user", "content": question, "source": "input"},
-            {"id": f"{id(score)}", "role": "assistant", "content": "perhaps", "source": "generate"},
-        ],
+        "id": f"{task}-{index}", "epoch": epoch, "input": question, "target": "yes", "messages": messages,
         "output": {"choices": [{"message": {"content": "perhaps"}, "stop_reason": "stop"}]},
-        "scores": {"match": {"value": score, "answer": "perhaps"}},
-        "metadata": {},
-    }
+        "scores": {"match": {"value": score, "answer": "perhaps"}}, "metadata": {},
+    }  # fmt: skip
 
 
 def zip_log(path: Path, log: Mapping[str, Any], method: int = zipfile.ZIP_DEFLATED) -> None:

@@ -29,13 +29,11 @@ def write(
         lines = [json.dumps(sample(task, i, value, n_choices, folder.name)) for i, value in enumerate(values)]
         (inner / f"samples_{task}_{date}.jsonl").write_text("\n".join(lines) + "\n")
     results = {
-        "results": {},
-        "higher_is_better": {task: {"acc": True, "acc_norm": True} for task in scores},
-        "versions": dict.fromkeys(scores, 1.0),
-        "n-shot": dict.fromkeys(scores, 0),
+        "results": {}, "higher_is_better": {task: {"acc": True, "acc_norm": True} for task in scores},
+        "versions": dict.fromkeys(scores, 1.0), "n-shot": dict.fromkeys(scores, 0),
         "config": {"model": "hf", "model_dtype": "torch.bfloat16", "batch_size": 8, **config},
         "chat_template_sha": None,
-    }
+    }  # fmt: skip
     if model:
         results["model_name"] = model
         results["config"].setdefault("model_args", f"pretrained={model}")
@@ -47,20 +45,12 @@ def sample(task: str, index: int, score: float, n_choices: int, arm: str) -> dic
     doc = {"question": f"{task} question {index}?", "choices": list("abcdefgh"[:n_choices])}
     resps = [[[f"-{10 + k}.{crc32(arm.encode())}", "False"]] for k in range(n_choices)]
     return {
-        "doc_id": index,
-        "doc": doc,
-        "target": "0",
+        "doc_id": index, "doc": doc, "target": "0",
         "arguments": [[doc["question"], choice] for choice in doc["choices"]],
-        "resps": resps,
-        "filtered_resps": [r[0] for r in resps],
-        "filter": "none",
-        "metrics": ["acc", "acc_norm"],
-        "doc_hash": sha(json.dumps(doc)),
-        "prompt_hash": sha(doc["question"]),
-        "target_hash": sha("0"),
-        "acc": score,
-        "acc_norm": score,
-    }
+        "resps": resps, "filtered_resps": [r[0] for r in resps], "filter": "none",
+        "metrics": ["acc", "acc_norm"], "acc": score, "acc_norm": score,
+        "doc_hash": sha(json.dumps(doc)), "prompt_hash": sha(doc["question"]), "target_hash": sha("0"),
+    }  # fmt: skip
 
 
 def sha(text: str) -> str:

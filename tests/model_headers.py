@@ -33,16 +33,11 @@ def decoder(*, layers, hidden, inner, heads, kv_heads, head_dim, vocabulary, tie
         out["lm_head.weight"] = ("BF16", (vocabulary, hidden))
     for i in range(layers):
         at = f"model.layers.{i}"
-        for name, d_out, d_in in (
-            ("self_attn.q_proj", queries, hidden),
-            ("self_attn.k_proj", keys, hidden),
-            ("self_attn.v_proj", keys, hidden),
-            ("self_attn.o_proj", hidden, queries),
-            ("mlp.gate_proj", inner, hidden),
-            ("mlp.up_proj", inner, hidden),
-            ("mlp.down_proj", hidden, inner),
-        ):
-            out |= linear(f"{at}.{name}", d_out, d_in)
+        attention = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+        feed_forward = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+        for part, projections in (("self_attn", attention), ("mlp", feed_forward)):
+            for name, size in projections.items():
+                out |= linear(f"{at}.{part}.{name}_proj", *size)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             out[f"{at}.{norm}.weight"] = ("BF16", (hidden,))
     return out

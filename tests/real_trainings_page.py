@@ -37,18 +37,10 @@ def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
     return [
-        f"`{name}`",
-        f"{row['n_rows']}",
-        _format_number(row["n_steps"]),
-        _format_number(row["n_trainable"]),
-        _ends(row["loss"]),
-        _ends(row["validation_loss"]),
-        f"{row['training_s']:.0f}",
-        f"{row['all_s']:.0f}",
-        f"{row['score']:.2f}",
-        f"{row['base_score']:.2f}",
-        f"{row['date']}, {row['machine']}",
-    ]
+        f"`{name}`", f"{row['n_rows']}", _format_number(row["n_steps"]), _format_number(row["n_trainable"]),
+        _ends(row["loss"]), _ends(row["validation_loss"]), f"{row['training_s']:.0f}", f"{row['all_s']:.0f}",
+        f"{row['score']:.2f}", f"{row['base_score']:.2f}", f"{row['date']}, {row['machine']}",
+    ]  # fmt: skip
 
 
 def _format_number(number: int | None) -> str:

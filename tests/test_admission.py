@@ -112,29 +112,6 @@ def test_an_item_that_several_tasks_hold_is_counted_once():
         assert (found.macro.n, numbers["n_items"], numbers["n_clusters"]) == (n, n, n)
 
 
-def make_sharing_tasks(rng, q_shared, q_own):
-    """Make four tasks of 200 that share 60 documents, on which so many answers change; all lost 2 points."""
-
-    def moves(n, q, loss):
-        return rng.choice([1.0, -1.0, 0.0], n, p=[(q - loss) / 2, (q + loss) / 2, 1 - q])
-
-    shared, made = moves(60, q_shared, 0.02 / 0.3), []
-    for at in range(4):
-        moved = np.concatenate([shared, moves(140, q_own, 0.0)])
-        documents = [f"shared-{i}" if i < 60 else f"{at}-{i}" for i in range(200)]
-        made.append(measurement(f"t{at}", (moved <= 0) * 1.0, (moved >= 0) * 1.0, documents=documents))
-    return made
-
-
-def test_tasks_that_share_the_items_that_change_show_no_more_than_one_of_them():
-    measured = make_sharing_tasks(np.random.default_rng(0), 0.4, 0.02)
-    one, four = verdict(measured[:1]).macro, verdict(measured).macro
-    assert four.high - four.low > 0.9 * (one.high - one.low)
-    steady = make_sharing_tasks(np.random.default_rng(0), 0.1, 0.1)
-    one, four = verdict(steady[:1]).macro, verdict(steady).macro
-    assert four.high - four.low < 0.9 * (one.high - one.low)
-
-
 def test_tasks_that_share_clusters_show_no_more_than_one_of_them():
     rng = np.random.default_rng(0)
     moved = np.repeat(rng.choice([1.0, -1.0, 0.0], 40, p=[0.15, 0.15, 0.7]), 5)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -158,13 +157,6 @@ def test_the_schema_takes_short_forms_knows_every_key_and_defines_every_referenc
     text = json.dumps(config.json_schema())
     named = {part.split('"')[0] for part in text.split("#/$defs/")[1:]}
     assert named <= config.json_schema()["$defs"].keys()
-
-
-def test_an_experiment_is_read_in_a_moment(folder):
-    read(folder)
-    start = time.process_time()
-    read(folder)
-    assert time.process_time() - start < 0.15
 
 
 def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, candidates=()):
