@@ -40,7 +40,7 @@ from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.judged_runs import judge_and_decide, judge_and_report
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
-from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
+from harness.experiment.one_answer import SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.plan import arm_label, list_measured_bases
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
 from harness.experiment.report_runs import (

@@ -15,5 +15,5 @@ from harness.exports._plan import (
     plan_export,
     write_whole,
 )
-from harness.exports._serving import Address, Readiness, ServingPlan, plan_serving, start, wait
+from harness.exports._serving import Address, plan_serving, start, wait
 from harness.store import ExportedFile, exports_of, main_file, read_export, verify_export

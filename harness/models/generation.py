@@ -53,7 +53,7 @@ def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "
 
 
 class Continuation(NamedTuple):
-    """How prompts are continued: most new tokens, end token ids, and the function that picks each token.
+    """Limits of a continuation: most new tokens, end token ids, and the function that picks each token.
 
     A row also ends when `stopped` says so; answers are padded with the first of `ends`.
     """

@@ -73,7 +73,7 @@ class SupervisedParams(LoopParams):
     @classmethod
     def _check_eval_steps(cls, steps: float | None) -> float | None:
         if steps is not None and steps >= 1 and steps != int(steps):
-            raise ValueError(f"eval_steps: {steps}, neither a whole number nor a share below 1")
+            raise ValueError(f"eval_steps: {steps}, neither whole steps nor a share below 1")
         return steps
 
 
