@@ -9,13 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
-from functools import partial
+import time
 from pathlib import Path
 
 import pytest
 import tiny_experiment
-from forking import wait_for
 from tiny_experiment import read_all_rows
 
 from harness import store
@@ -35,7 +33,6 @@ CANDIDATES = f"""\
   broken: {{method: full, params: {{max_steps: 3, weight_decay: 1.0e+30, max_length: 200}}}}
 """
 MAIN = "from harness.cli import main; main()"
-wait_until = partial(wait_for, seconds=120)
 LOCAL = ("execution.executor=local", "execution.threads=1")
 
 
@@ -109,12 +106,22 @@ def changed_since(before, path):
     return [str(file.relative_to(path.parent)) for file, at in before.items() if now.get(file) != at]
 
 
-def find_processes(words):
+def wait_until(met, patience_s=120):
+    """Wait for a condition, and fail where it is not met in time."""
+    end = time.monotonic() + patience_s
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def processes(words):
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
+        try:
             if words in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode():
                 found.append(int(folder.name))
+        except OSError:
+            continue
     return found
 
 
@@ -137,7 +144,7 @@ def test_three_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path
     wait_until(lambda: len(map_complete_files(path)) >= 3 or found)
     before = map_complete_files(path)
     assert thread.is_alive()
-    os.kill(find_processes(f"--until-input-ends {path.parent}")[0], signal.SIGKILL)
+    os.kill(processes(f"--until-input-ends {path.parent}")[0], signal.SIGKILL)
     thread.join(240)
     assert [f.state for f in found[0].facts].count("failed") == 1
     assert_same(path, reference_run)
@@ -151,7 +158,7 @@ def test_a_command_that_is_killed_takes_its_workers_along_and_the_next_one_goes_
     command.kill()
     command.wait()
     before = map_complete_files(path)
-    wait_until(lambda: not find_processes(f"--until-input-ends {path.parent}"))
+    wait_until(lambda: not processes(f"--until-input-ends {path.parent}"))
     done = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr  # one candidate fails
     assert_same(path, reference_run)
@@ -192,7 +199,7 @@ def test_a_ray_cluster_that_loses_a_worker_and_a_node_leaves_the_rows_of_one_pro
         path, "execution.executor=ray", f"execution.address={cluster.address}", "execution.threads=1"
     )
     wait_until(lambda: len(map_complete_files(path)) >= 2 or found)
-    os.kill(find_processes("ray::work")[0], signal.SIGKILL)
+    os.kill(processes("ray::work")[0], signal.SIGKILL)
     wait_until(lambda: len(map_complete_files(path)) >= 6 or found)
     before = map_complete_files(path)
     assert thread.is_alive()
