@@ -35,7 +35,7 @@ from harness.data.row_traits import RULES, reported_cases
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import has_negation
-from harness.report.findings import fill_commands, order_commands
+from harness.report.findings import fill_commands, order_commands, short_lines
 from harness.spec import Task, TaskData
 
 
@@ -607,3 +607,31 @@ def _run_doctor(path, *words):
     done = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json", *words])
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)["experiment"]
+
+
+def test_a_brief_line_loses_its_first_row_and_its_amount_before_it_is_cut():
+    places = tuple(f"rows.csv:{i}" for i in range(1, 49))
+
+    def write_brief(title, n=1):
+        finding = check.Finding("warning", title, "", check="markers", count=48, of=120, rows=places)
+        return list(short_lines([finding] * n))
+
+    assert write_brief("x" * 40)[0] == f"warning: {'x' * 40}, 40.0 % (48 of 120), first rows.csv:1"
+    assert write_brief("x" * 60)[0] == f"warning: {'x' * 60}, 40.0 % (48 of 120)"
+    assert write_brief("x" * 80)[0] == f"warning: {'x' * 80}"
+    assert write_brief("x" * 200)[0] == f"warning: {'x' * 85}…"
+    assert write_brief("x", 3)[-1] == "0 errors, 3 warnings"
+    assert write_brief("x", 4)[3:] == ["0 errors, 4 warnings; these are the worst 3"]
+
+
+def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", make_rows_with_mail())
+    write(tmp_path / "b.jsonl", [{**row, "text": f"So: {row['text']}"} for row in make_rows_with_mail()])
+    own = [
+        f"harness init {name} --data {name}.jsonl && harness dashboard -c {name}/harness.yaml{comment} its Data "
+        f"page, then: harness data clean {name}.jsonl --out {name}.clean.jsonl --decisions "
+        f"{name}.jsonl.decisions.json"
+        for name, comment in (("a", "  #"), ("b", ","))
+    ]
+    assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"

@@ -690,3 +690,14 @@ def test_labels_in_yaml_keep_their_text():
     written = "007 on off yes no null ~ 1e3 1_000 0x1F 2024-01-02 true 1.50".split()
     read, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
     assert read == {"labels": written, "stop": ["007"], "limit": 31}
+
+
+@pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
+def test_contamination_between_two_forms_is_the_error_that_it_is_between_equal_texts(
+    tmp_path, one_form, other
+):
+    for name, texts in (("train", [one_form, "b", "c"]), ("test", [other, "d"])):
+        jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"Say {t}", "reference": "x"} for t in texts])
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    with pytest.raises(UserError, match=r"the question of .*test\.jsonl:1 too"):
+        load_task(Task(name="t", data=files), 0)
