@@ -196,6 +196,7 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
     steps = np.diff([0.0, *fractions])
     if not len(fractions) or steps.min() <= 0 or abs(fractions[-1] - 1) > 1e-9 or not 0 < alpha < 0.5:
         raise ValueError(f"expected fractions that rise to 1 and alpha in (0, 0.5): {fractions}, {alpha}")
+    roots, shares = np.polynomial.legendre.leggauss(_NODES)
     bounds: list[float] = []
     spent_before, nodes, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
     for fraction, step in zip(fractions, steps, strict=True):
@@ -209,7 +210,6 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
         limit = (low + high) / 2
         bounds.append(limit / sqrt(fraction))
         # Carry the paths below the limit to new nodes (k,), each with the share of paths that it represents.
-        roots, shares = np.polynomial.legendre.leggauss(_NODES)
         lowest = min(-_REACH * sqrt(float(fraction)), limit - 1.0)
         new_nodes = lowest + (limit - lowest) * (roots + 1) / 2
         gaps = (new_nodes[:, None] - nodes) / sqrt(float(step))  # (k, paths)
