@@ -142,6 +142,7 @@ def test_selected_rows_of_a_thousand_runs_are_compared(visit, large_address):
 
 def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
     page = visit[0](address, "/leaderboard")
+    wait_until_drawn(page)
     with page.expect_download() as table:
         page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     lines = Path(table.value.path()).read_text().splitlines()
@@ -166,6 +167,7 @@ def test_a_cell_of_the_matrix_opens_what_was_answered_and_a_selection_is_taken_a
     page.mouse.click(box["x"] + box["width"] - 60, box["y"] + 53)  # the last column is lora
     page.locator("h3", has_text="chat-020: lora").wait_for()
     page.locator(".quoted", has_text="lora answers 6").first.wait_for()
+    wait_until_drawn(page)
     with page.expect_download() as table:
         page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     lines = Path(table.value.path()).read_text().splitlines()
