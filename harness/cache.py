@@ -25,10 +25,10 @@ def make_private_folder(folder: Path) -> None:
 
 
 def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
-    """Return the cached JSON value of a kind and key, or compute and cache it.
+    """Return the cached JSON value of a kind and key, or compute and cache it; None is not cached.
 
-    If several processes compute it at once, the first result counts for all. None is not cached. A damaged
-    file is computed again; a read-only folder only costs time.
+    If several processes compute it at once, the first result counts for all. A damaged file is computed
+    again.
     """
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):
@@ -49,12 +49,7 @@ def remember(memory: Path, value: Any, publish: Publish = Path.replace) -> None:
 
 
 def recall(memory: Path) -> Any:
-    """Read a cached value from its file.
-
-    Raises:
-        OSError: the file does not exist.
-        ValueError: the file is damaged.
-    """
+    """Read a cached value; OSError without a file, ValueError for a damaged one."""
     checksum, _, text = memory.read_text("utf-8").partition(" ")
     if checksum != _checksum(text):
         raise ValueError(f"{memory} is damaged")

@@ -78,11 +78,7 @@ def gather(problems: list[Problem]) -> Iterator[None]:
 
 @contextmanager
 def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[None]:
-    """Turn any error of reading a file, whatever library reads it, into a refusal; our own errors pass.
-
-    Raises:
-        UserError: the file cannot be read, or does not hold what is expected.
-    """
+    """Turn any library's error of reading a file into a UserError; our own errors pass."""
     try:
         yield
     except HarnessError:

@@ -1,7 +1,7 @@
 """Format numbers and quotes: the only place where a rate, an interval, a price or a time becomes text.
 
-Invariant: no digit finer than its interval supports; unknown (None or NaN) is an en dash, a negative number
-has a real minus sign, and a value that rounds to zero has no sign.
+Invariant: no digit is finer than its interval supports; unknown (None or NaN) is an en dash, and a value that
+rounds to zero has no sign.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,7 @@ _WIDE = 2.0  # points: intervals with at least this half-width end in whole poin
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The unit of a metric's values and its direction; by default a rate in [0, 1], printed in percent.
-
-    Printed values are multiplied by `scale`; `name` is the unit of a change.
-    """
+    """Unit and direction of a metric's values; printed ones are times `scale`, `name` is of a change."""
 
     scale: float = 100.0
     name: str = "points"

@@ -1,7 +1,6 @@
 """Plugins: every file in a plugin folder is one, named like the file.
 
-Invariant: names come from the folder's listing, and only the plugin in use is imported, so listing costs no
-import.
+Invariant: names come from the folder's listing, and only the plugin in use is imported.
 """
 
 import traceback
@@ -36,9 +35,8 @@ _ONE = {kind: kind.removesuffix("s") for kind in KINDS}
 class Situation(NamedTuple):
     """A new experiment as `harness init` sees it: what its data contain, and how large its base is.
 
-    `n_parameters` are those of the base, None if unknown. `thumbs` are answers rated with a thumb up or
-    down, used instead of pairs. `adapter` names the candidate that trains an adapter on the rows; empty if
-    there is none yet.
+    `thumbs` are answers rated up or down, used instead of pairs; `adapter` names the candidate that trains
+    one.
     """
 
     closed_labels: bool
@@ -52,8 +50,7 @@ class TrialSetting(NamedTuple):
     """A plugin's setting for a rescue to try: its parameters, a mark for the trial's name, a description.
 
     `merges` names the candidates whose adapters are merged with that of the fine-tune. `leaves_out` matches
-    the modules that the setting does not change: a new adapter whose training does not support the plugin
-    leaves them out instead.
+    modules that a new adapter leaves out if its training does not support the plugin.
     """
 
     params: dict[str, Any]
@@ -67,9 +64,9 @@ class RescueSituation(NamedTuple):
     """A fine-tune to rescue, as seen by a plugin that proposes settings.
 
     `params` are those of its method, merged over those of the adapter that it starts from; `present` are
-    those of the regulariser itself, None if the recipe lacks it. `others` maps the other adapters of its base
-    to the parameters of their methods. `tracked` are the points along its training, `margin` is the share of
-    capability that the gate allows to lose, and `sign` is −1 if lower target scores are better.
+    those of the regulariser itself. `others` maps the other adapters of its base to their methods'
+    parameters. `margin` is the share of capability that may be lost; `sign` is −1 if lower target scores are
+    better.
     """
 
     policy: RescuePolicy
@@ -86,8 +83,8 @@ class RescueSituation(NamedTuple):
 class InitWeights(NamedTuple):
     """Weights to start from, before they exist: their recipe, and what is known about them.
 
-    `adapter` is the adapter's configuration as far as known; `tracked()` returns the steps of their training
-    whose weights may be kept, empty while unknown.
+    `adapter` is the adapter's configuration, `tracked()` returns the training steps whose weights may be
+    kept.
     """
 
     recipe: Recipe
@@ -98,9 +95,8 @@ class InitWeights(NamedTuple):
 class RescueStep(NamedTuple):
     """Step of a rescue that a plugin declares: its name in `rescue.steps`, and its settings.
 
-    `settings(situation)` lists settings from weak to strong, or says why there are none. By default steps
-    without training come first, so methods before regularisers; within each group steps are ordered by
-    `place`, those without one last.
+    `settings(situation)` lists settings from weak to strong, or says why there are none. Steps without
+    training come first; within each group they are ordered by `place`.
     """
 
     name: str
@@ -111,9 +107,9 @@ class RescueStep(NamedTuple):
 class MethodChecks(NamedTuple):
     """Checks of a method before anything runs.
 
-    `problems(recipe, base, where)` yields obstacles to it, `remarks(params, rows)` notes about parameters and
-    rows; `of_merges(recipe, adapters, where)` obstacles in the known configurations of adapters that it
-    merges, by candidate; `of_init(params, init, where)` those to starting from weights, before they exist.
+    `problems(recipe, base, where)` yields obstacles, `remarks(params, rows)` notes; `of_merges(recipe,
+    adapters, where)` obstacles in the configurations of merged adapters, `of_init(params, init, where)` those
+    to starting from weights.
     """
 
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
@@ -123,12 +119,10 @@ class MethodChecks(NamedTuple):
 
 
 class AdapterShape(NamedTuple):
-    """Shape of the adapter that a method trains.
+    """Shape of the adapter that a method trains; `fixed` parameters are settled by `init_from`.
 
     `n_parameters(shape, params)` counts its parameters on a model. `lower_rank(params, by)` and
-    `leave_out(params, modules)` return the parameters of a new one with the rank divided by `by`, and of one
-    without the modules that an expression matches; empty if there is none. `fixed` are the parameters that
-    `init_from` settles.
+    `leave_out(params, modules)` return the parameters of a smaller adapter; empty if there is none.
     """
 
     n_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
@@ -140,9 +134,8 @@ class AdapterShape(NamedTuple):
 class Teaching(NamedTuple):
     """A model that a method learns from.
 
-    `model(params)` returns the one that is in memory with the base during training, None without one.
-    `extra_tokens(params, base, rows, tokens)` counts at most how many tokens are read and generated in
-    addition to the trained tokens of so many rows, each as passes of the base.
+    `model(params)` returns the one that is in memory with the base, None without one. `extra_tokens(params,
+    base, rows, tokens)` is the most that is read and generated besides the trained tokens.
     """
 
     model: Callable[[Any], Any] = lambda params: None
@@ -158,28 +151,21 @@ class MethodAlternative(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A way to make weights, as its file declares it: everything that the rest of the package knows about it.
+    """A way to make weights, as its file declares it.
 
-    `makes` is the kind of weights: the base's own, an adapter, a whole model, one of several that is known
-    later (with `init_from`, the kind that it starts from), a text classifier, a model at an endpoint, or a
-    reward model, which answers nothing and serves recipes that name it. `trains` says that a language model
-    is trained here, with parameters that extend `LoopParams`. `unpaired` says that rows of `pairs` may be
-    answers with a thumb. `draws_from` names the data file that it reads. `seeded` says that another seed
-    makes other weights, `quantization` how the base is quantised in training and serving, `made_elsewhere`
-    that it takes a folder of finished weights. `interpolates` marks weights between the base and the
-    candidate that `init_from` names, at the share `scale`. `hooks` are the `HOOKS` that its training calls,
-    and `hooks_where` maps a parameter's name and value to further ones. `rewarded` says that it trains on the
-    recipe's `reward` of its answers. `published_as` is its kind of training in `config/recipe_ranges.toml`.
-    `data_parallel` says that several processes may share its training. `loops` are the concerns of
-    `code_versions.toml` whose code it runs besides its own file. A `delta` is weights in a format of our own
-    (see `models.deltas`).
+    `makes` is the kind of weights; a `delta` is in a format of our own (`models.deltas`), a reward model
+    answers nothing. `trains`: a language model is trained here, with parameters that extend `LoopParams`.
+    `draws_from` is the data file that it reads; `unpaired` rows of `pairs` may have thumbs. `seeded`: another
+    seed makes other weights. `quantization` is that of the base, `made_elsewhere` takes finished weights.
+    `interpolates` marks weights between the base and `init_from`, at the share `scale`. Its training calls
+    `hooks`, and those of `hooks_where` by a parameter's name and value. `rewarded` trains on the recipe's
+    `reward`. `published_as` is its kind in `config/recipe_ranges.toml`. `loops` are the concerns of
+    `code_versions.toml` whose code it runs besides its file.
 
-    `fit(context, params)` makes the weights; `checks` are those before anything runs. `reads(params)` digests
-    further files that its parameters name. `merges` says that it merges the adapters of the candidates that
-    the recipe's `merges` names. `proposal(situation)` returns the recipe keys with which `harness init`
-    proposes the method, or None; `alternative` lets it name the method beside the one that it chose. `rescue`
-    says that, and with which settings, it repairs the weights of a fine-tune, named by its `init_from` or
-    `merges`, without training.
+    `fit(context, params)` makes the weights. `reads(params)` digests further files. `proposal(situation)`
+    returns the recipe keys with which `harness init` proposes the method, or None; `alternative` names it
+    beside the chosen one. `rescue` repairs the weights of a fine-tune (its `init_from` or `merges`) without
+    training.
     """
 
     params: type[Any]
@@ -284,13 +270,7 @@ def _names_in(folder: Path, _changed: int) -> list[str]:
 
 
 def load(kind: str, name: str, where: str = "") -> ModuleType:
-    """Import one plugin by name, or a user's own metric by file path.
-
-    `where` is the location that the error reports.
-
-    Raises:
-        UserError: no plugin of this kind has this name, or the file cannot be imported.
-    """
+    """Import one plugin by name, or a user's own metric by file path; `where` is the error's location."""
     if name.endswith(".py") and kind == "metrics":
         return _metric_from_file(Path(name), where)
     if name.endswith(".py"):
@@ -303,11 +283,7 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
 
 @cache
 def method(name: str) -> Method:
-    """Return what a method declares.
-
-    Raises:
-        UserError: no method has this name.
-    """
+    """Return what a method declares."""
     declared: Method = load("methods", name).METHOD
     return declared
 

@@ -1,8 +1,4 @@
-"""Progress protocol of long work, and the environment of libraries: their output and how threads wait.
-
-Invariant: nothing here knows a terminal; the command line passes in the display. Errors of libraries still
-reach the user as exceptions; only log lines, warnings and progress bars are muted.
-"""
+"""Progress protocol of long work, and the environment of libraries: their output and how threads wait."""
 
 import logging
 import os
@@ -104,7 +100,7 @@ def quiet_environment() -> None:
 def spins_briefly(read_s: Callable[[], float] | None = None, look_s: float = _LOOK_S) -> bool:
     """Choose, once and before torch is loaded, how long threads spin; return whether it is brief.
 
-    Brief where other processes use the processors that these threads need; measuring this takes 0.2 s.
+    Brief if other processes use the processors that these threads need; measuring this takes `look_s`.
     `read_s` returns the seconds for which the processors were busy so far. The user's environment takes
     precedence.
     """

@@ -1,9 +1,7 @@
 """Provenance of a number besides its recipe: code, packages, machine, and files of further models.
 
-Code versions are one number per concern, which identities contain in place of the code itself.
-`code_versions.toml` lists each concern with its files and a pin, the digest of their syntax trees; a test
-fails if a pin differs. If results change, raise the version; otherwise run `make pins`. A user's own Python
-file enters by its content, with the modules in its folder that it imports, also by a literal name.
+`code_versions.toml` lists concerns with their files and a pin, the digest of their syntax trees; a test fails
+if a pin differs. If results change, raise the version; otherwise run `make pins`.
 
 Invariant: moving, renaming and documenting code changes no identity. Unknown values are None or empty;
 nothing here imports a heavy package or a user's file, or fails.

@@ -40,10 +40,7 @@ _ROUNDING = 1e-9  # relative rounding error of a score, allowed beyond its metri
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """One task's items with a candidate's prompts; `examples` are prompted and in order.
-
-    `decoding` says how answers are sampled, None if they are greedy.
-    """
+    """One task's items with a candidate's prompts, in order; `decoding` is None if answers are greedy."""
 
     task: Task
     role: Role
@@ -67,10 +64,7 @@ def put_in_order(examples: Sequence[Example], version: str) -> tuple[Example, ..
 
 
 def wrap_prompt(example: Example, system: str | None, template: str | None) -> Example:
-    """Merge the recipe's system text with the item's system message, and wrap the question in the template.
-
-    Many chat templates refuse a second system message.
-    """
+    """Merge the recipe's system text with the item's (templates refuse two), and apply its template."""
     messages: tuple[Message, ...] = example.messages
     if template and messages:
         messages = (
@@ -87,8 +81,7 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
 def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> bool:
     """Tell whether a candidate's prompts contain an instruction: a system text, or words shared by all.
 
-    These are words of a template, or a first or last word shared by all `examples`, except those like
-    `Context:`. Ranked or only read items need no instruction, and a task of lm-eval has its own.
+    Shared are words of a template, and a first or last word of all `examples`, except labels like `Context:`.
     """
     if task.kind != "generate" or task.lm_eval or recipe.system or (recipe.system is None and task.system):
         return True
@@ -169,7 +162,7 @@ def _size(encoded: Encoded) -> int:
 
 
 def _rank(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    """Rank an item's choices by log-likelihood: choice tasks, and closed sets under `answer: rank`."""
+    """Rank the choices of tasks of `kind: choice` and of items under `answer: rank` by log-likelihood."""
     candidate, job, examples, items = block
     encoded = {i: items[i].scored for i in left if _is_ranked(job, examples[i])}
     if not encoded:
@@ -187,7 +180,7 @@ def _rank(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
 def _choose(
     job: EvaluationJob, example: Example, encoded: Sequence[Encoded], logprobs: Sequence[float], share: float
 ) -> Output:
-    """Turn the choices' likelihoods into an answer: the likeliest, per byte if the task says so."""
+    """Choose the likeliest choice, by likelihood per byte if the task says so."""
     sizes = [len(c.encode()) for c in example.choices]
     scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
     gold = example.choices.index(example.references[0])
@@ -279,10 +272,7 @@ class AnswerScore(NamedTuple):
 def answer_fields(
     job: EvaluationJob, references: Sequence[str], output: Output, score: "Callable[[Output], AnswerScore]"
 ) -> dict[str, Any]:
-    """Return the fields of a row that depend on the answer and its scores.
-
-    With several answers they describe the one that counts.
-    """
+    """Return the fields of a row that depend on the answer that counts and on its scores."""
     samples = tuple(_sample(index, answer, score(answer)) for index, answer in enumerate(output.samples))
     if samples and job.decoding is not None:
         primary = job.metrics.get(job.task.primary_metric if job.task.metrics else "")
@@ -318,12 +308,9 @@ def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
 
 
 def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:
-    """Return an answer's status and scores; a score that is NaN or infinite counts as missing.
+    """Return an answer's status and scores; one that the primary metric cannot score has failed.
 
-    An answer that the primary metric cannot score has failed.
-
-    Raises:
-        UserError: a score is outside the bounds of its metric.
+    A score that is NaN or infinite counts as missing; one outside the metric's bounds raises UserError.
     """
     status = _status(job, example, output)
     scores: dict[str, Parts | None] = {}
@@ -377,9 +364,9 @@ def answer_status(text: str, choices: Iterable[str]) -> Status:
 
 
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
-    """Score an answer; one that does not count gets the metric's worst parts, an error none.
+    """Score an answer; one that does not count gets the metric's worst parts, and an error none.
 
-    None also for an item that the metric does not read, so that all candidates are scored on the same items.
+    An item that the metric does not read has no score, so that all candidates are scored on the same items.
     """
     scores = job.metrics[metric]
     if status == "error" or not scores.reads(example):

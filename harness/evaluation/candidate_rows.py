@@ -1,14 +1,7 @@
-"""Rows that each candidate trains on: the target's, those of other files, or a mixture.
+"""Rows that each candidate trains on, what overlaps with evaluated items, and the cost of regularisers.
 
 Invariant: whatever the training rows are, the same test items are evaluated, and no training row repeats one
-of them or an item of a suite; rows equal to the target's make the same weights.
-
-Overlap of training rows with everything that is evaluated: items of every suite and documents of every
-lm-eval task are checked like the target's own. A row that repeats one is refused; a row that may ask the same
-in other words is named and stays.
-
-Regularisers of a recipe in an experiment: their digest, problems, cost and sources. No model is evaluated
-here.
+of them or an item of a suite. Rows equal to the target's make the same weights.
 """
 
 from collections import Counter
@@ -52,10 +45,7 @@ def read_training_rows(
     """Read the rows of every candidate that does not train on the target's own, by their keys.
 
     At most `n_pairs` preference pairs of each file are kept. With `encode` contamination is also checked by
-    embeddings.
-
-    Raises:
-        UserError: with the problems of all candidates at once.
+    embeddings. UserError: the problems of all candidates at once.
     """
     tasks_by_key: dict[str, MeasuredTask] = {}
     problems: list[Problem] = []
@@ -86,11 +76,7 @@ def read_folds(
     catalogue: Mapping[str, lm_eval.LmEvalTask],
     n_pairs: int | None = None,
 ) -> tuple[Fold, ...]:
-    """Return the folds of the target with the rows of every candidate in each; empty without folds.
-
-    Raises:
-        UserError: with the problems of all candidates at once.
-    """
+    """Return the folds of the target with the rows of every candidate in each; empty without folds."""
     target, own = experiment.target, items[experiment.target.name]
     folds = []
     for fold in range(1, max(own.folds.values(), default=0) + 1):
@@ -107,10 +93,9 @@ def describe_training_rows(
     *,
     in_folds: bool,
 ) -> list[str]:
-    """Describe each candidate's own training rows: which they are, how they were read, what was left out.
+    """Describe the training rows of the selected candidates and of those whose weights they use.
 
-    Covers the selected candidates and those whose weights they use; with folds also which candidates may have
-    been trained on their test rows. `training_data` returns the rows that a recipe trains on.
+    With folds, also which candidates may have been trained on their test rows.
     """
     needed = add_lineage(selected, resolved)
     candidates = {name: candidate for name, candidate in resolved.items() if name in needed}
@@ -129,10 +114,7 @@ def describe_training_rows(
 
 
 def describe_rows(measured: MeasuredTask, recipe: Recipe) -> str:
-    """Name the files and the number of a recipe's training rows; for a mixture the shares drawn.
-
-    Empty for the target's rows.
-    """
+    """Name files and number of a recipe's training rows, or shares; empty for the target's."""
     if not digest_training_rows(recipe):
         return ""
     rows, kind = _list_rows(measured, recipe), "pairs" if _trains_on_pairs(recipe) else "rows"
@@ -147,10 +129,7 @@ def rows_cost_usd(candidate: ResolvedCandidate, training_data: Callable[[Recipe]
     """Add up what a teacher was paid in USD for the rows of a candidate and of its lineage.
 
     Files made from the same rows cost once; a mixture costs the share of a file's rows that it drew.
-    `training_data` returns the rows that a recipe trains on.
-
-    Raises:
-        UserError: the manifest of a file cannot be read.
+    UserError: the manifest of a file cannot be read.
     """
     used: dict[tuple[str, float], None] = {}
     for recipe in candidate.lineage.values():
@@ -178,11 +157,7 @@ def n_rows(measured: MeasuredTask, recipe: Recipe) -> int:
 
 
 def n_taught_rows(measured: MeasuredTask, recipe: Recipe) -> int:
-    """Count the rows labelled by a teacher, according to the manifests of their files.
-
-    Raises:
-        UserError: the manifest of a file cannot be read.
-    """
+    """Count the rows labelled by a teacher; UserError if a file's manifest cannot be read."""
     taught = {display_path(file) for file in row_files(measured.task, recipe) if is_taught(file)}
     return sum(file_of(where) in taught for where, _ in _label_rows(measured)) if taught else 0
 
@@ -214,10 +189,8 @@ def refuse_or_note(
     """Return the target's items with notes on training rows that may be evaluated in other words.
 
     `files` names the source files of the training rows or pairs, by default the target's own. With `encode`
-    rows that are close by embeddings are noted as well.
-
-    Raises:
-        UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
+    rows that are close by embeddings are noted as well. UserError: a row has the prompt of an item of a
+    suite.
     """
     own = items[target.name]
     if own.folds:  # all rows against what no fold tests, and each fold's training rows against its own items
@@ -274,10 +247,9 @@ def regularization_work(
     plain: costs.Work,
     n_rows: tuple[int, int],
 ) -> costs.Work:
-    """Estimate the extra work of regularisers in a training; `n_rows` are the rows in total and per step.
+    """Estimate the extra work of regularisers; `n_rows` are the training's rows in total and per step.
 
-    It consists of rows mixed in or read by penalties, additional passes, and the base's answers unless
-    `is_shipped`.
+    It consists of rows mixed in or read by penalties, more passes, and the base's answers unless they ship.
     """
     n_total, n_per_step = n_rows
     total = costs.Work(

@@ -1,7 +1,7 @@
 """Candidates resolved from their recipes: the source of their weights, their bases, seeds and method.
 
-Invariant: a candidate is resolved once, from the experiment and its bases alone, and passed to all code that
-needs to know where its weights come from. Weights are read only when complete.
+Invariant: a candidate is resolved once, from the experiment and its bases alone. Weights are read only when
+complete.
 """
 
 import json
@@ -34,14 +34,12 @@ def digest_training_rows(recipe: Recipe) -> str:
 class ResolvedCandidate:
     """A candidate with everything that its recipe refers to.
 
-    `source` is the recipe that makes its weights, under `source_name`: its own unless it borrows them;
-    `method` is that recipe's. `init` is the candidate whose weights the source starts from, `reward` the one
-    whose reward model it is trained with, `merges` those that it merges, `choosers` those whose reward models
-    choose among its answers. `base` is the base as published, `trained_base` the one its weights are trained
-    on, `served_base` the one that answers. `seeds` are those of its runs, a single one if other seeds would
-    make the same weights. `given` is where its weights are if nothing has to make them: the base's own, or
-    those of a whole model made elsewhere. `prompt_trials` are the prompts that validation chose from,
-    `prompts_proposed_by` says what proposed them.
+    `source` is the recipe that makes its weights, under `source_name` (its own unless it borrows them), and
+    `method` that recipe's. `init` is the candidate that the source starts from, `reward` and `choosers` are
+    those whose reward models train it and choose among its answers. `base` is the published base,
+    `trained_base` the one that is trained, `served_base` the one that answers. `seeds` is a single one if
+    others would make the same weights. `given` is the model if nothing has to be made. `prompt_trials` are
+    the prompts that validation chose from.
     """
 
     name: str
@@ -214,11 +212,9 @@ def base_weights(base: ModelSource) -> Weights:
 
 
 def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
-    """Read finished weights, to be served as the candidate's recipe says.
+    """Read finished weights as the candidate serves them; None if they are not finished.
 
-    Raises:
-        Diverged: their training diverged, and would again.
-        CandidateFailed: their record cannot be read.
+    Diverged: their training diverged, and would again. CandidateFailed: their record cannot be read.
     """
     if (folder / DIVERGED).exists():
         raise Diverged(*json.loads((folder / DIVERGED).read_text()))
@@ -240,22 +236,14 @@ def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
 
 
 def merge_weights(weights: Weights) -> Weights:
-    """Return an adapter's weights merged into a base in 16 bits: rounded, so with another digest.
-
-    Raises:
-        CandidateFailed: the weights are not an adapter.
-    """
+    """Return an adapter's weights merged into a base in 16 bits: rounded, so with another digest."""
     if weights.kind != "adapter":
         raise CandidateFailed(f"serve_merged, and weights of the kind {weights.kind}", "leaving it out")
     return weights._replace(digest=digest([weights.digest, "serve_merged"]), merged=True)
 
 
 def refuse_damaged(weights: Weights) -> None:
-    """Refuse trained weights whose files have changed since they were made; other weights are not checked.
-
-    Raises:
-        CandidateFailed: the files have changed.
-    """
+    """Raise CandidateFailed if the files of trained weights have changed since they were made."""
     if weights.folder is None or weights.kind not in DIGESTS:
         return
     try:

@@ -1,7 +1,6 @@
 """The control arm: blocks of a base's stored rows, evaluated again whenever a candidate is evaluated.
 
-Invariant: it is measured once per base, before the first candidate of a command answers (except for a first
-result), and never if everything is reused; the stored rows do not change.
+Invariant: it is measured once per base and command, and never if everything is reused; stored rows stay.
 """
 
 import uuid
@@ -44,10 +43,7 @@ def origin(at: store.Store, device: str, control: str = "") -> Origin:
 
 
 def measure_once(session: Session, source: ModelSource) -> str:
-    """Measure the control arm of a base, unless this command already has; return the measurement's id.
-
-    Empty if the policy wants no block, or nothing of the base is stored.
-    """
+    """Measure the control arm of a base once per session; return the measurement's id, empty without one."""
     known = session.controls
     if source.weights_digest not in known:
         known[source.weights_digest] = measure(session, source, session.experiment.gate.control_blocks)
@@ -104,10 +100,7 @@ def reevaluate(
     candidates: Sequence[Candidate],
     label: str,
 ) -> Iterator[list[list[SampleResult]]]:
-    """Evaluate blocks of row sets with each candidate, ignoring stored rows; yield block by block.
-
-    `seconds` estimates how long work takes.
-    """
+    """Evaluate blocks of row sets with each candidate, ignoring stored rows; yield block by block."""
     jobs = {rows.name: rows.job() for rows, _ in blocks}
     expected_s = sum(seconds(work_of(jobs[rows.name])) / rows.n_blocks for rows, _ in blocks)
     with progress.stage(label, len(candidates) * expected_s) as advance:

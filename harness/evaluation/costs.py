@@ -1,15 +1,12 @@
 """Cost estimates: tokens that an experiment reads, generates and trains on, the machine's pace, and a budget.
 
 Invariant: a request starts only if past costs, the highest cost of running requests and its own highest cost
-are within the budget. Prompt tokens are estimated until an answer reports them: so the first request is sent
-alone, and later estimates are multiplied by the largest ratio seen. The same holds for answer tokens when a
-server reports more than were allowed, as for hidden thinking. Disturbed or resumed work is not used, and
-older measurements count less. An estimate by the steps that `probe` timed is used until there are
-measurements, and weighs as much as five seconds of them. Pure arithmetic on texts and sizes, without a
-tokenizer or a model; measured figures take precedence as soon as there are any.
+are within the budget. As prompt tokens are estimated until an answer reports them, the first request is sent
+alone, and later estimates are multiplied by the largest ratio seen; the same holds for answer tokens beyond
+the allowed ones (hidden thinking). Disturbed work teaches no pace, and older measurements count less.
 Source: 2 N floating-point operations per token read or generated, 4 N per token trained with low-rank
-adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradients), and 2 N more if
-activations are recomputed, as on GPUs. For a mixture of experts N counts the parameters that a token uses
+adapters (Kaplan et al. 2020; no gradients of frozen weights), 2 N more if activations are recomputed, as on
+GPUs. For a mixture of experts N counts the parameters that a token uses
 """
 
 from collections import Counter
@@ -40,10 +37,7 @@ class Words(NamedTuple):
 
 
 class Budget:
-    """Budget of `most` USD, of which `n` answers have cost `spent`, None if unknown.
-
-    `price` maps tokens read and written to USD.
-    """
+    """Budget of `most` USD; `n` answers have cost `spent` (None: unknown). `price` maps tokens to USD."""
 
     def __init__(
         self,
@@ -64,10 +58,8 @@ class Budget:
     def reserve(self, read: int, written: int) -> Iterator[Spend]:
         """Reserve the cost of a request that reads `read` tokens and writes at most `written`.
 
-        Waits for running requests if the budget may suffice once they cost less than reserved.
-
-        Raises:
-            CandidateFailed: the budget does not suffice.
+        Waits if the budget may suffice once running requests cost less than reserved; else raises
+        CandidateFailed.
         """
         with self._changed:
             while (usd_at_most := self._highest_price(read, written)) is None:
@@ -125,11 +117,9 @@ class Rate(NamedTuple):
 class Pace(NamedTuple):
     """Rates of answering in blocks, of training in steps, and of work without tokens.
 
-    Seconds per unit are assumptions until something was measured here: those of a model with 135 million
-    parameters on two CPU cores, and on an H200, where launching kernels takes the time of a small model.
-    `fits` are trainings without their steps (process, model, saving), `opened` is weights being made ready to
-    answer, `requests` single requests that are timed, `runs` the rest of a comparison: grading, statistics,
-    writing.
+    Seconds per unit are assumed until measured: those of 135 million parameters on two CPU cores, and on an
+    H200. `fits` are trainings without their steps, `opened` weights made ready to answer, `requests` single
+    timed requests, `runs` the rest of a comparison.
     """
 
     answering: Rate = Rate(each_s=0.1)
@@ -154,10 +144,10 @@ _ASSUMED = {
 
 
 class _Sums(NamedTuple):
-    """Sums over measurements of a kind, older ones discounted, each weighted by its inverse expected time.
+    """Sums over measurements of a kind, discounted by age and weighted by their inverse expected time.
 
-    A measurement has `s` estimated seconds of tokens and `n` units, and took `took` seconds. The sums are
-    normalised to 1 GFLOP/s, because the same machine may be measured again when it is idle.
+    A measurement has `s` estimated seconds of tokens and `n` units, and took `took` seconds, all at 1
+    GFLOP/s, because the same machine may be measured again when it is idle.
     """
 
     s_s: float = 0.0
@@ -235,11 +225,7 @@ DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
 
 
 class Work(NamedTuple):
-    """Tokens to read, to generate (at most) and to train, and other work that takes time.
-
-    That is optimiser `steps`, trainings (`fits`), weights `opened` to answer, `blocks` of rows answered and
-    written, single `requests` to time, and finished `runs`.
-    """
+    """Tokens to read, generate (at most) and train; steps, fits, openings, blocks, requests, runs."""
 
     read: int = 0
     generated: int = 0
@@ -282,9 +268,9 @@ def tokens(text: str) -> int:
 def estimate_answering(
     examples: Sequence[Example], *, ranked: bool, max_new_tokens: int, chat: bool = True
 ) -> Work:
-    """Estimate the work of answering these examples; ranked items read their choices instead.
+    """Estimate the work of answering examples; ranked items read their choices instead of generating.
 
-    When answers are generated, messages shared by the beginning of all examples are read once per block.
+    Messages shared by the beginning of all examples are read once per block of generated answers.
     """
     columns = zip(*(e.messages for e in examples), strict=False)
     n_shared = next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)

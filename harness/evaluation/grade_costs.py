@@ -1,9 +1,7 @@
-"""Costs of grades, what is left of a budget, and prompts that are too long for a local judge.
+"""Costs of grades, planned and paid, and prompts that are too long for a local judge.
 
-Invariant: every requested grade counts, including those of anchors; if a server reports no tokens the cost
-is unknown, never zero. The planned number of grades is an upper bound, found without asking: equal answers,
-and those with a grade, are asked about once. No model is loaded or asked. A prompt that is too long for any
-answer is counted with the judge's own tokenizer; an answer counts with its maximal number of tokens.
+Invariant: every requested grade counts, including those of anchors; without reported tokens a cost is
+unknown, never zero. The planned number of grades is an upper bound, found without asking a judge.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,9 +45,9 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
 
 
 def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
-    """Return the remaining budget of `max_cost` after all grades by the rubric, or of the command.
+    """Return what is left of the rubric's `max_cost` or of the command's limit, whichever is smaller.
 
-    The smaller of both; None if neither is set, or the judge has no price.
+    None if neither is set, or the judge has no price.
     """
     if judge.prices is None:
         return None
@@ -65,10 +63,7 @@ def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
 
 
 class GradeAccount:
-    """Account of the grades of some answers: their cost, whenever they were given.
-
-    Anchors graded while the account is open count too.
-    """
+    """Account of the grades of some answers, and of anchors graded since it was opened."""
 
     def __init__(self, judged: JudgedMetric) -> None:
         self._judged, self._keys = judged, dict[str, set[str]]()
@@ -117,10 +112,7 @@ _CHARACTERS = 4  # assumed characters per token of an answer
 
 
 class PlannedGrades(NamedTuple):
-    """Upper bound of the grades by one judge for one metric of a task; `read` and `generated` in tokens.
-
-    `cost_usd` is None without a price, or if the judge is local.
-    """
+    """Upper bound of one judge's grades for a metric; tokens `read` and `generated`."""
 
     task: str
     metric: str

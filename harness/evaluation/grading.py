@@ -1,15 +1,10 @@
 """Grading of answers by one judge, an endpoint or a local model, and the drift of an endpoint.
 
-Invariant: each grade is stored as soon as it arrives, so an interruption loses none. Equal questions and
-answers are graded once, or until a grade is readable, as often as the rubric allows. An endpoint's text is
-parsed and never guessed, even when the probabilities of its first token weight the grades. A token counts
-for the one grade that it begins, so that ` 4` and `4` are one grade and a token that begins none is ignored;
-the weights of the grades add up to one. An answer cannot end its turn: control words written by others are
-broken up or read as text (see `models.tokenization`). An anchor of a book stays one, and a judge that grades
-its anchors differently grades nothing new. A judge's own noise is measured, not assumed: anchors are graded
-again as soon as they are graded, and every check without drift adds to the measured noise, except checks
-that found moves but could not have told them from drift. Each grade is stored before the next is requested;
-an interrupted check starts again, because the judge may have changed by then.
+Invariant: each grade is stored as soon as it arrives. Equal questions and answers are graded once, or until a
+grade is readable, as often as the rubric allows. An endpoint's text is parsed and never guessed. A judge that
+grades its anchors differently grades nothing new. A judge's noise is measured: anchors are graded again as
+soon as they are graded, and every check without drift adds to the noise, except those with moves that could
+not have been told from drift. An interrupted check starts again, because the judge may have changed by then.
 Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2; Fisher's exact test, one-sided
 """
 
@@ -48,11 +43,7 @@ Say = Callable[[UngradedAnswer], Grade]
 
 
 def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
-    """Let judges grade answers, book by book; grades are stored as they arrive.
-
-    Raises:
-        SharedFailure: a judge cannot be asked, or a rubric's budget is spent.
-    """
+    """Let judges grade answers, book by book; SharedFailure if a judge fails or a budget is spent."""
     books: dict[str, dict[str, UngradedAnswer]] = {}
     for answer in ungraded:
         books.setdefault(answer.judge.book, {})[answer.key] = answer
@@ -61,7 +52,6 @@ def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
 
 
 def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
-    """Let one judge grade answers by one rubric."""
     judged, judge = distinct[0].judged, distinct[0].judge
     label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
     with session.progress.stage(label) as advance:
@@ -89,11 +79,7 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 
 
 def check_judge(judged: JudgedMetric, judge: Judge) -> None:
-    """Let an endpoint judge grade its anchors again; a local judge is not checked.
-
-    Raises:
-        CandidateFailed: it grades them differently than before, or could not be asked.
-    """
+    """Let an endpoint judge grade its anchors again; CandidateFailed if it grades them differently now."""
     if judge.settings:
         budget = open_budget(judged, judge)
         with _open_server(judge.settings, judged) as (_, candidate):
@@ -107,10 +93,7 @@ def _ask_endpoint(
     checked: set[str],
     refused: dict[str, CandidateFailed],
 ) -> None:
-    """Let an endpoint grade answers after it has graded its anchors as before.
-
-    Books of judges that were `checked`, or `refused` because they grade otherwise now, are added here.
-    """
+    """Let an endpoint grade answers after its anchors, unless it grades those differently now."""
     # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
     # found even if the grading is interrupted.
     judged = answers[0].judged
@@ -260,9 +243,9 @@ def likelihood_weights(logprobs: Sequence[float]) -> Array:
 
 
 def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:
-    """Return the probabilities of grades from those of their first tokens.
+    """Return the probabilities of grades from their first tokens; None if these have less than half in all.
 
-    None if such tokens have less than half of the probability: the answer begins with something else.
+    A token counts for the one grade that it begins, so that ` 4` and `4` are one grade.
     """
     weights = np.zeros(len(rubric.grades))
     for token, logprob in tokens:
@@ -297,14 +280,10 @@ def check_anchors(
     *,
     graded_now: Collection[str] = (),
 ) -> None:
-    """Let a judge grade its anchors again, and store the grades; nothing if no anchor has a grade.
+    """Let a judge grade its anchors again; CandidateFailed if more grades change than its noise explains.
 
-    With `graded_now` only anchors with these keys are graded again: this measures today's noise of the judge.
-    Otherwise the check is repeated if the noise is unknown, or measured on too few anchors to tell moves from
-    drift.
-
-    Raises:
-        CandidateFailed: it changes more grades than its noise explains, or could not be asked.
+    With `graded_now` only anchors with these keys are graded again, which measures today's noise. Otherwise
+    the check is repeated if the noise is unknown, or measured on too few anchors to tell moves from drift.
     """
     grade_by_key = store.read_grades(judged.store, judge.book, judge.attempts)
     stored_anchors = store.read_anchors(judged.store, judge.book)
@@ -368,7 +347,6 @@ def _check(
 
 
 def _nearest(rubric: Rubric, grade: Grade) -> int | None:
-    """Return the nearest grade of the scale by index; a mean of grades lies between two of them."""
     return None if grade.value is None else round(grade.value * (len(rubric.grades) - 1))
 
 

@@ -1,14 +1,11 @@
 """Judges of a task's answers: the models that grade by a rubric, their prompts, and grades read as scores.
 
-Invariant: a book is named by everything that a grade depends on besides the answer: the rubric, the judge's
-weights or its address and model, how it computes, and the version of our prompt. Grades are stored
-separately; a metric `judge:NAME` reads them and never asks a judge. Judged texts are data. They are put
-between marks with a word that none of the texts contains, and anything that a tokenizer could take for the
-end of a turn is broken up. An answer counts only if it is a grade and nothing else. No judge is asked. An
-answer without a grade has no score and is listed as ungraded; one with an unreadable grade has no score
-either, but a reason.
-Source: a separate form for each rubric, after Zheng et al. 2023, arXiv 2306.05685; marks with a random word
-after Hines et al. 2024, arXiv 2403.14720 (spotlighting)
+Invariant: a book of grades is named by everything that a grade depends on besides the answer. A metric
+`judge:NAME` reads grades and never asks a judge. Judged texts are data: they are put between marks with a
+word that none of them contains, and what a tokenizer could take for the end of a turn is broken up. An answer
+without a grade has no score and is listed as ungraded; one with an unreadable grade has a reason instead.
+Source: a form for each rubric after Zheng et al. 2023, arXiv 2306.05685; marks with a random word after Hines
+et al. 2024, arXiv 2403.14720 (spotlighting)
 """
 
 import re
@@ -40,8 +37,7 @@ class Judge(NamedTuple):
     """One judge with one rubric: an endpoint with its settings, or a local model with its weights.
 
     `identity` is everything that its grades depend on besides the graded answer. For each answer the first
-    readable grade of at most `attempts` counts. `prices` are those of an endpoint's tokens. `absent` is the
-    reason why a judging candidate has no weights.
+    readable grade of at most `attempts` counts. `absent` says why a judging candidate has no weights.
     """
 
     name: str
@@ -59,7 +55,7 @@ class Judge(NamedTuple):
 
     @property
     def score_key(self) -> Any:
-        """The part of it that scores depend on: its book, and the number of attempts if it is not one."""
+        """What scores depend on: its book, and the number of attempts if it is not one."""
         return self.book if self.attempts == 1 else [self.book, self.attempts]
 
 
@@ -76,10 +72,7 @@ class GradingLimit(NamedTuple):
 
 
 class JudgedMetric(NamedTuple):
-    """A judged metric of a task: its name, its rubric, its judges, and the store of their grades.
-
-    `limit` is that of the grading command, None without one.
-    """
+    """A judged metric: its rubric, its judges, the store of their grades, and the command's limit."""
 
     metric: str
     rubric: Rubric
@@ -100,12 +93,9 @@ class JudgedMetric(NamedTuple):
 def read_judged_metrics(
     task: Task, items: TaskItems, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> dict[str, JudgedMetric]:
-    """Read the rubrics of a task's judged metrics.
+    """Read the rubrics of a task's judged metrics; UserError if one shows references that items lack.
 
     `judging` maps the label of each local judge to its weights, or to the reason why it has none.
-
-    Raises:
-        UserError: a rubric cannot be used, or shows references that items lack.
     """
     judged = {
         metric_name(written): open_judged(written, store, judging, machine)
@@ -124,11 +114,7 @@ def read_judged_metrics(
 def open_judged(
     written: str, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> JudgedMetric:
-    """Read the rubric of a judged metric with its judges.
-
-    Raises:
-        UserError: the rubric cannot be used.
-    """
+    """Read the rubric of a judged metric with its judges; UserError if it cannot be used."""
     rubric = read_rubric(_path(written))
     judges = tuple(_judge(rubric, one, judging, machine) for one in rubric.judges)
     return JudgedMetric(metric_name(written), rubric, judges, store)
@@ -158,9 +144,6 @@ def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     """Yield the digests of the possible judges of each judged metric, from the files alone.
 
     For a local judge these are all books with its name and the rubric, however it computed.
-
-    Raises:
-        UserError: a rubric cannot be used.
     """
     written = [one for one in task.metrics if is_judged(one)]
     books = [_list_stored_books(read_rubric(_path(one)), store) for one in written]
@@ -169,13 +152,7 @@ def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
 
 
 def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
-    """Read the grades that each judge of a metric gave by the current rubric.
-
-    For a local judge they count however it computed them.
-
-    Raises:
-        UserError: the rubric cannot be used.
-    """
+    """Read each judge's grades by the current rubric, however a local judge computed them."""
     grades_by_judge = []
     for books in _list_stored_books(read_rubric(_path(written)), store):
         counted: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
@@ -285,10 +262,7 @@ def answer_key(rubric: Rubric, example: Example, answer: str, order: Order = "",
 def judge_messages(
     rubric: Rubric, example: Example, answer: str, order: Order = "", passages: str = ""
 ) -> list[Message]:
-    """Write a judge's prompt: the rules once, the graded examples as earlier turns, then the answer.
-
-    `passages` are those of the candidate's prompt, shown if the rubric says so.
-    """
+    """Write a judge's prompt: the rules once, the graded examples as earlier turns, then the answer."""
     turns: list[Message] = []
     for shown in rubric.examples:
         references = (shown.reference,) if shown.reference else ()
@@ -350,10 +324,7 @@ def _item(rubric: Rubric, texts: Sequence[tuple[str, str]]) -> str:
 
 
 class UngradedAnswer(NamedTuple):
-    """An answer that a judge has not graded; `example` is the item as the task has it.
-
-    `passages` are those retrieved for the candidate, if the rubric shows them.
-    """
+    """An answer that a judge has not graded; `example` is the item as the task has it."""
 
     judged: JudgedMetric
     judge: Judge
@@ -366,10 +337,9 @@ class UngradedAnswer(NamedTuple):
 
 
 class GradeReader:
-    """Reader of the grades of one task's answers.
+    """Reader of the grades of one task's answers; collects what is `ungraded`, and all `keys` by book.
 
-    Collects the `ungraded` answers, in `unreadable` by example id and metric the reasons for missing grades,
-    and in `keys` by book the keys of all answers that it looked up.
+    `unreadable` holds the reasons for missing grades by example id and metric.
     """
 
     def __init__(self, task: str, judged: Mapping[str, JudgedMetric], examples: Sequence[Example]) -> None:

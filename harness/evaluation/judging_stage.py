@@ -1,16 +1,9 @@
 """The judging stage: stored answers and pairs of answers are graded by their judges, and scored again.
 
-Invariant: it runs while no candidate is open, so that a local judge can use the one place in memory. Answers
-are stored before a judge sees them. A failure (CandidateFailed: a judge cannot be asked, or grades
-differently than before) keeps them, and every grade so far, for the next run. Equal answers are not a pair,
-and a failed answer loses without a judge. Preferences are stored in the judge's book with its other grades,
-by item, both answers and their order. An unreadable preference is none: the item is half a win for each
-side, and is counted.
-
-Re-scoring of stored answers, with other metrics, with new grades, or with the rewards of a reward model: a
-reward depends only on the item, the text and the reward model; stored rewards are reused. No candidate
-answers anything; re-scored rows equal those of a new evaluation, because they differ from the stored rows
-only in their scoring.
+Invariant: it runs while no candidate is open, so that a local judge can use the one place in memory; a
+failure keeps all answers and grades for the next run. Equal answers are not a pair, and a failed answer loses
+without a judge. An unreadable preference counts as half a win for each side. A reward depends only on the
+item, the text and the reward model, and is reused. Re-scored rows equal those of a new evaluation.
 Source: the best of n by a reward model, Stiennon et al. 2020, arXiv:2009.01325
 """
 
@@ -47,7 +40,7 @@ def answer_and_score(
 
 
 def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
-    """Score stored answers, grading them first if a judge scores them; return the sets that lack answers."""
+    """Score stored answers, graded first if a judge scores them; return the sets that lack answers."""
     ungraded: list[UngradedAnswer] = []
     lacking = rescore_stored(session, sets, ungraded)
     if not ungraded:
@@ -181,9 +174,9 @@ def list_ungraded_pairs(
 class Preferences(NamedTuple):
     """Preferences of judges between two arms' answers, by item with different answers.
 
-    `won` says how much the new answer is preferred, in [0, 1]: the mean over judges and orders. An item that
-    a judge has yet to compare is left out; one with an unreadable preference is half a win and `unread`. For
-    the other compared items, `first` says how much the answer shown first is preferred.
+    `won` is the preference for the new answer in [0, 1], the mean over judges and orders. Items that a judge
+    has yet to compare are left out; one with an unreadable preference is half a win and `unread`. `first` is
+    the preference for the answer shown first.
     """
 
     won: dict[str, float]
@@ -263,10 +256,7 @@ def rescore_stored(
 def score_by_grades(
     rows: RowSet, answered: Sequence[SampleResult], ungraded: list[UngradedAnswer]
 ) -> list[SampleResult]:
-    """Score answers to some of a set's items with the existing grades; unjudged metrics stay as they are.
-
-    Answers that a judge has yet to grade are added to `ungraded`.
-    """
+    """Score answers by the existing grades; unjudged metrics stay, missing grades are added to `ungraded`."""
     if not rows.measured.judged:
         return list(answered)
     grades = rows.grades()
@@ -331,11 +321,7 @@ def _rescore(
 def _score_rewards(
     machine: Machine, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
 ) -> Rewards:
-    """Score a block's answers with the reward model, each item prompted as in its training.
-
-    Raises:
-        CandidateFailed: memory does not suffice.
-    """
+    """Score a block's answers with the reward model, each item prompted as in its training."""
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
     step, plain = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}

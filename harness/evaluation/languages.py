@@ -1,6 +1,6 @@
-"""Languages of texts, and the tasks of lm-eval's catalogue that are in them.
+"""Languages of texts, and the tasks of lm-eval's catalogue in these languages.
 
-Invariant: a language is named only where nearly all of many texts are in it; of few or short ones none is.
+Invariant: a language is named only if nearly all of many sufficiently long texts are in it.
 """
 
 from collections import Counter

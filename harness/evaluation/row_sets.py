@@ -1,12 +1,8 @@
 """Row sets: the items of a run, the identity that names their folder, and the id of the resulting run.
 
-Further targets: the answers of a candidate made for the target to other tasks. Nothing is trained for them
-and nothing is chosen on them; shots and passages come from their own files.
-
-Invariant: prompts are built only if rows are missing, because building them may require a retriever.
-Settings that only judge answers are in `scoring_digest` alone, so a changed metric leaves the rest of an
-identity unchanged and stored answers can be scored again. The id of a finished run names its weights and
-rows, so an equal stored run replaces a new one.
+Invariant: prompts are built only if rows are missing, because building them may require a retriever. Settings
+that only judge answers are in `scoring_digest` alone, so stored answers can be scored again with another
+metric. The id of a finished run names its weights and rows, so an equal stored run replaces a new one.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,9 +49,7 @@ class Chooser(NamedTuple):
 class RowSet(NamedTuple):
     """Rows of a run: the items, their prompts, and the identity that names their folder.
 
-    `step` returns the function that builds an item's prompt; it is called only if rows are missing, because
-    building prompts may require a retriever. `decoding` is None if answers are greedy, `chooser` is the
-    reward model that chooses the best of several answers.
+    `step` returns the function that builds an item's prompt; it is called only if rows are missing.
     """
 
     measured: MeasuredTask
@@ -156,10 +150,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
 def suite_sets(
     session: Session, weights: Weights, tasks: Iterable[MeasuredTask] | None = None
 ) -> list[RowSet]:
-    """List the test items of general tasks, prompted as each task says: by default those of the suites.
-
-    Tasks that the weights cannot answer are left out: all for a classifier; in chat all but tasks of text.
-    """
+    """List the test items of general tasks that the weights can answer: by default those of the suites."""
     if not weights.is_language_model:
         return []
     wanted = session.suites if tasks is None else tasks
@@ -255,8 +246,8 @@ def _scoring_digest(m: MeasuredTask) -> str:
 def scoring_digest(task: Task, role: Role, judged: Mapping[str, str], unspaced: bool = False) -> str:
     """Digest how answers become scores: the task's settings, and the code; no paths.
 
-    `judged` maps each judged metric to the digest of its judges; `unspaced` says that references use a script
-    without blanks.
+    `judged` maps judged metrics to digests of their judges; `unspaced`: references use a script without
+    blanks.
     """
     if task.lm_eval:
         return ""
@@ -357,10 +348,7 @@ def metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
 
 
 def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List test, and validation if any, of each further target that has what the recipe needs.
-
-    None for a classifier. Ranked labels are the task's own, and a judge that chooses is the target's.
-    """
+    """List test, and validation if any, of each further target that has what the recipe needs."""
     by_judge = recipe.sampling is not None and recipe.sampling.by not in (None, MEAN_LOGPROB)
     if by_judge or not weights.is_language_model:
         return []

@@ -1,9 +1,8 @@
-"""Evaluation of missing blocks, each stored before the next, by weights opened as their kind demands.
+"""Evaluation of missing blocks by opened weights; each block is stored before the next is evaluated.
 
 Invariant: a stored block is never evaluated again; a kill loses at most the running one. A block's token ids
-do not depend on the thread that encodes them. An opener releases what it opened, and the base in memory is
-unchanged afterwards. A new kind of weights needs a new entry in `OPENERS`. Rows that `decide.needs` calls
-sensitive are not sent to external servers.
+do not depend on the thread that encodes them. Each opener releases what it opened and leaves the base in
+memory unchanged.
 """
 
 import os
@@ -44,10 +43,10 @@ def fill(
     control: str = "",
     shared: bool = False,
 ) -> None:
-    """Compute the missing blocks, with a measurement of the control arm.
+    """Compute the missing blocks of sets; answers for a judge are only stored here.
 
-    Answers for a judge are only stored here (see `judges.judging_stage`). `name` is the candidate's name for
-    the progress. With `shared`, sets are cached for other experiments on this machine, one by one.
+    `name` is the candidate's name for the progress, `control` the measurement of the control arm. With
+    `shared` complete sets are cached for other experiments on this machine.
     """
     for row_set in sets:
         rows = row_set.answers
@@ -60,7 +59,7 @@ def fill(
 
 
 def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
-    """Compute the blocks of one set; workers' times count as disturbed by the other workers."""
+    """Compute the missing blocks of one set; a worker's times count as disturbed by the other workers."""
     job, block_origin = rows.job(), origin(session.store, session.machine.name, control)
     done = store.list_stored_blocks(session.store, job.identity, rows.ids)
     work, times = work_of(job), []
@@ -96,10 +95,7 @@ def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
 
 
 def _is_shared(m: MeasuredTask, targets: Iterable[MeasuredTask]) -> bool:
-    """Tell whether rows may be cached outside their folder: those of public suites, never of the target.
-
-    `targets` is the target with each candidate's training rows.
-    """
+    """Tell whether rows may be cached outside their folder: those of public suites, never of a target."""
     task = m.task
     if m.judged or m.role not in ("capability", "safety"):
         return False
@@ -120,11 +116,7 @@ def _is_shared(m: MeasuredTask, targets: Iterable[MeasuredTask]) -> bool:
 
 @contextmanager
 def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open weights as a candidate that generates and scores.
-
-    Raises:
-        CandidateFailed: their files have changed since they were made.
-    """
+    """Open weights as a candidate that generates and scores; CandidateFailed if their files have changed."""
     refuse_damaged(weights)
     start = load()
     with OPENERS[weights.kind](_Opening(session, weights)) as candidate:
@@ -136,10 +128,7 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
 def open_and_fill(
     session: Session, weights: Weights, sets: Sequence[RowSet], name: str, base: ModelSource | None = None
 ) -> Iterator[Candidate]:
-    """Open weights and let them answer sets, with a measurement of the control arm of `base`.
-
-    A classifier has no base that could have changed.
-    """
+    """Open weights and let them answer sets, after measuring the control arm of `base`."""
     control = measure_once(session, base) if base and sets and weights.is_language_model else ""
     with open_weights(session, weights) as candidate:
         fill(session, candidate, sets, name, control=control)
@@ -155,10 +144,7 @@ def answer(
 
 
 def count_shared_tokens(candidate: Candidate, job: EvaluationJob) -> int:
-    """Count the tokens shared by the beginning of all prompts of a job, which a provider could cache.
-
-    0 for an endpoint that receives messages: its prompts are not visible here.
-    """
+    """Count the leading tokens shared by all prompts, which a provider could cache; 0 for a chat endpoint."""
     if candidate.engine == openai_api.identity("chat")[0]:
         return 0
     chat = job.task.chat_template
@@ -172,9 +158,9 @@ _Ids = TypeVar("_Ids")
 def encode_blocks(
     encode: Callable[[int], _Ids], blocks: Sequence[int], *, ahead: bool
 ) -> Iterator[tuple[int, _Ids]]:
-    """Yield each block's number with its token ids; `ahead` is for blocks computed on another device.
+    """Yield each block's number with its token ids; `ahead` encodes the next block in a thread meanwhile.
 
-    On the processor that computes them, a second thread would only slow it down.
+    Only for blocks computed on another device: on the same processor a second thread would slow both.
     """
     if not ahead:
         yield from ((block, encode(block)) for block in blocks)
@@ -189,8 +175,6 @@ def encode_blocks(
 
 
 class _Opening(NamedTuple):
-    """Weights to open, with one method for each way to open them."""
-
     session: Session
     weights: Weights
 
@@ -207,12 +191,10 @@ class _Opening(NamedTuple):
         return nullcontext(self.session.host(self.source).base)
 
     def model(self) -> AbstractContextManager[Candidate]:
-        """Open a model in place of the base."""
         source = self.source._replace(path=self.folder / "model", weights_digest=self.weights.digest)
         return nullcontext(self.session.host(source).base)
 
     def adapter(self) -> AbstractContextManager[Candidate]:
-        """Open the base with an adapter, merged if requested."""
         host, folder, digest = self.session.host(self.source), self.folder / "adapter", self.weights.digest
         if self.weights.merged:
             assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
@@ -229,11 +211,7 @@ class _Opening(NamedTuple):
 
     @contextmanager
     def endpoint(self) -> Iterator[Candidate]:
-        """Open the model behind an endpoint; prompts are written as for the base.
-
-        Raises:
-            UserError: the rows are sensitive, and the server is external.
-        """
+        """Open the model behind an endpoint; refuse an external server for sensitive rows."""
         settings = openai_api.settings_of(self.folder)
         step = "a candidate that answers here or in your network, or remove sensitive_data"
         told = (settings, "an endpoint", "decide.needs", step)
@@ -243,7 +221,7 @@ class _Opening(NamedTuple):
 
     @contextmanager
     def artefact(self) -> Iterator[Candidate]:
-        """Open a GGUF or ONNX file in a worker; a base in memory is unloaded for it."""
+        """Open a GGUF or ONNX file in a worker, after unloading the base in memory."""
         session, digest = self.session, self.weights.digest
         session.unload()
         path = artefacts.read_path(self.folder)
@@ -275,7 +253,7 @@ OPENERS: Mapping[str, Callable[[_Opening], AbstractContextManager[Candidate]]] =
 def sensitive_problems(
     experiment: Experiment, settings: openai_api.Settings, name: str, where: str, step: str
 ) -> Iterator[Problem]:
-    """Yield why rows must not be sent to an endpoint: sensitive data, and an external server."""
+    """Yield a problem if rows are sensitive and the endpoint is an external server."""
     if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:
         found = f"{name} on an external server, {settings.name}"
         expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"

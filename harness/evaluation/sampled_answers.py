@@ -1,9 +1,8 @@
 """Several answers to one item: sampled with separate seeds, and settled into the one that counts.
 
-Invariant: an answer depends on the item, its index and the model, never on the other answers. Settling uses
-references only through the scores of the answer that was chosen without them.
-Source: Wang et al. 2023, arXiv:2203.11171, for the majority; Stiennon et al. 2020, arXiv:2009.01325, for the
-best of n
+Invariant: an answer depends on the item, its index and the model, never on the other answers. References are
+used only through the scores of the answer that was chosen without them.
+Source: Wang et al. 2023, arXiv:2203.11171 (majority); Stiennon et al. 2020, arXiv:2009.01325 (best of n)
 """
 
 from collections import Counter
@@ -38,10 +37,7 @@ def answers_digest(decoding: Decoding | None) -> str:
 
 
 def choice_name(decoding: Decoding | None, chooser_digest: str = "") -> str:
-    """Name how one of several answers is chosen; empty if the first one counts.
-
-    `chooser_digest` is that of the reward model that chooses, if it has scored them.
-    """
+    """Name how one of several answers is chosen, by which reward model; empty if the first one counts."""
     if decoding is None or decoding.choose == "first":
         return ""
     by = f"{_score_name(decoding)}@{chooser_digest}" if chooser_digest else _score_name(decoding)
@@ -101,8 +97,7 @@ def settle(
     """Return the answer that counts: the chosen one, or the mean of all as the expected score.
 
     Failed answers are chosen only if there are no others, and count in a mean with the metric's `worst`
-    parts, if it has any. An item with some failed answers is incomplete. Answers with equal `same` are one
-    answer.
+    parts. An item with some failed answers is incomplete. Answers with equal `same` are one answer.
     """
     failed = [sample for sample in samples if sample.status == "error"]
     if len(failed) == len(samples):
@@ -137,7 +132,6 @@ def _score_name(decoding: Decoding) -> str:
 
 
 def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:
-    """Return the first answer that did not fail, with the mean parts of all and the commonest status."""
     answered = [sample for sample in samples if sample.status != "error"]
     parts: dict[str, Parts | None] = {}
     for name in samples[0].parts:

@@ -1,9 +1,8 @@
 """Stratified sampling of a suite's items: strata by the base's answers, interim analyses, weights.
 
-Invariant: pure and seeded; only the base's answers decide, never a candidate's. Every prefix at which a look
-stops is a random sample within strata, so weights N_h/n_h make it represent the whole task: the delta is
-post-stratified by the base's score, which removes that part of the variance. An identity holds exactly what
-its rows depend on.
+Invariant: pure and seeded; only the base's answers decide, never a candidate's. The prefix of items at each
+look is a random sample within strata, so weights N_h/n_h make it represent the whole task: the delta is
+post-stratified by the base's score, which removes that part of the variance.
 Source: Neyman 1934; Cochran 1977, chapters 5, 9 and 12; Lan & DeMets 1983
 """
 
@@ -39,7 +38,7 @@ class ItemStrata(NamedTuple):
     """A task's items by stratum, and the expected share of differing items in each stratum.
 
     With `by_score` the base's score is constant within a stratum, so that a change there has one direction.
-    `clusters` names the cluster of each item if items share them; items of a cluster are drawn together.
+    Items of one of the `clusters` (empty if items share none) are drawn together.
     """
 
     ids: dict[str, tuple[str, ...]]
@@ -77,9 +76,8 @@ class SamplingPlan(NamedTuple):
 def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> ItemStrata | None:
     """Stratify a task by the base's answers; None if it has to be evaluated in full.
 
-    That is a task with few items or clusters, or one that the base did not answer completely. Single items
-    scored 0 or 1 are stratified by quarters of the margin, if there are many, and by score if the base is
-    clearly above `chance`; all others form one stratum.
+    Single items scored 0 or 1 are stratified by quarters of the margin, if there are many, and by score if
+    the base is clearly above `chance`; all others form one stratum.
     """
     scores = [row.parts.get(metric.name) for row in rows]
     if len(rows) < FEWEST_ITEMS or None in scores:
@@ -123,9 +121,9 @@ def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:
 def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, alpha: float) -> SamplingPlan:
     """Choose the looks: the last one large enough that an equal model passes the macro in 90 % of cases.
 
-    Every task is evaluated on equally many items, or on all of its own: tasks have equal weight in the macro.
-    `full` holds the sizes of the macro's other tasks, which are evaluated in full. The last look takes
-    everything if less would not suffice. `margin` is the macro's, `alpha` one-sided.
+    Every task is evaluated on equally many items, or on all of its own, as tasks have equal weight in the
+    macro. `full` holds the sizes of tasks that are evaluated in full; `margin` is the macro's, `alpha`
+    one-sided.
     """
     fixed = sum(_EXPECTED_UNKNOWN / n for n in full)
     n_tasks, largest = len(pools) + len(full), max(pool.n for pool in pools.values())

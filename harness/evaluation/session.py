@@ -1,8 +1,4 @@
-"""The session of an experiment: data, machine, store, and the engine with one base at a time in memory.
-
-Invariant: at most one base is in memory, and one engine answers for every arm; the layout of tokens is cached
-under the version of its code.
-"""
+"""The session of an experiment: data, machine, store, and at most one base in memory."""
 
 import gc
 import os
@@ -49,10 +45,9 @@ _ALLOCATIONS = 50_000  # between garbage collections once a base was loaded: cyc
 class MeasuredTask(NamedTuple):
     """A task with its items, each split's version, its metrics, and the functions that evaluate a block.
 
-    `encode` returns the token ids for a candidate, a job and the block's number; `evaluate` uses them. If
-    only some of its test items are evaluated, `weights` holds their inclusion weights by id, and the items
-    are in the order in which they were drawn. `judged` are the metrics that judges grade. `n_documents`
-    counts the documents of a task of lm-eval.
+    `encode` maps a candidate, a job and a block's number to token ids, which `evaluate` uses. If only some
+    test items are evaluated, `weights` holds their inclusion weights by id, and the items are in the order in
+    which they were drawn. `n_documents` counts the documents of a task of lm-eval.
     """
 
     task: Task
@@ -82,7 +77,7 @@ class MeasuredTask(NamedTuple):
         return self.metrics[self.task.primary_metric]
 
     def examples(self, split: Split) -> tuple[Example, ...]:
-        """Return a split's items in the order seeded by its version; lm-eval's and sampled ones unchanged."""
+        """Return a split's items in the order seeded by its version; lm-eval's and sampled ones as given."""
         if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
         return put_in_order(getattr(self.items, split), self.versions[split])
@@ -100,31 +95,24 @@ Host = ModelHost | vllm.VllmServer  # one base in memory, as published or with a
 
 @dataclass
 class EngineSlot:
-    """The place of the one base in memory, shared by all copies of a session: `host`, or None."""
+    """The place of the one base in memory, shared by all copies of a session."""
 
     host: Host | None = None
 
 
 @dataclass
 class Session:
-    """State shared by all runs of one experiment: data, machine, store, and one base at a time in memory.
+    """State shared by the runs of one experiment; copies made by `replace` share the slot of the base.
 
-    `training` holds the target with other training rows, for candidates with their own (see
-    `candidate_rows`). `more_targets` are answered by every candidate and decide nothing; rescues keep gains
-    on them, and nights watch them. `folds` are those of the target, if `data.folds` asks for some (see
-    `k_fold`). `source` is the experiment's base; `sources` maps names to all models that candidates name;
-    `candidates` are the experiment's, each resolved once. `paces` maps model sizes to the pace of this
-    machine when the session was opened, `timed` maps kinds of work to the seconds spent since then.
-    `controls` maps digests of bases to the control arm measured in this session. `judging` maps local judges
-    to their weights, or to the reason why they have none; `checked_judges` holds the judges whose anchors
-    were graded again for the current candidate, `refused_judges` the reasons why a judge may not grade.
-    `settled` maps runs to the verdict of an interim analysis; they are evaluated no further. `shown` names
-    the task whose items were shown with answers. `failures` maps candidates with seeds to the failure of a
-    worker or of their base; these are not made here. `searched` names candidates whose sweep or search is
-    complete in this session; failed trials are not repeated. A worker's session (`is_worker`) claims what it
-    makes, because others work in the same store. Copies made by `replace` share the slot, so one copy can
-    unload what another loaded. A session that `reads_only` makes nothing; a `dry_run` session loads nothing.
-    `trackers` is the folder of what trackers write to this disk.
+    `training` maps digests of training settings to the target with these rows (see `candidate_rows`).
+    `more_targets` decide nothing. `source` is the experiment's base, `sources` maps names to all models that
+    candidates name. `paces` maps model sizes to the pace when the session was opened, `timed` kinds of work
+    to seconds since then, `controls` bases' digests to the control arm of this session, `judging` local
+    judges to their weights or to why they have none, `refused_judges` books to why the judge may not grade,
+    `settled` runs to the verdict of an interim analysis. `checked_judges` have graded their anchors again for
+    this candidate. `shown` names the task whose items were shown. `failures` maps candidates with seeds to
+    failures elsewhere. `searched` names candidates whose search is complete. A worker claims what it makes; a
+    session that `reads_only` makes nothing; a `dry_run` loads no model. `trackers` is a folder.
     """
 
     experiment: Experiment
@@ -180,16 +168,12 @@ class Session:
         return replace(self, reads_only=True)
 
     def refuse_if_reading(self, missing: str) -> None:
-        """Refuse to make what is missing on a session that only reads.
-
-        Raises:
-            NotStored: it does.
-        """
+        """Raise `NotStored` for what is missing if the session only reads."""
         if self.reads_only:
             raise NotStored(f"{self.store.folder}: found no {missing}; next: harness compare")
 
     def with_candidates(self, recipes: Mapping[str, Recipe]) -> Self:
-        """Return a copy whose experiment also has these candidates; one with a known name replaces it."""
+        """Return a copy whose experiment has these candidates too; one with a known name replaces it."""
         candidates = {**self.experiment.candidates, **recipes}
         experiment = self.experiment.model_copy(update={"candidates": candidates})
         return replace(self, experiment=experiment, candidates=resolve_candidates(experiment, self.sources))
@@ -220,11 +204,7 @@ class Session:
         ]
 
     def training_data(self, recipe: Recipe) -> MeasuredTask:
-        """Return the target with the rows that a recipe trains on.
-
-        Raises:
-            CandidateFailed: the recipe is not a candidate of the file, so its rows were not read.
-        """
+        """Return the target with the rows that a recipe trains on; CandidateFailed if they were not read."""
         key = digest_training_rows(recipe)
         if key and key not in self.training:
             raise CandidateFailed(
@@ -233,7 +213,7 @@ class Session:
         return self.training[key] if key else self.target
 
     def mix_context(self, recipe: Recipe, seed: int) -> MixContext:
-        """Return what general rows are sampled from: no item of a target or suite may be among them."""
+        """Return the context for sampling general rows, which must contain no evaluated item."""
         own = self.training_data(recipe).items
         evaluated = {self.target.task.name: (*own.test, *own.validation)}
         evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in self.more_targets}
@@ -253,7 +233,7 @@ class Session:
         )
 
     def open_judge_of_pairs(self) -> JudgedMetric | None:
-        """Open the judge by whom the gate asks for a win rate; None if it asks for none, or by people."""
+        """Open the judge of the gate's win rate; None without a win rate, or if people decide it."""
         goal = self.experiment.gate.target
         if goal.win_rate is None or goal.by == PEOPLE:
             return None
@@ -298,11 +278,9 @@ class Session:
         return self.slot.host.source if here and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
-        """Load a base as served, unless it is already in memory; the base in memory is unloaded first.
+        """Load a base as served, unless it is in memory, after unloading the previous one.
 
-        Raises:
-            UserError: the engine is not installed.
-            CandidateFailed: it cannot load this model here.
+        UserError: the engine is not installed. CandidateFailed: it cannot load this model here.
         """
         assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
@@ -324,7 +302,7 @@ class Session:
         return store.claim(self.store, name) if self.is_worker else nullcontext()
 
     def switch_to_fp32(self) -> Self:
-        """Unload the base in memory; return a session in fp32, whose base does not answer for this one's."""
+        """Unload the base in memory, and return a session in fp32 with a slot of its own."""
         self.unload()
         return replace(self, machine=self.machine._replace(precision="fp32"), slot=EngineSlot())
 
@@ -338,10 +316,7 @@ class Session:
         release_gpu_memory()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
-        """Engine and layout digest of a base's models here; cached, so that no model is loaded for it.
-
-        In a dry run, which loads no model, they are `UNKNOWN` until another command has loaded it.
-        """
+        """Return engine and layout digest of a base here, cached; `UNKNOWN` in a dry run if never loaded."""
         if self.experiment.engine == "vllm":
             return vllm.identity(self.experiment.vllm)
         plain = self.sources[source.name]
@@ -363,7 +338,7 @@ class Session:
         return engine, layout
 
     def unknown_bases(self) -> list[str]:
-        """Name the bases of a dry run that were never loaded here, so that no row of theirs can be found."""
+        """Name the bases of a dry run that were never loaded here; none of their rows can be found."""
         if not self.dry_run:
             return []
         bases = {candidate.base.name: candidate.base for candidate in self.candidates.values()}

@@ -1,7 +1,7 @@
 """Timing of requests: single ones, their first token, several at once, and in batches.
 
-Invariant: contention is detected; disturbed timings are repeated once, and marked if they are disturbed
-again. A request includes its prompting (shots, retrieval), and an adapter is merged as on a server.
+Invariant: disturbed timings are repeated once, and marked if they are disturbed again. A request includes its
+prompting (shots, retrieval), and an adapter is merged as on a server.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -63,8 +63,7 @@ def time_requests(
     """Time the requests 0 to n − 1, one at a time; if other work disturbed them, once more.
 
     The first request is also sent before, to warm up, and again at the end, when it should take as long.
-    `n_threads` compute all the time, 0 if unknown. The duration of requests `over_network` may vary and says
-    nothing about other work here.
+    `n_threads` compute all the time, 0 if unknown. Times `over_network` may vary and show no other work here.
     """
 
     def time_once() -> Latency:
@@ -93,10 +92,7 @@ def time_requests(
 
 
 def request_latency(device: str, candidate: Candidate, rows: RowSet, n: int) -> Latency:
-    """Time single requests to a candidate for items of a row set, from the item to the answer.
-
-    `device` is that of models here. A failed request, such as one that is too long, has no time.
-    """
+    """Time single requests for items of a row set, from the item to the answer; failed ones have no time."""
     job, step = rows.job(), rows.step()
     items, failed = rows.measured.examples(rows.split)[:n], set[int]()
 
@@ -119,7 +115,7 @@ def request_latency(device: str, candidate: Candidate, rows: RowSet, n: int) -> 
 def n_timed(n_items: int, *, best: bool = False) -> int:
     """Count the single requests for timing a candidate; with `best` those for timing it again.
 
-    There are none if the items are so few that all were timed. A batch of concurrent requests counts as two.
+    There are none if all items were timed. A batch of concurrent requests counts as two.
     """
     if not best:
         return min(FEW_REQUESTS, n_items) + _BESIDE
@@ -132,12 +128,10 @@ def n_timed(n_items: int, *, best: bool = False) -> int:
 def time_load(
     device: str, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
 ) -> dict[str, float]:
-    """Time concurrent requests including prompting, complete ones and ones that end with the first token.
+    """Time concurrent requests with prompting, complete ones and, if `generates`, ones that end at a token.
 
-    Returns the times as a run stores them; those of first tokens are missing if no text is generated, for a
-    ranked label or a classifier. `generates` says that answers are a language model's text, which has a first
-    token. A model in this process answers them in one batch, so all first tokens come together; an endpoint
-    gets one request per thread.
+    A model in this process answers them in one batch, so all first tokens come together; an endpoint gets one
+    request per thread.
     """
     job, step = rows.job(), rows.step()
     items = rows.measured.examples(rows.split)[:at_once]
@@ -189,10 +183,7 @@ LearnLoad = Callable[[Kind, Work, Load, str], None]  # `Session.learn_load`
 
 @contextmanager
 def learn_requests(learn_load: LearnLoad, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
-    """Learn how long single requests to a model take here, for the estimates of later commands.
-
-    The block fills in the figures of their times; requests that all failed teach nothing.
-    """
+    """Learn for later estimates how long the single requests take whose figures the block fills in."""
     start, figures = load(), dict[str, float]()
     yield figures
     if "p50_s" in figures:
@@ -225,8 +216,7 @@ def batch_time(
 ) -> BatchTime:
     """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated.
 
-    A very fast block is repeated many times: otherwise a moment in which its process has to wait would
-    dominate its time.
+    A fast block is repeated several times: else a moment in which its process waits would dominate its time.
     """
     stored = store.read_rows(at, rows.identity.digest)
     origins = store.origins(at, rows.identity.digest)
@@ -243,20 +233,14 @@ def batch_time(
 
 
 def latency_figures(latency: Latency) -> dict[str, float]:
-    """Return the times of single requests as a run stores them; `contended` is 1 if they are disturbed.
-
-    The times are missing if no request was answered.
-    """
+    """Return the times of single requests as a run stores them, none if all requests failed."""
     known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
     known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
     return known | {"n": float(len(latency.times_s)), "contended": float(latency.contended)}
 
 
 def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
-    """Tell whether timing more requests would help: there are more items, or other work disturbed the times.
-
-    Also if `at_once` sets another number of concurrent requests than was timed.
-    """
+    """Tell whether timing more requests would help: more items or another load, or disturbed times."""
     n = run.latency.get("n", 0.0) + run.latency.get("n_failed", 0.0)
     is_other_load = at_once is not None and run.latency.get("at_once") != min(n_items, at_once)
     return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items or is_other_load

@@ -1,9 +1,7 @@
-"""Weights before they are exported, served or scored: each file is hashed anew, each prompt written twice.
+"""Checks of weights before they are exported, served or scored: files are hashed, prompts written twice.
 
-Invariant: a checksum that was remembered counts only if it is the file's own today. Of a champion each file
-must be the one that was promoted. An artefact is refused, before anything is scored, where a server of it
-would send its model other token ids than the run's. Prompts that hold a special token as text are left out,
-as servers read the token.
+Invariant: a remembered checksum counts only if it is the file's own today. An artefact is refused if its
+server would send other token ids than the run's; prompts with a special token as text are left out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,10 +28,7 @@ _AGAIN = "harness compare makes the weights again where their folder was deleted
 def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Run) -> None:
     """Hash each file of a run's weights and of their base, and compare with what the run answered with.
 
-    `base` is that of weights that name none.
-
-    Raises:
-        UserError: names each file that changed, is missing or was added, or the weights are not the run's.
+    UserError: names each file that changed, is missing or was added, or the weights are not the run's.
     """
     source = weights.source or base
     problems: list[Problem] = []
@@ -73,12 +68,9 @@ _Tokenizer = Any  # of transformers
 def refuse_other_prompts(
     opened: AbstractContextManager[Candidate], candidate: ResolvedCandidate, sets: Iterable[RowSet]
 ) -> None:
-    """Refuse an artefact whose own template and tokenizer write prompts otherwise than they were answered.
+    """Raise CandidateFailed if an artefact's template or tokenizer gives other token ids than the run's.
 
-    `opened` opens the artefact's weights, where they have to be asked.
-
-    Raises:
-        CandidateFailed: it has no template, or gives other token ids; names the first difference.
+    `opened` opens the artefact's weights, if they have to be asked.
     """
     base = hub.load_tokenizer(candidate.base)
     special = special_tokens_of(base)

@@ -34,12 +34,11 @@ _FLIP, _ROUNDING = 0.01, 1e-9  # for rates one point; for other units a hundredt
 class Metric:
     """A way to score answers; `bounds` within [0, 1] mark a rate.
 
-    `score` returns an answer's parts, or None if it cannot be scored (an error, which is not 0). `aggregate`
-    maps parts (n, k) and weights (…, n) to scores (…). `worst` returns the parts of an answer that counts for
-    nothing, such as a truncated one. `signature` names the settings behind the number. Answers with equal
-    `same` are one answer when the majority of several counts. An item that the metric does not read, by the
-    form of its references, has no score, whatever the answer. A metric that `reads_any` answer finds a label
-    in a longer answer, and so also scores answers that are not a label.
+    `score` returns an answer's parts, or None if it cannot be scored. `aggregate` maps parts (n, k) and
+    weights (…, n) to scores (…). `worst` returns the parts of an answer that counts for nothing, such as a
+    truncated one. `signature` names the settings behind the number. Answers with equal `same` are one answer
+    in a majority. An item without `reads` has no score, whatever the answer. A metric that `reads_any` answer
+    also scores answers that are not a label.
     """
 
     name: str
@@ -148,10 +147,7 @@ class Extremes(NamedTuple):
 
 
 def extremes(metric: Metric, references: Sequence[str]) -> Extremes | None:
-    """Return the parts of the worst and the best answer to an item with these references.
-
-    None if the metric has no bounds, or has several parts and no reference to compute them from.
-    """
+    """Return the parts of the worst and the best answer; None if they are not known."""
     low, high = metric.bounds
     if not isfinite(high - low):
         return None
@@ -167,11 +163,7 @@ def extremes(metric: Metric, references: Sequence[str]) -> Extremes | None:
 
 
 def load_metrics(task: spec.Task) -> dict[str, Metric]:
-    """Build the metrics a task names, in its order, by their short names.
-
-    Raises:
-        UserError: a name is unknown, or a metric cannot be computed on this task.
-    """
+    """Build the metrics a task names, in its order, by their short names."""
     declared = {spec.metric_name(name): bounds for name, bounds in task.bounds.items()}
     out = {spec.metric_name(written): _build(written, task) for written in task.metrics}
     for name, bounds in declared.items():
@@ -205,7 +197,7 @@ def short_name(written: str) -> str:
 def version(written: str, unspaced: bool = False) -> int | str:
     """Return the part of an identity that covers a metric's code; for `evaluate:` scripts, checksums.
 
-    For `unspaced` references, in scripts without spaces, it includes how word metrics split them.
+    For `unspaced` references, in scripts without blanks, it includes how word metrics split them.
     """
     if written.startswith(spec.JUDGE):
         return ""  # rows identify rubric, judges and our prompt's version themselves (`judges.JudgedMetric`)
@@ -225,10 +217,7 @@ def version(written: str, unspaced: bool = False) -> int | str:
 
 
 def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | None:
-    """Build the mean metric of stored rows from their run's record, or from its name.
-
-    None if neither gives its direction, as for a user's own metric.
-    """
+    """Build the mean metric of stored rows; None if neither record nor name gives its direction."""
     if stored is not None:
         bounds = (-inf if stored.low is None else stored.low, inf if stored.high is None else stored.high)
         return mean_metric(name, lambda output, example: None, stored.higher_is_better, bounds)

@@ -1,17 +1,9 @@
-"""Citations in an answer, and the passages of its prompt that they name.
+"""Citations in an answer, and the passages of its prompt that they name (forms: docs/howto/data.md).
 
-Read are `[1]`, `[1, 2]`, `[1][2]`, `[id]`, and ranges, `[1-3]`, `[1 to 3]`, `[1]-[3]`; the same as `[[1]]`,
-`[^1^]`, `【1†source】` and behind a label: `[Passage 1]`, `[Doc 2: title]`, `[Source: 1]`, `[cite: 1, 2]`;
-superscripts behind a word of three letters or a punctuation mark; `<sup>1</sup>`; `(Source 1)` anywhere;
-`(1)`, `(1, 2)` and `(1-2)` in front of a punctuation mark or the end of the line; and the rest of a sentence
-behind `Source:`. Nothing else is a citation: no link of Markdown, author with year, `(1)` within a sentence,
-number with a unit (`1-2 days`, `(1-2 days)`) or `as passage 1 says`. Models were seen to write each of these
-forms but `[1 to 3]`: for ALCE and WebGPT, in chat services that search, in answers in public repositories.
-
-Invariant: a citation counts for what the prompt shows under its mark and for nothing else; what stands in
-brackets and looks like no mark of the prompt is none.
-Source: precision and recall of citations after Gao et al. 2023 (ALCE), arXiv:2305.14627, section 4.3; what a
-passage supports is said by the item here, which names its documents, where ALCE asks an entailment model.
+Invariant: a citation counts for what the prompt shows under its mark and for nothing else; text in brackets
+that does not look like a mark of the prompt is not a citation.
+Source: Gao et al. 2023 (ALCE), arXiv:2305.14627, section 4.3; here the item names the documents that support
+an answer, where ALCE asks an entailment model.
 """
 
 import re

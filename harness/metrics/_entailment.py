@@ -1,7 +1,7 @@
 """Share of an answer's sentences that a passage of its prompt entails, by an entailment model of the user's.
 
 Invariant: a sentence is supported if the probability of entailment by one of the passages is at least ½; an
-answer without passages has no support. The model's labels identify the output for entailment.
+answer without passages has no support.
 Source: sentence against each passage, the best of them, by Laban et al. 2022 (SummaC), arXiv:2111.09525.
 """
 

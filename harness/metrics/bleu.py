@@ -2,9 +2,8 @@
 
 Invariant: with equal weights the number is sacrebleu's `corpus_bleu` of composed texts
 (`records.compose_letters`) divided by 100 (13a tokenisation, exponential smoothing, closest reference
-length); `signature` names them. Items whose references are of a script without blanks are cut into letters
-as by its tokeniser `zh`, in Japanese and Thai too. A corpus without an answer of four words scores 0 there
-and here.
+length). References in a script without blanks are cut into letters as by its tokeniser `zh`, also Japanese
+and Thai.
 Source: Post 2018, arXiv:1804.08771; smoothing: Chen & Cherry 2014, method 3.
 """
 

@@ -1,8 +1,7 @@
 """Corpus chrF of the answers against the references: overlap of character n-grams.
 
 Invariant: with equal weights the number is sacrebleu's `corpus_chrf` of composed texts
-(`records.compose_letters`) divided by 100 (n up to 6, no words, recall counts twice, no white space);
-`signature` names the settings.
+(`records.compose_letters`) divided by 100 (n up to 6, no words, recall counts twice, no white space).
 Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation", formula 1.
 """
 

@@ -1,17 +1,9 @@
 """Share of answers whose code passes the tests of a reference, run without network, files or rights.
 
-Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
-and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
-have ended: what ends a program before them does not, unless it is written against `_run_code.py`. They
-find the builtins as they were. What they compare or hand to a call, and what that holds, must tell objects
-apart, and of a number, text or list others of its type: a value that equals all of them is wrong, as is
-`unittest.mock.ANY` in tests that do not name it. Where tests expect a number, text or collection of Python's,
-a value that equals all of that type is wrong, whatever its own type is; so is one beside `in` or in a chain
-of comparisons that equals all of a type, holds everything, or lies below and above everything. What remains
-possible: a value of another type that equals or holds few others, as an answer may know its tests; one inside
-a library's object or an iterator; mocks where tests use some, as these record a comparison as a call;
-comparisons in a text that tests `exec`. Where the isolation fails nothing is scored.
-
+Invariant: code runs only in its own namespaces, and only with `HARNESS_ALLOW_CODE_EXECUTION=1`. Tests have
+passed only if they are seen to finish, with the original builtins. The tests make the comparisons, so an
+answer that returns objects equal to everything passes unless they check types. Nothing is scored if the
+isolation fails.
 Source: functional correctness by Chen et al. 2021, arXiv:2107.03374.
 """
 

@@ -1,8 +1,7 @@
 """Share of answers in which a reference occurs as whole words.
 
-Invariant: "cat" is not in "category", nor a Hindi word in one of more vowel signs; what `records.normalize`
-folds never decides. Where a reference has letters of a script that writes no blanks (Chinese, Japanese,
-Thai …), each of these letters is a word.
+Invariant: "cat" is not in "category"; what `records.normalize` folds never decides. If a reference has
+letters of a script without blanks (Chinese, Japanese, Thai …), each of these letters is a word.
 """
 
 import unicodedata

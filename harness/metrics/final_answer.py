@@ -1,14 +1,11 @@
 r"""Share of answers whose final answer, after a chain of thought, is one of the references.
 
-The final answer is the content of the last `\boxed{…}`; otherwise a number after `####` or the text after a
-label and a colon (`Answer:`, `Réponse :`) in the last line that begins with these; otherwise the last line.
-Words up to `answer is` or `answer:` are dropped, as are surrounding asterisks and backticks, dollar signs,
-brackets around one letter and a final period. An empty answer is never right.
+The final answer is the content of the last `\boxed{…}`; else what follows `####` or a label with a colon
+(`Answer:`) in the last line that begins so; else the last line, without decoration.
 
-Invariant: an answer of one plain line scores as by exact match, so answers with and without reasoning are
-scored alike; equal final answers count as one answer for a majority.
-Source: Wei et al. 2022, arXiv:2201.11903; Wang et al. 2023, arXiv:2203.11171, for the majority; `####` as in
-GSM8K (Cobbe et al. 2021, arXiv:2110.14168), `\boxed` as in MATH (Hendrycks et al. 2021, arXiv:2103.03874).
+Invariant: an answer of one plain line scores as by exact match; an empty one is never right.
+Source: Wei et al. 2022, arXiv:2201.11903; Wang et al. 2023, arXiv:2203.11171 (majority); `####` as in GSM8K
+(Cobbe et al. 2021, arXiv:2110.14168), `\boxed` as in MATH (Hendrycks et al. 2021, arXiv:2103.03874).
 """
 
 import re

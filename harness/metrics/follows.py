@@ -1,9 +1,9 @@
 """Share of answers that keep every constraint of a verifiable instruction.
 
-Invariant: a check reads the answer alone, never the model or another answer; an empty answer keeps nothing.
-Source: the idea of instructions a program can check is Zhou et al. 2023, arXiv:2311.07911;
-these checks are our own. In a script that writes no blanks a phrase may stand anywhere, and a piece of two or
-three letters counts as a word. Punctuation, list marks and the words for "and" are those of ten languages.
+Invariant: a check reads the answer alone; an empty answer keeps nothing. In scripts without blanks a phrase
+may stand anywhere, and two or three letters count as a word.
+Source: the idea of instructions a program can check is Zhou et al. 2023, arXiv:2311.07911; these checks are
+our own.
 """
 
 import json
@@ -154,7 +154,7 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
 
 @contextmanager
 def _limit_time() -> Iterator[None]:
-    """End what takes too long, as a pattern may; Python delivers signals to its main thread alone."""
+    """Stop a check that takes too long, as a pattern may; signals reach only Python's main thread."""
 
     def end(number: int, frame: FrameType | None) -> None:
         step = "fix schema: no repetition within a repetition in its patterns"

@@ -26,7 +26,6 @@ def _is_read(example: Example) -> bool:
 
 
 def _reduce_to_fields(text: str) -> object:
-    """Return what equal answers share: their fields, or of what is not JSON its words."""
     fields = _fields(text)
     return normalize(text) if fields is None else frozenset(fields.items())
 

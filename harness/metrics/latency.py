@@ -1,8 +1,4 @@
-"""Compute time an answer took: its share of its batch's wall time, in seconds.
-
-Invariant: measured, so it differs between two runs of one seed; the single-request latency of
-the result table is measured apart, one request at a time.
-"""
+"""Compute time of an answer, its share of its batch's wall time, in seconds; differs between equal runs."""
 
 from harness.metrics import Metric, mean_metric
 from harness.spec import Task

@@ -1,6 +1,6 @@
 """Mean distance of a rating from the reference's, in steps of the scale; lower is better.
 
-Invariant: an answer that is not a label is as far off as one can be from its reference.
+Invariant: an answer that is not a label counts as the farthest one.
 """
 
 from dataclasses import replace
@@ -12,11 +12,7 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build the mean absolute error over the ordered labels of the task.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build the mean absolute error over the ordered labels of the task."""
     scale = read_scale("mean_absolute_error", task)
     pair = pair_with_reference(scale)
 

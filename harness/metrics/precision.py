@@ -15,9 +15,5 @@ READS_WHOLE = True  # an answer that is a label and nothing else
 
 
 def metric(task: Task) -> Metric:
-    """Build macro-averaged precision in [0, 1] over the labels of the task.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build macro-averaged precision in [0, 1] over the labels of the task."""
     return macro("precision", task, lambda tp, fp, fn: np.where(tp > 0, ratio(tp, tp + fp), 0.0))

@@ -13,9 +13,5 @@ READS_WHOLE = True  # an answer that is a label and nothing else
 
 
 def metric(task: Task) -> Metric:
-    """Build macro-averaged recall in [0, 1] over the labels of the task.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build macro-averaged recall in [0, 1] over the labels of the task."""
     return macro("recall", task, lambda tp, fp, fn: ratio(tp, tp + fn))

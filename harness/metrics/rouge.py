@@ -1,8 +1,7 @@
 """Overlap of the answer with the nearest reference: by default their longest common subsequence of words.
 
-Invariant: of English the number is that of the `rouge-score` package without stemming. Words of any script
-count; of one that writes no blanks (Chinese, Japanese, Thai …) each letter is a word. An item whose
-references have no word is not scored.
+Invariant: for English the number is that of the `rouge-score` package without stemming. In scripts without
+blanks each letter is a word. An item whose references have no word is not scored.
 Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", sections 2, 3 and 3.2.
 """
 

@@ -1,7 +1,7 @@
-"""Micro-F1 of the spans that an answer names, such as entities: all that is said of a span has to agree.
+"""Micro-F1 of the spans that an answer names, such as entities: everything said of a span has to agree.
 
-Invariant: the order of spans never counts, how often one is named does. Spans are the elements of a JSON
-list, the values of a JSON object's lists with their key, or the lines of a text (`PER: Anna`).
+Invariant: the order of spans never counts, their number does. Spans are the elements of a JSON list, the
+values of a JSON object's lists with their key, or the lines of a text (`PER: Anna`).
 Source: entity-level F1 over a corpus, Tjong Kim Sang & De Meulder 2003 (CoNLL-2003).
 """
 

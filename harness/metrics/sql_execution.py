@@ -1,9 +1,7 @@
 """Share of SQL answers that find the rows which a reference finds, run on the item's SQLite database.
 
-Invariant: queries run where `code_tests` runs programs, isolated and on a copy in memory, and only where
-`HARNESS_ALLOW_CODE_EXECUTION=1` allows it. The order of rows counts where a reference sorts them; columns'
-names never do. An item names its database, `"constraints": [{"kind": "sqlite", "database": "shop.sqlite"}]`,
-or its tables, `"schema": "CREATE TABLE …"`. A reference that does not run there is refused.
+Invariant: queries run isolated on a copy in memory, and only with `HARNESS_ALLOW_CODE_EXECUTION=1`. The order
+of rows counts if a reference sorts them; columns' names never do. A reference that fails is refused.
 Source: execution accuracy, Yu et al. 2018 (Spider), arXiv:1809.08887.
 """
 

@@ -1,7 +1,6 @@
-"""Share of SQL answers that are a reference once both are normalised: case, blanks, quotes and aliases' AS.
+"""Share of SQL answers that equal a reference once both are normalised: case, blanks, quotes, aliases' AS.
 
-Invariant: nothing is run; queries that are written in another way and find the same are different ones. What
-sqlglot cannot read is compared as text.
+Invariant: nothing is run. What sqlglot cannot read is compared as text.
 """
 
 import re
@@ -17,11 +16,7 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build exact match of normalised SQL in [0, 1].
-
-    Raises:
-        UserError: the package sqlglot is missing.
-    """
+    """Build exact match of normalised SQL in [0, 1]; needs the package sqlglot."""
     try:
         import sqlglot
     except ImportError:

@@ -1,10 +1,9 @@
 """Overlap of the words of the answer and of the nearest reference.
 
-Invariant: articles, punctuation of any script and what `records.fold_text` folds never count. Where a
-reference has letters of a script that writes no blanks (Chinese, Japanese, Thai …), each of these letters is
-a word; other words beside them stay whole.
-Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1 (SQuAD's F1); by letters as MLQA (Lewis et al.
-2020, arXiv:1910.07475) scores Chinese, by what it calls mixed segmentation.
+Invariant: articles, punctuation of any script and what `records.fold_text` folds never count. If a reference
+has letters of a script without blanks (Chinese, Japanese, Thai …), each of these letters is a word.
+Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1 (SQuAD's F1); by letters as in MLQA's mixed
+segmentation (Lewis et al. 2020, arXiv:1910.07475).
 """
 
 import re

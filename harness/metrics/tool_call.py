@@ -1,13 +1,11 @@
 """Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
 
 Invariant: the order of calls and keys and the text around calls never count; an incomplete form is not a
-call, and extra calls are as wrong as missing ones. 1 and 1.0 are equal, "1" is a text; texts are compared as
-by exact match, names are case-sensitive. If the reference is no call, `[]`, an answer in words is right, and
-one with an unfinished call is wrong. Source: the chat templates of Hermes and Qwen (`<tool_call>`),
-Qwen3-Coder (`<function=…>` with parameters), Mistral (`[TOOL_CALLS]`), Llama 3.1 (`<|python_tag|>`), Llama
-3.2 (calls in Python's syntax), Granite (`<|tool_call|>`) and Gemma (`tool_code` fences); matching of calls by
-their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025); `function` and `tool_calls` as
-in OpenAI's API
+call. 1 and 1.0 are equal, "1" is a text; texts are compared as by exact match, names are case-sensitive. If
+the reference is `[]`, an answer in words is right, and one with an unfinished call is wrong.
+Source: the chat templates of Hermes and Qwen (`<tool_call>`), Qwen3-Coder (`<function=…>`), Mistral
+(`[TOOL_CALLS]`), Llama 3.1 (`<|python_tag|>`), Llama 3.2 (Python's syntax), Granite (`<|tool_call|>`) and
+Gemma (`tool_code`); Berkeley Function Calling Leaderboard (Patil et al. 2025); OpenAI's `tool_calls`
 """
 
 import ast
@@ -92,7 +90,6 @@ def _is_read(example: Example) -> bool:
 
 
 def _reduce_to_calls(text: str) -> object:
-    """Return the value by which answers are equal: their calls, or the words of an answer without calls."""
     calls = _read_calls(text)
     return normalize(text) if calls is None else frozenset(calls.items())
 

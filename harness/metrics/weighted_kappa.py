@@ -1,7 +1,6 @@
 """Quadratic weighted kappa of ratings: agreement with the references beyond that of chance.
 
-Invariant: an answer that is not a label is as far off as one can be from its reference; where all answers and
-references are one rating, they agree.
+Invariant: an answer that is not a label counts as the farthest; if all ratings are equal, they agree.
 Source: Cohen 1968, with squared distances: 1 − E(a − r)² / (Var a + Var r + (mean a − mean r)²).
 """
 
@@ -14,11 +13,7 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build the kappa in [−1, 1] over the ordered labels of the task.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build the kappa in [−1, 1] over the ordered labels of the task."""
     scale = read_scale("weighted_kappa", task)
     pair = pair_with_reference(scale)
 

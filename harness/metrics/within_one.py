@@ -9,11 +9,7 @@ _ROUNDING = 1e-9
 
 
 def metric(task: Task) -> Metric:
-    """Build the share in [0, 1] over the task's ordered labels; an answer that is not a label is wrong.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build the share in [0, 1] over the task's ordered labels; an answer that is not a label is wrong."""
     scale = read_scale("within_one", task)
     pair = pair_with_reference(scale)
 

@@ -1,8 +1,7 @@
 """Texts in ten languages: how they decline to help, write lists, negate and report errors.
 
-Invariant: patterns are of texts as `fold_text` leaves them. All are tried on each text, for a model may
-answer in another language than it was asked in. Only a refusal in the first person counts: "this cannot be
-done" is an answer. The languages are those of most web pages, with Arabic and Hindi for their speakers.
+Invariant: patterns match texts as `fold_text` returns them, and all are tried, for a model may answer in
+another language. Only a refusal in the first person counts: "this cannot be done" is an answer.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""Passages in front of a question: how retrieval writes them into a prompt, and how they are read again.
+"""Passages before a question: how retrieval writes them into a prompt, and how they are read again.
 
-Invariant: what `with_context` wrote, `question` and `context_of` read.
+Invariant: `question` and `context_of` read what `with_context` wrote.
 """
 
 import re
@@ -18,8 +18,7 @@ _MARK = re.compile(r"(?:(?:system|user|assistant): )?\[([^\[\]]+)\] ")  # a turn
 def with_context(example: Example, passages: list[Document], mark: Mark | None = None) -> Example:
     """Put passages in front of the question; no passage contains an empty line.
 
-    With a `mark` each passage begins with a number or id in brackets, by which an answer can cite it: the
-    rank of its document among the retrieved ones, or the document's id.
+    With a `mark` each begins with its document's rank or id in brackets, by which an answer can cite it.
     """
     ids = tuple(dict.fromkeys(p.id for p in passages))
     marks = {i: "" if mark is None else f"[{i if mark == 'id' else rank}] " for rank, i in enumerate(ids, 1)}
@@ -42,8 +41,7 @@ def question(example: Example) -> str:
 def context_of(prompt: str, question: str = "") -> str:
     """Return the passages that `with_context` put in front of a question; empty without any.
 
-    A template may have put words in front of them; if these contain such a context too, the `question` tells
-    which one holds the passages.
+    If a template's words before them contain such a context too, the `question` tells which one it is.
     """
     before = prompt.rpartition(f"\n\n{question}")[0].rpartition("\n\n")[2] if question else ""
     own_context = f"\n{before}".rpartition(f"\n{CONTEXT}")[2] if f"\n{CONTEXT}" in f"\n{before}" else ""
@@ -53,9 +51,8 @@ def context_of(prompt: str, question: str = "") -> str:
 def map_passage_marks(example: Example) -> dict[str, str]:
     """Map the marks by which an answer can cite passages of its prompt to the ids of their documents.
 
-    Without marks in the prompt a document is cited by its rank among the retrieved ones or by its id; where
-    ids are numbers, by its rank. Without retrieval, the lines that begin with a mark in the prompt and in the
-    turns before it are the passages, each named by its mark.
+    Without marks in the prompt a document is cited by its rank or its id. Without retrieval, the lines of the
+    prompt and of earlier turns that begin with a mark are the passages, each named by its mark.
     """
     prompt = f"{example.earlier}\n{example.prompt}"
     context = context_of(example.prompt, example.plain_prompt) if example.passages else prompt
@@ -70,10 +67,7 @@ def map_passage_marks(example: Example) -> dict[str, str]:
 
 
 def recall(example: Example) -> float | None:
-    """Return the share in [0, 1] of the documents with the answer that were retrieved.
-
-    None if the example names no document, or nothing was retrieved for it.
-    """
+    """Return the share of the documents with the answer that were retrieved; None without documents."""
     if not example.documents or not example.passages:
         return None
     return len(set(example.documents) & set(example.passages)) / len(set(example.documents))

@@ -1,8 +1,4 @@
-"""Records of repeated measurements: a judge's grades, control arm, noise, people's ratings and labels.
-
-Invariant: `value` is set exactly where the grade could be read. Each names the rows or the base that it
-measures.
-"""
+"""Records of repeated measurements: a judge's grades, control arm, noise, people's ratings and labels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,12 +9,11 @@ from harness.records.serialization import StoredName
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """Grade of one answer, with the judge's own words.
+    """Grade of one answer; `value` in [0, 1] is None if it could not be read.
 
-    `key` digests what was graded: question, answer, and the reference where the judge sees it. `task`,
-    `example_id` and `output_digest` name the answer that was first graded under this key. `value` lies in [0,
-    1]. In a pair, `order` says whether this answer was shown `first` or `second`. `said` is the judge's text,
-    or for a scored model the probability of each grade. `error` is the reason why the judge gave no answer.
+    `key` digests what was graded, `said` is the judge's text or the probability of each grade. `task`,
+    `example_id` and `output_digest` name the first answer with this key. `order` is the answer's place in a
+    pair.
     """
 
     key: str
@@ -37,11 +32,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """Answer to an item that a judge grades again before it grades others, to detect drift.
-
-    `key` is that of its grade, `order` the place of the answer in a pair, `passages` the retrieved text where
-    the judge sees it.
-    """
+    """Answer to an item that a judge grades again before it grades others, to detect drift."""
 
     key: str
     task: str
@@ -53,10 +44,9 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class AnchorCheck:
-    """Check of a judge by its anchors: the `grades` that it gives them now, `n_moved` of them different.
+    """Check of a judge by its anchors: their `grades` now, `n_moved` of them different, means in [0, 1].
 
-    `mean_before` and `mean_now` are the mean grades in [0, 1]. `drifted` says that more moved than this
-    judge's own noise explains.
+    `drifted` says that more moved than this judge's own noise explains.
     """
 
     grades: tuple[Grade, ...]
@@ -70,9 +60,8 @@ class AnchorCheck:
 class ControlBlock:
     """One stored block of a base, evaluated again, and which of its items changed, each as task/item.
 
-    `environment` is the digest of the environment that computed the stored rows. `reworded` names items whose
-    prompts have other tokens now, `differing` those answered or scored differently, and `flipped` those of
-    them whose score moved by more than a hundredth.
+    `environment` is that of the stored rows. `reworded` items have other prompt tokens now, `differing` ones
+    another answer or score; the score of `flipped` ones moved by more than a hundredth.
     """
 
     task: str
@@ -101,9 +90,8 @@ class Control:
 class Rating:
     """Blind preference of a person between two runs' answers to one item.
 
-    `choice` is "a" or "b" for the answers of `run_a` and `run_b`, "tie" or "skip"; `left` says whose answer
-    was on the left. `rows_a` and `rows_b` name the row sets that hold the answers. `created` is a time with
-    its zone, `seconds` how long the rater looked at the item.
+    `choice` is "a" or "b" for the answers of `run_a` and `run_b`; `left` says whose answer was on the left.
+    `rows_a` and `rows_b` name the row sets that hold the answers. `seconds` is how long the rater looked.
     """
 
     rating_id: StoredName
@@ -134,7 +122,7 @@ class AnswerLabel:
 class LabelSet:
     """Labels that a person gave in one session to answers of a task, for one metric, blind to the model.
 
-    `rubric` is the digest of the requirements in the judge's rubric at that time, empty for any other metric.
+    `rubric` is the digest of the requirements in the judge's rubric at that time, empty for other metrics.
     """
 
     id: StoredName
@@ -152,7 +140,7 @@ class TaskNoise:
     """A/A noise of one task: one model's answers in runs that differ only in the layout of batches.
 
     `flips` counts by arm the items whose primary score moved; `largest_nats` is the largest difference of the
-    right answer's log-likelihood, None if none was scored.
+    right answer's log-likelihood.
     """
 
     task: str

@@ -1,7 +1,6 @@
 """Records of one run and of its training: where its rows are, its metrics, its measured figures.
 
-Invariant: a figure is listed here alone, by the name of its field. What was not measured is None or empty,
-and is not stored. A run names its rows by digest, so that runs share them.
+Invariant: what was not measured is None or empty, and is not stored. Runs name rows by digest and share them.
 """
 
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ class TokenCounts(NamedTuple):
 class Figure(NamedTuple):
     """A figure: the name of its field, its heading in tables, its unit, its meaning, and its type in SQL.
 
-    A figure without a type is a curve or a note, which SQL has no column for.
+    Without a type it has no column in SQL.
     """
 
     name: str
@@ -106,12 +105,10 @@ Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where the 
 class Trial:
     """One trial of a sweep: its parameters, its score on validation, and the logs of its training.
 
-    `validation` is None if training diverged or failed otherwise (see `error`); for a pruned trial it is
-    the last score. `chosen` marks the trial that is best on validation. `points` are the scores by step at
-    the tracked points that a pruner saw. `forgetting` is the mean loss of capability on validation items, at
-    most `most_forgetting` in a chosen trial. `fit_key` names the folder of the weights. `asked` digests which
-    prompts were sent to which weights, and how. `alike` are the parameters of other settings with the same
-    prompts, which are not trials of their own.
+    `validation` is None after an error, and the last score of a pruned trial. `points` are scores by step.
+    `forgetting` is the mean loss of capability on validation items, at most `most_forgetting` in a chosen
+    trial. `asked` digests which prompts were sent to which weights. `alike` are other settings with the same
+    prompts.
     """
 
     params: dict[str, Any]
@@ -138,10 +135,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixScan:
-    """Matrices of one type by their signal-to-noise ratio: how many there are, and how many are trained.
+    """Matrices of one type by signal-to-noise ratio: how many there are, and how many are trained.
 
-    `least_trained` and `most_frozen` are the ratios on both sides of the cut; the second is None if all
-    are trained.
+    `least_trained` and `most_frozen` are the ratios on both sides of the cut.
     """
 
     type: str
@@ -161,10 +157,9 @@ class ValidationReward(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedPoint:
-    """Weights at one step of a training: their score on the target's validation rows, and their forgetting.
+    """Weights at one step of a training: score on the target's validation rows, and forgetting.
 
-    `capability` is the mean change against the base over the tasks that count, with its 95 % interval, on
-    `n_general` items; None without such tasks.
+    `capability` is the mean change against the base, with its 95 % interval, on `n_general` items.
     """
 
     step: int
@@ -177,20 +172,14 @@ class TrackedPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
-    """Measured figures of one training, in the order in which reports show them; None if not measured.
+    """Measured figures of one training (see `TRAINING`), in the order of reports; None if not measured.
 
-    `TRAINING` says what each means. `wall_s` is the time of everything computed here, including a sweep's
-    trials, `init_wall_s` that of the training it continues, `train_loop_s` that of the optimiser steps alone.
-    The curves are by optimiser step; a token accuracy is the share of the answers' tokens that were the
-    likeliest given those before. Where `label_smoothing` is known, `loss` is smoothed by it and
-    `validation_loss` is not. In fp16 the gradients of `n_skipped_steps` overflowed; each halved `loss_scale`
-    and changed no weight. `batch_size` and `accumulated_batches` are as searched for the available memory
-    where requested. `reward` is the mean reward of the sampled answers, None if none had one. `teacher` is
-    the digest of the weights whose probabilities were learned. `searched_by` names the search that proposed
-    the trials in `sweep`, `named_base` the base that an adapter made elsewhere names. `command` made the
-    weights. `stands_on` maps the keys of other weights that they depend on to their digests. `scan` says
-    which signal-to-noise ratios decided which matrices are trained. `others` are figures of a user's own
-    method.
+    `wall_s` includes a sweep's trials; `init_wall_s` is that of the training it continues. Curves are by
+    optimiser step. `loss` is smoothed by `label_smoothing`, `validation_loss` is not. The gradients of
+    `n_skipped_steps` overflowed in fp16. `reward` is the mean over answers. `teacher` is a digest of weights,
+    `searched_by` the search that proposed the `sweep`, `named_base` the base that an adapter made elsewhere
+    names. `stands_on` maps the keys of other weights that it depends on to digests. `others` are figures of a
+    user's own method.
     """
 
     wall_s: float | None = None
@@ -265,8 +254,7 @@ class TrainingRecord:
 def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     """Read a training from its plain form; figures with unknown names are kept as `others`.
 
-    Raises:
-        ValueError: a figure has the wrong type.
+    ValueError: a figure has the wrong type.
     """
     names = {f.name for f in fields(TrainingRecord)} - {"others"}
     known = {name: value for name, value in stored.items() if name in names}
@@ -316,10 +304,9 @@ class MetricRange:
 class Run:
     """One candidate and one seed, trained and evaluated: the content of `runs/<run_id>/run.json`.
 
-    `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with units in
-    their names. `state` is "done" or "failed". `base_digest` names the published base, `served_digest` the
-    served one where it differs (quantised). `metrics` maps task and metric to the meaning of the scores.
-    `parity` holds the figures of an artefact that `PARITY` lists.
+    `rows` maps "task/split" to the digest of the row folder. `served_digest` is set if another base than the
+    published one answered (quantised). `metrics` maps task and metric to the meaning of the scores. `parity`
+    holds the figures of an artefact (see `PARITY`).
     """
 
     run_id: StoredName
@@ -361,10 +348,7 @@ class Run:
         return plain if self.parity else {name: value for name, value in plain.items() if name != "parity"}
 
     def may_be_drawn(self, task: str) -> bool:
-        """Tell whether a task's items may have been sampled, with weights that only the report knows.
-
-        In a run with fewer items the suites may be; the target, the only task with validation rows, is not.
-        """
+        """Tell whether a task's items may have been sampled, with weights that only the report knows."""
         return self.experiment.endswith(FEWER) and f"{task}/validation" not in self.rows
 
 
@@ -372,9 +356,8 @@ class Run:
 class SamplingRecord:
     """Sampled items of a run of `--sequential`, and the interim analysis that judged it.
 
-    `analysis` is for example `interim analysis 1 of 3`; `alpha` is its one-sided level, a share of the gate's
-    level `of_alpha`. By sampled task, `weights` holds the inclusion weight of each sampled item by its id,
-    `versions` the version of the whole task's rows.
+    `alpha` is its one-sided level, a share of the gate's level `of_alpha`. By sampled task, `weights` holds
+    the inclusion weight of each sampled item, `versions` the version of the whole task's rows.
     """
 
     analysis: str
@@ -385,11 +368,7 @@ class SamplingRecord:
 
 
 def run_record(stored: Mapping[str, Any]) -> Run:
-    """Read a run from its plain form.
-
-    Raises:
-        ValueError: the plain form is not a run's.
-    """
+    """Read a run from its plain form; ValueError if it is not a run's."""
     plain = {**stored, "training": read_training_record(stored.get("training", {}))}
     run: Run = reader(Run).validate_python(plain)
     return run

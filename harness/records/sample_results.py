@@ -1,7 +1,6 @@
 """Examples, a candidate's answers to them, and the rows that hold both.
 
-Invariant: a row holds everything that a later comparison needs; its identity holds everything that it depends
-on.
+Invariant: a row holds everything that a later comparison needs; its identity, everything that it depends on.
 """
 
 import json
@@ -22,11 +21,9 @@ Status = Literal["ok", "unparsable", "truncated", "refused", "incomplete", "erro
 class Example:
     """One item: its question, accepted answers, family and slice.
 
-    `documents` names the documents that hold the answer (for recall@k); `passages` names those that a
-    prompting put into the messages, best first. `constraints` are the checks of a verifiable instruction (see
-    `metrics/follows.py`). For prompted items of the target, `earlier` is the text of the turns before the
-    last one, and `plain_prompt` the last turn before a prompting or template changed it. `is_cut` says that
-    the answer is only the beginning of one: a training learns no end after it.
+    `documents` hold the answer; `passages` names those in the prompt, best first. `constraints` are read by
+    `metrics/follows.py`. For prompted items of the target, `earlier` is the text of the turns before the last
+    one, and `plain_prompt` the last turn before prompting. `is_cut`: the answer is only the beginning of one.
     """
 
     id: str
@@ -78,11 +75,7 @@ class Document(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Limits of a generated answer; `max_new_tokens` in tokens, `stop` as strings.
-
-    At a `temperature` above 0 tokens are sampled from the likeliest ones that together have probability
-    `top_p`.
-    """
+    """Limits of a generated answer; tokens are sampled at a `temperature` above 0, within `top_p`."""
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
@@ -119,13 +112,11 @@ class Likelihood(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A candidate's answer to one prompt.
+    """A candidate's answer to one prompt; log-probabilities in nats.
 
-    `choice_logprobs` (nats) and `choice_bytes` are set where choices were ranked, in the order of
-    `Example.choices`; `gold_logprob` and `gold_bytes` where the reference was scored. `compute_s` is this
-    item's share of its batch's wall time in seconds. `samples` are all answers to the item where several were
-    sampled, this one first; `mean_logprob` is in nats per token. `first_logprobs` are the log-probabilities
-    (nats) of possible first tokens, where requested.
+    `choice_…` are set if choices were ranked, `gold_…` if the reference was scored. `compute_s` is this
+    item's share of its batch's wall time. `samples` are all sampled answers, this one first; `mean_logprob`
+    is per token. `first_logprobs` are those of possible first tokens, where requested.
     """
 
     text: str
@@ -145,10 +136,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One of an item's sampled answers, with its scores; `index` counts from 0.
-
-    `mean_logprob` is the mean log-probability of its tokens in nats, where requested.
-    """
+    """One of an item's sampled answers, with its scores; `mean_logprob` in nats per token."""
 
     index: int
     text: str
@@ -166,10 +154,9 @@ class Sample:
 class SampleResult:
     """One example answered by one candidate: everything that a later comparison needs.
 
-    `parts` maps a metric's name to its per-sample parts, or to None if it could not be scored. `margin` is
-    log p(gold) − log p(best other choice) in nats. `samples` are all sampled answers, which the row
-    summarises; empty for greedy answers, or where the row was read without them. `fold` numbers, from 1, the
-    fold whose model answered; 0 if one model answered all items.
+    `parts` maps metrics to per-sample parts, None if not scored. `margin` is log p(gold) − log p(best other
+    choice) in nats. `samples` are all sampled answers, empty for greedy ones or if they were not read. `fold`
+    is from 1; 0 if one model answered all items.
     """
 
     task: str
@@ -206,10 +193,8 @@ class SampleResult:
 class RowsIdentity:
     """Identity of a set of rows: everything that they depend on; its digest names their folder.
 
-    `scoring_digest` says how the answers are scored, and is empty if the task's own code answers and
-    scores at once. `decoding` digests the sampling settings, empty for greedy answers. `choice` says how one
-    of several answers was chosen, empty if the first counts. All other fields say which weights were
-    prompted with what.
+    `scoring_digest` is empty if the task's own code scores, `decoding` for greedy answers, `choice` if the
+    first of several answers counts.
     """
 
     weights_digest: str
@@ -244,11 +229,7 @@ class RowsIdentity:
 
 
 class Origin(NamedTuple):
-    """Origin of a block of rows: the digest of its environment, and the control arm measured with it.
-
-    Either is empty if it is unknown or there was none. `contended` says that other work used the
-    processors meanwhile, so that its times do not describe this machine.
-    """
+    """Origin of a block of rows: its environment, its control arm, and whether times were disturbed."""
 
     environment: str = ""
     control: str = ""
@@ -262,11 +243,9 @@ FEEDBACK_ORIGIN = ("source", "model", "time")  # of a row that is made of feedba
 class FeedbackRow:
     """One served request, with personal data masked; an unknown text is empty, an unknown thumb None.
 
-    `row_id` is a keyed digest of the row as it was logged. `messages` is the conversation up to the answer,
-    as canonical JSON of objects with role and content. `answer` is what `model` answered. `thumb` is True for
-    up. `correction` is the answer as a person wrote it, `preference` another answer that was preferred to
-    `answer`. `time` is ISO 8601 in UTC. `sender` is a keyed digest of who asked, and `assignment` says how
-    the model was chosen for the request. `source` is the file and line that it was added from.
+    `row_id` and `sender` are keyed digests. `messages` is the conversation up to the answer, as canonical
+    JSON. `correction` is the answer as a person wrote it, `preference` one preferred to `answer`. `time` is
+    ISO 8601 in UTC. `assignment` says how the model was chosen, `source` is the file and line.
     """
 
     row_id: str
@@ -288,5 +267,5 @@ class FeedbackRow:
 
     @property
     def request(self) -> str:
-        """The last user message's text, as of a test item; what a tool returned was not asked."""
+        """The last user message's text, as in a test item; a tool's results are not questions."""
         return next((m["content"] for m in reversed(self.conversation) if m["role"] == "user"), "")

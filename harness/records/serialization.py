@@ -1,7 +1,7 @@
 """Serialization of records: canonical JSON, digests, and readers of stored files.
 
-Invariant: identity is content. The digest of a record is the sha256 of its canonical JSON, so equal records
-have one digest on every machine.
+Invariant: the digest of a record is the sha256 of its canonical JSON, so equal records have one digest
+anywhere.
 """
 
 import gc
@@ -42,11 +42,7 @@ NameOrNone = Annotated[str, AfterValidator(lambda name: name and _check_name(nam
 
 
 def canonical_json(value: Any) -> str:
-    """Serialise with sorted keys and without spaces; NaN and inf are refused.
-
-    Raises:
-        ValueError: the value holds NaN or inf.
-    """
+    """Serialise with sorted keys and without spaces; ValueError for NaN and inf."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -62,11 +58,7 @@ def drop_defaults(record: Any) -> dict[str, Any]:
 
 
 def load(record: type[_Record], text: str | bytes) -> _Record:
-    """Read a record from JSON, with the tuples and records inside it.
-
-    Raises:
-        ValueError: the text is not JSON, or not such a record.
-    """
+    """Read a record from JSON, with the tuples and records inside it; ValueError for anything else."""
     loaded: _Record = reader(record).validate_json(text)
     return loaded
 

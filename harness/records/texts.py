@@ -1,16 +1,11 @@
 """Texts of all scripts: the only normalisation by which texts are compared, and their words.
 
-`compose_letters` drops invisible characters (Unicode's default ignorable ones) and composes letters with
-their accents (NFC). `fold_text` also gives full-width and half-width forms their usual width, folds case,
-writes typographic signs as a typewriter does, and turns any white space into single blanks. `normalize` then
-drops quotes around a text and one full stop at its end, of any script.
-
 Invariant: each function is idempotent. Accents, digits of other scripts, superscripts and fractions (x² is
 not x2), symbols, inner punctuation and spelling stay as they are.
 Source: caseless matching of the Unicode Standard, section 3.13, D145; Unicode Standard Annexes 15 (NFC) and
 44 (Default_Ignorable_Code_Point, without the tags that tell flags apart); bigrams of Han and kana as in
-Lucene's CJKBigramFilter. The lengths of n-grams most often found the right one of 240 paragraphs, by BM25 on
-XQuAD's 1,190 questions: two letters in Chinese (92 %), three in Thai (93 %)
+Lucene's CJKBigramFilter. Of several lengths of n-grams these found the right one of 240 paragraphs most
+often, by BM25 on XQuAD's 1,190 questions: two letters in Chinese (92 %), three in Thai (93 %)
 """
 
 import re
@@ -60,10 +55,7 @@ def normalize(text: str) -> str:
 
 
 def match_label(text: str, labels: tuple[str, ...]) -> str | None:
-    """Return the label that a text equals: verbatim, folded, or as the same number or truth value; else None.
-
-    1, 1.0 and true are one label, as text or not; 007 is not 7.
-    """
+    """Return the label that a text equals, also as a number or truth value (1, 1.0, true); else None."""
     if text in labels:
         return text
     label_by_fold = _by_fold(labels)

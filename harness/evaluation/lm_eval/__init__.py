@@ -2,8 +2,7 @@
 
 Invariant: a description depends only on the installed lm-eval, the task, its shots and its data, and is
 cached under their digest, so that an unchanged run neither imports nor builds a task. Prompts, filters and
-scores of an item are lm-eval's own; the choice of items, the blocks and the digests are ours. Only this
-package imports lm_eval.
+scores of an item are lm-eval's own; the choice of items, the blocks and the digests are ours.
 Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
 """
 
@@ -71,11 +70,7 @@ def describe_tasks(
     task_of: Callable[[int], Any],
     where: str,
 ) -> Description:
-    """Describe a task or a group, with `limit` documents of the seeded order (None: all).
-
-    Raises:
-        UserError: a task cannot be loaded, or the tasks of a group are scored differently.
-    """
+    """Describe a task or a group, with `limit` documents of the seeded order (None: all)."""
     copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
     code = [registry.version(), versions_of("lm_eval")]
     registered = [[m.name, m.path, m.overrides] for m in members]
@@ -130,13 +125,11 @@ _INVALID = "[invalid]"  # result of lm-eval's regex filters without a match
 
 
 class LmEvalTask(NamedTuple):
-    """A task of lm-eval in the form that the rest of the harness uses.
+    """A task of lm-eval in the form that the rest of the harness uses, with kind and primary filled in.
 
-    `task` has its metrics, kind and primary score filled in. `items` holds the chosen documents in the order
-    of evaluation; `version` digests all documents, independent of the limit. `texts` are the documents'
-    texts, for the contamination check. `left_out` names metrics without an interval here. `samples` converts
-    rows to lm-eval's log format; it reads the documents again. `n_documents` counts all documents,
-    independent of the limit.
+    `items` holds the chosen documents in the order of evaluation; `version` digests all documents. `texts`
+    are the documents' texts, for the contamination check. `left_out` names metrics without an interval here.
+    `samples` converts rows to lm-eval's log format. `n_documents` counts all documents.
     """
 
     task: Task
@@ -153,11 +146,7 @@ class LmEvalTask(NamedTuple):
 
 
 def load(tasks: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True) -> dict[str, LmEvalTask]:
-    """Load tasks of lm-eval, by our names; `gated` requires one primary score for each.
-
-    Raises:
-        UserError: with the problems of all tasks at once.
-    """
+    """Load tasks of lm-eval, by our names; `gated` requires one primary score for each."""
     problems: list[Problem] = []
     loaded: dict[str, LmEvalTask] = {}
     for task in tasks:
@@ -221,10 +210,7 @@ def _text_example(name: str, text: str) -> Example:
 
 
 class _TaskEvaluator:
-    """Evaluates one task's documents; lm-eval's objects are loaded once, when a block first needs them.
-
-    Its tasks give the description, which is set with the primary score before anything is evaluated.
-    """
+    """Evaluates one task's documents; lm-eval's objects are loaded when a block first needs them."""
 
     described: Description
     primary: Score

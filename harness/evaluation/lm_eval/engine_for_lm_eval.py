@@ -1,7 +1,7 @@
 """The harness's engine as a model of lm-eval, for lm-eval's own evaluator and command line.
 
-Invariant: a request gets the same answer as in `harness eval`. Only a prompt that is too long, an error
-there, loses its beginning here, as in lm-eval's own models.
+Invariant: a request gets the same answer as in `harness eval`, except that a prompt that is too long loses
+its beginning, as in lm-eval's own models.
 Source: lm_eval/api/model.py (LM), version 0.4.13
 """
 
@@ -32,9 +32,6 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     `pretrained` is a name, a folder, or an open candidate, which keeps its own precision and device. The
     engine fills batches, so lm-eval's batch sizes have no effect.
-
-    Raises:
-        UserError: no such model, precision or device.
     """
 
     def __init__(
@@ -68,11 +65,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         return self._answer_by_task(requests)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answer each prompt greedily, up to a stop string or the limit of tokens.
-
-        Raises:
-            UserError: a task asks for sampled answers.
-        """
+        """Answer each prompt greedily, up to a stop string or the limit of tokens."""
         if sampled := next((r for r in requests if is_sampled(r.args[1])), None):
             found = f"task {sampled.task_name}, whose answers are sampled"
             expected = "greedy answers: a second run has to give the same"

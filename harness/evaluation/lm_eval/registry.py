@@ -1,7 +1,6 @@
 """Registry of lm-eval's tasks: their names, the files that define them, and local copies of their data.
 
-Invariant: lm-eval's own scan of its 14,000 task files takes some five seconds; it runs once per installed
-version and is cached, and everything else here reads the cached file.
+Invariant: lm-eval's scan of its 14,000 task files takes five seconds; it runs once per installed version.
 """
 
 import json
@@ -32,11 +31,7 @@ class RegisteredTask(NamedTuple):
 
 
 def version() -> str:
-    """Return the installed version of lm-eval.
-
-    Raises:
-        UserError: lm-eval is not installed.
-    """
+    """Return the installed version of lm-eval; UserError if it is not installed."""
     try:
         return metadata.version("lm_eval")
     except metadata.PackageNotFoundError:
@@ -50,11 +45,7 @@ def names() -> dict[str, str]:
 
 
 def members(name: str, where: str) -> list[RegisteredTask]:
-    """List the tasks that a name refers to: itself, or all tasks of a group or tag.
-
-    Raises:
-        UserError: lm-eval does not know the name, or it is a group that defines its own tasks.
-    """
+    """List the tasks that a name refers to: itself, or all tasks of a group or tag."""
     if name not in _entries():
         found = f"unknown lm-eval task {name!r}"
         nearest = did_you_mean(name, _entries())
@@ -124,11 +115,7 @@ def _scan() -> dict[str, dict[str, Any]]:
 
 
 def datasets_folder(written: str | None) -> Path | None:
-    """Return the folder of local copies: `HARNESS_DATASETS_DIR`, else the setting in harness.yaml.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
+    """Return the folder of local copies: `HARNESS_DATASETS_DIR`, else the setting in harness.yaml."""
     requested = os.environ.get("HARNESS_DATASETS_DIR") or written
     if not requested:
         return None

@@ -1,11 +1,10 @@
 """Requests of lm-eval answered with a Candidate, and its metrics as ours.
 
 Invariant: a pair of texts has the same token ids as in lm-eval: spaces at the end of the context move to the
-continuation, both are tokenised together, and an empty context is the beginning- or end-of-sequence token. A
-prompt that is too long is an error, or is cut on request. With equal weights an aggregate equals lm-eval's
-own; a metric whose aggregation has no such form is left out, and reported.
-Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), version 0.4.13;
-lm_eval/api/metrics.py, version 0.4.13 (aggregations by their registered names)
+continuation, both are tokenised together, and an empty context is the beginning- or end-of-sequence token.
+With equal weights an aggregate equals lm-eval's own; metrics without such a form are left out and reported.
+Source: lm_eval/api/model.py (TemplateLM), lm_eval/models/huggingface.py (HFLM), lm_eval/api/metrics.py,
+version 0.4.13
 """
 
 import re
@@ -68,10 +67,7 @@ def answer(
 
 
 def encode_requests(candidate: Candidate, instances: Sequence[Any]) -> list[Encoded]:
-    """Encode requests as lm-eval does for causal models; each text once, all in one call.
-
-    The context of a scored whole text is only the prefix token; that of a prompt is the whole prompt.
-    """
+    """Encode requests as lm-eval does for causal models; each text once, all in one call."""
     prompts = [_prompts(instance) for instance in instances]
     ids = iter(candidate.encode_all([text for texts in prompts for text in texts]))
     return [
@@ -112,8 +108,8 @@ def _join_pair(ids: Sequence[Encoded]) -> Encoded:
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
     """Cut a text into windows of at most `length` tokens, each token predicted once.
 
-    The first window follows the prefix token; each later one has as much of the preceding text as fits, at
-    least one token.
+    The first follows the prefix token; each later one has as much of the preceding text as fits, at least a
+    token.
     """
     for start in range(0, len(ids), length):
         end = min(start + length, len(ids))
@@ -223,10 +219,7 @@ _SHARE = re.compile(r"^(acc|exact_match|em$|f1$|mc[12]$)|(_acc|_accuracy|_em|exa
 
 
 class Score(NamedTuple):
-    """One number that lm-eval computes for a task: metric and filter, aggregation, and direction.
-
-    `name` is lm-eval's metric, followed by `,filter` if a task has several filters.
-    """
+    """One number that lm-eval computes for a task; `name` is its metric, with the filter if several."""
 
     name: str
     metric: str
@@ -290,8 +283,7 @@ def metric_of(score: Score) -> Metric:
 def parts_of(score: Score, value: Any) -> Parts | None:
     """Convert the result of lm-eval's process_results for one document to parts; None without a result.
 
-    Raises:
-        HarnessError: a share is outside [0, 1].
+    HarnessError: a share is outside [0, 1].
     """
     form = _FORMS[score.aggregation]
     try:
@@ -312,9 +304,6 @@ def primary(scores: Sequence[Score], requested: str, where: str) -> str:
     """Choose the deciding score: the requested one, else `acc`, else the only share of right answers.
 
     Without a share, the only score or bits per byte is primary: reported, never judged.
-
-    Raises:
-        UserError: there is no such score, or several match.
     """
     names = [s.name for s in scores]
     if requested:

@@ -1,11 +1,8 @@
-"""lm-eval's own task objects, loaded from local copies or the hub, and the requests of some documents.
+"""lm-eval's own task objects, the requests of some documents, and rows in the format of its logs.
 
 Invariant: a document is named by its index in the evaluated split and the hash of its content; its few-shot
-examples are those that lm-eval draws for it in a run over the whole split.
-
-Rows in the format of lm-eval's logged samples, so that readers of those can read ours. Document, prompts,
-target and their hashes are lm-eval's own. The answers are the contents of our row, whose keys are added to
-lm-eval's; `resps` are left out.
+examples are those of a run over the whole split. Logged documents, prompts, targets and hashes are lm-eval's
+own; the keys of our row are added, and `resps` are left out.
 Source: lm_eval/evaluator.py and lm_eval/loggers/evaluation_tracker.py, version 0.4.13.
 """
 
@@ -71,9 +68,6 @@ def load(
     """Load one task with its data, prepared as lm-eval prepares it before a run.
 
     `num_fewshot` replaces the task's own number of shots, unless the task sets 0 (lm-eval's rule).
-
-    Raises:
-        UserError: its data, packages or files are missing, or its kind is not supported here.
     """
     _refuse_without_nltk_data(member, where)
     quiet_libraries()
@@ -133,11 +127,7 @@ def definition(task: Any) -> str:
 
 
 def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> dict[int, list[Any]]:
-    """Build lm-eval's requests for some documents; `expected` holds the hash of every document.
-
-    Raises:
-        HarnessError: the documents have changed.
-    """
+    """Build lm-eval's requests for some documents; HarnessError if their hashes are not as expected."""
     wanted = sorted(indices)
     with _fix_seeds(), _shots_of_a_whole_run(task, wanted):
         task.build_all_requests(samples=wanted)
@@ -238,7 +228,6 @@ def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
 def _describe_load_error(
     member: RegisteredTask, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
-    """Say why a task could not be loaded, from the libraries' error."""
     message = " ".join(str(error).split())
     source = f"{member.dataset_path} ({folder})" if folder else member.dataset_path
     if isinstance(error, ImportError):
