@@ -69,7 +69,7 @@ def test_merged_and_apart_differ_in_16_bits_alone_and_leave_the_base_as_it_was(t
 
 
 @pytest.mark.e2e
-def test_a_comparison_measures_both_and_prints_by_how_much_they_differ(tiny, tmp_path):
+def test_a_comparison_measures_both(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES)
     path.write_text(path.read_text().replace("precision: fp32", "precision: bf16"))
     report = tiny_experiment.run(path)
@@ -77,18 +77,14 @@ def test_a_comparison_measures_both_and_prints_by_how_much_they_differ(tiny, tmp
     runs = runs_of(path)
     assert runs["served"].weights_digest != runs["lora"].weights_digest
     assert runs["served"].rows.keys() == runs["lora"].rows.keys()
-    (note,) = [note for note in report.notes if note.startswith("served: merged in bf16, ")]
-    assert " answers differ from lora's, log p of " in note
-    assert float(note.split(" by up to ")[1].removesuffix(" nats")) > 0
 
 
 @pytest.mark.e2e
-def test_in_fp32_it_is_the_adapter_itself_and_says_so(tiny, tmp_path):
+def test_in_fp32_it_is_the_adapter_itself(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.replace("num_train_epochs: 4", "max_steps: 1"))
-    report = tiny_experiment.run(path)
+    tiny_experiment.run(path)
     runs = runs_of(path)
     assert runs["served"].rows == runs["lora"].rows
-    assert "served: serve_merged changes nothing in fp32, where each adapter answers merged" in report.notes
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp_path):

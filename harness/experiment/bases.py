@@ -7,7 +7,7 @@ Source: as `models.memory`.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from harness.models.hub import ModelSource, quantize
 from harness.models.memory import OVERHEAD_GB, Peak
 from harness.models.shapes import Shape
 from harness.models.weight_files import (
-    CONFIG,
     Tensor,
     expert_parameters,
     map_stored_tensors,
@@ -32,9 +31,7 @@ from harness.models.weight_files import (
     refuse_damaged,
 )
 from harness.plugins import MethodAlternative
-from harness.records import Run, read_object
 from harness.spec import HUB, Experiment
-from harness.store import Store
 
 
 def choose_quantization(
@@ -82,7 +79,6 @@ def sentences(sources: Mapping[str, ModelSource]) -> list[str]:
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
 
 _THINKING = "enable_thinking"  # the variable of the templates of Qwen3, SmolLM3 and others
-_OF_EXPERTS = re.compile(r"expert|gate_up|(up|down)_proj|\bw[123]\b")  # as families call their matrices
 _WHOLE = "full fine-tuning"
 _WHOLE_IN_BF16 = "full fine-tuning (dtype: bfloat16)"
 # Formats of quantised files on whose layers adapters train as they are; on those of others once unpacked.
@@ -347,13 +343,8 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
         yield Problem(where, found, expected, f"{step}: the model learns from the answer alone, as usual")
 
 
-def base_remarks(
-    at: Store,
-    candidates: Mapping[str, ResolvedCandidate],
-    sources: Mapping[str, ModelSource],
-    runs: Iterable[Run],
-) -> Iterator[str]:
-    """Yield remarks on bases with an unset thinking mode, and on experts that were not trained."""
+def thinking_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
+    """Yield the bases whose chat template has a thinking mode that is not set."""
     for name, source in sources.items():
         undecided = not hub.is_packed(source) and not source.switches
         if undecided and _THINKING in hub.chat_template(source):
@@ -362,18 +353,3 @@ def base_remarks(
                 "cut off where a fine-tune is not, unless both are told not to think; "
                 f"chat_template_kwargs: {{{_THINKING}: false}}"
             )
-    for run in runs:
-        candidate = candidates.get(run.candidate)
-        made = at.weights(run.training.fit_key) if run.training.fit_key else None
-        if candidate and made and leaves_experts(candidate.base, made):
-            yield (
-                f"{run.candidate}: its adapter leaves the base's experts alone; "
-                "target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj] would reach them"
-            )
-
-
-def leaves_experts(base: ModelSource, folder: Path) -> bool:
-    """Tell whether the adapter in a folder adapts none of its base's experts."""
-    said = read_object(folder / "adapter" / CONFIG)
-    named = str([said.get("target_modules"), said.get("target_parameters")])
-    return bool(said) and not _OF_EXPERTS.search(named) and hub.expert_share(base) > 0

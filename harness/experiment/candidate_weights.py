@@ -7,7 +7,7 @@ complete.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -207,22 +207,19 @@ class _Maker(NamedTuple):
         is_again = not session.reads_only and self.candidate.source_name in session.searched
         if is_again and (failed := trial.recall(key, proposal)):
             return failed
-        is_made_here = session.is_worker and not session.reads_only
-        with self.keeper.note_under_way(key) if is_made_here else nullcontext():
-            try:
-                found = trial.train_and_score(proposal, begun, self.candidate.source.subject_to)
-            except NotStored:
-                if known := trial.recall(key, proposal):
-                    return known
+        try:
+            found = trial.train_and_score(proposal, begun, self.candidate.source.subject_to)
+        except NotStored:
+            if known := trial.recall(key, proposal):
+                return known
+            raise
+        except Exception as error:
+            if not trials.fails_alone(error):
                 raise
-            except Exception as error:
-                if not trials.fails_alone(error):
-                    raise
-                failed_trial = trial.keeper.record_failed(proposal.params, key, error)
-                return Tried(failed_trial, error=error)
-            if found.weights and not session.reads_only:
-                trial.keeper.record(found.trial, found.weights)
-            return found
+            return Tried(trial.keeper.record_failed(proposal.params, key, error), error=error)
+        if found.weights and not session.reads_only:
+            trial.keeper.record(found.trial, found.weights)
+        return found
 
     def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
         """Return a trial that failed before, as its record keeps it: the reason, and what to turn."""
@@ -316,35 +313,6 @@ def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> We
     """Make and validate the trial at one point of its sweep; None if it failed, which is noted."""
     maker = _Maker(session, candidate, session.first_seed)
     return maker.attempt(trials.TrialProposal(candidate.points[place])).weights
-
-
-def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
-    """Record a trial as failed: at one point of a sweep, or the current one of a search.
-
-    Returns False if what it starts from is missing, or a search has no current trial.
-    """
-    maker = _Maker(session, candidate, session.first_seed)
-    if candidate.source.sweep:
-        point = candidate.points[place]
-    else:  # the next proposal of a search after its known trials
-        key, made = maker.keeper.find_under_way(), list[Trial]()
-        stored, under_way = maker._replace(session=session.reading()), list[dict[str, Any]]()
-        with suppress(NotStored):
-            for proposal in maker.propose(made) if key else ():
-                if stored.at(proposal.params).begin().folder.name == key:
-                    under_way.append(proposal.params)
-                    break
-                made.append(stored.attempt(proposal).trial)
-        if not under_way:
-            return False
-        point = under_way[0]
-    try:
-        begun = maker._replace(session=session.reading()).at(point).begin()
-    except NotStored:
-        return False
-    maker.at(point).keeper.record_failed(point, begun.folder.name, error)
-    maker.keeper.forget_under_way()
-    return True
 
 
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:

@@ -205,7 +205,6 @@ class Journal:
         self.files: dict[Step, tuple[str, ...]] = {}
         self.ready: dict[Step, None] = {}
         self.n_begun: Counter[Step] = Counter()
-        self.passed_over: set[Step] = set()
         self.refusal: Exception | None = None
         self._order = TopologicalSorter(plan.needs)
         self._order.prepare()
@@ -246,9 +245,6 @@ class Journal:
             step = self._steps[content[0]]
             if kind == "begun":
                 self.n_begun[step] += 1
-            elif kind == "passed over":
-                self.n_begun[step] = 0
-                self.passed_over.add(step)
             else:
                 self.outcomes[step] = Outcome(*content[1:])
                 ended.append(step)
@@ -298,10 +294,6 @@ class Journal:
     def begin(self, step: Step) -> None:
         """Record that a worker has begun a step."""
         append(self.file, "begun", self._places[step])
-
-    def pass_over(self, step: Step) -> None:
-        """Record that a lost trial of a search was recorded as failed, so that the search continues."""
-        append(self.file, "passed over", self._places[step])
 
     def end(self, step: Step, outcome: Outcome) -> None:
         """Record the outcome of a step."""

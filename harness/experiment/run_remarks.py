@@ -5,7 +5,7 @@ task together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -20,15 +20,14 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.timing import describe_timing
-from harness.experiment.bases import base_remarks
+from harness.experiment.bases import thinking_remarks
 from harness.experiment.stored_rows import Reader, Runs
 from harness.experiment.study import Study
 from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
-from harness.metrics import cites_nothing
 from harness.models import artefacts
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, describe_prompts, list_passages, map_passage_marks
-from harness.records import Example, Message, Run, SampleResult, TrainingRecord
+from harness.prompting import PromptingContext, describe_prompts, list_passages
+from harness.records import Run, TrainingRecord
 from harness.report import front_sentence, print_tried_value
 from harness.spec import DecidePolicy
 from harness.stats import paired_delta, t_interval, wilson
@@ -48,7 +47,6 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             also = f"; to {some} others some of several answers failed" if some else ""
             said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
             yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
-    yield from _count_uncited(session.target, session.candidates, reader, done)
     # How many answers to a judged task were cut, empty or failed, and so never judged.
     judged = [measured for measured in session.tasks if measured.judged]
     for run, measured in product(done, judged):
@@ -69,83 +67,12 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
             step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
             yield f"{ungraded}: {reasons}{worst}{step}"
-    for what, shows in _NOTEWORTHY.items():  # by candidate and task; equal counts are merged
-        alike: dict[str, list[str]] = {}
-        for run in done:
-            answered = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
-            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in answered}
-            if items := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
-                alike.setdefault(", ".join(items), []).append(run.candidate)
-        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
-    yield from _note_merged(session.candidates, session.tasks, session.machine.precision, reader, done)
-
-
-def _count_uncited(
-    target: MeasuredTask, candidates: Candidates, reader: Reader, runs: Iterable[Run]
-) -> Iterator[str]:
-    """Count the answers without a citation, for tasks that score citations of marked passages."""
-    if not any(name.startswith("citation_") for name in target.metrics):
-        return
-    plain = {example.id: example.prompt for example in target.items.test}
-    for run in runs:
-        decoding = candidates[run.candidate].recipe.sampling
-        is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, otherwise each
-        rows = (reader.read if is_chosen else reader.answers)(run, target)
-        shown = []
-        for row in (row for row in rows if row.status == "ok"):
-            # Each of several answers to an item has its number after the item's id.
-            prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
-            message: Message = {"role": "user", "content": row.prompt}
-            example = Example(row.example_id, (message,), passages=row.passages, plain_prompt=prompt)
-            if map_passage_marks(example):
-                shown.append((row.text, example))
-        if n := sum(cites_nothing(text, example) for text, example in shown):
-            of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
-            yield f"{run.candidate}: {of} have no citation in a known form, and score 0 on citations"
-
-
-# What a reader should know of single items, and how a row shows it.
-_NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
-    "the right choice tied with another": lambda row: row.margin == 0,
-    "a token spans the end of the prompt and the start of the choice": lambda row: row.boundary_merged,
-}
-
-
-def _note_merged(
-    candidates: Candidates, all_tasks: Sequence[MeasuredTask], precision: str, reader: Reader, runs: Runs
-) -> Iterator[str]:
-    """Describe how answers of merged weights differ from those of the base with the unmerged adapter."""
-    for run in runs:
-        recipe = candidates[run.candidate].recipe
-        apart = next((r for r in runs if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
-        if not recipe.serve_merged or apart is None:
-            continue
-        if run.weights_digest == apart.weights_digest:
-            yield f"{run.candidate}: serve_merged changes nothing in fp32, where each adapter answers merged"
-            continue
-        tasks = (m for m in all_tasks if {f"{m.task.name}/test"} <= {*run.rows} & {*apart.rows})
-        both = [zip(reader.read(run, m), reader.read(apart, m), strict=True) for m in tasks]
-        pairs = [(a, b) for rows in both for a, b in rows if a.prompt == b.prompt]
-        gaps = [
-            abs(a.gold_logprob - b.gold_logprob)
-            for a, b in pairs
-            if a.gold_logprob is not None and b.gold_logprob is not None
-        ]
-        nats = f", log p of {pluralize(len(gaps), 'item')} by up to {max(gaps):.2g} nats" if gaps else ""
-        n = sum(a.text != b.text for a, b in pairs)
-        of = f"{count(n)} of {pluralize(len(pairs), 'answer')}"
-        merged = f"{run.candidate}: merged in {precision}"
-        yield f"{merged}, {of} differ from {apart.candidate}'s{nats}"
 
 
 def list_remarks(session: Session, runs: Runs) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
     of_times = list(describe_timing(done))
-    n_items, wanted = len(session.target.items.validation), session.experiment.concurrency
-    if wanted is not None and n_items < wanted and any("at_once" in run.latency for run in done):
-        came = f"only {pluralize(n_items, 'request')} came at once"
-        of_times.append(f"concurrency is {wanted}, but {came}: validation has no more rows")
     own = session.source.weights_digest
     others = {run.candidate: run.base_model for run in done if run.base_digest != own}
     used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
@@ -162,7 +89,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
         *dict.fromkeys(of_times),
         *_note_indexes(session.target, session.candidates, session.experiment.decide, done),
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
-        *dict.fromkeys(base_remarks(session.store, session.candidates, session.sources, done)),
+        *thinking_remarks(session.sources),
         *_note_endpoints(session.candidates, session.suites, session.experiment.decide, done),
         *by_artefacts,
         *(
@@ -272,7 +199,6 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
     for run in runs:
         if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
-    yield from note_unmoved(runs)
     for run in runs:
         yield from describe_rewards(run.candidate, run.training)
     for run in runs:
@@ -298,16 +224,6 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
         has_own_weights = study.experiment.candidates[run.candidate].weights_of is None
         if has_own_weights and (front := front_sentence(run.candidate, run.training, sign)):
             yield f"{run.candidate}: {front}"
-
-
-def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
-    """Name trainings whose every step had the warm-up's first rate, 0, so that nothing was learned."""
-    for run in runs:
-        rates = [rate for _, rate in run.training.learning_rate]
-        if rates and not any(rates):
-            steps = pluralize(len(rates), "step")
-            step = "warmup_steps: 0, smaller batches or more epochs"
-            yield f"{run.candidate}: not trained, as the learning rate of its {steps} was 0; try {step}"
 
 
 def describe_rewards(name: str, training: TrainingRecord) -> Iterator[str]:

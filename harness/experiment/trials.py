@@ -13,7 +13,6 @@ estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter Optimization*
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from harness.experiment.training_fit import PRUNED, Fit, show_point
 from harness.experiment.validation_scores import read_kept_points, validate
 from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.spec import Recipe, is_span, span_of
-from harness.store import CLAIMS, TrialRun, write_whole
+from harness.store import TrialRun, write_whole
 
 if TYPE_CHECKING:
     import optuna
@@ -94,28 +93,6 @@ class TrialKeeper(NamedTuple):
         """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
         known = store.find_trial(self.session.store, self._run_id(fit_key))
         return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
-
-    @contextmanager
-    def note_under_way(self, fit_key: str) -> Iterator[None]:
-        """Note which trial a search is at: a worker that is killed leaves no other trace of it."""
-        file = self._file_under_way
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(fit_key, "utf-8")
-        yield
-        self.forget_under_way()
-
-    def forget_under_way(self) -> None:
-        """Forget which trial a search is at: what became of it is known."""
-        self._file_under_way.unlink(missing_ok=True)
-
-    def find_under_way(self) -> str:
-        """Return the key of a search's current trial; empty if there is none."""
-        file = self._file_under_way
-        return file.read_text("utf-8") if file.exists() else ""
-
-    @property
-    def _file_under_way(self) -> Path:
-        return self.session.store.folder / CLAIMS / f"{self.candidate.source_name}.trial"
 
     def train_until_pruned(
         self,

@@ -26,7 +26,7 @@ from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
+from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.plan import TRIES, Journal, Outcome, Plan, Step, append, wait_for_files
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
@@ -143,13 +143,15 @@ class _Worker(NamedTuple):
 
     def make(self, step: Step) -> None:
         """Make the missing parts of a step, and record its outcome."""
-        if self.journal.n_begun[step] >= TRIES and not self.pass_over(step):
+        if self.journal.n_begun[step] >= TRIES:
+            found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
+            lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
+            self.journal.end(step, Outcome(error=encode_error(lost)))
             return
         self.journal.begin(step)
         self.session.controls.update(self.journal.controls)
         candidate = self.session.candidates.get(step.name)
-        # The trials of a sweep were earlier steps; for a continuing search, the lost trial is recorded.
-        if step.kind == "fit" and candidate and (candidate.source.sweep or step in self.journal.passed_over):
+        if step.kind == "fit" and candidate and candidate.source.sweep:  # its trials were earlier steps
             self.session.searched.add(candidate.source_name)
         try:
             needed = (name for need in self.journal.plan.needs[step] for name in self.journal.files[need])
@@ -161,20 +163,6 @@ class _Worker(NamedTuple):
         except Exception as error:  # noqa: BLE001 (the command hears of it, and the other steps go on)
             outcome = Outcome(error=encode_error(error))
         self.journal.end(step, outcome)
-
-    def pass_over(self, step: Step) -> bool:
-        """Fail a step whose workers were lost; for a trial only the trial fails, and its search continues."""
-        found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
-        lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
-        session, is_noted = self.session, False
-        if step.kind in ("trial", "fit"):
-            is_noted = note_failed_trial(session, session.candidates[step.name], step.part, lost)
-        if is_noted and step.kind == "fit":
-            self.journal.pass_over(step)
-            self.journal.read()
-            return True
-        self.journal.end(step, Outcome() if is_noted else Outcome(error=encode_error(lost)))
-        return False
 
     def make_weights(self, step: Step) -> Outcome:
         candidate = self.session.candidates[step.name]

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from harness import plugins, spec
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
-from harness.metrics._citations import cites_nothing
 from harness.provenance import source_digest, versions_of
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest, normalize
 

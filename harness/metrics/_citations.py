@@ -56,11 +56,6 @@ def recall(answer: str, example: Example) -> float:
     return sum(supported) / len(supported) if supported else 0.0
 
 
-def cites_nothing(answer: str, example: Example) -> bool:
-    """Tell whether an answer contains no citation in any form."""
-    return not list(_find_cited(answer, map_passage_marks(example)))
-
-
 def _find_cited(text: str, marks: Marks) -> Iterator[str]:
     """Yield the marks that a text cites, including unknown ones."""
     for inside in BRACKETS.findall(_bracket_citations(text, marks)):
