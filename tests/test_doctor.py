@@ -58,8 +58,7 @@ ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
 
 
 @pytest.mark.e2e
-def test_what_trains_or_answers_longer_takes_more_and_a_changed_recipe_has_no_measured_figures(copy):
-    assert estimate_by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
+def test_what_trains_or_answers_longer_takes_more(copy):
     found, tight = estimate_by_name(copy, ROOMY), estimate_by_name(copy, TIGHT)
     assert found["lora"].time_s > found["prompt"].time_s
     assert found["lora"].flops > found["prompt"].flops
@@ -116,17 +115,17 @@ def test_what_is_wrong_with_the_files_is_listed_and_the_machine_is_still_describ
 
 
 @pytest.mark.e2e
-def test_the_command_prints_an_estimate_of_each_candidate_beside_what_was_measured_and_json_of_it(copy):
+def test_the_command_prints_an_estimate_of_each_candidate_and_json_of_it(copy):
     done = CliRunner().invoke(app, ["doctor", "-c", str(copy)])
     assert done.exit_code == 0, done.output
-    assert "estimated / measured" in done.stdout
+    assert "estimated, each made alone" in done.stdout
     assert all(len(line) <= 110 for line in done.stdout.splitlines() if not line.startswith("packages"))
     assert done.stderr.endswith(f"next: harness compare -c {copy}\n")
     plain = json.loads(CliRunner().invoke(app, ["doctor", "-c", str(copy), "--json"]).stdout)
     assert {"machine", "memory", "costs", "absent"} <= plain.keys()
     costs = {cost["candidate"]: cost for cost in plain["costs"]}
     assert list(costs) == ["prompt", "shots", "ranked", "bag", "lora", "hybrid"]
-    figures = ("memory_gib", "flops", "time_measured_s", "memory_measured_gib", "cost_measured_usd")
+    figures = ("memory_gib", "flops", "time_s", "cost_usd")
     assert min(costs["lora"][figure] for figure in figures) > 0
     assert (costs["bag"]["memory_gib"], costs["bag"]["fits"]) == (None, True)
 

@@ -281,8 +281,6 @@ def test_a_row_that_the_template_does_not_write_is_named_before_anything_runs(
 
 
 LAST_TURN = "{% set messages = messages[-1:] %}"
-NO_BREVITY = "{% if messages[0]['content'] == 'Be short.' %}{{ raise_exception('no') }}{% endif %}"
-ONE_TURN = "{% if messages[1:] %}{{ raise_exception('one turn alone') }}{% endif %}"
 ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
 ANSWERED = [
     {"role": "user", "content": "Its number is 7."},
@@ -297,14 +295,6 @@ UNWRITTEN = {
         "test.jsonl:2: found a turn of 'user' that the chat template leaves out",
     ),
     "pairs": (ALTERNATES, "", [PAIR], "pairs.jsonl:1: found a conversation"),
-    "a system text": (
-        *(NO_BREVITY + tiny_model.CHATML, "  told: {method: base, system: Be short.}\n", ()),
-        "candidate told: the prompt of item ",
-    ),
-    "shots": (
-        *(ONE_TURN + tiny_model.CHATML, "  shown: {method: base, prompting: {few_shot: {shots: 2}}}\n", ()),
-        "candidate shown: the prompt of item ",
-    ),
     "no end": (
         *(ENDLESS + tiny_model.CHATML, "", ()),
         "found a chat template that takes more than 1,000,000 steps",
@@ -337,18 +327,6 @@ def test_answers_are_compared_and_trained_without_special_tokens_around_them(dat
         words = shlex.split(command)
         code, out, err = data(*words[2:])
         assert (code, "2 changed: special tokens removed in 'reference'" in out) == (0, True), err
-
-
-@pytest.mark.parametrize("token", ["<|im_end|>", "[/INST]"])
-def test_special_tokens_in_prompts_and_documents_are_told(tmp_path, tiny, token):
-    path = write_free_answers(tmp_path, tiny)
-    change(path, "letters/test.jsonl", 3, prompt=f"{token} Where is my lamp box?")
-    change(path, "general/facts.jsonl", 1, prompt=f"{token} What follows?")
-    items = session(path).target.items
-    assert [note.partition(", such")[0] for note in items.overlap] == [
-        "1 row with special tokens in prompts"
-    ] * 2
-    assert items.overlap[1].count("letters/test.jsonl:3") == 1
 
 
 LABELS = ("refund", "card")

@@ -281,32 +281,24 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
 
 
 def cost_section(costs: "Sequence[Cost]") -> "Section":
-    """Lay out what each candidate takes, estimated, with what was measured behind a slash."""
+    """Lay out what each candidate takes, as estimated."""
     from harness.report import Section
 
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
-    lead = "estimated / measured, each made alone and from nothing"
+    lead = "estimated, each made alone and from nothing"
     rows = []
     for cost in costs:
-        time_s, spent = cost.time_measured_s, cost.cost_measured_usd
-        time = _describe_beside(seconds(cost.time_s), None if time_s is None else seconds(time_s))
-        price = _describe_beside(usd(cost.cost_usd), None if spent is None else usd(spent))
         gib, fits = memory_texts(cost)
-        rows.append((cost.candidate, gib, time, f"{cost.flops:.1e}" if cost.flops else "few", price, fits))
+        operations = f"{cost.flops:.1e}" if cost.flops else "few"
+        rows.append((cost.candidate, gib, seconds(cost.time_s), operations, usd(cost.cost_usd), fits))
     columns = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
     return Section(columns=columns, rows=rows, lead=lead, notes=knobs)
 
 
 def memory_texts(cost: "Cost") -> tuple[str, str]:
-    """Say how much memory a candidate takes, as estimated and as measured, and whether it fits."""
-    gib = (cost.memory_gib, cost.memory_measured_gib)
-    estimated, measured = (None if x is None else f"{x:.1f}" for x in gib)
-    fits = {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
-    return _describe_beside(estimated or UNKNOWN, measured), fits
-
-
-def _describe_beside(estimated: str, measured: str | None) -> str:
-    return estimated if measured is None else f"{estimated} / {measured}"
+    """Say how much memory a candidate takes, and whether it fits."""
+    gib = UNKNOWN if cost.memory_gib is None else f"{cost.memory_gib:.1f}"
+    return gib, {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
 
 
 @verb(

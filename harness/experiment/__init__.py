@@ -1,7 +1,6 @@
-"""The main job: every candidate trained and evaluated, compared, gated and decided.
+"""The main job: train, evaluate, compare, gate and decide on every candidate of an experiment.
 
-Invariant: incremental; a second call computes nothing, and a candidate that fails is reported
-while the others finish.
+Invariant: a second call computes nothing, and a candidate that fails stops no other.
 """
 
 from collections.abc import Sequence
@@ -139,15 +138,8 @@ def run_all(
 ) -> ExperimentReport:
     """Make all selected runs on a prepared session, and report them; `found` are the stored ones.
 
-    If the experiment has workers, they first make what they can on sessions of the same `scope`. With fewer
-    items, large tasks are evaluated in interim analyses until the verdicts are settled; if no task can be
-    sampled, all items are evaluated.
-
-    Raises:
-        UserError: no selected candidate can have the requested learning curve, or the key of a needed
-        endpoint
-            is missing.
-        HarnessError: another process is working in the same runs folder.
+    Workers, if there are any, first make what they can. With fewer items, large tasks are evaluated in
+    interim analyses until the verdicts are settled.
     """
     smoke, fewer_items = (scope.smoke, scope.fewer) if scope else (False, False)
     if learning_curve:
@@ -206,7 +198,6 @@ def run_all(
 def _refuse_forbidden(
     session: Session, loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> None:
-    """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
     open_ = _place_open(loaded, ordered, found)
     judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
     judged += filter(None, [session.open_judge_of_pairs()])
@@ -230,7 +221,6 @@ def refuse_sensitive(
 def _place_open(
     loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> list[tuple[str, ResolvedCandidate]]:
-    """List the selected candidates with unfinished runs, each with its place in the file."""
     open_ = {one.candidate.name: one.candidate for one in list_open(ordered, found)}
     return [(loaded.places[name], open_[name]) for name in loaded.selected if name in open_]
 
@@ -243,7 +233,6 @@ def _make_all(
     *,
     smoke: bool,
 ) -> list[Run]:
-    """Measure the bases and make every run that is neither done nor `found`."""
     reader = reader or Reader(session.store, session.tasks)
     done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
     reader.prepare(digest for run in done if run for digest in run.rows.values())
@@ -282,7 +271,7 @@ def _make_all(
 
 
 def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Runs) -> list[Run]:
-    """Time more requests to what will be shipped: the best untrained candidate or the best fine-tune."""
+    """Time more requests to the best untrained candidate and the best fine-tune, one of which is shipped."""
     # Requests to an endpoint cost money, so it is timed only if the number of concurrent requests is set.
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)

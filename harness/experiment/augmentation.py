@@ -1,15 +1,10 @@
 """Augmentation of training rows: paraphrases, translations there and back, or new questions with answers.
 
-Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question, exactly or
-by the measures of the contamination check. The same model, texts, prompts and seed give the same rows, from
-the answer book if they were requested before; requests stop at the cost limit. For a new question the model
-is shown a few rows with the same context, system prompt, choices and tools, each with one question and one
-answer as separate texts. Truncated or incomplete texts, and answers that are not a label, make no row. A new
-row keeps the fields that all shown rows share. Source: back-translation by Sennrich et al. 2016,
-https://arxiv.org/abs/1511.06709; there and back, to augment training rows, by Yu et al. 2018,
-https://arxiv.org/abs/1804.09541, section 3; Wang et al. 2023, Self-Instruct,
-https://arxiv.org/abs/2212.10560, section 2.2; only rows are shown here, no new questions, so requests do not
-depend on other answers.
+Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question. The same
+model, texts, prompts and seed give the same rows.
+Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709, and Yu et al. 2018,
+https://arxiv.org/abs/1804.09541, section 3; Self-Instruct, Wang et al. 2023,
+https://arxiv.org/abs/2212.10560, section 2.2 (here only rows are shown, no new questions).
 """
 
 import random
@@ -44,10 +39,7 @@ _MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECAS
 
 
 class SeedRow(NamedTuple):
-    """A row to be shown: its question and its answer, and what other rows must share to be shown with it.
-
-    `labels` are what a new answer can be; empty for any text.
-    """
+    """Row to be shown: question, answer, what shown rows must share, and the labels (none for any text)."""
 
     row: Row
     question: PlacedText
@@ -63,7 +55,7 @@ class ShownRows(NamedTuple):
     others: tuple[SeedRow, ...]
 
     def messages(self, prompt: str) -> tuple[Message, ...]:
-        """Write a conversation in which the model has written the rows already, the row's own last."""
+        """Write a conversation in which the model has already written the rows."""
         context, labels = self.seed.setting[0], self.seed.labels
         about = [f"All questions are about this text:\n{context}"] if context else []
         about += [f"Each answer is one of: {'; '.join(labels)}"] if labels else []
@@ -77,7 +69,7 @@ class ShownRows(NamedTuple):
     def read(self, text: str, *, cut: bool) -> WrittenQuestion:
         """Take the first question and its answer out of a text that a model wrote.
 
-        Where no shown row has an empty line, what follows one is what the model says about the row.
+        If no shown row has an empty line, only what precedes the first one is read.
         """
         seed, marks = self.seed, [*_MARK.finditer(text)]
         names = [mark[1].lower() for mark in marks]
@@ -115,7 +107,7 @@ class ShownRows(NamedTuple):
 def find_seeds(
     rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
 ) -> dict[int, SeedRow]:
-    """Return the rows that can be shown, by index; `labels` are those of the task, if any."""
+    """Return the rows that can be shown, by index."""
     seeds: dict[int, SeedRow] = {}
     for i, question in questions.items():
         row = rows[i]
@@ -148,11 +140,9 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 
 
 class Rewriting(NamedTuple):
-    """Prompts of a rewording, each applied to the previous answer, with sampling settings.
+    """Prompts, each applied to the previous answer, with sampling settings.
 
-    The single prompt of a new question precedes the shown rows. `variants` are sampled per row, at a
-    temperature, by a seed; at temperature 0 there is one. `max_new_tokens` limits an answer, `max_cost` the
-    total in USD (None for no limit).
+    `variants` are sampled per row; at temperature 0 there is one. `max_cost` is in USD, None for no limit.
     """
 
     by: By
@@ -181,10 +171,7 @@ def _ask(prompt: str, text: str) -> tuple[Message, ...]:
 
 
 class EvaluatedQuestions(NamedTuple):
-    """Questions that are evaluated with the place of each, and how a row of training is read to compare.
-
-    Letter case and spaces aside, as both are given here.
-    """
+    """Evaluated questions, folded, with their places, and how to read a training row to compare."""
 
     questions: Mapping[str, str]
     question_of: Callable[[Row], str]
@@ -212,13 +199,7 @@ def choose_rows(
     how: Rewriting,
     labels: tuple[str, ...] = (),
 ) -> Augmentation:
-    """Choose the rows to start from: all suitable rows that are not evaluated, or a sample of `n`.
-
-    `labels` are the task's, empty if it has none or is unknown.
-
-    Raises:
-        UserError: there is no suitable row.
-    """
+    """Choose the rows to start from: all suitable rows that are not evaluated, or a sample of `n_rows`."""
     found = {i: one for i, row in enumerate(content.rows) if (one := find_question(row, roles))}
     evaluated_at = {
         i: next((at for of in evaluated if (at := of.questions.get(of.question_of(content.rows[i])))), "")
@@ -249,7 +230,6 @@ def choose_rows(
 
 
 def _phrase_none(content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[int, PlacedText]) -> Problem:
-    """Phrase rows that a model can start from none of; `able` have a question as a text."""
     n = pluralize(len(content.rows), "row")
     expected = "a row to train on, with a question as a text"
     found = f"{n}, none with a question as a text of its own"
@@ -270,7 +250,6 @@ def _phrase_none(content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[
 
 
 def _first_requests(of: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
-    """Return the first requests, by row and variant."""
     asked = {
         at: shown.messages(how.prompts[0]) if (shown := of.shown.get(at)) else _ask(how.prompts[0], text.text)
         for i, text in of.texts.items()
@@ -291,7 +270,6 @@ def plan(of: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.Wr
 
 
 def _read(of: Augmentation, at: tuple[int, int], output: Output) -> WrittenQuestion:
-    """Extract the text of an answer without surrounding quotes; none of a failed or truncated one."""
     cut = output.finish_reason == "length"
     if output.finish_reason == "error":
         return WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
@@ -312,7 +290,6 @@ def make_rows(
 
     Raises:
         CandidateFailed: the model cannot be asked, or the cost limit is reached.
-        UserError: none of its texts can be used.
     """
     budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
     requests, written = _first_requests(of, how), dict[tuple[int, int], WrittenQuestion]()
@@ -346,7 +323,7 @@ def make_rows(
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
-    """Return the evaluated rows: validation and test of the target (the first task), items of other tasks."""
+    """Return the evaluated rows of all tasks; the first one is the target."""
     task = tasks[0].task
     own = writers.list_evaluated(tasks)
     choice = task.kind == "choice"

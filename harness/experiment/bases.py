@@ -1,8 +1,6 @@
 """Bases: whether one fits a card, and the precision of those that fit no GPU as they are published.
 
-Invariant: no weights are read or fetched; a fit rests on the configuration and the headers of the weights,
-part by part as in `models.memory`. A base on which anything is trained in 16 bits stays as it is published.
-Source: as `models.memory`.
+Invariant: no weights are read or fetched; a fit rests on the configuration and the headers of the weights.
 """
 
 import math
@@ -37,11 +35,7 @@ from harness.spec import HUB, Experiment
 def choose_quantization(
     experiment: Experiment, sources: Mapping[str, ModelSource], machine: Machine, room: Room
 ) -> dict[str, ModelSource]:
-    """Return the bases, quantised if they do not fit all GPUs and all trainings quantise them anyway.
-
-    Raises:
-        UserError: a candidate is to be served in 16 bits on one of these.
-    """
+    """Return the bases, quantised if they do not fit all GPUs and all trainings quantise them anyway."""
     gpus = [n for name, n in room.items() if name != "cpu"]
     able = sum(gpus) - len(gpus) * OVERHEAD_GB * 1e9
     out, trainings = dict(sources), []
@@ -88,11 +82,10 @@ RANK = 16  # of the adapters that are estimated, as `lora` trains them unless it
 
 
 class FitQuery(NamedTuple):
-    """Query of what fits a card: its memory in GB, tokens per row, rows per batch, and precision.
+    """A card's memory in GB, tokens per row, rows per batch, and precision.
 
     `tokens` counts all training rows over all epochs, `tflops` is the speed of large products, and `hour_usd`
-    the card's price. The first two are needed for a time, the last for a price. Several `gpus` have this
-    memory each, and share a batch's rows and what is trained.
+    the card's price. Several `gpus` have this memory each, and share a batch's rows and what is trained.
     """
 
     gpu_gb: float
@@ -106,10 +99,7 @@ class FitQuery(NamedTuple):
 
 
 class BaseUse(NamedTuple):
-    """A way to use a base: its peak memory, whether that fits, and of a training time and price.
-
-    `why_not` says what forbids it whatever the memory.
-    """
+    """A way to use a base: its peak memory, whether it fits, time and price; `why_not` forbids it."""
 
     name: str
     peak: Peak
@@ -121,10 +111,7 @@ class BaseUse(NamedTuple):
 
 
 class BaseFit(NamedTuple):
-    """Result of the look at a base: its size and shape, each way to use it, and what to know of its files.
-
-    `proposed` are the trainings to choose among on this card, each with the reason.
-    """
+    """A base with its size and shape, each way to use it, notes, and trainings to choose among."""
 
     name: str
     n_parameters: int
@@ -140,8 +127,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
     """Return which ways of using a base fit.
 
     Raises:
-        UserError: there is no such model, it is gated, or its configuration does not say enough;
-            or the query has what is not a number or no precision.
+        UserError: there is no such model, it is gated, or its configuration does not say enough.
     """
     refuse(_unusable(query))
     folder = embedded_model.unpack() if name in embedded_model.NAMES else Path(name).expanduser()
@@ -190,7 +176,6 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
-    """Yield the invalid values of a query: unknown precision, non-finite numbers, more cards than rows."""
     if query.precision not in memory.BYTES:
         yield Problem("--precision", query.precision, f"one of {', '.join(memory.BYTES)}", "leave it out")
     for option, value in (("tokens", query.tokens), ("tflops", query.tflops), ("hour-usd", query.hour_usd)):
@@ -202,7 +187,6 @@ def _unusable(query: FitQuery) -> Iterator[Problem]:
 
 
 def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
-    """Yield what to know of files that are quantised, and of layers that are not attention."""
     if is_rough:
         yield (
             "some of its layers are experts or not attention, and PEFT could not count its adapters: figures"
@@ -220,7 +204,7 @@ def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
 def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
     """Estimate prompting, and every training with and without gradient checkpointing.
 
-    Of files that are quantised, by the method of this name, as they are and unpacked to 16 bits.
+    Quantised files (by the method of this name) are taken as they are, and unpacked to 16 bits.
     """
     found = []
     for name, of in _forms("prompting", shape, quantized):
@@ -254,10 +238,7 @@ def _alternatives() -> dict[str, MethodAlternative]:
 
 
 class _Training(NamedTuple):
-    """Way to train a base, possibly quantised, sharded as by a stage of ZeRO.
-
-    `n_part` is the number of parameters that a method other than LoRA trains; else 0.
-    """
+    """Way to train a base; `n_part` is the number of parameters of a method other than LoRA, else 0."""
 
     name: str
     shape: Shape
@@ -268,13 +249,11 @@ class _Training(NamedTuple):
 
     @property
     def n_adapter(self) -> float:
-        """Parameters of its adapter; 0 where the whole model is trained."""
         whole = self.name.startswith(_WHOLE)
         return 0 if whole else self.n_part or memory.lora_parameters(self.shape, RANK)
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
-    """Yield a way with the weights as in their files, and unpacked if that is possible."""
     adapts = name == "prompting" or not quantized or quantized in _ADAPTED
     if adapts:
         yield name, shape
@@ -283,7 +262,6 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
 
 
 def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
-    """Estimate a training's memory, time and price, and say what forbids it."""
     cards, hour = query.gpus, query.hour_usd
     peak = memory.training_peak(
         one.shape,
@@ -312,7 +290,7 @@ def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids quantising a base: its files are already, or it is mostly experts, which stay."""
+    """Yield why a base cannot be quantised: its files already are, or it is mostly experts, which stay."""
     where = f"candidate {candidate.name}"
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):

@@ -1,8 +1,7 @@
-"""Estimated work, time, memory and price of candidates, with measured figures where stored.
+"""Estimated work, time, memory and price of candidates.
 
-Invariant: the cost of a candidate is that of making it alone, from nothing; measured figures are from the
-newest stored run of the recipe as it is written now. Shared work (a base's suites, weights) counts for the
-first candidate that needs it. The work of answering and of training is estimated once per candidate.
+Invariant: the cost of a candidate is that of making it alone, from nothing. In a plan shared work (a base's
+suites, weights) counts for the first candidate that needs it.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from functools import cache, cached_property
 from math import ceil
 from typing import Any, NamedTuple
 
-from harness import plugins, store
+from harness import plugins
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
@@ -28,26 +27,22 @@ from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
 from harness.models.shapes import Shape
 from harness.models.weight_files import weights_bytes
-from harness.records import BLOCK, Run, TrainingRecord
-from harness.spec import Recipe
+from harness.records import BLOCK, Run
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of a candidate: estimated, and measured if a run is stored (else None).
+    """Cost of a candidate; unknown for endpoints.
 
-    Times are device seconds of training and answering; those and the cost of an endpoint are unknown. `fits`
-    is None if the model's configuration lacks a value; `knob` names what to change if it does not fit.
+    Times are device seconds of training and answering. `fits` is None if the model's configuration lacks a
+    value; `knob` names what to change if it does not fit.
     """
 
     candidate: str
     memory_gib: float | None
-    memory_measured_gib: float | None
     time_s: float | None
-    time_measured_s: float | None
     flops: float
     cost_usd: float | None
-    cost_measured_usd: float | None
     fits: bool | None
     knob: str = ""
 
@@ -81,7 +76,6 @@ class Estimates:
         return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
-        """Estimate the answering of row sets; at most a block of the longest item is in memory."""
         # For scored texts the logits of a whole pass are in memory, for answers those of a few tokens.
         device, jobs = self.session.machine.device, [rows.job() for rows in sets]
         most, longest = ANSWERING[device].tokens, list[int]()
@@ -96,7 +90,6 @@ class Estimates:
         return EvalTokens(sum(map(work_of, jobs), Work()), cached, scored)
 
     def _estimate_making(self, place: int, name: str) -> Work:
-        """Estimate the trials and fits of a candidate with one seed; a trial answers validation rows too."""
         session = self._folds[place]
         made = session.candidates[name]
         fits = [fit_work(session, trial.source, session.first_seed) for trial in made.trials]
@@ -106,7 +99,6 @@ class Estimates:
         return sum(fits, estimate_tracking(session, made.source))
 
     def _sum_making(self, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool) -> Work:
-        """Add up the trials and fits of candidates, of each seed and fold whose weights are not stored."""
         total = Work()
         for place, session in enumerate(self._folds):
             for name in makes:
@@ -121,8 +113,7 @@ class Estimates:
     ) -> dict[str, Work]:
         """Estimate what each selected candidate trains, reads and generates from nothing.
 
-        If stored runs are `found`, only what they lack counts. In a `smoke` run the best candidates' requests
-        are not timed again.
+        If stored runs are `found`, only what they lack counts. In a `smoke` run nothing is timed again.
         """
         session, suites = self.session, self._suites.work
         done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
@@ -164,10 +155,7 @@ class Estimates:
         return out
 
     def seconds(self, work: Mapping[str, Work]) -> dict[str, float]:
-        """Estimate the seconds of planned work here, on its own base or the experiment's.
-
-        Endpoints take no time here.
-        """
+        """Estimate the seconds of planned work here; endpoints take none."""
         session, candidates = self.session, self.session.candidates.values()
         remote = {candidate.name for candidate in candidates if candidate.is_remote}
         bases = {candidate.name: candidate.base for candidate in candidates}
@@ -180,24 +168,20 @@ class Estimates:
         }
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
-        """Estimate the cost of every selected candidate, and look up measured figures."""
-        runs = store.list_runs(self.session.store, self.session.experiment.name)
-        return tuple(self._cost(self.session.candidates[name], runs, room) for name in selected)
+        """Estimate the cost of every selected candidate."""
+        return tuple(self._cost(self.session.candidates[name], room) for name in selected)
 
-    def _cost(self, candidate: ResolvedCandidate, runs: Sequence[Run], room: Memory) -> Cost:
+    def _cost(self, candidate: ResolvedCandidate, room: Memory) -> Cost:
         session, method, name = self.session, candidate.method, candidate.name
         if method.is_remote:
-            return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
-        time_s, memory_s = self._find_measured(candidate, runs) or (None, None)
+            return Cost(name, None, None, 0.0, None, fits=True)
         hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-        spent = None if time_s is None else costs.price_usd(time_s, device, hour)
         # Borrowed weights are made by another candidate.
         made = [] if candidate.recipe.weights_of else [name]
         training = self._sum_making(made, [session.first_seed], from_nothing=True)
         if not method.makes_language_model:
             trained_s = session.seconds(training, candidate.base)
-            planned = costs.price_usd(trained_s, device, hour)
-            return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
+            return Cost(name, None, trained_s, 0.0, costs.price_usd(trained_s, device, hour), fits=True)
         shape = hub.shape(candidate.base)
         answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
         start_s = costs.start_s(weights_bytes(candidate.base.path), device)
@@ -217,12 +201,9 @@ class Estimates:
         return Cost(
             candidate=name,
             memory_gib=peak_gib,
-            memory_measured_gib=memory_s,
             time_s=seconds,
-            time_measured_s=time_s,
             flops=flops,
             cost_usd=costs.price_usd(seconds, device, hour),
-            cost_measured_usd=spent,
             fits=fits,
             knob=self._find_knob(candidate, shape, room) if shape and fits is False else "",
         )
@@ -230,7 +211,6 @@ class Estimates:
     def _peak_gb(
         self, candidate: ResolvedCandidate, shape: Shape, batch: int | None = None, quantization: str = ""
     ) -> float:
-        """Estimate the peak memory in GB of training, for a batch size and a quantization of the base."""
         session, own = self.session, self._answering(candidate.name)
         on_gpu, precision = session.machine.device == "cuda", session.machine.precision
         served = quantization or (candidate.served_base.quantization if on_gpu else "")
@@ -265,7 +245,6 @@ class Estimates:
         return max(training, answering)
 
     def _find_longest_row(self, name: str) -> int:
-        """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
         candidate = self.session.candidates[name]
         step = self.session.prompting_step(candidate.source, self.session.first_seed)
         items = self.session.training_data(candidate.source).items
@@ -297,27 +276,6 @@ class Estimates:
                 return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
         return "a smaller base_model"
 
-    def _find_measured(
-        self, candidate: ResolvedCandidate, runs: Sequence[Run]
-    ) -> tuple[float, float | None] | None:
-        """Return the seconds and the peak memory in GiB of a recipe's newest run that has its rows."""
-        at, task = self.session.store, self.session.target.task.name
-        same = [
-            run
-            for run in runs
-            if (run.candidate, run.state) == (candidate.name, "done")
-            and Recipe.model_validate(run.recipe) == candidate.recipe
-            and all(at.parquet(rows).exists() for rows in run.rows.values())
-        ]
-        if not same:
-            return None
-        run = same[-1]
-        own = TrainingRecord() if candidate.recipe.weights_of else run.training
-        tuned = run.weights_digest != run.base_digest
-        keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
-        answered = sum(r.compute_s for key in keys for r in store.read_rows(at, run.rows[key]))
-        return (own.wall_s or 0.0) + answered, own.peak_memory_gib
-
 
 def checkpoints_gb(candidate: ResolvedCandidate) -> float:
     """Estimate what the checkpoints of a candidate's training take on the disk while it runs."""
@@ -330,7 +288,6 @@ def checkpoints_gb(candidate: ResolvedCandidate) -> float:
 
 
 def _params(candidate: ResolvedCandidate) -> Any:
-    """Return the parameters of a candidate's method, the first of a sweep; the others take as much."""
     return candidate.method.params(**candidate.trials[0].source.params)
 
 

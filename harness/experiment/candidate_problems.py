@@ -1,7 +1,6 @@
-"""Problems of candidates: what forbids to make or open their weights here, or to ask a server for them.
+"""Problems of candidates: why their weights cannot be made or opened here, or a server not be asked.
 
-Invariant: everything is found before a model is loaded, and each problem says what to do. Recipes and the
-files of adapters made elsewhere are read, no weights.
+Invariant: everything is found before a model is loaded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,7 +71,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
             *trials.search_problems(candidate),
         ]
         problems += check_sharing(policy, candidate)
-    problems += find_unwritable_rows((*session.tasks, *session.training.values()), session.first_seed, needed)
+    problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)
     problems += check_gpus(session.experiment, session.machine.device)
     problems += engine_problems(session.experiment, [known[name] for name in selected], needed)
     for name in selected:
@@ -89,7 +88,6 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
 
 
 def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield unknown module names of a new adapter, for the first trial that has any."""
     if (
         candidate.recipe.weights_of
         or candidate.init
@@ -109,7 +107,6 @@ def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
 def _init_problems(
     candidate: ResolvedCandidate, plan_steps: Callable[[ResolvedCandidate], list[int]]
 ) -> Iterator[Problem]:
-    """Yield what forbids to start from the weights that `init_from` names, by its method or a regulariser."""
     if candidate.init is None or candidate.recipe.weights_of:
         return
     where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
@@ -141,7 +138,6 @@ def _layer_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
 
 
 def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids merging: adapters for several bases, or of kinds that the method cannot merge."""
     where, bases = f"candidate {candidate.name}", {one.name: one.served_base for one in candidate.merges}
     if len({base.weights_digest for base in bases.values()}) > 1:
         named = (
@@ -155,7 +151,6 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
 
 
 def _refuse_other_weights(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that a base of the experiment's architecture would be compared with itself."""
     own, recipe = candidate.base, candidate.recipe
     if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
         return
@@ -167,10 +162,6 @@ def _refuse_other_weights(base: ModelSource, candidate: ResolvedCandidate) -> It
 
 
 def _unusable_rows(task: Task, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids the candidate's reward on its rows, and training on the rows of `pairs:`.
-
-    Those are thumbs in place of pairs, or all of one kind.
-    """
     written, method, name = candidate.recipe.reward, candidate.method, candidate.recipe.method
     where, pairs = f"candidate {candidate.name}", items.pairs
     if written is not None and candidate.reward is None:
@@ -196,7 +187,6 @@ def _unusable_rows(task: Task, items: TaskItems, candidate: ResolvedCandidate) -
 
 
 def _check_prompt_use(target: MeasuredTask, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that no item has labels to rank, or that whole texts have no prompt to change."""
     recipe, task, items = candidate.recipe, target.task, target.items
     evaluated, ranks = [*items.validation, *items.test], "rank" in _answers_tried(candidate.recipe)
     if ranks and task.kind == "generate" and not any(example.choices for example in evaluated):
@@ -385,7 +375,7 @@ def check_gpus(experiment: Experiment, device: str) -> Iterator[Problem]:
 def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
     """Return the known configuration of a candidate's adapter, without values that a sweep decides.
 
-    An adapter that starts from another candidate's has the shape of that one.
+    An adapter that starts from another candidate's has its shape.
     """
     while candidate.init:
         candidate = candidate.init
@@ -394,10 +384,7 @@ def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
 
 
 def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the known configuration of a recipe's adapter: parameters, or the file of one made elsewhere.
-
-    Empty for an unreadable file, whose problem the method reports.
-    """
+    """Return the parameters of a recipe's adapter; empty if the file of one made elsewhere is unreadable."""
     if not recipe.path:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params

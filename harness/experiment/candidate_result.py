@@ -1,8 +1,6 @@
-"""One run and its own measurements, before it is compared with others; the first one is shown at once.
+"""One run with its own measurements, before it is compared with others; the first one is shown at once.
 
-Invariant: an error in one run is recorded as its failure and stops no other run. The first result is of an
-untrained candidate; its test rows are those of its run, without a control arm, because nothing of the base is
-stored yet.
+Invariant: an error in one run is recorded as its failure and stops no other run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,13 +51,7 @@ _N_ITEMS = 3
 
 
 def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
-    """Evaluate the first untrained candidate on the target's test if its base's suites are not done.
-
-    Errors are left to the candidate's run, which will meet and record them.
-
-    Raises:
-        UserError: no run can be made at all, for example because the disk is full.
-    """
+    """Evaluate the first untrained candidate on the target's test before the suites of its base."""
     for request in ordered:
         # The base as published, without judge, folds or draws.
         candidate = request.candidate
@@ -154,7 +146,7 @@ def attempt(
 
 
 def outcome(target: MeasuredTask, reader: Reader, run: Run) -> Run:
-    """Return a stored run as `compare` ended with it: failed where none of its test rows could be scored."""
+    """Return a stored run as `compare` ended with it: failed if none of its test rows could be scored."""
     if run.state == "failed":
         return run
     try:
@@ -165,7 +157,7 @@ def outcome(target: MeasuredTask, reader: Reader, run: Run) -> Run:
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    """Return the facts of one run by itself, before it is compared with others; the reader caches them.
+    """Return the facts of one run before it is compared; the reader caches them.
 
     Raises:
         CandidateFailed: every test row is an error.
@@ -186,19 +178,16 @@ class _Measured(NamedTuple):
 
     @property
     def candidate(self) -> ResolvedCandidate:
-        """What was run, as it is written now."""
         return self.session.candidates[self.run.candidate]
 
     @property
     def is_remote(self) -> bool:
-        """Whether a server answered, whose device is not this one."""
         return plugins.method(self.run.method).is_remote
 
     def rows(self, split: Split = "test") -> Rows:
         return self.reader.read(self.run, self.session.target, split)
 
     def price(self, device_s: float) -> float:
-        """Price time on this machine's device, in USD."""
         hour = self.session.experiment.decide.device_hour_usd
         return costs.price_usd(device_s, self.session.machine.device, hour)
 
@@ -254,7 +243,6 @@ class _Measured(NamedTuple):
         return (prompts or run.candidate,)
 
     def base_size(self) -> BaseSize | None:
-        """Return the size of the answering model; None for endpoints and other than language models."""
         candidate = self.candidate
         if candidate.is_remote or not candidate.method.makes_language_model:
             return None
@@ -268,7 +256,6 @@ class _Measured(NamedTuple):
         return BaseSize(Path(source.name).name, source.n_parameters, gb)
 
     def retrieval_use(self) -> RetrievalUse | None:
-        """Describe the use of a run's passages, if the metric is a rate."""
         target, test = self.session.target, self.rows()
         metric = target.primary
         if not metric.unit.is_rate or not any(row.passages for row in test):
@@ -289,7 +276,6 @@ class _Measured(NamedTuple):
         return found._replace(by_answer=bool(drawn)) if found else None
 
     def cost_per_1k_usd(self, test: Rows, tokens: TokenCounts | None) -> float | None:
-        """Price 1,000 requests by tokens if the provider or the policy sets prices, else by time."""
         # What chooses shots or passages takes device time in either case: who sells tokens does not retrieve.
         # None of an endpoint without prices, and where other work disturbed the time.
         own = self.candidate.source.params.get("usd_per_million_tokens")
@@ -303,7 +289,6 @@ class _Measured(NamedTuple):
         return None if self.is_remote or busy_s is None else self.price(1000 * busy_s)
 
     def n_train(self) -> int:
-        """Count the training rows, pairs, or both if a training on pairs started from one on rows."""
         # A row that a mixture drew several times is one: it was labelled once.
         # 0 for adapters made elsewhere and endpoints, whose data are unknown.
         candidate, training = self.candidate, self.run.training
@@ -317,7 +302,6 @@ class _Measured(NamedTuple):
         return training.n_pairs + n_rows(self.session.training_data(behind), behind)
 
     def n_taught(self) -> int:
-        """Count the training rows that a teacher labelled instead of a person."""
         candidate = self.candidate
         if self.is_remote or plugins.method(self.run.method).made_elsewhere:
             return 0
@@ -393,7 +377,6 @@ def _compute_s(run: Run, test: Rows) -> float | None:
 
 
 def _tokens(run: Run, test: Rows) -> TokenCounts | None:
-    """Average the tokens of a request; a run from before shared beginnings were counted has none."""
     # None of a classifier, which no provider sells by the token, and of a server that counts none.
     prompt = fmean(r.n_prompt_tokens for r in test)
     if not plugins.method(run.method).makes_language_model or not prompt:

@@ -1,9 +1,7 @@
 """Weights of a candidate and seed: stored ones, or made by one fit or the best trial; also chosen prompts.
 
-Invariant: weights to start from or to choose among are made first. A candidate whose prompt was chosen
-answers only with that one, so no other prompt sees a test item; the choice follows from stored answers, so
-every reader makes the same. A folder of weights is named by everything they depend on, and exists only when
-complete.
+Invariant: a candidate whose prompt was chosen answers only with that one, so no other prompt sees a test
+item. A folder of weights is named by everything they depend on, and exists only when complete.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -148,7 +146,6 @@ class _Maker(NamedTuple):
                 return
 
     def choose_trial(self) -> Weights:
-        """Return the weights of the trial that is best on validation with the first seed."""
         first, sign = self.session.first_seed, self.session.target.primary.unit.sign
         # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that
         # failed is a trial as well, and is made again only by a search that has not chosen yet, once a
@@ -192,12 +189,10 @@ class _Maker(NamedTuple):
         return tried
 
     def propose(self, made: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
-        """Yield the points of a sweep or search, each given the results of earlier trials."""
         sign = self.session.target.primary.unit.sign
         return trials.proposals(self.candidate, self.session.first_seed, sign, made)
 
     def at(self, params: Mapping[str, Any]) -> "_Maker":
-        """Return what makes the trial at a point: with the first seed."""
         return self._replace(candidate=self.candidate.at(params), seed=self.session.first_seed)
 
     def attempt(self, proposal: trials.TrialProposal) -> Tried:
@@ -222,7 +217,6 @@ class _Maker(NamedTuple):
         return found
 
     def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
-        """Return a trial that failed before, as its record keeps it: the reason, and what to turn."""
         known = self.keeper.find_failed(key)
         if known is None:
             return None
@@ -263,7 +257,6 @@ class _Maker(NamedTuple):
         return Tried(made, found)
 
     def choose_prompt(self) -> ResolvedCandidate | None:
-        """Try every prompt on validation; None if answers are missing or could not be made."""
         tried: list[Trial] = []
         try:
             for proposal in self.propose(tried):
@@ -310,7 +303,7 @@ def stands_on(*weights: Weights) -> dict[str, str]:
 
 
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
-    """Make and validate the trial at one point of its sweep; None if it failed, which is noted."""
+    """Make and validate the trial at one point of its sweep; None if it failed, which is recorded."""
     maker = _Maker(session, candidate, session.first_seed)
     return maker.attempt(trials.TrialProposal(candidate.points[place])).weights
 
@@ -318,8 +311,8 @@ def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> We
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
     """Order trials by their validation score; of equal ones the lower validation loss is the better.
 
-    Those that were trained whole come first, and of them those that forgot no more than they may; where all
-    of them forgot more, the one that forgot least is the best.
+    Complete trials come first, then those that forgot no more than they may; if all forgot more, the one that
+    forgot least is the best.
     """
     score, loss, forgetting = trial.validation, trial.best_validation_loss, trial.forgetting
     most = trial.most_forgetting
@@ -337,10 +330,7 @@ def _is_whole(trial: Trial) -> bool:
 def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, ResolvedCandidate]:
     """Return the candidates that search for a prompt, with the prompt that validation chooses.
 
-    Failed ones are left out, as are, on a read-only session, those with a trial without stored answers.
-
-    Raises:
-        UserError: nothing can be evaluated at all, for example because the disk is full.
+    Failed ones are left out, and on a read-only session those with a trial without stored answers.
     """
     searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
     chosen = ((one.name, _Maker(session, one, session.first_seed).choose_prompt()) for one in searching)

@@ -1,7 +1,7 @@
 """Catalog of `harness ls`: plugins, suites and tasks with their purpose, keys with default and meaning.
 
-Invariant: the purpose of a plugin is the first line of its module's docstring, read without importing it; a
-key means what the sentences of its section's docstring say that name it.
+Invariant: a purpose is the first line of a plugin's docstring, read without importing it; a key means what
+the sentences of its section's docstring that name it say.
 """
 
 import ast
@@ -23,11 +23,7 @@ _FOLDER = Path(__file__).parents[1]
 
 
 def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
-    """Map names to purposes.
-
-    Raises:
-        UserError: `what` is none of the kinds that can be listed.
-    """
+    """Map names to purposes."""
     if what in plugins.KINDS:
         files = {name: _FOLDER / what / f"{name}.py" for name in plugins.names(what)}
         docs = {name: ast.get_docstring(ast.parse(at.read_text("utf-8"))) for name, at in files.items()}

@@ -1,8 +1,4 @@
-"""Check of rows as a command runs it: how they are read, by which tokenizer, against which test rows.
-
-Invariant: the user's options take precedence over recognition, and nothing is written. Unreadable files are a
-UserError with the problems of all files at once.
-"""
+"""Check of rows as a command runs it: how they are read, by which tokenizer, against which test rows."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -163,11 +159,7 @@ def _brief(options: RowCheck, checked: CheckReport) -> Brief:
 
 
 def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
-    """Recognise layout and columns by the first rows; rows with a single text are texts to read.
-
-    Raises:
-        UserError: no columns are clearly question and answer.
-    """
+    """Recognise layout and columns by the first rows; rows with a single text are texts to read."""
     named = {"prompt": options.prompt, "reference": options.reference}
     unknown = [  # a template over columns is read as it is
         Problem(
@@ -213,22 +205,14 @@ def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
 
 
 def tokenizer_of(base: str) -> Tokenizer:
-    """Return the tokenizer of a base and its context length in tokens.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Return the tokenizer of a base and its context length in tokens."""
     source = hub.resolve(base, where="--base")
     special = tuple(hub.list_special_tokens(source))
     return Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
 
 
 def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
-    """Return a function that scores answers by their traits, with `perplexity` also under the base.
-
-    Raises:
-        UserError: there is no such model, or none is named.
-    """
+    """Return a function that scores answers by their traits, with `perplexity` also under the base."""
     if perplexity and base is None:
         raise UserError(Problem("--perplexity", "no model", "a model under which to score", "--base MODEL"))
     source = hub.resolve(base, where="--base") if perplexity and base else None

@@ -1,9 +1,7 @@
 """Rows and system texts that a teacher writes: answers to training rows, rewritten ones, texts to be tried.
 
-Invariant: a row has the question it had before, and none that is evaluated; an answer that was cut, or is
-none of the task's labels, makes no row. The same teacher, rows and seed give the same rows. The model is
-shown training rows and what the task says of itself, never a validation or test row; a text that repeats
-another, letter case and spaces aside, is left out.
+Invariant: no row has an evaluated question, and a proposer is shown training rows only. The same teacher,
+rows and seed give the same rows.
 Source: sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947, section 3.2;
 prompts written by a model from a few examples, Zhou et al. 2023, https://arxiv.org/abs/2211.01910
 """
@@ -47,9 +45,8 @@ Answer:
 class Distillation(NamedTuple):
     """Work of a teacher: the rows to answer, how, and the cost limit.
 
-    With `rewrite`, an instruction, it rewrites the rows' answers; otherwise it answers their questions.
-    `prompts` is a file of rows that need no answer, None for the target's training rows. `min_score` keeps
-    only answers with at least this score, by the target's metric, against the row's answer.
+    With `rewrite`, an instruction, it rewrites the rows' answers. `prompts` is a file of rows that need no
+    answer. `min_score` keeps only answers with at least this score by the target's metric.
     """
 
     rewrite: str = ""
@@ -64,10 +61,7 @@ class Distillation(NamedTuple):
 
 
 class DistilledRows(NamedTuple):
-    """Rows to save, the outcome of each, the cost, and remarks.
-
-    `agreement` is the target's metric of the answers against the rows' own; None if these are missing.
-    """
+    """Rows to save, the outcome of each, the cost, the score against the rows' own answers, and remarks."""
 
     edit: Edit
     outcomes: list[EditedRow]
@@ -93,8 +87,6 @@ class PreparedDistillation(NamedTuple):
 
     def distill(self, out: str) -> DistilledRows:
         """Let the teacher answer or rewrite the rows, and return those usable for training.
-
-        Evaluated questions are refused before anything is sent.
 
         Raises:
             UserError: a row has an evaluated question, or no row is left.
@@ -145,13 +137,7 @@ class PreparedDistillation(NamedTuple):
 
 
 def prepare_distillation(session: Session, name: str, request: Distillation) -> PreparedDistillation:
-    """Find the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent.
-
-    Missing weights are made, except in a dry run.
-
-    Raises:
-        UserError: the candidate generates no text, there are no rows, or the request cannot be met.
-    """
+    """Find the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent."""
     candidate, target, task = session.candidates[name], session.target, session.target.task
     writers.refuse_without_text(session.experiment, candidate)
     refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
@@ -193,7 +179,6 @@ def prepare_distillation(session: Session, name: str, request: Distillation) -> 
 
 
 def _score(metric: Metric, example: Example, text: str) -> float | None:
-    """Score an answer against the row's, oriented so that higher is better; None if the row has none."""
     try:
         parts = metric.score(Output(text.strip()), example) if example.references else None
     except Unscored:
@@ -278,7 +263,6 @@ class PreparedProposal(NamedTuple):
         """Let the candidate propose system texts for the target.
 
         Raises:
-            UserError: none of its proposals can be used.
             CandidateFailed: it cannot be asked, or the cost limit is reached.
         """
         session, name, request, writer, shown, prompts = self
@@ -313,11 +297,7 @@ class PreparedProposal(NamedTuple):
 
 
 def prepare_proposal(session: Session, name: str, request: PromptProposal) -> PreparedProposal:
-    """Sample the training rows to show to a proposer, and build its prompts; nothing is sent.
-
-    Raises:
-        UserError: it generates no text, or there are no training rows.
-    """
+    """Sample the training rows to show to a proposer, and build its prompts; nothing is sent."""
     refuse_folds(session.folds, "harness data propose-prompts", "in which every training row is tested too")
     writer = writers.candidate_writer(session, name, request.max_cost)
     task, rows = session.target.task, session.target.items.train

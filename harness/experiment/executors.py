@@ -1,12 +1,9 @@
 """Executors: workers that pull the steps of a comparison before the command goes through it.
 
-Invariant: workers only make weights, answers and control arms, under their usual names; then the ordinary
-comparison runs, finds them, and times, judges and writes the index. Workers are processes on this machine,
-tasks of a Ray cluster, or Slurm jobs by submitit. All run `harness worker` with the name of a file, and find
-their steps themselves. A local worker ends with the command that started it, however that ends. Ray and
-submitit are imported only if requested.
+Invariant: workers only make weights, answers and control arms; the command finds them, and times, judges and
+writes the index. A local worker ends with the command that started it.
 Source: Ray 2.60, `ray.remote` and `runtime_env` (env_vars); submitit 1.5, `AutoExecutor`, whose `batch` is a
-job array of Slurm's and whose clusters `local` and `debug` run the same without Slurm.
+Slurm job array.
 """
 
 import logging
@@ -59,11 +56,7 @@ class Starter(NamedTuple):
 def open_starter(
     file: Path, policy: ExecutionPolicy, threads: int, device: str, command: Sequence[str] = COMMAND
 ) -> Iterator[Starter]:
-    """Open what starts the workers of an assignment.
-
-    Raises:
-        UserError: they cannot be had here.
-    """
+    """Open what starts the workers of an assignment."""
     if policy.executor == "local":
         yield _start_here(file, policy, threads, device, command)
     elif policy.executor == "slurm":
@@ -234,12 +227,9 @@ def make_on_workers(
     requests: Sequence[RunRequest],
     found: Sequence[Run | None],
 ) -> None:
-    """Let workers make what they can of the runs that are not done, as the experiment's `execution` says.
+    """Let workers make what they can of the runs that are not done.
 
-    What fails is kept in `session.failures` by candidate and seed, the control arms in `session.controls`.
-
-    Raises:
-        UserError: the executor cannot be used here, or a worker is not like this machine.
+    Errors are kept in `session.failures` by candidate and seed, control arms in `session.controls`.
     """
     policy, open_ = session.experiment.execution, list_open(requests, found)
     if not open_ or policy.executor == "in_process":
@@ -270,7 +260,7 @@ def make_on_workers(
 
 
 def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
-    """Start workers, and others in the place of those that are lost, until no step is left.
+    """Start workers, and replace lost ones, until no step is left.
 
     Raises:
         UserError: a worker met bad input, or is not like this machine.

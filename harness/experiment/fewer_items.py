@@ -1,8 +1,7 @@
-"""Fewer items: the base's stored rows choose which items of large tasks are evaluated, in interim analyses.
+"""Fewer items: the base's rows choose which items of large tasks are evaluated, in interim analyses.
 
 Invariant: base and candidates answer the same items in the same layout. The first analysis that settles the
-gate's rules on the capability suite is the last one, at an alpha corrected for the earlier ones. A run stores
-the items it was judged on, so that the gate can repeat the verdict without the model.
+gate's rules on the capability suite is the last one, at an alpha corrected for the earlier ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,9 +45,8 @@ def run_interim_analyses(
 ) -> tuple[list[str], list[Run]]:
     """Make all runs on the items of each interim analysis, until one settles the verdicts.
 
-    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs on the current session,
-    except those given to it, whose verdict is settled. The session stays as the last analysis left it. The
-    items of an analysis are stored with the runs that it judged. Returns notes and the runs.
+    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs, except those given to it,
+    whose verdict is settled. The session stays as the last analysis left it. Returns notes and the runs.
     """
     analyses = plan_interim_analyses(session, base_rows)
     runs: list[Run] = []
@@ -78,11 +76,8 @@ def run_interim_analyses(
 def answer_all_items(session: Session, run: Run) -> Run:
     """Let the weights of a run of sampled items answer whole tasks, and its bases too; trains nothing.
 
-    The session asks whole tasks. Returns the run of the same weights on all items, which is stored.
-
     Raises:
         IncompatibleRuns: the file has another recipe of the candidate now, or its weights are gone.
-        HarnessError: another process is working in the same runs folder.
     """
     candidate = session.candidates.get(run.candidate)
     if candidate is None or Recipe.model_validate(run.recipe) != candidate.recipe:

@@ -1,7 +1,6 @@
 """Verdict on a run against a baseline: the one place that gathers the inputs of the gate's rules.
 
-Invariant: pure; the same run, baseline and store give the same rules, numbers and outcome in a comparison,
-the gate, a rescue and a page.
+Invariant: pure; the same run, baseline and store give the same verdict in a comparison, the gate and a page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +157,6 @@ def find_baseline_identity(
 
 
 def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
-    """Cut the rows of a task to the sampled items, each with its inclusion weight."""
     kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
     if len(kept) < len(weights):
         raise IncompatibleRuns(
@@ -199,9 +197,8 @@ def judge_stored_run(
 ) -> GateResult:
     """Judge a run against a champion, or against its own base.
 
-    `items` cuts every task of the suites to one half of its items; on the half on which a rescue searches
-    the target is not judged, because test rows choose nothing. `level` is that at which one of many
-    candidates has to be shown, in place of the policy's alpha.
+    `items` cuts every suite task to one half of its items; on the half on which a rescue searches the target
+    is not judged, because test rows choose nothing. `level` replaces the policy's alpha for one of many.
 
     Raises:
         IncompatibleRuns: rows of the baseline are missing, or must not be compared.
@@ -275,7 +272,6 @@ def compare_arms(
 
 
 def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | None) -> Rule | None:
-    """Judge a run against the first base by that base's rows; None if it is the baseline itself."""
     first = study.first_base
     if first in ("", digest):
         return None

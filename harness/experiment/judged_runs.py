@@ -1,8 +1,6 @@
 """Analysis of finished runs into a report: comparisons, verdicts, the decision, single items, and notes.
 
-Invariant: reads rows from the store and computes nothing that needs a model. A recipe's seeds are compared
-together as well as each for itself, and of these only the variances are kept. What is best on one of more
-targets was chosen on that target's validation rows.
+Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -77,7 +75,7 @@ from harness.spec import GatePolicy, Task
 class InterimVerdict(NamedTuple):
     """Verdict on a run at the interim analysis that settled it; `corrected` is that among all fine-tunes.
 
-    `alpha` is the one-sided level of that analysis, `n` the items of the suites that it asked.
+    `alpha` is the one-sided level of that analysis, `n` the number of suite items that it asked.
     """
 
     result: GateResult
@@ -100,10 +98,7 @@ class RunVerdicts(NamedTuple):
 
 
 def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
-    """Judge the finished runs of an experiment, alone and among all its fine-tunes.
-
-    A run keeps a verdict that an earlier interim analysis settled.
-    """
+    """Judge the finished runs, alone and among all fine-tunes; settled verdicts stay."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
     compared = add_comparisons(study, runs, reached)
@@ -218,10 +213,7 @@ def judge_and_decide(
 def list_steps(
     candidates: Mapping[str, ResolvedCandidate], runs: Runs, judged: RunVerdicts
 ) -> dict[str, tuple[AttributionStep, ...]]:
-    """List the steps from the base to each fine-tune: over its quantised base, and from its start.
-
-    The tasks that count are those of the run's own comparisons with the base.
-    """
+    """List the steps from the base to each fine-tune: over its quantised base, and from its start."""
     study, tasks, recipes = judged.study, judged.tasks, judged.study.experiment.candidates
     unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
     done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
@@ -256,7 +248,6 @@ def list_steps(
 
 
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
-    """Map each task that the gate leaves out to the reason."""
     out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
     unnamed = {t.task.name for tasks in runs for t in tasks if not is_judged(t.task.name, policy)}
     out |= {name: f"{name} is reported; gate.tasks does not name it" for name in unnamed}
@@ -319,8 +310,8 @@ def add_comparisons(
 ) -> list[CandidateFacts]:
     """Add the paired differences on a target to the best untrained candidate and to the plain prompt.
 
-    Where a recipe has several seeds, every run of it gets the variances of their mean over the items too, but
-    of a judge's grades that people's labels correct: those vary by more than the items.
+    Runs of a recipe with several seeds also get the variances of their mean over the items, unless people's
+    labels correct a judge's grades, which vary by more than the items.
     """
     task = target or study.target
     metric = study.primary(task)
@@ -356,7 +347,6 @@ def add_comparisons(
 
 
 def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
-    """Return how two runs, and two recipes over their seeds, are compared on the target."""
     target, by_id = study.target, {run.run_id: run for run in runs}
     metric = study.primary(target)
     labels = judge_labels(study.store, target, metric.name)
@@ -385,7 +375,6 @@ def _step(
     measured: Sequence[Measurement],
     on_target: Comparison | None = None,
 ) -> AttributionStep:
-    """Compare two arms as a verdict does; `counting` are the tasks of the run's own one."""
     alpha = study.experiment.gate.alpha
     compared = {m.task.name: found for m in measured if (found := compare_task(m, alpha))}
     measured = [m for m in measured if m.task.name in compared]
@@ -394,7 +383,6 @@ def _step(
 
 
 def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
-    """Map runs to their scores on one target; runs without a scored answer have none."""
     metric, answered, own = study.primary(task), list[Run](), list[CandidateFacts]()
     labels = judge_labels(study.store, task, metric.name)
     for run, f in zip(runs, facts, strict=True):
@@ -423,10 +411,7 @@ def judge_and_report(
     said: Sequence[str] = (),
     wall_s: float | None = None,
 ) -> ExperimentReport:
-    """Report finished runs, with the notes `said` while they were made, and changed stored verdicts.
-
-    `wall_s` is the time of making them.
-    """
+    """Report finished runs, with the notes `said` while they were made, and changed stored verdicts."""
     header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
     with suppress(CandidateFailed):
         header["engine"] = session.engine(session.source)[0]

@@ -1,7 +1,6 @@
 """Learning curve: a fine-tune trained on nested parts of its data, each stored as an ordinary run.
 
-Invariant: every part answers the same validation and test rows of the target; the suites are not evaluated,
-because a curve is about the target. Points are measured like any candidate, and stored ones are reused.
+Invariant: every part answers the same validation and test rows of the target, and no suite.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,10 +86,7 @@ def _n_rows(session: Session, name: str) -> int:
 
 
 def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:
-    """Yield a session with each share of the training data, and its run.
-
-    One after the other, so that each reuses the base in memory.
-    """
+    """Yield a session with each share of the training data, and its run; each reuses the base in memory."""
     name = _curve_candidate(session.candidates, facts)
     if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
         return

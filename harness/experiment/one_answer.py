@@ -1,7 +1,4 @@
-"""One answer of a candidate with the prompt as sent, and the prompts of stored answers.
-
-Invariant: prompts, answers and scores are made by the evaluation's code; nothing is trained or stored.
-"""
+"""One answer of a candidate with the prompt as sent, and the prompts of stored answers."""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -34,7 +31,7 @@ _ROOM = 80_000  # characters of all shown prompts of a task, as often as a page 
 
 
 class SentPrompt(NamedTuple):
-    """A prompt as a candidate is sent it: its messages, and the text of its tokens, special ones among them.
+    """A prompt as sent: its messages, and the text of its tokens with special ones.
 
     `digest` is that of the tokens, by which a stored answer tells whether it was asked so.
     """
@@ -55,11 +52,7 @@ class OneAnswer(NamedTuple):
 
 
 def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswer:
-    """Let a candidate answer a text as a question of the target, or an item of any task by its id.
-
-    Raises:
-        UserError: its weights are not stored, or there is no such item.
-    """
+    """Let a candidate answer a text as a question of the target, or an item of any task by its id."""
     candidate, seed = session.candidates[name], session.first_seed
     refuse_silent(candidate)
     weights = None if candidate.searches_prompts else find_stored_weights(session, candidate, seed)
@@ -95,7 +88,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
 
 
 def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[str]) -> dict[str, SentPrompt]:
-    """Make the prompts of stored answers again from the files as they are now, by their items.
+    """Make the prompts of stored answers again from the current files, by their items.
 
     Raises:
         HarnessError: the run's weights, the task or an item are not there now.
@@ -128,38 +121,25 @@ def add_prompts(
     """Add the prompts as sent to the items that a report shows.
 
     Prompts that the current files cannot reproduce, or for which there is no room, are left out. Those of an
-    `earlier` report of the same runs and items are reused, because making one loads a tokenizer; from another
-    report only those that were sent.
+    `earlier` report of the same runs and items are reused, because making one loads a tokenizer.
     """
-    kept = {(one.task, one.item): one for one in earlier.answers} if earlier else {}
-    keys = [(one.task, one.item) for one in report.answers]
     run_ids = tuple(f.run_id for f in report.facts)
-    if earlier and earlier.has_prompts and earlier.run_ids == run_ids and {*keys} == {*kept}:
-        pairs = zip(report.answers, keys, strict=True)
-        return replace(report, answers=tuple(replace(one, prompts=kept[key].prompts) for one, key in pairs))
-    known = {
-        (one.task, one.item, sent.digest): sent
-        for one in kept.values()
-        for sent in one.prompts
-        if sent.was_sent
-    }
+    if earlier and earlier.has_prompts and earlier.run_ids == run_ids:
+        kept = {(one.task, one.item): one.prompts for one in earlier.answers}
+        if {(one.task, one.item) for one in report.answers} == kept.keys():
+            answers = (replace(one, prompts=kept[one.task, one.item]) for one in report.answers)
+            return replace(report, answers=tuple(answers))
     runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])
     by_label = {f.label: runs[f.run_id] for f in report.facts if f.run_id in runs}
     shown: list[ShownItem] = []
     for _, items in groupby(report.answers, key=lambda item: item.task):
-        shown += _add_to_task(session, by_label, list(items), known)
+        shown += _add_to_task(session, by_label, list(items))
     return replace(report, answers=tuple(shown))
 
 
-def _add_to_task(
-    session: Session,
-    runs: Mapping[str, Run],
-    items: Sequence[ShownItem],
-    known: Mapping[tuple[str, str, str], ShownPrompt],
-) -> list[ShownItem]:
-    """Add prompts to the shown items of one task: each is made once for all columns that share it."""
+def _add_to_task(session: Session, runs: Mapping[str, Run], items: Sequence[ShownItem]) -> list[ShownItem]:
     task, ids = items[0].task, [one.item for one in items[:_ITEMS]]
-    made = {(item, sent): prompt for (of, item, sent), prompt in known.items() if of == task}
+    made: dict[tuple[str, str], ShownPrompt] = {}
     columns_of: dict[tuple[str, str], list[str]] = {}
     key = f"{task}/test"
     for column in items[0].answers:
@@ -190,7 +170,6 @@ def _add_to_task(
 
 
 def _question(target: MeasuredTask, candidate: ResolvedCandidate, text: str) -> Example:
-    """Make a question of a text; one that is answered by a rank has the target's labels as choices."""
     items = target.items.test
     choices = items[0].choices if has_closed_labels(items) else ()
     if candidate.recipe.answer == "rank" and not choices:
@@ -200,7 +179,6 @@ def _question(target: MeasuredTask, candidate: ResolvedCandidate, text: str) -> 
 
 
 def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Step:
-    """Return what puts the prompt around an item; it retrieves and draws shots also in a dry session."""
     if rows.measured.role != "target":
         return rows.step()
     return replace(session, target=rows.measured, dry_run=False).prompting_step(recipe, seed)
@@ -211,7 +189,6 @@ _load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
 
 
 def _sent(base: ModelSource, weights: Weights, rows: RowSet, examples: Sequence[Example]) -> list[SentPrompt]:
-    """Write prompts as the weights are sent them: a text, messages as JSON, or the text of their tokens."""
     if weights.is_language_model and weights.kind != "chat":
         tokenizer = _load_tokenizer_once(weights.source or base)
         prompts = [prompt_text(rows.measured.task, example) for example in examples]

@@ -1,9 +1,8 @@
 """Plan of a comparison: its steps, their dependencies, and the journal of their outcomes.
 
-Invariant: a plan is pure and cheap; no file is read for it. A step names its result, so repeating it computes
-nothing twice. Lines of the journal, a file that all workers share, are appended under a lock, count once they
-are complete, and never change. Steps that need a failed step fail with it. A worker's results are waited for
-before they are looked up, because a network file system may cache for a while that a file is missing.
+Invariant: a plan is pure; a step names its result, so repeating it computes nothing twice. Lines of the
+journal are appended under a lock, and count once they are complete. Results are waited for, because a network
+file system may cache for a while that a file is missing.
 Source: nfs(5), *Directory entry caching*: `acdirmax`, 60 s unless the mount says otherwise.
 """
 
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
 class Step(NamedTuple):
     """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
 
-    `name` is a candidate's, or the weights digest of a base. Of answers it is every `parts`-th row set from
-    `part` on, of a trial `part` is the point of the sweep. Only with `suites` a run answers those too.
+    `name` is a candidate's, or the weights digest of a base. Answers are every `parts`-th row set from `part`
+    on; `part` of a trial is the point of the sweep.
     """
 
     kind: Literal["base", "control", "trial", "fit", "answer"]
@@ -61,10 +60,10 @@ class Plan(NamedTuple):
 def make_plan(
     session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
 ) -> Plan:
-    """Plan the workers' part of the requested runs; the command itself makes the rest.
+    """Plan the workers' part of the requested runs.
 
-    The rest is answers of endpoints, work in folds, and sweeps that a judge must grade. Without `answers` the
-    plan has only weights that do not depend on answers.
+    The command makes the rest: answers of endpoints, work in folds, and sweeps that a judge must grade.
+    Without `answers` the plan has only weights that do not depend on answers.
     """
     needs_judge = session.target.task.primary_metric in session.target.judged
     shared = []
@@ -117,7 +116,7 @@ class _Planner(NamedTuple):
         return steps
 
     def control_steps(self, candidate: ResolvedCandidate) -> tuple[Step, ...]:
-        """Add the control arm of a candidate's base, which answers some stored items of the suites again."""
+        """Add the control arm of a candidate's base, which answers some of its stored items again."""
         if not self.session.suites or not candidate.method.makes_language_model:
             return ()
         step = Step("control", candidate.base.weights_digest)
@@ -177,10 +176,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 
 
 class Outcome(NamedTuple):
-    """Outcome of a step: the id of a control arm, or an error for `training.worker.decode_error`.
-
-    `files` are the completed files that others need, relative to the store's folder.
-    """
+    """Outcome of a step: the id of a control arm, an encoded error, and the files that others need."""
 
     value: str = ""
     error: tuple[str, list[Any]] | None = None
@@ -190,10 +186,9 @@ class Outcome(NamedTuple):
 class Journal:
     """State of a plan when last read.
 
-    `ready` are the steps that can start, in the plan's order. `outcomes` are those of ended steps; `failed`
-    includes steps that needed a failed one. `n_begun` counts starts of a step without an outcome;
-    `passed_over` are searches whose lost trial was recorded as failed. `refusal` is bad input that would stop
-    every step. `files` maps ended steps to the files of them and their needs.
+    `ready` are the steps that can start, in the plan's order; `failed` includes steps that needed a failed
+    one. `n_begun` counts starts of a step without an outcome. `refusal` is bad input that would stop every
+    step. `files` maps ended steps to the files of them and their needs.
     """
 
     def __init__(self, file: Path, plan: Plan) -> None:
@@ -251,7 +246,6 @@ class Journal:
         self._settle([step for step in ended if step in self.ready])
 
     def _settle(self, ended: list[Step]) -> None:
-        """Let go on what waited for steps that ended; what waits for a failed one ends with it."""
         while True:
             for step in ended:
                 self.ready.pop(step)

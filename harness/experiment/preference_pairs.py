@@ -1,10 +1,9 @@
 """Preference pairs from a candidate's own answers: several are sampled per training prompt and ranked.
 
 Invariant: the same weights, rows and seed give the same answers. Ties and truncated or unscored answers make
-no pair, and no pair has an evaluated question. A ranking is identified by everything that its scores depend
-on. Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, Some things are more CRINGE
-than others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding Language Models, section
-2.3
+no pair, and no pair has an evaluated question.
+Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, https://arxiv.org/abs/2312.16682,
+and Yuan et al. 2024, Self-Rewarding Language Models, section 2.3
 """
 
 from collections import Counter
@@ -45,10 +44,7 @@ Score = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
 
 
 class Ranking(NamedTuple):
-    """Ranking of answers by scores, with everything that these depend on, for the manifest.
-
-    `cost_usd` returns the cost of the scores so far; None if unknown.
-    """
+    """Ranking of answers by scores, with what they depend on, and their cost so far (None if unknown)."""
 
     by: Mapping[str, Any]
     score: Score
@@ -60,11 +56,7 @@ def open_ranking(
 ) -> Ranking:
     """Open a ranking: by a candidate's reward model, a judge of the target, a metric or a file.
 
-    The default is the target's primary metric. Missing weights of a reward model are made here. `left_usd`
-    returns the remaining budget for a judge, None for no limit.
-
-    Raises:
-        UserError: there is no such candidate, judge or metric, or it cannot score a text alone.
+    `left_usd` returns the remaining budget for a judge, None for no limit.
     """
     name = metric_name(written) if written else session.target.primary.name
     if written in session.candidates:
@@ -146,11 +138,9 @@ _CUT = "answers cut at max_new_tokens"
 
 
 class Drawing(NamedTuple):
-    """Sampling of answers: `samples` per prompt at a temperature, by a seed.
+    """Sampling of answers: `samples` per prompt, ranked by `rank` (empty: the target's primary metric).
 
-    `rank` names the ranking, empty for the target's primary metric. Scores that differ by at most `gap` are a
-    tie. At most `n_prompts` prompts are sent, None for all. Answers and grades together cost at most
-    `max_cost` USD, None for no limit.
+    Scores that differ by at most `gap` are a tie. `max_cost` limits answers and grades together, in USD.
     """
 
     samples: int = 4
@@ -165,10 +155,7 @@ class Drawing(NamedTuple):
 
 
 class MadePairs(NamedTuple):
-    """Pairs to save, with everything they depend on, the outcome of each prompt, and remarks.
-
-    `spent` is the cost of sampling, `ranking_usd` that of ranking; None if unknown.
-    """
+    """Pairs to save, the outcome of each prompt, the costs of sampling and ranking, and remarks."""
 
     edit: Edit
     outcomes: list[EditedRow]
@@ -180,14 +167,9 @@ class MadePairs(NamedTuple):
 def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
     """Sample a candidate's answers to its training prompts, rank them, and pair the best with the worst.
 
-    Missing weights are made first. Stored answers and grades are not requested again.
-
     Raises:
-        UserError: it generates no text, the ranking is unknown, a pair has an evaluated question, or no
-        prompt
-            gives a pair.
-        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice; received answers are
-        kept.
+        UserError: a pair has an evaluated question, or no prompt gives a pair.
+        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice.
     """
     candidate = session.candidates[name]
     writers.refuse_without_text(session.experiment, candidate)
@@ -260,7 +242,7 @@ def _draw(
     by: Drawing,
     name: str,
 ) -> list[tuple[list[str], str]]:
-    """Sample answers; return the distinct complete ones per example, and the reasons for missing ones."""
+    """Sample answers; return the distinct complete ones per example, and why others are missing."""
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     requests = [
         writers.PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
@@ -283,7 +265,6 @@ def _draw(
 
 
 def _pair(row: SourcedExample, scored: Sequence[tuple[float, str]], gap: float) -> EditedRow:
-    """Pair the best of the scored answers with the worst; of equal ones those drawn first."""
     if len(scored) < 2:
         return _none(row, "answers that could not be scored")
     best, worst = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))

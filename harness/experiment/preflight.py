@@ -1,8 +1,6 @@
 """Preflight check of machine, packages and experiment, with the costs of candidates and the noise of a base.
 
-Invariant: nothing is trained; a model that is not cached is downloaded, because everything else depends on
-its size. All problems are listed; none stops the others. Noise is measured between arms that differ only in
-the layout of tokens.
+Invariant: nothing is trained. All problems are listed; none stops the others.
 """
 
 import shutil
@@ -50,13 +48,11 @@ _LEAST_DISK_GB = 5.0  # runs, checkpoints of a training and the cache of a small
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """Result of the check: the machine, its memory, free disk in GB, versions, the experiment, its costs.
+    """Result of the check; disk space in GB.
 
-    `vllm` is its version and program if it is the engine, else empty. `data` has the worst findings in the
-    target's rows, and the command that shows all. `recipes` lists settings of trainings outside published
-    ranges, `judges` local judges that cannot read all prompts. `absent` maps missing optional packages to the
-    command that installs them. `problems` lists obstacles with advice; if there are any, `costs` may be
-    empty.
+    `data` has the worst findings in the target's rows, `recipes` settings of trainings outside published
+    ranges, `judges` local judges that cannot read all prompts. `absent` maps missing optional packages to
+    the command that installs them. If there are `problems`, `costs` may be empty.
     """
 
     machine: Machine
@@ -74,7 +70,7 @@ class Checkup:
 
 
 def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
-    """Look at everything that a comparison needs; for contamination by the embeddings of a model as well."""
+    """Look at everything that a comparison needs."""
     problems: list[Problem] = []
     session: Session | None = None
     selected: tuple[str, ...] = ()
@@ -117,7 +113,6 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
 
 
 def _disk_problems(candidates: Iterable[ResolvedCandidate], free_gb: float, where: str) -> Iterator[Problem]:
-    """Yield that there is too little room on the disk, for anything or for the checkpoints of a training."""
     if free_gb < _LEAST_DISK_GB:
         yield Problem(where, f"{free_gb:.1f} GB free", f"{_LEAST_DISK_GB:g} GB or more", "free some")
     for candidate in candidates:
@@ -152,7 +147,6 @@ def _has(package: str) -> bool:
 
 
 def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
-    """Describe the models and data found, and training rows that may have an evaluated question."""
     models = [
         f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
     ]
@@ -184,11 +178,7 @@ class _SmallerBatches(HFCandidate):
 
 
 def measure_noise(session: Session) -> Noise:
-    """Ask the base the first block of each task of the suites in every way, and store what differs.
-
-    Raises:
-        UserError: the experiment has no suite, or is answered by another engine than transformers.
-    """
+    """Ask the base the first block of each task of the suites in every layout, and store what differs."""
     if session.experiment.engine != "transformers":
         found = f"engine: {session.experiment.engine}"
         expected, step = "the engine whose layouts are varied", "engine=transformers"

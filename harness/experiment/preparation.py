@@ -1,8 +1,7 @@
 """Preparation of a session from harness.yaml: data read and checked, machine probed, bases resolved.
 
-Invariant: every problem of the files is reported at once, before a model is loaded or anything is written. A
-scope (a limit, a smoke run, fewer items) cuts the experiment here. A candidate of another experiment judges
-by the weights stored there and is never trained here; one of this experiment may have none until then.
+Invariant: every problem of the files is reported at once, before a model is loaded or anything is written.
+A candidate of another experiment judges by the weights stored there and is never trained here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,7 +40,7 @@ from harness.training import Weights
 def train_judges(session: Session) -> Session:
     """Train the candidates of this experiment that judge and have no weights yet.
 
-    One that cannot be trained fails those whose answers it would grade, with the reason.
+    One that cannot be trained fails those whose answers it would grade.
     """
     judging = dict(session.judging)
     for one in list_judging_candidates(_metrics(session.experiment, session.tasks)):
@@ -69,10 +68,7 @@ def _add_judging(session: Session) -> Session:
 
 
 def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | str:
-    """Find the weights of a judging candidate, or the reason why this experiment has none yet.
-
-    `here` is the session of the candidate's experiment.
-    """
+    """Find the weights of a judging candidate, or the reason why this experiment has none yet."""
     candidate = here.candidates.get(one.candidate)
     if candidate is None:
         expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
@@ -130,14 +126,7 @@ class Scope(NamedTuple):
 
 
 def narrow(experiment: Experiment, scope: Scope) -> Experiment:
-    """Return the experiment with fewer items, and for a smoke run with a short training.
-
-    A separate name keeps such runs and reports apart from full ones; the items of a `fewer` run are known
-    once the base is measured.
-
-    Raises:
-        UserError: limited items would be sampled, although the delta is that of whole tasks.
-    """
+    """Return the experiment with fewer items, for a smoke run also a short training, under another name."""
     cuts = [option for option, given in (("--quick", scope.quick), ("--limit", scope.limit)) if given]
     if scope.fewer and cuts:
         expected = "whole tasks, from which the items are sampled"
@@ -186,9 +175,7 @@ def prepare_session(
     """Read all data, find the base model, and probe the machine and its free memory unless given.
 
     Raises:
-        UserError: with the problems of all tasks at once, or two ways to reduce items are requested, or a
-        judge
-            is unknown, cannot judge, or belongs to another experiment and is not trained yet.
+        UserError: with the problems of all tasks at once.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
@@ -211,7 +198,6 @@ def prepare_session(
 def _prepare_without_judges(
     loaded: LoadedExperiment, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
 ) -> Session:
-    """Read all data, and find machine and bases; what judges score has no judges yet."""
     experiment = narrow(loaded.experiment, scope)
     if experiment.target.data.source("validation") is None and experiment.target.data.source("train") is None:
         expected = "rows other than the test rows, to choose and time candidates on"
@@ -282,7 +268,6 @@ def _prepare_without_judges(
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
-    """Find every model that an experiment names: bases, judges, and those made elsewhere."""
     named = {experiment.base_model: "base_model"}
     for candidate, recipe in experiment.candidates.items():
         if recipe.base_model:
@@ -306,7 +291,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
 
 
 def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
-    """Find that a task's primary metric reads none of its items, so that no answer to them has a score."""
+    """Find that a task's primary metric can read none of its references."""
     items, metric = [*measured.items.validation, *measured.items.test], measured.primary
     if not items or any(map(metric.reads, items)):
         return

@@ -1,7 +1,4 @@
-"""Preview of runs and lookup of stored ones: what will run where and for how long, and what is stored.
-
-Invariant: nothing is computed and no model is loaded; missing results are refused with the known reason.
-"""
+"""Preview of runs and lookup of stored ones: what will run where and for how long, and what is stored."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -71,7 +68,7 @@ MANY = 64  # candidates
 
 
 def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
-    """Ask before a grid grows into more candidates than anybody meant."""
+    """Refuse more than 64 candidates without a yes."""
     n = len(loaded.selected)
     if n > MANY and not yes:
         found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
@@ -116,10 +113,7 @@ def are_all_done(found: Iterable[Run | None]) -> bool:
 def first_line(
     experiment: Experiment, machine: Machine, n_candidates: int, whole_s: float | None, missing_s: float
 ) -> str:
-    """Describe what runs where, the precision, and the time of the missing part and of the whole.
-
-    `whole_s` is None if everything is stored.
-    """
+    """Describe what runs where, and the time of the missing part and of the whole (None: all is stored)."""
     beside = whole_s is not None and machine.device == "cpu" and spins_briefly()
     notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if beside else ""]
     said = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
@@ -200,11 +194,7 @@ def in_order(known: Mapping[str, ResolvedCandidate], selected: Iterable[str]) ->
     """List recipes and seeds: the bases' first, then trainings, then candidates that borrow weights.
 
     A candidate comes after the one that it starts from, and those on the same served base together, because
-    one base at a time is in memory. Only trainings have several seeds: others would give the same answers
-    again.
-
-    Raises:
-        UserError: one of them answers nothing.
+    one base at a time is in memory.
     """
     candidates = [known[name] for name in selected]
     for candidate in candidates:

@@ -1,9 +1,8 @@
 """One recipe and seed, from its spec to rows on disk and a run folder.
 
-Invariant: results whose identity is stored are not computed again; a kill loses at most the current block,
-and the next call continues from there. An artefact is compared with the run that it was exported from,
-computed in fp32; the run's own difference from fp32 is the floor, so flipped answers alone never count
-against an artefact. `records.PARITY` explains each figure.
+Invariant: stored results are not computed again; a kill loses at most the current block. An artefact is
+compared with the run that it was exported from, computed in fp32; the run's own difference from fp32 is the
+floor, so flipped answers alone never count against an artefact (`records.PARITY`).
 """
 
 from collections.abc import Sequence
@@ -49,7 +48,6 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
     """Train and evaluate the missing parts of one candidate and seed; remove its recorded failure.
 
     Raises:
-        UserError: the candidate answers nothing.
         HarnessError: the candidate could not be made or evaluated.
     """
     at, begun = session.store, session.name_begun(candidate.name, seed)
@@ -84,34 +82,28 @@ class _RunParts(NamedTuple):
 
     @classmethod
     def of(cls, session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights) -> "_RunParts":
-        """Return the parts of the run of weights."""
         return cls(session, candidate, seed, weights, row_sets(session, candidate, weights, seed))
 
     @classmethod
     def find(cls, session: Session, candidate: ResolvedCandidate, seed: int) -> "_RunParts | None":
-        """Return the parts of a run of stored weights; None if they are not stored."""
         weights = find_stored_weights(session, candidate, seed)
         return None if weights is None else cls.of(session, candidate, seed, weights)
 
     @property
     def identity(self) -> RunIdentity:
-        """The identity of the run, finished or to be made."""
         rows = {s.name: s.identity.digest for s in self.sets}
         begun = self.session.name_begun(self.candidate.name, self.seed)
         return RunIdentity(f"{begun}-{digest([rows, self.weights.digest])[:8]}", rows)
 
     @property
     def is_answered(self) -> bool:
-        """Whether all rows are stored."""
         return all(rows.is_there(self.session.store) for rows in self.sets)
 
     def find_done(self) -> Run | None:
-        """Find the finished run of these rows."""
         (done,) = find_runs(self.session.store, [self.identity if self.is_answered else None])
         return done
 
     def find_or_make(self) -> Run:
-        """Return the run of these weights: as it is stored, scored again, or answered now."""
         session, candidate, weights, sets = self.session, self.candidate, self.weights, self.sets
         if (done := self.find_done()) is not None:
             return self.add_points(done)
@@ -185,7 +177,6 @@ class _RunParts(NamedTuple):
         return None
 
     def save_again(self, before: Run) -> Run:
-        """Save a run with rescored rows; its measurements stay."""
         run = replace(
             before,
             created=provenance.timestamp(),
@@ -278,7 +269,7 @@ class _RunParts(NamedTuple):
 def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
     """Time more single requests to a finished run's weights, and concurrent ones; its answers stay.
 
-    A run that needs no more timings, or whose single requests all failed, is returned unchanged.
+    A run that needs no more timings, or whose requests all failed, is returned unchanged.
     """
     parts, at_once = _RunParts.find(session, candidate, run.seed), session.experiment.concurrency
     if parts is None or not timing.wants_more(run, len(parts.sets[0].ids), at_once):
@@ -307,8 +298,7 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
 def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tuple[Run | None, list[str]]:
     """Score a finished run's stored answers with the current metrics, without the model.
 
-    Returns the rescored run, and the names of rows that the model would have to answer again; if there are
-    any, no run is made.
+    Returns the rescored run, or None with the names of rows that the model would have to answer again.
     """
     parts = _RunParts.find(session, candidate, run.seed)
     if parts is None:
@@ -321,10 +311,7 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
 
 
 def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
-    """Find the runs of recipes as they are written now, or their failures; computes nothing.
-
-    A run whose trials are not those of its search as it is written now is none.
-    """
+    """Find the runs of recipes as they are written now, or their failures; computes nothing."""
     at, stored = session.store, [_find_whole(session, *request) for request in requests]
     store.read_ids(at, {rows.identity.digest for one in stored if one for rows in one.sets})
     wanted = [one.identity if one and one.is_answered else None for one in stored]
@@ -364,7 +351,6 @@ def describe_outdated(session: Session, request: RunRequest) -> str:
 
 
 def _find_whole(session: Session, candidate: ResolvedCandidate, seed: int) -> _RunParts | None:
-    """Find the parts of a run; with folds only if the fold of each test row is stored."""
     if candidate.searches_prompts:
         return None
     weights = find_stored_weights(session, candidate, seed)

@@ -1,8 +1,4 @@
-"""Remarks on runs: sentences on rows, prompts, bases and servers, shown as notes in a report.
-
-Invariant: no model is loaded. An ungraded answer counts once, by its outcome, for all judged metrics of its
-task together.
-"""
+"""Remarks on runs: sentences on rows, prompts, bases and servers, shown as notes in a report."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -36,7 +32,7 @@ Candidates = Mapping[str, ResolvedCandidate]
 
 
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
-    """Yield counts over the rows of finished runs: failed, uncited, ungraded and noteworthy ones."""
+    """Yield counts over the rows of finished runs: failed and ungraded ones."""
     done = [run for run in runs if run.state == "done"]
     for run in done:
         rows = study.rows.cut(run, study.target)
@@ -103,7 +99,6 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
 def _note_indexes(
     target: MeasuredTask, candidates: Candidates, policy: DecidePolicy, runs: Iterable[Run]
 ) -> Iterator[str]:
-    """Describe the size, time and cost of a candidate's index, which all of its seeds share."""
     task, items, hosting = target.task, target.items, ""
     if month := policy.index_usd_per_month:
         hosting = f"; hosting it costs {usd(month)} USD a month"
@@ -126,7 +121,6 @@ def _note_indexes(
 def _note_endpoints(
     candidates: Candidates, suites: Iterable[MeasuredTask], policy: DecidePolicy, runs: Runs
 ) -> Iterator[str]:
-    """Describe what was and was not measured of each endpoint."""
     priced = policy.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).is_remote):
         settings = Settings(**candidates[run.candidate].source.params)
@@ -144,10 +138,7 @@ def _note_endpoints(
 
 
 def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
-    """Describe the target's rows, the candidates' training rows, and untested languages.
-
-    Also names candidates and suite tasks whose prompts lack something that is written.
-    """
+    """Describe the target's rows, the training rows, incomplete prompts, and untested languages."""
     names_by_note: dict[str, list[str]] = {}
     for name in names:
         for trial in session.candidates[name].trials:

@@ -74,11 +74,7 @@ class PreparedEvaluation(NamedTuple):
 def tasks_of(
     names: Sequence[str], limit: int | None, num_fewshot: int | None, *, trust_remote_code: bool = False
 ) -> list[Task]:
-    """Return the lm-eval tasks named on the command line.
-
-    Raises:
-        UserError: no task is named, or one occurs twice.
-    """
+    """Return the lm-eval tasks named on the command line."""
     if not names or len(set(names)) < len(names):
         found = "no task" if not names else "a task twice"
         raise UserError(
@@ -98,11 +94,7 @@ def prepare_model(
     precision: Precision = "auto",
     engine: Engine = "transformers",
 ) -> PreparedEvaluation:
-    """Get a model and tasks ready, without an experiment.
-
-    Raises:
-        UserError: with the problems of all tasks, or the model or the engine cannot be found.
-    """
+    """Get a model and tasks ready, without an experiment."""
     if engine == "vllm":
         refuse(vllm.problems(VllmPolicy()))
     found = _load_tasks(tasks, None)
@@ -128,11 +120,7 @@ def prepare_model(
 
 
 def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> PreparedEvaluation:
-    """Prepare one candidate's weights, training them if missing, for other tasks than its suites.
-
-    Raises:
-        UserError: with the problems of all tasks, or the candidate is no language model.
-    """
+    """Prepare one candidate's weights, training them if missing, for other tasks than its suites."""
     found = _load_tasks(tasks, session.experiment.datasets_dir)
     session.begin(name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)

@@ -1,8 +1,7 @@
 """Rows of runs: those of all folds in one set, those that are stored, and those of control arms.
 
 Invariant: in folds no item is answered by weights or shots that were made with it or its cluster; the weights
-of the run are those made of all rows. Stored rows are cut to the items of this experiment and read once for a
-report. The A/A rate is of earlier measurements in the same precision in which nothing had drifted.
+of the run are those made of all rows.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -114,7 +113,6 @@ class FoldedRun(NamedTuple):
         ]
 
     def _name_joined(self, parts: Sequence[_FoldPart]) -> RowSet:
-        """Name the rows that the models of the folds answer, as if one model answered all of test."""
         test = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)[1]
         who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
         return test._replace(identity=replace(test.identity, weights_digest=who))
@@ -195,7 +193,6 @@ class Reader(StoredRows):
     """Reads a row set once, cut to the items of this experiment, with their inclusion weights."""
 
     def __init__(self, at: Store, tasks: Sequence[MeasuredTask]) -> None:
-        """Read rows of the tasks, the first of which is the target."""
         super().__init__(at)
         self._tasks = tasks
         self._weights = {m.task.name: m.weights for m in tasks if m.weights is not None}
@@ -242,7 +239,7 @@ class Reader(StoredRows):
 
 
 def judge_controls(at: Store) -> dict[str, ControlFacts]:
-    """Judge all measurements in their order, each with the A/A rate of those before it."""
+    """Judge all measurements in their order, each with the A/A rate of those before it that did not drift."""
     rates = AA_FLIPS | store.noise_rates(at)
     found: dict[str, ControlFacts] = {}
     environment = cache(lambda key: store.read_environment(at, key))
@@ -283,18 +280,14 @@ def documents_of(at: Store, task: Task, role: Role, rows_digest: str) -> dict[st
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base on the capability suite, as it is served; returns the row set of each task.
-
-    What was measured of it on this machine before, in whatever folder, is taken from there.
-    """
+    """Measure a base on the capability suite, as it is served; returns the row set of each task."""
     return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
 
 
 def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
     """Measure weights on the suites where that is missing; return the row set of each task.
 
-    `shared` row sets are also looked up and stored where experiments in other folders of this machine find
-    them.
+    `shared` row sets are also shared with experiments in other folders of this machine.
     """
     sets = suite_sets(session, weights)
     lacking = score_answered(session, sets)

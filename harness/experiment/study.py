@@ -1,8 +1,7 @@
 """Study: the stored results of one experiment, with people's labels, from which all verdicts are made.
 
-Invariant: it reads each stored object once and has no model and no data, so the same store and file give the
-same verdicts. Labels correct a judge's score and paired difference before any decision; if there are too few,
-the run says how many are missing. Other metrics need no correction.
+Invariant: it has no model and no data, so the same store and file give the same verdicts. Labels correct a
+judge's score and paired difference before any decision.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,10 +61,9 @@ class ArmsOfPair(NamedTuple):
 class Study:
     """An experiment as its runs are judged, with its store and the metrics of each task.
 
-    `weights` maps a run to the inclusion weights of items that were sampled for it, `base_arm` to its base's
-    rows of each task, as far as an open session knows them. `first_base` is the digest of the base against
-    which the first champion was judged, empty without one. `typed` are the options that next commands repeat,
-    `selected` the selected candidates, and `settled` maps runs to the verdict of an interim analysis.
+    `weights` maps a run to the inclusion weights of sampled items, `base_arm` to its base's rows by task.
+    `first_base` is the digest of the base against which the first champion was judged, empty without one.
+    `typed` are the options that next commands repeat. `settled` maps runs to an interim analysis's verdict.
     `compared`, `admitted` and `untrained` cache what verdicts share.
     """
 
@@ -113,10 +111,7 @@ class Study:
 
 
 def load_study(loaded: LoadedExperiment) -> Study:
-    """Return the study of an experiment's stored runs, as its file is written now.
-
-    Metrics of tasks of lm-eval come with `add_lm_eval`, for lm-eval reads all their items.
-    """
+    """Return the study of stored runs, as the file is written now; `add_lm_eval` adds metrics of lm-eval."""
     experiment, at = loaded.experiment, Store(loaded.folder / "runs")
     return Study(
         experiment,
@@ -190,7 +185,6 @@ def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
 
 
 def _strip_unasked(recipe: Recipe) -> Recipe:
-    """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
     if not plugins.find_method(recipe.method).is_remote:
         return recipe
     named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
@@ -198,10 +192,7 @@ def _strip_unasked(recipe: Recipe) -> Recipe:
 
 
 def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
-    """Return the runs' own results, by which validation chooses.
-
-    Labels correct the scores of a judge's metric; labels that a decision lacks are counted.
-    """
+    """Return the runs' own results, corrected by labels, by which validation chooses."""
     measured = (facts_of(session, reader, run) for run in runs)
     facts = apply_budgets(measured, session.experiment.decide)
     study, metric, task = study_session(session, reader), session.target.primary, session.target.task
@@ -231,7 +222,7 @@ def correct_reached(
     labels: Labels,
     edge_cases: EdgeCases = MappingProxyType({}),
 ) -> CandidateFacts:
-    """Correct a run's scores on test by labels, and by the judge's error there its score on validation.
+    """Correct a run's scores on test by labels, and its validation score by the judge's error on test.
 
     Otherwise a judge that people refute on test would still choose on validation.
     """

@@ -1,7 +1,6 @@
 """Facts on the target for a verdict: what a run reached, its gain and win rate over the best untrained one.
 
-Invariant: read from the store, without the model or the data; the best untrained candidate is the one that
-the decision takes, by validation, among the stored runs of the file's candidates as they are written now.
+Invariant: read from the store; the best untrained candidate is the one that the decision takes.
 """
 
 from collections.abc import Collection, Iterable
@@ -106,9 +105,9 @@ def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
 
 
 def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
-    """Return the answers to the target's test items of a run's base, None where it has none, and its own.
+    """Return the answers to the target's test items of a run's base (None if unknown), and its own.
 
-    They are all that were drawn to an item, where both were drawn in the same way.
+    They are all that were drawn to an item, if both were drawn in the same way.
     """
     task, rows = study.experiment.target, study.rows
     settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
@@ -137,9 +136,9 @@ def is_prompt(run: Run) -> bool:
 
 
 def find_best_untrained(study: Study, run: Run) -> Run | None:
-    """Find the candidate that the decision takes as the best untrained one, of those that answered alike.
+    """Find the candidate that the decision takes as the best untrained one.
 
-    Runs whose items or grades are others than the run's were made before the files changed, and do not count.
+    Runs with other items or grades than the run's were made before the files changed, and do not count.
     """
     own = _scored_by(study, run)
     if own not in study.untrained:
@@ -169,9 +168,7 @@ def _scored_by(study: Study, run: Run) -> tuple[str, str]:
 
 
 def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> CandidateFacts:
-    """Return a stored run's target score for the decision, corrected by available labels.
-
-    The default metric is the deciding one.
+    """Return a stored run's target score, by default in the deciding metric, corrected by labels.
 
     Raises:
         CandidateFailed: every test row is an error.
@@ -201,11 +198,7 @@ def list_untrained(study: Study) -> list[Run]:
 
 
 def refuse_lost_folds(study: Study, run: Run) -> None:
-    """Refuse test rows that other weights answered than the run's, those of its folds, if no fold is kept.
-
-    Raises:
-        IncompatibleRuns: they are of several models, and nothing says which answered which item.
-    """
+    """Refuse test rows that models of folds answered if nothing says which one answered which item."""
     at, test = study.store, run.rows[f"{study.experiment.target.name}/test"]
     if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
         raise IncompatibleRuns(
@@ -254,10 +247,7 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
 
 
 def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[str] = ()) -> Wins:
-    """Leave a win rate open where too many items tell nothing: over a share `most` of them.
-
-    The base failed on those, or a preference of them cannot be read (`unread`).
-    """
+    """Leave a win rate open if more than a share `most` of the items failed or were read as nothing."""
     failed = {row.example_id for row in base if row.status == "error"}.union(unread)
     if wins.rate is None or len(failed) <= most * len(base):
         return wins

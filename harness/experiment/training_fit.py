@@ -1,7 +1,6 @@
 """One fit: its job is written with the regularisers' rows, run, and its folder renamed when complete.
 
-Invariant: however a training ends, the next call resumes from its checkpoints. Scores sent to trackers belong
-to points whose weights are kept.
+Invariant: however a training ends, the next call resumes from its checkpoints.
 """
 
 import json
@@ -131,7 +130,6 @@ class Fit(NamedTuple):
         return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
     def _find_regularizer_rows(self) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
-        """Return the rows that regularisers mix into the training, and those that penalties read."""
         session, candidate, seed = self
 
         def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
@@ -158,9 +156,7 @@ class Fit(NamedTuple):
     def make(self, begun: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
         """Make weights in a temporary folder, which is renamed when they are complete.
 
-        The training pauses after `pause_at` kept points, or `show_at` points for trackers, and the folder
-        stays. However a training ends, the next call resumes from its checkpoints, which are deleted when the
-        weights are complete.
+        The training pauses after `pause_at` kept points, or `show_at` points for trackers; the folder stays.
 
         Raises:
             CandidateFailed: they cannot be made; a diverged training is remembered.
@@ -232,7 +228,6 @@ class Fit(NamedTuple):
         pause_at: int,
         show_at: int,
     ) -> None:
-        """Write the job: it trains on `mixed` rows too, as they are, and penalties read `general` ones."""
         session, candidate, seed = self
         source, step = candidate.source, session.prompting_step(candidate.source, seed)
         items = session.training_data(source).items

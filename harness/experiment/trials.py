@@ -2,13 +2,11 @@
 
     runs/weights/<key>/pruned.json      with the points: the digest of the last one, and the log
 
-Invariant: a trial is named by the key of its weights, so repeating it writes the same. An error that other
-points may avoid fails only its trial; any other error ends the search. Proposals depend on the space, the
-seed and the earlier results, so an interrupted search repeats its points, whose weights and answers are
-stored, and continues after them. A pruned trial keeps the weights of its points but no checkpoint, and frees
-its budget: a search trains as much as its number of whole trials would. Source: the tree-structured Parzen
-estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter Optimization*, and the pruners of Optuna
-(Akiba et al. 2019, arXiv:1907.10902)
+Invariant: proposals depend on the space, the seed and the earlier results, so an interrupted search repeats
+its points, whose results are stored, and continues. A pruned trial frees its budget: a search trains as much
+as its number of whole trials would.
+Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter
+Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902)
 """
 
 import json
@@ -90,7 +88,7 @@ class TrialKeeper(NamedTuple):
         return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
 
     def find_failed(self, fit_key: str) -> Trial | None:
-        """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
+        """Find a recorded trial that failed."""
         known = store.find_trial(self.session.store, self._run_id(fit_key))
         return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
 
@@ -102,8 +100,7 @@ class TrialKeeper(NamedTuple):
     ) -> TrialScores:
         """Train a trial until its pruner stops it, scoring it on validation at each point.
 
-        `train(n)` trains until `n` points are kept, the last one at the end; `should_prune` gets a point's
-        number and score.
+        `train(n)` trains until `n` points are kept, the last one at the end.
 
         Raises:
             NotStored: a result is missing, and the session is read-only.
@@ -131,7 +128,6 @@ class TrialKeeper(NamedTuple):
         return TrialScores(tuple(scores))
 
     def _set_pruned(self, folder: Path, step: int, weights: training.Weights) -> training.Weights:
-        """Finish a pruned trial's folder; return its last weights with their record."""
         part = _part(folder)
         if part.exists() and not (part / PRUNED).exists():
             elapsed_s, loss, validation_loss = training.read_log_until(part / training.CHECKPOINTS, step)
@@ -174,7 +170,7 @@ def fails_alone(error: Exception) -> bool:
 
 
 def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
-    """Return what a candidate fails by where none of its trials was made whole: each reason, once."""
+    """Return the error of a candidate without a complete trial: each reason, once."""
     if all(isinstance(error, Diverged) for _, error in failed):
         return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
     points: dict[str, list[str]] = {}
@@ -314,7 +310,6 @@ def _pruner_class(name: str) -> "type[BasePruner]":
 
 
 def _pruner(source: Recipe) -> "BasePruner":
-    """Build the pruner of a search, its resource being tracked points; without one none prunes."""
     import optuna
 
     if not source.prune or not source.track:
@@ -328,7 +323,6 @@ def _pruner(source: Recipe) -> "BasePruner":
 
 
 def _value(values: Sequence[Any], proposed: Any) -> Any:
-    """Return the value of a proposal, within the range also when it is rounded."""
     if not is_span(values):
         return values[proposed]
     span = span_of(values)

@@ -2,10 +2,9 @@
 
     runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
 
-Invariant: what was forgotten is the mean loss against the base on general items for validation. No item,
-question or cluster of a test of a suite is among them, so the gate judges on items that nothing was chosen
-by; which ones are evaluated depends on the files, the limits and the experiment's seed alone. Points along a
-training answer the target's validation rows and general items of the half that the search of a rescue sees.
+Invariant: forgetting is the mean loss against the base on general items for validation. No item, question or
+cluster of a test of a suite is among them. Points along a training answer the target's validation rows and
+general items of the half that the search of a rescue sees.
 """
 
 import json
@@ -69,20 +68,14 @@ def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> Va
 
 
 def digest_prompts(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
-    """Digest the prompts of a recipe as they were sent, of which weights, and how they were answered.
-
-    Recipes that write the same prompt in different ways are alike. Empty where a prompt is not known.
-    """
+    """Digest the prompts of a recipe as they were sent and answered; empty if a prompt is not known."""
     prompts = [row.prompt_digest for row in answered]
     drawn = recipe.sampling.model_dump(mode="json") if recipe.sampling else {}
     return digest([weights_digest, recipe.answer, drawn, prompts]) if prompts and all(prompts) else ""
 
 
 def mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
-    """Return the score of rows, a failed answer as the metric's worst value, if it has one; None without any.
-
-    So no trial is favoured for the answers that it owes.
-    """
+    """Return the score of rows (None without any); a failed answer has the metric's worst value, if any."""
     parts = [p for row in rows if (p := _parts(metric, row)) is not None]
     return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
 
@@ -163,7 +156,7 @@ def capability_change(
 def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> list[MeasuredTask]:
     """Return the capability tasks with as many items for validation, evenly over those that have some.
 
-    A task of fewer than ten counts only where all have fewer: in the mean over tasks it would weigh as much.
+    A task of fewer than ten counts only if all have fewer, because each task weighs the same.
     """
     whole = [m for m in suites if not m.task.lm_eval]
     tests = {m.task.name: load_task(m.task, seed).test for m in whole}
@@ -198,9 +191,9 @@ def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> li
 
 
 def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[int]:
-    """List the steps whose weights a candidate's training may keep; none where nobody knows them beforehand.
+    """List the steps whose weights a candidate's training may keep; none if they are unknown beforehand.
 
-    They are known where rows alone are learnt from, those that fit, with nothing to try and one process.
+    They are known for a training on rows alone, without packing, sweep or folds, in one process.
     """
     source, base = candidate.source, candidate.trained_base
     params = candidate.method.params(**source.params)
@@ -237,13 +230,7 @@ def read_kept_points(candidate: ResolvedCandidate, folder: Path) -> dict[int, We
 def measure_points(
     session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int, base_rows: Mapping[str, str]
 ) -> tuple[TrackedPoint, ...]:
-    """Measure the points along a candidate's training, as far as that is not done yet.
-
-    `base_rows` are the base's row sets of each task of the suites.
-
-    Raises:
-        CandidateFailed: weights are damaged, or cannot be opened.
-    """
+    """Measure the points along a training; `base_rows` are the base's row sets of each task of the suites."""
     source, kept = candidate.source, read_tracked_weights(candidate, weights)
     if not source.track or not kept:
         return ()
@@ -257,7 +244,7 @@ def measure_points(
 
 
 def estimate_tracking(session: Session, source: Recipe) -> Work:
-    """Estimate what the points along a training answer: validation rows and sampled general items each."""
+    """Estimate what the points along a training answer."""
     if not source.track:
         return Work()
     base = base_weights(session.source)
@@ -273,7 +260,6 @@ def estimate_tracking(session: Session, source: Recipe) -> Work:
 def _sample(
     suites: Iterable[MeasuredTask], seed: int, rows: Mapping[str, list[SampleResult]], n_items: int
 ) -> list[tuple[MeasuredTask, list[SampleResult]]]:
-    """Sample items of the search half evenly from the tasks that count there, each with the base's rows."""
     measured = [m for m in suites if m.task.name in rows]
     alike = [
         Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
@@ -304,11 +290,7 @@ def measure_point(
     seed: int,
     sampled: Sequence[tuple[MeasuredTask, list[SampleResult]]] = (),
 ) -> TrackedPoint:
-    """Measure the weights at a step on the target's validation rows, and on sampled general items.
-
-    Raises:
-        CandidateFailed: weights are damaged, or cannot be opened.
-    """
+    """Measure weights at a step on the target's validation rows, and on sampled general items."""
     validation = target_sets(session, candidate.source, made, seed)[0]
     general = suite_sets(session, made, [measured for measured, _ in sampled])
     name = f"{candidate.source_name} at step {step}"

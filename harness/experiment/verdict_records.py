@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from harness import __version__, formatting, store
+from harness import __version__, store
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.verdict import WORDS, Verdict
 from harness.experiment.study import Study
@@ -25,9 +25,6 @@ _NOTHING_DECIDED = DecidePolicy()
 
 # Of a candidate's facts, kept elsewhere; a new field of one number is recorded by itself.
 _LARGE = ("verdict", "corrected", "training", "slices", "tokens", "vs_prompt")
-_UNRECORDED = (
-    "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
-)
 _SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
 _OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
 _OF_GAIN = ("delta", "low", "high", "n")
@@ -42,10 +39,7 @@ def record_of(
     tasks: Settings = NO_SETTINGS,
     decide: DecidePolicy = _NOTHING_DECIDED,
 ) -> VerdictRecord:
-    """Return the record of a verdict with its inputs; the default baseline is the run's base.
-
-    `tasks` maps judged suite tasks to the settings that the verdict depends on.
-    """
+    """Return the record of a verdict with its inputs; `tasks` maps judged tasks to their settings."""
     plain: dict[str, Any] = to_plain(verdict)
     policy = _describe_rules(gate, decide)
     return VerdictRecord(
@@ -130,7 +124,7 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     if before is None or (before.outcome, _is_invalid(before)) == (now.outcome, _is_invalid(now)):
         return ""
     found = [*_changes(before, now)]
-    unknown, then = [_SAME if before.tasks else _UNRECORDED], {r.name: r.outcome for r in before.rules}
+    unknown, then = [_SAME], {r.name: r.outcome for r in before.rules}
     if changed := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
         pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
         unknown.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
@@ -139,18 +133,12 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     return f"{was} and would now be {now.sentence} (since then: {'; '.join(found or unknown)})"
 
 
-def _find_errors(record: VerdictRecord) -> store.RuleRecord | None:
-    return next((rule for rule in record.rules if rule.name == "errors"), None)
-
-
 def _is_invalid(record: VerdictRecord) -> bool:
     """Tell whether a recorded verdict is invalid (see `Verdict.is_invalid`)."""
-    errors = _find_errors(record)
-    return errors is not None and errors.outcome == "inconclusive"
+    return any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in record.rules)
 
 
 def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
-    """Name the settings, rows, version and tasks that are other than stored, and answers that fail now."""
     defaults = to_plain(GatePolicy())
     for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
         was, written = (of.policy.get(key, defaults.get(key)) for of in (before, now))
@@ -160,20 +148,13 @@ def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
         yield f"other answers on {', '.join(other)}"
     if before.harness != now.harness:
         yield f"harness {before.harness} → {now.harness}"
-    for name in sorted({*before.tasks, *now.tasks}) if before.tasks else ():  # older records have no tasks
+    for name in sorted({*before.tasks, *now.tasks}):
         old, new = before.tasks.get(name), now.tasks.get(name)
         if old is None or new is None:
             yield f"task {name} {'was not judged before' if old is None else 'is no longer judged'}"
         else:
             for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
                 yield f"{key} of {name} {old.get(key)} → {new.get(key)}"
-    then, errors = _find_errors(before), _find_errors(now)
-    if errors and errors.outcome == "inconclusive" and not _is_invalid(before):
-        share, tasks = errors.numbers["largest_share"], errors.numbers["tasks"]
-        if not then or share != then.numbers.get("largest_share"):
-            several = "up to " if isinstance(tasks, list) and len(tasks) > 1 else ""
-            on = f" on {', '.join(tasks)}" if isinstance(tasks, list) and tasks else ""
-            yield f"{several}{formatting.percent(float(str(share)))} % of answers{on} failed"
 
 
 def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:

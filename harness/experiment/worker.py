@@ -1,11 +1,10 @@
 """Worker of a comparison: claims a ready step of its plan, makes it, and repeats until none is left.
 
-Invariant: a worker computes only with the code, packages, processor, threads, models and data of the command;
-it writes rows, weights and measurements under their usual names, but never the index. A step names its
-result, so results that are stored or were begun by a killed worker are not made twice.
-
     runs/.workers/<id>/plan.pickle      experiment, plan and machine, while workers need them
     runs/.workers/<id>/journal          outcomes of the steps
+
+Invariant: a worker computes only with the code, packages, processor, threads, models and data of the command;
+it writes rows, weights and measurements under their usual names, but never the index.
 """
 
 import os
@@ -44,10 +43,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
 
 class Assignment(NamedTuple):
-    """The experiment, its scope, plan, machine and threads; `state` has to be the same at a worker.
-
-    `costs` of a pass lay out the batches of its card as the command's.
-    """
+    """What workers need to know; `state` has to be the same there, `costs` of a pass lay out batches."""
 
     loaded: LoadedExperiment
     scope: Scope
@@ -86,11 +82,7 @@ def write_assignment(
 
 
 def find_assignment(runs: Path) -> Path:
-    """Find what the comparison that works in a runs folder has written for its workers.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Find what the comparison that works in a runs folder has written for its workers."""
     found = sorted(runs.resolve().glob(f"{WORKERS}/*/{ASSIGNMENT}"))
     if not found:
         step = "harness compare --executor local --workers 2, or name its runs folder"
@@ -242,7 +234,6 @@ def _read_assignment(file: Path) -> Assignment:
 
 
 def _prepare(assignment: Assignment) -> Session:
-    """Open the command's experiment with the same number of threads, and refuse any difference."""
     os.chdir(assignment.folder)
     os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
     quiet_libraries()
@@ -258,7 +249,6 @@ def _prepare(assignment: Assignment) -> Session:
 def _state(
     sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
 ) -> dict[str, str]:
-    """Describe what rows and weights depend on: machine, models and data."""
     of_cpu = machine.device == "cpu"
     kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
     if "CPU flags" in kernels:
@@ -270,7 +260,6 @@ def _state(
 
 
 def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse to work where something is not as it is for the command."""
     step = "give all workers the same code, packages, processor, models and data as the command"
     problems = [
         Problem(f"{_worker_name()}: {name}", found.get(name, "none"), expected.get(name, "none"), step)

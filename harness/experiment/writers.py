@@ -3,11 +3,9 @@
     answers/<digest of the writer>.jsonl    one answer per line, in order of arrival; in the runs folder of an
                                             experiment, otherwise in the cache
 
-Invariant: a writer is asked in the same way for every purpose, so answers can be reused. An answer is written
-to disk before it is used and before its thread asks for the next one, so an interruption loses at most
-running requests, and a prompt is sent once. A local model gets sixteen prompts at a time, an endpoint as many
-concurrent requests as configured. After a failure, which is not stored, no request starts, but running ones
-are stored. A truncated line is ignored. Rows with an evaluated question are refused before rows are written.
+Invariant: an answer is written to disk before it is used, so an interruption loses at most running requests,
+and a prompt is sent once. After a failure, which is not stored, no request starts. Rows with an evaluated
+question are refused before rows are written.
 """
 
 import random
@@ -54,8 +52,7 @@ class Writer(NamedTuple):
     """Model that writes: its name, its identity, the place of its answers, and how to open it.
 
     `price` returns the cost of answers in USD, `planned` that of reading and writing a number of tokens; None
-    if unknown. `chat` says that a chat template renders messages. `num_concurrent` is the number of
-    concurrent requests, None for a local model.
+    if unknown. `num_concurrent` is the number of concurrent requests, None for a local model.
     """
 
     name: str
@@ -197,7 +194,7 @@ def draw_prompts(rows: Sequence[SourcedExample], n: int | None, seed: int) -> li
 
 
 def list_evaluated(tasks: Sequence[MeasuredTask]) -> list[SourcedExample]:
-    """List the evaluated rows: validation and test of the target (the first task), items of other tasks."""
+    """List the evaluated rows of all tasks; the first one is the target."""
     own = [row for rows in tasks[0].items.evaluated.values() for row in rows]
     return own + [row for m in tasks[1:] for row in m.items.list_sourced("test")]
 
@@ -297,10 +294,7 @@ class WriterUsage(NamedTuple):
 
 
 class WriterPlan(NamedTuple):
-    """Upper bounds of requests: their number, stored answers, and tokens to read and write for the others.
-
-    `cost_usd` is None without a price.
-    """
+    """Upper bounds: requests, stored answers, tokens to read and write, and USD (None if unknown)."""
 
     requests: int
     known: int
@@ -407,7 +401,6 @@ class BudgetedWriter:
             spend(self._writer.price(list(paid.values())), read, written)
 
     def _generate(self, model: Candidate, part: Sequence[PromptRequest]) -> list[Output]:
-        """Answer prompts together; one that is too long has failed."""
         limits = part[0].limits
         texts = [PromptText(one.messages, chat_template=self._writer.chat) for one in part]
         prompts = [encoded.context for encoded in model.encode_all(texts)]

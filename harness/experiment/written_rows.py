@@ -1,10 +1,10 @@
-"""Rows as the tokenizers of their bases write them: whether each can be, and special tokens in their texts.
+"""Rows as the chat templates of their bases write them, and special tokens in their texts.
 
-Invariant: every row of every split is written once for each base before a model is loaded. The same rows and
-tokenizer give the same problems, which are remembered.
+Invariant: every row of every split is written once for each base before a model is loaded; problems are
+remembered by rows and tokenizer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,15 +26,7 @@ from harness.provenance import versions_of
 from harness.records import Message, digest
 
 _PARTS: tuple[PartName, ...] = ("train", "validation", "test", "pairs")
-_FIRST = 20  # items that are written with a candidate's own system text and shots
 _NO_ROW = "a row that its chat template writes"
-
-
-class _OwnTokens(NamedTuple):
-    """Special tokens of the bases of an experiment, and the name of its first base."""
-
-    tokens: tuple[str, ...]
-    base: str
 
 
 class _Row(NamedTuple):
@@ -45,13 +37,9 @@ class _Row(NamedTuple):
 
 
 def find_unwritable_rows(
-    tasks: Sequence[MeasuredTask], seed: int, candidates: Iterable[ResolvedCandidate]
+    tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file.
-
-    The first of the tasks is the target.
-    """
-    candidates = list(candidates)
+    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
     bases = {
         base
         for one in candidates
@@ -60,8 +48,6 @@ def find_unwritable_rows(
         if not is_packed(base) and chat_template(base)
     }
     rows = [row for measured in tasks for row in _list_rows(measured)]
-    if rows and tasks[0].task.chat_template:
-        rows += [row for one in candidates for row in _prompt_first_items(tasks[0], seed, one)]
     texts = [list(row.messages) for row in rows]
     texts_digest = digest(texts) if bases else ""
 
@@ -93,25 +79,7 @@ def find_unwritable_rows(
             yield from cap_problems(problems, file, "rows that the chat template does not write")
 
 
-def _prompt_first_items(target: MeasuredTask, seed: int, candidate: ResolvedCandidate) -> Iterator[_Row]:
-    """Yield the first items of the target as a candidate's prompts, with its system text and number of shots.
-
-    Fixed shots are used: which rows are shots changes no turn, and a search for near ones takes time.
-    """
-    recipe, task, items = candidate.trials[0].source, target.task, target.items
-    few = recipe.prompting.get("few_shot")
-    shots = {} if few is None else {"few_shot": {**few, "select": "fixed"}}
-    if recipe.system is None and not shots:
-        return
-    step = compose(shots, PromptingContext(task, items.train, (), seed))
-    system = recipe.system if recipe.system is not None else task.system
-    for example in (*items.validation, *items.test)[:_FIRST]:
-        prompt = wrap_prompt(step(example), system, None)
-        yield _Row(prompt.messages, f"candidate {candidate.name}: the prompt of item {example.id}")
-
-
 def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
-    """Yield the conversations of a task's rows in all splits; none for a task read as plain text."""
     task = measured.task
     if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
         return
@@ -128,62 +96,46 @@ def cut_special_tokens(session: Session) -> Session:
 
     End tokens are not part of an answer: generated answers are compared without them.
     """
-    bases = session.sources.values()
-    tokens = tuple(sorted({token for base in bases for token in list_special_tokens(base)}))
-    own = _OwnTokens(tokens, session.source.name)
-    notes: list[str] = []
-    suites = [_cut_task(measured, own, notes) for measured in session.suites]
-    more = [_cut_task(measured, own, notes) for measured in session.more_targets]
-    target = _cut_task(session.target, own, notes)
-    items = replace(target.items, overlap=(*target.items.overlap, *notes))
-    training = {}
-    for key, measured in session.training.items():
-        own_notes: list[str] = []
-        made = _cut_task(measured, own, own_notes)
-        noted = replace(made.items, overlap=(*made.items.overlap, *own_notes))
-        training[key] = made._replace(items=noted)
+    tokens = tuple(
+        sorted({token for base in session.sources.values() for token in list_special_tokens(base)})
+    )
+    cut = partial(_cut_task, tokens=tokens, base=session.source.name)
+    target, *others = map(cut, (session.target, *session.more_targets, *session.suites))
+    notes = (note for _, own in (target, *others) for note in own)
+    tasks, n_more = [task for task, _ in others], len(session.more_targets)
+    folds = (
+        Fold(cut(fold.target)[0], {key: cut(rows)[0] for key, rows in fold.training.items()})
+        for fold in session.folds
+    )
     return replace(
         session,
-        target=target._replace(items=items) if notes else target,
-        suites=tuple(suites),
-        more_targets=tuple(more),
-        training=training,
-        folds=tuple(
-            Fold(
-                _cut_task(fold.target, own, []),
-                {key: _cut_task(measured, own, []) for key, measured in fold.training.items()},
-            )
-            for fold in session.folds
-        ),
+        target=_add_notes(target[0], notes),
+        suites=tuple(tasks[n_more:]),
+        more_targets=tuple(tasks[:n_more]),
+        training={key: _add_notes(*cut(rows)) for key, rows in session.training.items()},
+        folds=tuple(folds),
     )
 
 
-def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> MeasuredTask:
-    """Strip special tokens from the answers of a task's rows, and note the affected rows."""
+def _add_notes(measured: MeasuredTask, notes: Iterable[str]) -> MeasuredTask:
+    return measured._replace(items=replace(measured.items, overlap=(*measured.items.overlap, *notes)))
+
+
+def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tuple[MeasuredTask, list[str]]:
+    """Return a task without special tokens around its answers, and a note if a row had any."""
     if measured.task.lm_eval:
-        return measured
-    found: dict[str, dict[str, str]] = {"answers": {}, "prompts": {}}
-    for part in _PARTS:
-        for example, where, _ in measured.items.list_sourced(part):
-            answers = (*example.references, *example.choices, example.rejected)
-            if token := find_special(answers, own.tokens):
-                found["answers"][where] = token
-            elif token := find_special((turn["content"] for turn in example.messages), own.tokens):
-                found["prompts"][where] = token
-    for what, rows in found.items():
-        notes += [_describe_special(what, rows, own)] if rows else []
-    shown = readers.display_path(measured.task.data.documents or "")
-    documents = {
-        f"{shown}:{d.id}": token
-        for d in measured.items.documents
-        if (token := find_special((d.title, d.text), own.tokens))
+        return measured, []
+    found = {
+        where: token
+        for part in _PARTS
+        for example, where, _ in measured.items.list_sourced(part)
+        if (token := find_special((*example.references, *example.choices, example.rejected), tokens))
     }
-    notes += [_describe_special("documents", documents, own)] if documents else []
-    if not found["answers"]:
-        return measured
+    if not found:
+        return measured, []
 
     def cut(text: str) -> str:
-        return cut_special(text, own.tokens) or text
+        return cut_special(text, tokens) or text
 
     parts: dict[str, Any] = {
         part: tuple(
@@ -197,20 +149,18 @@ def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> Meas
         )
         for part in _PARTS
     }
-    return measured._replace(items=replace(measured.items, **parts))
+    return measured._replace(items=replace(measured.items, **parts)), [_describe_special(found, base)]
 
 
-def _describe_special(what: str, rows: dict[str, str], own: _OwnTokens) -> str:
+def _describe_special(rows: Mapping[str, str], base: str) -> str:
     first, token = next(iter(rows.items()))
-    meant = "read as text, and end no turn"
-    if what == "answers":
-        meant = "trained and compared without those around them"
-    is_known = all(find_special([token]) for token in rows.values())
-    known = "" if is_known else f" --base {as_argument(own.base)}"
+    known = "" if all(find_special([token]) for token in rows.values()) else f" --base {as_argument(base)}"
     commands = [
         f"harness data clean {as_argument(file)} --out {as_argument(name_output({}, file, 'clean'))} "
         f"--special-tokens{known}"
         for file in dict.fromkeys(map(readers.file_of, rows))
     ]
-    held = f"{pluralize(len(rows), 'row')} with special tokens in {what}, such as {token!r} at {first}"
-    return f"{held}, are {meant}; next: {' && '.join(commands)}"
+    return (
+        f"{pluralize(len(rows), 'row')} with special tokens in answers, such as {token!r} at {first}, are "
+        f"trained and compared without those around them; next: {' && '.join(commands)}"
+    )
