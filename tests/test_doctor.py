@@ -31,9 +31,8 @@ from harness.experiment import (
     in_order,
     prepare_session,
 )
-from harness.experiment.candidate_costs import checkpoints_gb
 from harness.experiment.plan import BASE_ARM as ARM
-from harness.experiment.preflight import _disk_problems, compiler_problems, examine
+from harness.experiment.preflight import compiler_problems, examine
 from harness.formatting import seconds
 from harness.models import hub
 from harness.models.hardware import Machine, Memory
@@ -69,29 +68,14 @@ def test_what_trains_or_answers_longer_takes_more(copy):
     assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > found["prompt"].memory_gib
 
 
-@pytest.mark.parametrize(
-    ("params", "n_bytes"),
-    [("", 4 + 8), ("dtype: bfloat16", 2 + 4), ("dtype: bfloat16, optim: adamw_8bit", 2 + 2)],
-)
-def test_three_checkpoints_of_a_whole_model_need_room_on_the_disk(tiny, tmp_path, params, n_bytes):
-    candidates = f"  prompt: {{method: base}}\n  full: {{method: full, params: {{{params}}}}}\n"
-    opened, _ = session(tiny_experiment.write(tmp_path, tiny, candidates))
-    needed = 3 * n_bytes * opened.source.n_parameters / 1e9
-    assert checkpoints_gb(opened.candidates["full"]) == pytest.approx(needed)
-    found = [str(p) for p in _disk_problems(opened.candidates.values(), 0.9 * needed, "here")]
-    assert any("checkpoints of full" in one for one in found)
-    assert [*_disk_problems(opened.candidates.values(), 5 + needed, "here")] == []
-
-
 @pytest.mark.e2e
-def test_a_batch_too_large_is_told_the_size_that_fits(copy):
+def test_a_batch_too_large_is_told_what_to_reduce(copy):
     large = "candidates.lora.params.per_device_train_batch_size=4096"
     least = estimate_by_name(copy, ROOMY)["lora"].memory_gib
     most = estimate_by_name(copy, ROOMY, large)["lora"].memory_gib
     assert most > least
     knob = estimate_by_name(copy, Memory((least + most) / 2, 1e6, "GPU"), large)["lora"].knob
-    assert knob.startswith("params.per_device_train_batch_size: ")
-    assert "with gradient_accumulation_steps: " in knob
+    assert knob.startswith("params.per_device_train_batch_size (with gradient_accumulation_steps)")
 
 
 @pytest.mark.e2e

@@ -260,9 +260,6 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(
     with serve_model(Rule(answer)) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))
         made = compare(path)
-    (index,) = (note for note in made.notes if "rag: retrieves from an index of" in note)
-    assert " kB of text; choosing passages takes " in index
-    assert "hosting it costs 30.00 USD a month, 1.50 USD of 1,000 requests, which their $/1k holds" in index
     facts = {facts.name: facts for facts in made.facts}
     assert facts["closed"].cost_per_1k_usd == 0
     chosen_s = runs_of(path)["rag"].latency["prompting_s"]

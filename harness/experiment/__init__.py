@@ -83,12 +83,7 @@ from harness.experiment.target_facts import (
 )
 from harness.experiment.training_fit import fit_work
 from harness.experiment.validation_scores import estimate_tracking
-from harness.experiment.verdict_records import (
-    record_in_study,
-    record_report,
-    renew_verdicts,
-    verdict_change,
-)
+from harness.experiment.verdict_records import record_in_study, record_report, renew_verdicts, verdict_change
 from harness.formatting import pluralize
 from harness.models.hardware import load
 from harness.models.hub import ModelSource

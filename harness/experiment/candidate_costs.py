@@ -10,7 +10,6 @@ from functools import cache, cached_property
 from math import ceil
 from typing import Any, NamedTuple
 
-from harness import plugins
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
@@ -28,6 +27,7 @@ from harness.models.hf import ANSWERING, READING
 from harness.models.shapes import Shape
 from harness.models.weight_files import weights_bytes
 from harness.records import BLOCK, Run
+from harness.training import MEMORY_KNOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,6 @@ class EvalTokens(NamedTuple):
 
 TIMED_AGAIN = "single requests of the best"
 _GIB = 2**30 / 1e9  # GB
-_CHECKPOINTS = 3  # the newest, the best, and the one being written
 
 
 class Estimates:
@@ -205,15 +204,13 @@ class Estimates:
             flops=flops,
             cost_usd=costs.price_usd(seconds, device, hour),
             fits=fits,
-            knob=self._find_knob(candidate, shape, room) if shape and fits is False else "",
+            knob="" if fits is not False else MEMORY_KNOBS if _trains(candidate) else "a smaller base_model",
         )
 
-    def _peak_gb(
-        self, candidate: ResolvedCandidate, shape: Shape, batch: int | None = None, quantization: str = ""
-    ) -> float:
+    def _peak_gb(self, candidate: ResolvedCandidate, shape: Shape) -> float:
         session, own = self.session, self._answering(candidate.name)
         on_gpu, precision = session.machine.device == "cuda", session.machine.precision
-        served = quantization or (candidate.served_base.quantization if on_gpu else "")
+        served = candidate.served_base.quantization if on_gpu else ""
         cached, scored = max(own.cached, self._suites.cached), max(own.scored, self._suites.scored)
         read = min(cached, READING[session.machine.device].tokens)
         peak = memory.inference_peak(shape, cached, precision, quantization=served, read=read)
@@ -222,9 +219,9 @@ class Estimates:
             return answering
         params = _params(candidate)
         # A CPU keeps quantised weights unpacked, and has no checkpointing.
-        trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
+        trained = candidate.trained_base.quantization if on_gpu else ""
         cards = processes_of(session.experiment.training.accelerate, candidate.source) if on_gpu else 1
-        rows = ceil((batch or params.per_device_train_batch_size) / cards)
+        rows = ceil(params.per_device_train_batch_size / cards)
         tokens, teacher = rows * self._longest_row(candidate.name), candidate.method.teaching.model(params)
         stage = session.experiment.training.accelerate.sharded_stage
         training = memory.training_peak(
@@ -252,39 +249,6 @@ class Estimates:
         work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
         longest = max((work([step(e)], 1).trained for e in rows), default=1)
         return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
-
-    def _find_knob(self, candidate: ResolvedCandidate, shape: Shape, room: Memory) -> str:
-        """Find the first change with which the candidate fits: a smaller batch, NF4, else a smaller model."""
-        method = candidate.method
-
-        def fits(batch: int | None, quantization: str = "") -> bool:
-            return self._peak_gb(candidate, shape, batch, quantization) / _GIB <= room.free_gib
-
-        if _trains(candidate):
-            written = _params(candidate).per_device_train_batch_size
-            smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
-            if size := next(filter(fits, smaller), 0):
-                steps = written // size
-                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
-            like_it = {"trains": True, "draws_from": method.draws_from}
-            on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
-            plain = not candidate.trained_base.quantization and self.session.machine.device == "cuda"
-            if on_nf4 and plain and fits(1, "nf4"):
-                return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
-            adapters = plugins.methods(makes="adapter", quantization="", **like_it)
-            if adapters and method.makes_whole_model:
-                return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
-        return "a smaller base_model"
-
-
-def checkpoints_gb(candidate: ResolvedCandidate) -> float:
-    """Estimate what the checkpoints of a candidate's training take on the disk while it runs."""
-    shape = hub.shape(candidate.base)
-    if not _trains(candidate) or shape is None:
-        return 0.0
-    params = _params(candidate)
-    each = memory.BYTES[params.trained_in] + memory.optimizer_bytes(params.optim, params.trained_in)
-    return _CHECKPOINTS * each * (_n_adapter(candidate, shape) or shape.n_parameters) / 1e9
 
 
 def _params(candidate: ResolvedCandidate) -> Any:

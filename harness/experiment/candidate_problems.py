@@ -8,12 +8,15 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from harness import plugins
+from harness.cache import memo
 from harness.config import LoadedExperiment
-from harness.data import TaskItems
-from harness.errors import Problem, UserError, refuse
+from harness.data import PartName, TaskItems, readers
+from harness.data.text_files import cap_problems
+from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.evaluation import wrap_prompt
 from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.runner import sensitive_problems
@@ -22,12 +25,13 @@ from harness.experiment import trials
 from harness.experiment.bases import marker_problems, quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
 from harness.experiment.validation_scores import plan_tracked_steps, scoring_problems
-from harness.experiment.written_rows import find_unwritable_rows
-from harness.models import hub, openai_api, vllm
+from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
-from harness.models.hub import ModelSource, architecture_difference, is_packed
+from harness.models.hub import ModelSource, architecture_difference, chat_template, is_packed, load_tokenizer
 from harness.models.weight_files import CONFIG, describe_beside_low_rank
-from harness.records import read_object
+from harness.prompting import PromptingContext, compose
+from harness.provenance import versions_of
+from harness.records import Message, digest, read_object
 from harness.regularizers import layer_problems
 from harness.report import trackers
 from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
@@ -71,7 +75,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
             *trials.search_problems(candidate),
         ]
         problems += check_sharing(policy, candidate)
-    problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)
+    problems += _find_unwritable_rows((*session.tasks, *session.training.values()), needed)
     problems += check_gpus(session.experiment, session.machine.device)
     problems += engine_problems(session.experiment, [known[name] for name in selected], needed)
     for name in selected:
@@ -389,3 +393,68 @@ def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
         params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
         return params
     return read_object(Path(recipe.path) / CONFIG)
+
+
+_NO_ROW = "a row that its chat template writes"
+
+
+class _Row(NamedTuple):
+    """Conversation of a row, and the row's place."""
+
+    messages: Sequence[Message]
+    where: str
+
+
+def _find_unwritable_rows(
+    tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
+) -> Iterator[Problem]:
+    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
+    bases = {
+        base
+        for one in candidates
+        if one.method.makes_language_model and not one.is_remote
+        for base in (one.base, one.trained_base)
+        if not is_packed(base) and chat_template(base)
+    }
+    rows = [row for measured in tasks for row in _list_rows(measured)]
+    texts = [list(row.messages) for row in rows]
+    texts_digest = digest(texts) if bases else ""
+
+    def try_rows(base: ModelSource) -> dict[str, str]:
+        # What went wrong, by the place of the row.
+        tokenizer, found = load_tokenizer(base), dict[str, str]()
+        for place, messages in enumerate(texts):
+            try:
+                if role := find_left_out(tokenizer, messages):
+                    found[str(place)] = f"a turn of {role!r} that the chat template leaves out"
+            except CandidateFailed as error:
+                found[str(place)] = error.reason
+        return found
+
+    for base in sorted(bases, key=lambda base: base.name) if rows else ():
+        key = digest([base.template_digest, texts_digest, versions_of("tokenization")])
+        reasons = memo("unwritable_rows", key, partial(try_rows, base))
+        if len(reasons) == len(rows):  # of all of them once
+            step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
+            yield Problem(f"base_model {base.name}", next(iter(reasons.values())), _NO_ROW, step)
+            continue
+        by_file: dict[str, list[Problem]] = {}
+        for place, reason in reasons.items():
+            where = rows[int(place)].where
+            step = "change its turns to such as the template takes, remove the row, or choose another base"
+            problem = Problem(where, f"{reason}, {base.name}'s", _NO_ROW, step)
+            by_file.setdefault(readers.file_of(where), []).append(problem)
+        for file, problems in by_file.items():
+            yield from cap_problems(problems, file, "rows that the chat template does not write")
+
+
+def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
+    task = measured.task
+    if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
+        return
+    shots = {"few_shot": {"select": "fixed", "shots": task.num_fewshot}} if task.num_fewshot else {}
+    step = compose(shots, PromptingContext(task, measured.items.train, (), 0))
+    for part in get_args(PartName):
+        for example, where, _ in measured.items.list_sourced(part):
+            sampled = step(example) if part == "test" else example
+            yield _Row(wrap_prompt(sampled, task.system, None).messages, where)

@@ -28,13 +28,7 @@ from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.run_candidate import make_run
-from harness.experiment.stored_rows import (
-    EdgeCases,
-    Reader,
-    Rows,
-    is_cross_validated,
-    is_measured,
-)
+from harness.experiment.stored_rows import EdgeCases, Reader, Rows, is_cross_validated, is_measured
 from harness.experiment.validation_scores import digest_prompts
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores

@@ -95,10 +95,7 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
 
 
 def examine_table(
-    options: RowCheck,
-    reading: ReadingOptions,
-    of_test: ReadingOptions,
-    progress: Progress | None,
+    options: RowCheck, reading: ReadingOptions, of_test: ReadingOptions, progress: Progress | None
 ) -> CheckReport:
     """Run the checks on files whose rows, and test rows (`of_test`), are read in a known way."""
     with (progress or SilentProgress()).stage(f"checking {', '.join(options.files)}") as advance:

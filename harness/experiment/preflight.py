@@ -5,7 +5,7 @@ Invariant: nothing is trained. All problems are listed; none stops the others.
 
 import shutil
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,13 +15,13 @@ from harness import config, metrics, provenance, store
 from harness.errors import Problem, UserError, gather
 from harness.evaluation import EvaluationJob
 from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.grade_costs import short_contexts
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.candidate_costs import Cost, Estimates, checkpoints_gb
+from harness.experiment.candidate_costs import Cost, Estimates
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.report_runs import recipe_warnings
@@ -82,9 +82,10 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         problems.extend(key_problems(session.experiment, placed))
         problems.extend(problem for m in session.tasks for problem in metrics.problems(m.task))
     machine = session.machine if session else probe(renew=True)
-    candidates = [session.candidates[name] for name in selected] if session else []
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
-    problems += _disk_problems(candidates, free_gb, str(path.parent))
+    if free_gb < _LEAST_DISK_GB:
+        found = f"{free_gb:.1f} GB free"
+        problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
     engine = session.experiment if session and session.experiment.engine == "vllm" else None
     room = hardware.memory(machine.device)
     problems += compiler_problems(machine.device)
@@ -110,16 +111,6 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
         judges=tuple(one.text for one in short if not one.problem),
     )
-
-
-def _disk_problems(candidates: Iterable[ResolvedCandidate], free_gb: float, where: str) -> Iterator[Problem]:
-    if free_gb < _LEAST_DISK_GB:
-        yield Problem(where, f"{free_gb:.1f} GB free", f"{_LEAST_DISK_GB:g} GB or more", "free some")
-    for candidate in candidates:
-        if (needed := checkpoints_gb(candidate)) > free_gb:
-            found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
-            step = "free some, or an adapter (method: lora)"
-            yield Problem(where, found, "room for three of them", step)
 
 
 def compiler_problems(device: str, include: Path | None = None, path: str | None = None) -> list[Problem]:

@@ -4,32 +4,34 @@ Invariant: every problem of the files is reported at once, before a model is loa
 A candidate of another experiment judges by the weights stored there and is never trained here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from harness import config, plugins
 from harness.config import LoadedExperiment
 from harness.config.rubrics import JudgingCandidate
-from harness.data import SPLITS, TaskItems, load_task
+from harness.data import SPLITS, PartName, TaskItems, load_task, readers
+from harness.data.cells import cut_special, find_special
 from harness.data.contamination import open_encoder
-from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
+from harness.data.edit.row_files import name_output
+from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
 from harness.evaluation.candidates import base_weights, names_whole_model, resolve_candidates
 from harness.evaluation.judges import list_judging_candidates, list_judging_models, read_judged_metrics
-from harness.evaluation.session import MeasuredTask, Session, join_items
+from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.experiment.bases import choose_quantization
 from harness.experiment.candidate_problems import refuse_weights
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights, find_stored_weights
-from harness.experiment.written_rows import cut_special_tokens
 from harness.formatting import pluralize, quote
 from harness.models import hub, set_templates
 from harness.models.devices import Room, free_room
 from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import Machine, probe
-from harness.models.hub import ModelSource, resolve, set_switches
+from harness.models.hub import ModelSource, list_special_tokens, resolve, set_switches
 from harness.progress import Progress
 from harness.records import FEWER
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
@@ -264,7 +266,7 @@ def _prepare_without_judges(
         more_targets=tuple(m for m in others if m.role == "target"),
         trackers=loaded.folder / "reports" / "trackers",
     )
-    return cut_special_tokens(session)
+    return _cut_special_tokens(session)
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
@@ -327,4 +329,79 @@ def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> Meas
         found.encode,
         found.evaluate,
         n_documents=found.n_documents,
+    )
+
+
+def _cut_special_tokens(session: Session) -> Session:
+    """Return a session whose answers and labels have no surrounding special tokens, with a note.
+
+    End tokens are not part of an answer: generated answers are compared without them.
+    """
+    tokens = tuple(
+        sorted({token for base in session.sources.values() for token in list_special_tokens(base)})
+    )
+    cut = partial(_cut_task, tokens=tokens, base=session.source.name)
+    target, *others = map(cut, (session.target, *session.more_targets, *session.suites))
+    notes = (note for _, own in (target, *others) for note in own)
+    tasks, n_more = [task for task, _ in others], len(session.more_targets)
+    folds = (
+        Fold(cut(fold.target)[0], {key: cut(rows)[0] for key, rows in fold.training.items()})
+        for fold in session.folds
+    )
+    return replace(
+        session,
+        target=_add_notes(target[0], notes),
+        suites=tuple(tasks[n_more:]),
+        more_targets=tuple(tasks[:n_more]),
+        training={key: _add_notes(*cut(rows)) for key, rows in session.training.items()},
+        folds=tuple(folds),
+    )
+
+
+def _add_notes(measured: MeasuredTask, notes: Iterable[str]) -> MeasuredTask:
+    return measured._replace(items=replace(measured.items, overlap=(*measured.items.overlap, *notes)))
+
+
+def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tuple[MeasuredTask, list[str]]:
+    """Return a task without special tokens around its answers, and a note if a row had any."""
+    if measured.task.lm_eval:
+        return measured, []
+    found = {
+        where: token
+        for part in get_args(PartName)
+        for example, where, _ in measured.items.list_sourced(part)
+        if (token := find_special((*example.references, *example.choices, example.rejected), tokens))
+    }
+    if not found:
+        return measured, []
+
+    def cut(text: str) -> str:
+        return cut_special(text, tokens) or text
+
+    parts: dict[str, Any] = {
+        part: tuple(
+            replace(
+                example,
+                references=tuple(map(cut, example.references)),
+                choices=tuple(map(cut, example.choices)),
+                rejected=cut(example.rejected),
+            )
+            for example in getattr(measured.items, part)
+        )
+        for part in get_args(PartName)
+    }
+    return measured._replace(items=replace(measured.items, **parts)), [_describe_special(found, base)]
+
+
+def _describe_special(rows: Mapping[str, str], base: str) -> str:
+    first, token = next(iter(rows.items()))
+    known = "" if all(find_special([token]) for token in rows.values()) else f" --base {as_argument(base)}"
+    commands = [
+        f"harness data clean {as_argument(file)} --out {as_argument(name_output({}, file, 'clean'))} "
+        f"--special-tokens{known}"
+        for file in dict.fromkeys(map(readers.file_of, rows))
+    ]
+    return (
+        f"{pluralize(len(rows), 'row')} with special tokens in answers, such as {token!r} at {first}, are "
+        f"trained and compared without those around them; next: {' && '.join(commands)}"
     )

@@ -15,7 +15,7 @@ from harness.experiment.candidate_result import outcome
 from harness.experiment.judged_runs import judge_and_report
 from harness.experiment.plan import make_plan
 from harness.experiment.preparation import Scope
-from harness.experiment.run_candidate import describe_outdated, find_stored_runs
+from harness.experiment.run_candidate import find_stored_runs
 from harness.experiment.stored_rows import Reader
 from harness.experiment.training_fit import processes_of
 from harness.formatting import count, pluralize, seconds
@@ -40,22 +40,19 @@ def report_stored(session: Session, selected: Iterable[str], needed: str = "") -
         stored = {needed, *(one.candidate.name for one, run in zip(wanted, found, strict=True) if run)}
         found = [run for one, run in zip(wanted, found, strict=True) if one.candidate.name in stored]
         wanted = [one for one in wanted if one.candidate.name in stored]
-    absent = [one for one, run in zip(wanted, found, strict=True) if run is None]
-    names, unknown = [one.candidate.name for one in absent], session.unknown_bases() if absent else []
-    if unknown:
+    names = [one.candidate.name for one, run in zip(wanted, found, strict=True) if run is None]
+    if names and (unknown := session.unknown_bases()):
         raise IncompatibleRuns(
             f"{session.store.folder}: unknown whether {', '.join(names)} is stored as written now: "
             f"{say_never_loaded(unknown)}; expected a finished run; "
             "next: harness report, which loads it once"
         )
-    if absent:
-        reason = describe_outdated(session, absent[0])
-        stored_as = f" ({reason})" if reason else ""
+    if names:
         selectable = [] if needed else [one.candidate.name for one in wanted]
         kept = dict.fromkeys(name for name in selectable if name not in names)
         step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
         raise IncompatibleRuns(
-            f"{session.store.folder}: found no run of {', '.join(names)} as written now{stored_as}; "
+            f"{session.store.folder}: found no run of {', '.join(names)} as written now; "
             f"expected one of each candidate; next: {step}"
         )
     reader = Reader(session.store, session.tasks)

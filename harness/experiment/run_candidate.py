@@ -6,7 +6,7 @@ floor, so flipped answers alone never count against an artefact (`records.PARITY
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from harness.experiment.candidate_weights import ensure_weights, find_stored_wei
 from harness.experiment.stored_rows import FoldedRun, base_arm, is_cross_validated
 from harness.experiment.validation_scores import measure_points, read_tracked_weights
 from harness.models import artefacts
-from harness.records import RowsIdentity, Run, TrackedPoint, digest
+from harness.records import Run, TrackedPoint, digest
 from harness.spec import Recipe
 from harness.stats import Array
 from harness.training import Weights
@@ -327,27 +327,6 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
         if found[place] is None and failed and Recipe.model_validate(failed.recipe) == candidate.recipe:
             found[place] = failed
     return found
-
-
-def describe_outdated(session: Session, request: RunRequest) -> str:
-    """Explain why the newest stored run of this name and seed is outdated; empty if unknown."""
-    (candidate, seed), at = request, session.store
-    own = (session.experiment.name, candidate.name, seed, "done")
-    runs = [r for r in store.list_runs(at) if (r.experiment, r.candidate, r.seed, r.state) == own]
-    if not runs:
-        return ""
-    parts = _RunParts.find(session, candidate, seed)
-    if parts is None:
-        return f"the weights of {candidate.name} as written now are not stored"
-    stored = {one.digest: asdict(one) for one in store.identities(at)}
-    now = {rows.name: asdict(rows.identity) for rows in parts.sets}
-    then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
-    names = [field.name for field in fields(RowsIdentity)]
-    differing = [name for name in names if any(then[key][name] != now[key][name] for key in then)]
-    if differing:
-        return f"that of {candidate.name} has another {', '.join(differing)}"
-    lost = [rows.name for rows in parts.sets if not store.has_rows(at, rows.identity, ())]
-    return f"its rows of {', '.join(lost)} are lost or damaged" if lost else ""
 
 
 def _find_whole(session: Session, candidate: ResolvedCandidate, seed: int) -> _RunParts | None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from harness import plugins
 from harness.analysis.alignment import fill_errors
-from harness.analysis.economics import index_usd_per_1k
 from harness.evaluation import has_instruction
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate
@@ -19,10 +18,10 @@ from harness.evaluation.timing import describe_timing
 from harness.experiment.bases import thinking_remarks
 from harness.experiment.stored_rows import Reader, Runs
 from harness.experiment.study import Study
-from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
+from harness.formatting import count, interval, plain, pluralize
 from harness.models import artefacts
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, describe_prompts, list_passages
+from harness.prompting import PromptingContext, describe_prompts
 from harness.records import Run, TrainingRecord
 from harness.report import front_sentence, print_tried_value
 from harness.spec import DecidePolicy
@@ -83,7 +82,6 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
             by_artefacts.append(f"{run.candidate}: {path.name}, {said}")
     return [
         *dict.fromkeys(of_times),
-        *_note_indexes(session.target, session.candidates, session.experiment.decide, done),
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
         *thinking_remarks(session.sources),
         *_note_endpoints(session.candidates, session.suites, session.experiment.decide, done),
@@ -96,28 +94,6 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     ]
 
 
-def _note_indexes(
-    target: MeasuredTask, candidates: Candidates, policy: DecidePolicy, runs: Iterable[Run]
-) -> Iterator[str]:
-    task, items, hosting = target.task, target.items, ""
-    if month := policy.index_usd_per_month:
-        hosting = f"; hosting it costs {usd(month)} USD a month"
-        if each := index_usd_per_1k(policy):
-            hosting += f", {usd(each)} USD of 1,000 requests, which their $/1k holds"
-    for run in {run.candidate: run for run in runs}.values():
-        recipe = candidates[run.candidate].recipe
-        context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
-        took = run.latency.get("prompting_s")  # reranking included
-        chosen = (
-            f"; choosing passages takes {seconds(took)} of each request and is in its cost" if took else ""
-        )
-        for _, passages in list_passages(recipe.prompting, context):
-            held = f"{pluralize(len(passages), 'passage')} of {pluralize(len(items.documents), 'document')}"
-            n_bytes = sum(len(f"{passage.title} {passage.text}".encode()) for passage in passages)
-            said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
-            yield f"{said}{chosen}{hosting}"
-
-
 def _note_endpoints(
     candidates: Candidates, suites: Iterable[MeasuredTask], policy: DecidePolicy, runs: Runs
 ) -> Iterator[str]:
@@ -128,13 +104,11 @@ def _note_endpoints(
         cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
         endpoint = f"{settings.name}, asked by {settings.protocol}"
         yield f"{run.candidate}: {endpoint}; times include the network{cost}"
-        if candidates[run.candidate].is_target_only:
-            yield f"{run.candidate}: a baseline, measured on the target alone"
-        elif left := [m.task.name for m in suites if f"{m.task.name}/test" not in run.rows]:
+        if not candidates[run.candidate].is_target_only and (
+            left := [m.task.name for m in suites if f"{m.task.name}/test" not in run.rows]
+        ):
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not evaluated on {', '.join(left)}, {said}"
-    if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
-        yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 
 def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
@@ -202,7 +176,7 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
     for run in runs:  # an adapter made elsewhere may fit other bases than its own
         named = run.training.named_base
-        if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
+        if named and Path(named).name != Path(run.base_model).name:
             yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
     digests = {(run.candidate, run.seed): run.weights_digest for run in runs}
     for run in runs:  # weights that equal those they were made from, as the method had nothing to change
@@ -271,10 +245,6 @@ def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
     mean = paired_delta(before, after, clusters)
     low, high = (None, None) if mean.se is None else t_interval(mean)
     return RewardGain(len(known), fmean(before), fmean(after), mean.mean, low, high)
-
-
-def _cut_to_last_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:

@@ -216,5 +216,3 @@ def _notes(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterat
     cut = sum(row.status == "truncated" for row in rows)
     if cut:
         yield f"{name}: {cut} of {len(rows)} answers were cut at {found.task.max_new_tokens} tokens"
-    if merged := sum(row.boundary_merged for row in rows):
-        yield f"{name}: {merged} of {len(rows)} items have a token across the boundary of prompt and choice"

@@ -20,12 +20,7 @@ from harness.analysis.verdict import TargetFacts
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import read_stored_grades
-from harness.evaluation.judging_stage import (
-    answers_differ,
-    map_shown_pairs,
-    pair_rows,
-    preferences,
-)
+from harness.evaluation.judging_stage import answers_differ, map_shown_pairs, pair_rows, preferences
 from harness.experiment.candidate_result import facts_on_target, mark_recipe
 from harness.experiment.stored_rows import Facts, Rows, Runs
 from harness.experiment.study import Study, correct_reached, is_of_recipe, judge_labels

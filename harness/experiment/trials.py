@@ -93,10 +93,7 @@ class TrialKeeper(NamedTuple):
         return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
 
     def train_until_pruned(
-        self,
-        folder: Path,
-        train: Callable[[int], None],
-        should_prune: Callable[[int, float], bool],
+        self, folder: Path, train: Callable[[int], None], should_prune: Callable[[int, float], bool]
     ) -> TrialScores:
         """Train a trial until its pruner stops it, scoring it on validation at each point.
 

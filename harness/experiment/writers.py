@@ -34,16 +34,7 @@ from harness.models import Candidate
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.progress import Progress
 from harness.provenance import versions_of
-from harness.records import (
-    Example,
-    Limits,
-    Message,
-    Output,
-    PromptText,
-    canonical_json,
-    digest,
-    parse_json,
-)
+from harness.records import Example, Limits, Message, Output, PromptText, canonical_json, digest, parse_json
 from harness.spec import Experiment
 from harness.store import Store, append_lines, read_lines
 
@@ -224,11 +215,7 @@ def check_contamination(
 
 def record_contamination(tasks: Sequence[MeasuredTask], notes: Sequence[str]) -> dict[str, Any]:
     """Record in a manifest what the contamination check compared, and its notes."""
-    return {
-        "evaluated": len(list_evaluated(tasks)),
-        "contaminated": 0,
-        "in_other_words": list(notes),
-    }
+    return {"evaluated": len(list_evaluated(tasks)), "contaminated": 0, "in_other_words": list(notes)}
 
 
 class PromptRequest(NamedTuple):
