@@ -36,7 +36,7 @@ def ask_the_champion(path) -> list[dict]:
     return rows
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_corrections_of_a_served_champion_train_its_successor_and_a_rollback_brings_it_back(copy, harness):
     folder, at = copy.parent, Store(copy.parent / "runs")
     harness("export", "lora", "--to", "merged", "-c", copy, check=0)

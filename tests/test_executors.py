@@ -368,21 +368,3 @@ def test_what_is_seen_late_is_waited_for_by_the_command_and_not_made_again(finis
     assert not list(runs.glob("*/away-*"))
     assert map_write_times(runs) == before
     assert session.failures == {}
-
-
-@pytest.mark.e2e
-def test_what_a_step_needs_is_waited_for_where_it_is_made(finished_session):
-    session, loaded = finished_session
-    runs = session.store.folder
-    before = map_write_times(runs)
-    with write_plan(session, loaded, "lora") as file:
-        plan = worker._read_assignment(file).plan
-        place = list(plan.needs).index(Step("fit", "lora"))
-        maker = worker._Worker(session, open_journal(file, plan), file)
-        left = str(maker.make_weights(Step("fit", "lora")).files[0])
-        append(file.with_name(worker.JOURNAL), "ended", place, "", None, [left])
-        assert left.startswith("weights/")
-        hide(runs / left, 0.2)
-        worker.work(file)
-        assert open_journal(file, plan).failed == {}
-    assert map_write_times(runs) == before

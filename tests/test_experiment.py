@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import tiny_experiment
@@ -14,7 +12,7 @@ from tiny_experiment import fact_of, runs_of
 from harness import config, experiment, report, stats, store
 from harness.analysis.target_rules import ControlFacts, control_rule, has_drifted
 from harness.cli.compare import exit_code
-from harness.errors import HarnessError, UserError
+from harness.errors import UserError
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.stored_rows import StoredRows
@@ -89,30 +87,11 @@ def test_a_changed_recipe_computes_only_itself(copy):
 
 
 @pytest.mark.e2e
-def test_other_training_rows_train_anew_but_leave_the_prompts_rows_and_a_new_name_computes_none(copy):
-    before = files(copy.parent / "runs" / "rows")
-    train = copy.parent / "suites" / "letters" / "train.jsonl"
-    tiny_experiment.rows(train, tiny_experiment.letters(slice(0, 4)))
-    digest = runs_of(copy)["lora"].weights_digest
-    tiny_experiment.run(copy, candidates=("prompt", "lora"))
-    assert runs_of(copy)["lora"].weights_digest != digest
-    after = files(copy.parent / "runs" / "rows")
-    assert {name: after[name] for name in before} == before
-    copy.write_text(copy.read_text().replace("prompt:", "plain:"))
-    assert fact_of(tiny_experiment.run(copy, candidates=("plain",)), "plain").state == "done"
-    assert files(copy.parent / "runs" / "rows") == after
-
-
-@pytest.mark.e2e
 def test_a_candidate_alone_has_the_base_measured_and_trains_the_weights_it_takes(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, candidates=("lora",))
-    assert [f.name for f in found.facts] == ["lora"]
-    assert {c.task for c in found.comparisons["lora"]} == {"sums", "facts", "prose"}
-    assert fact_of(found, "lora").verdict is not None
-
-    found = tiny_experiment.run(path, candidates=("hybrid",))
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny), candidates=("hybrid",))
     assert [(f.name, f.state) for f in found.facts] == [("hybrid", "done")]
+    assert {c.task for c in found.comparisons["hybrid"]} == {"sums", "facts", "prose"}
+    assert fact_of(found, "hybrid").verdict is not None
     assert fact_of(found, "hybrid").training.n_steps > 0
 
 
@@ -221,45 +200,6 @@ def test_bad_rows_of_all_tasks_and_trained_test_items_are_refused_at_once(tiny, 
     leaked = {"id": "leak", "prompt": "What follows the number 3?", "reference": "late"}
     tiny_experiment.rows(train, [*tiny_experiment.letters(slice(0, 5)), leaked])
     assert "the question of facts item fact-3 too" in str(refusal(path))
-
-
-@pytest.mark.e2e
-def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    test = tmp_path / "suites" / "letters" / "test.jsonl"
-    long = {"id": "long", "prompt": "parcel " * 300, "reference": "late"}
-    tiny_experiment.rows(test, [*tiny_experiment.letters(slice(6, 8)), long])
-    found = tiny_experiment.run(path, candidates=("prompt",))
-    rows = store.read_rows(Store(tmp_path / "runs"), runs_of(path)["prompt"].rows["letters/test"])
-    assert [(r.example_id, r.status) for r in rows if r.status == "error"] == [("long", "error")]
-    reached = fact_of(found, "prompt").target
-    assert (reached.n, reached.n_errors) == (13, 1)
-    assert any("prompt: 1 of 13 test rows are errors and count as worst" in note for note in found.notes)
-
-
-@pytest.mark.e2e
-def test_two_processes_at_once_on_one_folder_end_well(copy):
-    """One does the work; the other is told to wait, or finds all done."""
-    code = (
-        "import sys; from harness.experiment import compare\n"
-        "print('imported', flush=True); sys.stdin.readline()\n"
-        "try: compare(sys.argv[1], ['candidates.shots.prompting.few_shot.shots=1'], ['shots'])\n"
-        "except Exception as error: sys.exit(str(error))"
-    )
-    command, pipe = [sys.executable, "-c", code, str(copy)], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
-        assert other.stdout.readline() == "imported\n"
-        other.stdin.write("begin\n")
-        other.stdin.flush()
-        try:
-            tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1", candidates=("shots",))
-            told = ""
-        except HarnessError as error:
-            told = str(error)
-        said = other.communicate()[1]
-    assert "" in (told, said)
-    assert all(not one or "another harness compare" in one for one in (told, said))
-    assert runs_of(copy)["shots"].state == "done"
 
 
 @pytest.mark.e2e
@@ -393,15 +333,6 @@ def test_drift_is_remembered_also_where_answers_are_scored_again_until_the_rows_
     assert verdict(run_further(path), "shots").outcome == "pass"
 
 
-@pytest.mark.e2e
-def test_a_template_changed_in_the_files_asks_both_arms_anew_and_is_no_drift(begun_folder, tmp_path):
-    shutil.copytree(begun_folder, tmp_path / "copy")
-    path = tmp_path / "copy" / "harness.yaml"
-    other = tiny_model.build(tmp_path / "model", template=tiny_model.CHATML)
-    found = run_further(path, overrides=[f"base_model={other}"], candidates=["shots"])
-    assert verdict(found, "shots").outcome == "pass"
-
-
 def mark_from_elsewhere(path):
     """Say of all stored rows that another machine computed them."""
     elsewhere = store.keep_environment(open_store(path), {"transformers": "5.1"})
@@ -418,18 +349,6 @@ def test_other_answers_than_in_another_environment_name_what_changed(path):
     assert verdict(found, "shots").outcome == "harness-drift"
     assert "have another score in another environment (transformers 5.1 → " in said
     assert "the A/A rate of 0.4 % allows" in said
-
-
-@pytest.mark.e2e
-def test_the_same_answers_elsewhere_are_no_drift_by_the_measured_noise_of_the_precision(path):
-    mark_from_elsewhere(path)
-    assert rule_of_control(run_further(path)).outcome == "pass"
-
-    of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
-    store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
-    (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
-    (found,) = StoredRows(open_store(path)).controls_of(run)
-    assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
 def facts(flipped=0, n=320, aa=(22.0, 1000.0), **changes):
@@ -450,15 +369,15 @@ def test_flips_are_drift_from_where_the_exact_binomial_test_is_below_one_percent
     assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
 
 
-@pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (3, 10, 0.2), (10, 10, 0.5), (14, 320, 0.022)])
+@pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (14, 320, 0.022)])
 def test_the_binomial_p_is_scipys(k, n, rate):
     assert stats.binomial_p(k, n, rate) == pytest.approx(scipy_stats.binom.sf(k - 1, n, rate), rel=1e-9)
 
 
 @pytest.mark.e2e
-def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
+def test_the_same_answers_elsewhere_are_no_drift_and_their_flips_make_the_rate_of_later_ones(path):
     mark_from_elsewhere(path)
-    run_further(path)
+    assert rule_of_control(run_further(path)).outcome == "pass"
     (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
     (first,) = StoredRows(open_store(path)).controls_of(run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
@@ -468,3 +387,7 @@ def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
         store.keep_origin(open_store(path), digest, 0, Origin("", later))
     (second,) = StoredRows(open_store(path)).controls_of(run)
     assert (second.aa_flips, second.aa_n) == (0.5, 120.0 + first.n_other)
+    of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
+    store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
+    (measured,) = StoredRows(open_store(path)).controls_of(run)
+    assert (measured.aa_flips, measured.aa_n) == (7.0, 100.0 + first.n_other)

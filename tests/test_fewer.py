@@ -217,13 +217,6 @@ def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks_and_it_is_promoted_with
         release.gate(path, "gentle")  # which was asked more of them than the champion
 
 
-def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_path):
-    loaded = config.load(copy_experiment(settled_early[0], tmp_path))
-    session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
-    with pytest.raises(UserError, match="have not answered whole tasks yet"):
-        rescue.prepare(session, loaded.selected, "broken")
-
-
 def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     found = tiny_experiment.run(path, fewer_items=True)
@@ -260,22 +253,6 @@ def test_looks_grow_until_the_whole_task(folder_and_report, own_cache):
     assert len(looks) <= sampling.N_LOOKS
     rows = [look.suites[0].versions["test"] for look in looks]
     assert len(set(rows)) == 1  # so that a look goes on where the one before stopped
-
-
-def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(folder_and_report, tmp_path):
-    folder = shutil.copytree(folder_and_report[0], tmp_path / "copy")
-    found = tiny_experiment.run(folder / "harness.yaml", "gate.macro=0.001", fewer_items=True)
-    said = next(note for note in found.notes if note.startswith("fewer items"))
-    assert f"{N} of {N} items of sums were evaluated" in said
-    assert "interim analysis 3 of 3" in said
-    c = find_sums(found)
-    assert c.n == N
-    assert c.alpha < 0.05
-    at = store.Store(folder / "runs")
-    runs = [run for run in store.list_runs(at) if run.candidate == "lora" and run.state == "done"]
-    rows = {run.rows["sums/test"]: len(store.read_rows(at, run.rows["sums/test"])) for run in runs}
-    expected = [find_sums(folder_and_report[1]).n, N]
-    assert sorted(rows.values()) == expected
 
 
 @pytest.mark.parametrize(("among_all", "settled"), [("inconclusive", False), ("pass", True)])

@@ -60,6 +60,7 @@ def line(found, name="served"):
     return line_of(found, name)
 
 
+@pytest.mark.weekly
 def test_a_model_that_is_swapped_after_all_items_were_asked_quietly_is_found_too(server_and_file):
     server, path = server_and_file
     found = [night(path, n) for n in range(1, 6)]
@@ -91,19 +92,6 @@ def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_
     assert "served tests the endpoint (tiny at" in "\n".join(
         map(str, report.terminal_lines(nightly.night_document(found[-1])))
     )
-
-
-def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared_with_the_reference(
-    server_and_file,
-):
-    server, path = server_and_file
-    night(path, 1)
-    server.model = rule(WORSE)
-    night(path, 2)
-    for file in (folder_of(path) / "2026-03-02" / "rows").iterdir():
-        file.rename(file.with_name(f"of-older-code-{file.name}"))  # files are named by what asked as well
-    server.model = rule(Rates(lost=0.5, gained=0, general_lost=0.5))
-    assert "otherwise than before" in line(night(path, 3)).tests[0]
 
 
 def test_without_its_key_a_night_goes_on_with_the_others(server_and_file, monkeypatch):

@@ -133,16 +133,6 @@ def test_every_try_is_shown_and_a_choice_is_read_from_stored_answers_until_the_s
 
 
 @pytest.mark.e2e
-def test_the_tries_of_a_base_stand_in_the_report(tiny, tmp_path, own_cache):
-    candidates = "  searched: {sweep: {system: [null, Be brief.], answer: [generate, rank]}}\n"
-    made = compare(tiny_experiment.write(tmp_path, tiny, candidates))
-    page = markdown(experiment_document(made))
-    assert "Sweep: searched" in page
-    assert page.count("| Be brief. |") == 2
-    assert len(made.facts[0].training.sweep) == 4
-
-
-@pytest.mark.e2e
 def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     systems = ", ".join(f"S{i}." for i in range(9))
     tried = (
@@ -215,24 +205,6 @@ def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
 def test_a_value_of_a_grid_that_is_no_text_is_refused_with_its_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"harness\.yaml:8: found system: 3; expected text"):
         load_grid(tiny, tmp_path, "  prompt: {system: [Be brief., 3]}\n")
-
-
-def test_the_schema_for_editors_allows_lists():
-    recipe = config.json_schema()["$defs"]["Recipe"]["properties"]
-    for value in ("Be brief.", None, ["Be brief.", None]):
-        jsonschema.validate(value, recipe["system"])
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate([1], recipe["system"])
-
-
-@pytest.mark.e2e
-@pytest.mark.usefixtures("own_cache")
-def test_validation_chooses_among_the_prompts(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, '  prompt: {template: ["{prompt}", "{prompt} Please."]}\n')
-    (table,) = compare(path).ablations
-    names = {"prompt[template=1-prompt]", "prompt[template=2-prompt-please]"}
-    assert {row.candidate for row in table.factors} == names
-    assert table.chosen in names
 
 
 def test_lists_in_decoding_make_a_candidate_each_and_a_value_that_cannot_be_is_refused(tiny, tmp_path):

@@ -66,15 +66,6 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
     assert 1 < seen[first] <= stop
 
 
-def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
-    params, seen = {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1}, []
-    with pytest.raises(Interrupted):
-        fit_tiny(tiny, tmp_path, lora, stop_at(12, seen), **params)
-    assert seen == list(range(1, 13))
-    fit_tiny(tiny, tmp_path, lora, stop_at(None, seen), **params)
-    assert seen[12] > 12 - 12 / 4
-
-
 @pytest.mark.parametrize(
     "params",
     [{"max_steps": 1}, {"num_train_epochs": 9, **EARLY}],
@@ -194,11 +185,10 @@ def end_training(session, step, error, expected):
     ("error", "expected"),
     [
         (lambda: importlib.import_module("torch").OutOfMemoryError("no room"), CandidateFailed),
-        (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), CandidateFailed),
         (lambda: OSError(errno.ENOSPC, "No space left on device"), UserError),
         (Interrupted, Interrupted),
     ],
-    ids=["no memory", "no main memory", "no disk", "Ctrl-C"],
+    ids=["no memory", "no disk", "Ctrl-C"],
 )
 def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(session, error, expected):
     _, candidate = end_training(session, 14, error(), expected)
@@ -230,18 +220,14 @@ def test_weights_that_were_complete_when_a_kill_came_are_not_made_again(session)
     assert not part.exists()
 
 
-FULL = {"num_train_epochs": 1, "max_length": 200}
-
-
 def flip(file):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize(("method", "params"), [("lora", LORA), ("full", FULL)])
-def test_damaged_weights_answer_nothing_and_start_nothing(session, method, params):
-    recipe = session.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
+def test_damaged_weights_answer_nothing_and_start_nothing(session):
+    recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
     candidate = session.resolve("lora", recipe)
     made = ensure_weights(session, candidate, 0)
     with open_weights(session, made):

@@ -118,14 +118,6 @@ def test_the_rows_that_a_trial_answered_go_with_it_but_for_those_of_another_run(
     assert {path.name for path in (store.folder / "rows").iterdir()} == {OTHER.digest}
 
 
-def test_a_trial_that_another_run_was_chosen_among_stays_with_its_weights(store):
-    shared, own = keep_trial(store, "aa"), keep_trial(store, "bbb")
-    save_chosen(store, "desk-lora-s0-1", own, shared)
-    save_chosen(store, "desk-lora-s0-2", shared)
-    stores.remove_run(store, "desk-lora-s0-1")
-    assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})
-
-
 def test_a_trial_whose_weights_another_training_began_with_stays(store):
     first, other = keep_trial(store, "aa"), keep_trial(store, "bbb")
     save_chosen(store, "desk-lora-s0-1", first, other)
@@ -219,24 +211,3 @@ def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_re
     assert list((store.folder / "weights").iterdir()) == []
     again = tiny_experiment.run(path, "suites=[]")
     assert [t.validation for t in fact_of(again, "swept").training.sweep] == [t.validation for t in sweep]
-
-
-@pytest.mark.e2e
-def test_a_search_that_was_ended_lists_the_trials_it_has_made(own_cache, tiny, tmp_path):
-    from harness.progress import SilentProgress
-
-    path = tiny_experiment.write(tmp_path, tiny, SWEPT.replace(", weight_decay: [0.0, 1.0e+30]", ""))
-
-    class EndsAtTheSecond(SilentProgress):
-        n = 0
-
-        def stage(self, label, expected_s=0.0):
-            EndsAtTheSecond.n += label.startswith("training")
-            if EndsAtTheSecond.n == 2:
-                raise KeyboardInterrupt
-            return super().stage(label, expected_s)
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny_experiment.run(path, "suites=[]", progress=EndsAtTheSecond())
-    (only,) = stores.list_trials(Store(tmp_path / "runs"))
-    assert (only.state, only.trial.params["learning_rate"]) == ("done", 0.001)
