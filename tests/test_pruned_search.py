@@ -245,7 +245,6 @@ class TestAPrunedSearch:
         (("    track: {points: 4, items: 4}\n", ""), "add search, and track"),
         ((HALVING, "best_first"), "best_first"),
         (("{reduction_factor: 2}", "{reduction: 2}"), "unexpected keyword argument 'reduction'"),
-        ((HALVING, "{hyperband: {reduction_factor: 1}}"), "parameters of Optuna's HyperbandPruner"),
         ((HALVING, "{median: {}, hyperband: {}}"), "2 pruners"),
         (
             ("    prune:", "    subject_to: {forgetting: 0.1}\n    prune:"),

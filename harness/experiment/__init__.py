@@ -233,20 +233,13 @@ def _make_all(
     reader.prepare(digest for run in done if run for digest in run.rows.values())
     published = list(dict.fromkeys(one.candidate.base for one in ordered))
     for source in published:
-        # If all runs on it failed at workers, so did the base or what follows it: it is not tried again.
-        models = [
-            (one.candidate.name, one.seed)
-            for one in ordered
-            if one.candidate.base == source
-            and one.candidate.method.makes_language_model
-            and not one.candidate.is_remote
-        ]
-        if models and all(one in session.failures for one in models):
-            continue
         try:
             _measure_base(session, source)
         except CandidateFailed as error:  # the runs on it fail, and the others go on
-            session.failures |= dict.fromkeys(models, error) | session.failures
+            for candidate, seed in ordered:
+                is_model = candidate.method.makes_language_model and not candidate.is_remote
+                if candidate.base == source and is_model:
+                    session.failures.setdefault((candidate.name, seed), error)
     runs = []
     for (candidate, seed), stored in zip(ordered, done, strict=True):
         run, facts = attempt(session, reader, candidate, seed, stored)

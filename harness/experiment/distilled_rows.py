@@ -139,7 +139,6 @@ class PreparedDistillation(NamedTuple):
 def prepare_distillation(session: Session, name: str, request: Distillation) -> PreparedDistillation:
     """Find the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent."""
     candidate, target, task = session.candidates[name], session.target, session.target.task
-    writers.refuse_without_text(session.experiment, candidate)
     refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
     if request.prompts and (request.rewrite or request.min_score is not None):
         option = "--rewrite" if request.rewrite else "--min-score"

@@ -172,7 +172,6 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
         CandidateFailed: an endpoint cannot be asked, or the budget does not suffice.
     """
     candidate = session.candidates[name]
-    writers.refuse_without_text(session.experiment, candidate)
     refuse_folds(session.folds, "harness pairs make", "in which every training row is tested too")
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else session.training_data(candidate.source)).items

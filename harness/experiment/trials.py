@@ -146,17 +146,11 @@ class TrialKeeper(NamedTuple):
             whole = read_weights(self.candidate, folder)
             assert whole is not None
             made = whole.training
-        losses = (made.loss, made.validation_loss)
-        kept_loss, kept_validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in losses)
-        return weights._replace(
-            training=TrainingRecord(
-                wall_s=made.wall_s,
-                n_steps=step,
-                loss=kept_loss,
-                validation_loss=kept_validation_loss,
-                fit_key=folder.name,
-            )
+        loss, validation_loss = (
+            tuple(at for at in curve if at[0] <= step) for curve in (made.loss, made.validation_loss)
         )
+        record = TrainingRecord(wall_s=made.wall_s, n_steps=step, fit_key=folder.name)
+        return weights._replace(training=replace(record, loss=loss, validation_loss=validation_loss))
 
 
 def fails_alone(error: Exception) -> bool:
@@ -265,15 +259,7 @@ def search_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield Problem(f"candidate {candidate.name}", "search, and no package optuna", "Optuna", step)
     elif source.prune:
         try:
-            import optuna
-
-            # The pruner looks at every point of two trials: some parameters fail only then.
-            optuna.logging.set_verbosity(optuna.logging.ERROR)
-            study = optuna.create_study(study_name="search", direction="maximize", pruner=_pruner(source))
-            for _ in range(2):
-                proposed = study.ask()
-                for place in range(source.track.points if source.track else 0):
-                    _should_prune(proposed, 1, place, 0.0)
+            _pruner(source)
         except (ArithmeticError, TypeError, ValueError) as error:
             ((name, given),) = source.prune.items()
             found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
