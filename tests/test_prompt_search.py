@@ -10,7 +10,7 @@ from openai_server import Rule, ServerAnswer, serve_model
 from tiny_experiment import runs_of
 
 from harness import config
-from harness.errors import CandidateFailed, IncompatibleRuns, UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
 from harness.experiment.distilled_rows import PromptProposal, prepare_proposal
 from harness.experiment.report_runs import in_order
@@ -282,15 +282,3 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
         ]
         assert command(*arguments)[0] == 2
         assert (tmp_path / "proposed.yaml").read_text() == text
-
-
-def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(tiny, tmp_path):
-    with serve_model(Proposer(None)) as server:
-        session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
-        asked = PromptProposal(n=4, max_new_tokens=20, max_cost=0.2)
-        with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
-            prepare_proposal(session, "large", asked).propose()
-        n = len(server.asked)
-        assert 0 < 0.07 * n <= 0.2
-        prepare_proposal(session, "large", asked._replace(max_cost=10.0)).propose()
-        assert len(server.asked) == 4

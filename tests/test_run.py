@@ -182,14 +182,6 @@ def test_prompts_depend_on_the_rows_documents_and_seed_that_they_show(path):
     assert prompting_digest(made.target, plain, 0) == prompting_digest(told.target, plain, 1)
 
 
-def test_another_system_message_of_a_task_is_another_task(path):
-    text = tiny_experiment.GENERAL.replace("max_new_tokens: 4}", "max_new_tokens: 4, system: Be brief.}")
-    before = identities(session(path))
-    (path.parent / "suites" / "general.yaml").write_text(text)
-    after = identities(session(path))
-    assert {task for task in before if before[task] != after[task]} == {"facts/test"}
-
-
 def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
     def read_first_message(*overrides):
         made = session(path, "target.system=Be brief.", *overrides)

@@ -122,15 +122,6 @@ def test_the_majority_is_counted_over_equal_answers_that_did_not_fail():
     assert settle(given, MAJORITY, metric.same, {}).index == 1
 
 
-def test_the_best_is_the_one_that_a_judge_grades_highest():
-    best = Decoding(temperature=1, samples=3, choose="best", by="judge:./helpful.yaml")
-    given = [
-        replace(sample(k, str(k)), parts={"judge:helpful": (grade,)})
-        for k, grade in enumerate((0.2, 0.9, 0.5))
-    ]
-    assert settle(given, best, normalize, {}).index == 1
-
-
 def test_an_item_is_incomplete_where_some_answers_failed_and_an_error_where_all_did():
     given = [
         replace(sample(0, "", status="error", error="too long"), parts={"m": None}),

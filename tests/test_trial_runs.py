@@ -178,14 +178,6 @@ def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_amon
     assert stores.list_trials(store) == []
 
 
-def test_the_answers_to_a_prompt_that_a_run_was_chosen_among_are_not_unused(store):
-    complete(store, IDENTITY, make_rows(40))
-    complete(store, OTHER, make_rows(40))
-    keep_prompt_trials(store, brief=[IDENTITY.digest])
-    found = release.list_unreferenced(store)
-    assert [one.path.name for one in found.removable] == [OTHER.digest]
-
-
 @pytest.mark.e2e
 def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(
     tiny, tmp_path, harness
