@@ -9,7 +9,7 @@ import tiny_model
 from scipy import stats as scipy_stats
 from tiny_experiment import fact_of, runs_of
 
-from harness import config, experiment, report, stats, store
+from harness import config, experiment, report, store
 from harness.analysis.target_rules import ControlFacts, control_rule, has_drifted
 from harness.cli.compare import exit_code
 from harness.errors import UserError
@@ -367,11 +367,6 @@ def test_flips_are_drift_from_where_the_exact_binomial_test_is_below_one_percent
     assert "9 of them with another score, which the A/A rate of 2.2 % allows" in found.sentence
     assert has_drifted(facts(differing=("facts/1",)))
     assert control_rule([facts(), facts(differing=("facts/1",))]).outcome == "harness-drift"
-
-
-@pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (14, 320, 0.022)])
-def test_the_binomial_p_is_scipys(k, n, rate):
-    assert stats.binomial_p(k, n, rate) == pytest.approx(scipy_stats.binom.sf(k - 1, n, rate), rel=1e-9)
 
 
 @pytest.mark.e2e

@@ -143,7 +143,6 @@ def test_init_reads_a_context_by_its_name_and_offers_one_beside_turns(tmp_path, 
         {"label_name": lambda i: f"the crate that is {says(i)}, as a longer name of a label"},
         {"url": lambda i: f"https://example.org/a/long/address/of/a/page/{i}"},
         {"licence": lambda i: "Creative Commons Attribution, version 4.0, International"},
-        {"source": lambda i: "ab"[i % 2]},
     ],
 )
 def test_a_column_that_is_no_context_is_only_named(tmp_path, column):
@@ -157,7 +156,6 @@ def test_a_column_that_is_no_context_is_only_named(tmp_path, column):
     ("fields", "columns"),
     [
         ({"prompt": "{question}", "reference": "{response}"}, ("question", "response", "system_prompt")),
-        ({}, ("prompt", "reference", "system")),
         ({}, ("prompt", "reference", "system_prompt")),
     ],
 )

@@ -255,7 +255,7 @@ class _Measured(NamedTuple):
         if not metric.unit.is_rate or not any(row.passages for row in test):
             return None
         examples = {e.id: e for e in target.items.test}
-        # The mean over several answers to an item is its score only where none of them is chosen.
+        # Several answers are averaged only if none of them is chosen.
         decoding = self.candidate.recipe.sampling
         is_mean = decoding is not None and decoding.choose == "first"
         drawn = self.reader.read_drawn(self.run, target) if is_mean else {}

@@ -112,7 +112,7 @@ def _section(annotation: Any) -> "type[Spec] | None":
 
 
 def default_of(field: "FieldInfo") -> Any:
-    """Return the default of a key; for the steps of a rescue those that plugins declare."""
+    """Return the default of a key; plugins declare the steps of a rescue."""
     from harness.spec import RescuePolicy
 
     if field is RescuePolicy.model_fields["steps"]:

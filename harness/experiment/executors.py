@@ -288,7 +288,7 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
                 error = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
                 journal.failed |= {step: error for step in journal.plan.needs if step not in journal.files}
                 return
-            # Where none is lost, what the others left as under way is of one that was.
+            # If all ended well with steps left, an earlier worker was lost at one: start another.
             places = list(lost) if started or lost else [0]
             if places and n_lost < TRIES * starter.size and not journal.is_over:
                 started |= dict(zip(places, starter.start(places), strict=True))

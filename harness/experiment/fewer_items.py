@@ -99,7 +99,7 @@ def answer_all_items(session: Session, run: Run) -> Run:
 
 
 def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:
-    """Plan the interim analyses from the base's row sets of each task; none where all items are evaluated."""
+    """Plan the interim analyses from the base's row sets by task; none if all items are evaluated."""
     gate = session.experiment.gate
     rows = {
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))

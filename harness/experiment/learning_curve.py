@@ -109,7 +109,7 @@ def _share_of(whole: MeasuredTask, share: float, seed: int) -> MeasuredTask:
 
 
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
-    """Return the recipe with what its sweep or search chose, so that all sizes are of one recipe."""
+    """Return the recipe with the values that its sweep or search chose, so that all sizes share them."""
     chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
     return recipe.with_params(chosen)
 

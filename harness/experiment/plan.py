@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Steps with those that each waits for, and by candidate and seed the steps that its run rests on."""
+    """Steps with the steps that each waits for, and the steps of each run by candidate and seed."""
 
     needs: dict[Step, tuple[Step, ...]]
     rests_on: dict[tuple[str, int], tuple[Step, ...]]

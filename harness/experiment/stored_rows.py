@@ -47,7 +47,7 @@ def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> b
 
 
 def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
-    """Refuse what has no meaning, or is not offered, where the target is tested in folds."""
+    """Refuse an operation that is not offered for a target tested in folds."""
     if folds:
         found = f"folds: {len(folds)}, {why}"
         step = "a file of test rows (data.test), or one that is split once (data.all without folds)"

@@ -49,7 +49,7 @@ class FitInputs(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The training of a candidate and seed on a session, or what its method does in place of one."""
+    """The training of a candidate and seed on a session, or what its method does instead."""
 
     session: Session
     candidate: ResolvedCandidate
@@ -326,7 +326,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
 
 
 def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
-    """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
+    """Return how many processes share a training: one if its method or a regulariser cannot be shared."""
     changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
     able = plugins.method(source.method).data_parallel and not changes_steps
     return policy.num_processes if able else 1

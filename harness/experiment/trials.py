@@ -231,7 +231,7 @@ def proposals(
         proposed = study.ask(space)
         point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
         before = None if counts_repeats else next((one for one in tried if one.params == point), None)
-        if before:  # what answers a prompt gives is known: no trial is spent on it
+        if before:  # its answers are known: no trial is spent on it
             _tell(study, proposed, before, sign)
             n_repeats += 1
             continue

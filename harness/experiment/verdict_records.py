@@ -64,7 +64,7 @@ def record_in_study(
     study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
 ) -> VerdictRecord:
     """Return the record of a verdict with the policies and tasks of a study."""
-    settings = {}  # what the verdict hangs on of a task besides its rows, as JSON has it
+    settings = {}  # of tasks, on which the verdict depends besides the rows
     for task, role, _ in study.suite_tasks():
         if study.is_judged(task):
             primary = study.primary(task)

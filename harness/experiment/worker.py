@@ -190,7 +190,7 @@ class _Worker(NamedTuple):
         return self.rows_outcome(own)
 
     def rows_outcome(self, sets: Sequence[RowSet]) -> Outcome:
-        """Name the files of complete sets; what a worker that was killed at their completion left goes."""
+        """Name the files of complete sets; blocks left by a worker that was killed at completion go."""
         digests = [rows.answers.identity.digest for rows in sets]
         for one in digests:
             if (self.session.store.rows(one) / "blocks").exists():

@@ -99,7 +99,7 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         return costs.price_usd(seconds, machine.device, hour)
 
     folder, digest_of = session.store.folder / "answers", weights.digest
-    open_candidate = lambda: open_weights(session, weights)  # noqa: E731 (a closure over what was made)
+    open_candidate = lambda: open_weights(session, weights)  # noqa: E731 (a closure over the weights)
     return Writer(name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=digest_of)
 
 
@@ -338,7 +338,7 @@ class BudgetedWriter:
         return sum_usage(self._writer, list(self._paid.values()))
 
     def answers(self, requests: Sequence[PromptRequest], label: str) -> list[Output]:
-        """Return the answer to each prompt, those that failed among them.
+        """Return the answer to each prompt, including failed ones.
 
         Raises:
             CandidateFailed: the writer cannot be asked, or the budget does not suffice; what came is kept.
