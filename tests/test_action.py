@@ -13,8 +13,7 @@ import pytest
 import tiny_experiment
 from ruamel.yaml import YAML
 
-from harness import cli, store
-from harness.store import Store
+from harness import cli
 from tests.fake_rows import flips
 
 pytestmark = pytest.mark.e2e
@@ -99,11 +98,20 @@ def test_a_candidate_that_fails_stops_the_job_and_one_that_passes_by_the_setting
     assert "## PASS" in (tmp_path / "summary.md").read_text()
 
 
-def test_the_baseline_reaches_the_gate_and_nothing_is_computed_unless_that_is_asked_for(tmp_path):
-    script = f"""printf '%s\\n' "$@" >> {tmp_path / "words"}; exit 5"""
-    found = run_action(tmp_path, script, candidate="lora", baseline="base", install="")
-    assert found == (5, {"verdict": "error", "exit-code": "5"})
-    assert (tmp_path / "words").read_text().split() == ["gate", "--json", "--baseline", "base"]
+def test_what_is_missing_is_computed_beforehand_only_on_request_with_the_same_settings(tmp_path):
+    judged = """echo '[{"outcome": "pass"}]'"""
+    script = f"""echo "$@" $HARNESS_CANDIDATES >> {tmp_path / "words"}; [ $1 = compare ] || {judged}"""
+    given = {"candidate": "lora", "install": "", "config": "desk.yaml", "overrides": "seeds=[3]\n"}
+    assert run_action(tmp_path, script, **given, baseline="base")[0] == 0
+    assert run_action(tmp_path, script, **given, beside="prompt", compute="true")[0] == 0
+    words = (tmp_path / "words").read_text().splitlines()
+    assert [line.split()[0] for line in words] == ["gate", "compare", "gate"]
+    assert "--baseline base" in words[0]
+    assert all("seeds=[3]" in line for line in words)
+    assert "prompt" in words[1]
+
+    failing = run_action(tmp_path, "exit 5", candidate="lora", install="")
+    assert failing == (5, {"verdict": "error", "exit-code": "5"})
 
 
 def test_the_worst_of_several_verdicts_is_given_out(tmp_path):
@@ -120,25 +128,9 @@ def test_what_is_to_be_installed_reaches_pip_word_by_word(tmp_path):
     assert words == ["-m", "pip", "install", "--quiet", "-e", ".[endpoint]", "-c", "constraints.txt"]
 
 
-def test_an_installation_that_fails_ends_the_job_before_anything_is_judged(tmp_path):
+def test_an_installation_or_computation_that_fails_ends_the_job_before_anything_is_judged(tmp_path):
     fake_pip(tmp_path, exit_code=1)
     assert run_action(tmp_path, candidate="lora", install="harness-evals") == (1, {})
-
-
-def test_what_is_missing_is_computed_with_the_same_settings_beside_what_a_gain_is_measured_against(
-    tiny, own_cache, tmp_path
-):
-    candidates = "  prompt: {method: base}\n  ranked: {answer: rank}\n  shots: {prompting: {few_shot: {}}}\n"
-    tiny_experiment.write(tmp_path, tiny, candidates).rename(tmp_path / "desk.yaml")
-    given = {"candidate": "ranked", "beside": "prompt", "compute": "true", "install": ""}
-    given |= {"config": "desk.yaml", "overrides": "seeds=[3]\n"}
-    code, out = run_action(tmp_path, **given)
-    assert (code, out["verdict"]) == (0, "pass"), "the base's own weights lose nothing"
-    made = {(run.candidate, run.seed) for run in store.list_runs(Store(tmp_path / "runs"))}
-    assert made == {("prompt", 3), ("ranked", 3)}
-
-
-def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(tmp_path):
     script = f'echo "$1" >> {tmp_path / "verbs"}; exit 2'
     assert run_action(tmp_path, script, candidate="ranked", compute="true", install="") == (2, {})
     assert (tmp_path / "verbs").read_text() == "compare\n"
@@ -172,6 +164,7 @@ def test_the_example_workflow_runs_the_action_on_pull_requests_but_not_of_forks_
     assert step["if"] == "always()"
 
 
+@pytest.mark.weekly
 def test_the_nightly_workflow_makes_the_quickstart_once_and_asks_its_fine_tune_every_night(
     tiny, own_cache, tmp_path
 ):

@@ -1,21 +1,15 @@
 """The claims study: what its intervals say, what its page shows, and that a kept claim is not measured again."""
 
 import math
-from functools import partial
-from pathlib import Path
 
 import pytest
 
-from harness import config, stats
-from harness.data import load_task
-from reports.studies import rlhf
+from harness import stats
 from reports.studies.claims import __main__ as study
-from reports.studies.claims import fine_tunes
 from reports.studies.claims.catalog import CLAIMS, OPEN
 from reports.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
 from reports.studies.claims.kept import keep, read, write
 from reports.studies.claims.page import page
-from reports.studies.fronts.experiments import prepare_ways
 
 CHEAP = "memory-of-qlora"
 FOUND = ClaimResult("two times", "holds", {"ratio": 2.0}, "by hand")
@@ -61,14 +55,3 @@ def test_the_page_shows_what_was_measured_and_what_was_not():
     assert all(claim.says in open_part for claim in CLAIMS if claim.name != CHEAP)
     assert all(one.needs in open_part for one in OPEN)
     assert "1 claim measured. Verdicts: holds: 1." in text
-
-
-@pytest.mark.parametrize(
-    "write",
-    [partial(fine_tunes.prepare, suites=True), rlhf.write_experiment, prepare_ways],
-    ids=["claims", "rlhf", "ways"],
-)
-def test_the_experiment_of_a_study_is_read_with_the_files_of_the_shipped_suites(tmp_path, write):
-    experiment = config.load(write(tmp_path)).experiment
-    assert len(load_task(experiment.target, 0).test) > 0
-    assert all(Path(task.data.test).is_absolute() for suite in experiment.suites for task in suite.tasks)

@@ -81,20 +81,9 @@ class TestWhatIsFound:
         assert (weights.kind, weights.digest) == expected
         assert has_tokenizer(tmp_path / "fit" / "model")
 
-    def test_only_the_weights_the_log_and_the_filled_template_stay(self, tiny, adapter, tmp_path):
-        (tmp_path / "t.txt").write_text("{seed}")
-        folder = tmp_path / "fit"
-        fit_command(
-            tiny, folder, f"sh -c 'cp -r {adapter}/. $0' {{out}} {{config}}", config=str(tmp_path / "t.txt")
-        )
-        left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-        weights = {f"adapter/adapter_{name}" for name in ("config.json", "model.safetensors")}
-        assert left == {"command.log", "config/t.txt", *weights}
-
     @pytest.mark.parametrize(
         "after",
         [
-            "cd {out}; mv adapter_model.safetensors {data_dir}; ln -s {data_dir}/adapter_model.safetensors .",
             "mv {out} {out}-elsewhere; ln -s {out}-elsewhere {out}",
             "rm -r {data_dir}",
         ],
@@ -105,11 +94,6 @@ class TestWhatIsFound:
         weights = fit_command(tiny, tmp_path, f"{leaves(adapter)}; {after}", shell=True)
         assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
         assert not any(path.is_symlink() for path in weights.folder.rglob("*"))
-
-    def test_a_version_that_is_no_utf_8_costs_no_training(self, tiny, adapter, tmp_path):
-        said = "printf 'tr\\351s 1.2\\n'"
-        record = fit_command(tiny, tmp_path, leaves(adapter), shell=True, version=said).training
-        assert record.command_version == "tr\N{REPLACEMENT CHARACTER}s 1.2"
 
     def test_the_curves_that_a_trainer_of_transformers_left_are_read(self, tiny, adapter, tmp_path):
         history = [{"step": 1, "loss": 3.0, "learning_rate": 0.1}, {"step": 2, "eval_loss": 2.5}]
@@ -127,7 +111,7 @@ class TestWhatIsFound:
     @pytest.mark.parametrize(
         ("state", "loss"),
         [
-            *((broken, ()) for broken in ("{", "[]", '{"global_step": 1}')),
+            ("{", ()),
             (
                 '{"global_step": 2, "log_history": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": NaN}]}',
                 ((1, 3.0),),
@@ -160,7 +144,6 @@ class TestWhatIsFound:
         ("whole", "file", "said"),
         [
             (False, "adapter_config.json", "a damaged adapter_config.json"),
-            (True, "config.json", "no JSON"),
             (True, "model.safetensors", "has no safetensors header"),
         ],
     )
@@ -288,20 +271,16 @@ class TestPlaceholders:
         assert digest(one) != digest(two)
 
 
-class TestRefusedBeforeAnythingRuns:
-    def refusal(self, tmp_path, tiny, params, more=""):
-        candidates = f"  prompt: {{method: base}}\n  theirs: {{method: command, params: {params}}}\n{more}"
-        path = tiny_experiment.write(tmp_path, tiny, candidates)
-        caught = refused(tiny_experiment.run, path)
+def test_a_template_with_an_unknown_placeholder_and_a_sweep_are_refused_before_anything_runs(tmp_path, tiny):
+    (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
+    template = "{method: command, params: {run: 'cp {config} x', config: t.yaml}}"
+    swept = "{method: command, params: {run: 'cp {out}'}, sweep: {rows: [messages, prompt_completion]}}"
+    for recipe, said in (
+        (template, "t.yaml: unknown placeholder {rate}"), (swept, "which trains no language model"),
+    ):  # fmt: skip
+        path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  theirs: {recipe}\n")
+        assert said in str(refused(tiny_experiment.run, path))
         assert not (tmp_path / "runs" / "weights").exists()
-        return str(caught)
-
-    def test_a_template_with_an_unknown_placeholder_and_a_sweep(self, tmp_path, tiny):
-        (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
-        said = self.refusal(tmp_path, tiny, "{run: 'cp {config} x', config: t.yaml}")
-        assert "t.yaml: unknown placeholder {rate}" in said
-        more = "  swept: {method: command, params: {run: 'cp {out}'}, sweep: {rows: [messages, prompt_completion]}}\n"
-        assert "which trains no language model" in self.refusal(tmp_path, tiny, "{run: 'cp {out}'}", more)
 
 
 @pytest.fixture(scope="module")

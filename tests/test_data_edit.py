@@ -362,9 +362,9 @@ def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, 
 def test_a_mixture_needs_two_different_files_of_whatever_columns_and_kinds(data):
     jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
     said = read_refusal(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
-    assert "found one file twice: a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
+    assert "found a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
     said = read_refusal(data, "mix", "a.jsonl", "--out", "n.jsonl")
-    assert "found a.jsonl alone; expected two different files or more; next: name another" in said
+    assert "found a.jsonl; expected two different files or more; next: name each once" in said
 
     Path("b.csv").write_text("prompt,reference,topic\nb,y,cards\n")
     run_data(data, "mix", "a.jsonl", "b.csv", "--out", "n.csv")

@@ -451,4 +451,4 @@ def test_the_next_step_names_the_file_of_pairs_as_the_experiments_file_does_and_
     assert (code, out.read_bytes()) == (2, before)
     assert "a file that is there already" in error
     assert command("pairs", "make", "prompt", *config)[0] == 2
-    assert "expected a number above 0" in command("pairs", "make", "prompt", *config, "--temperature", "0")[2]
+    assert "expected 0.01 to 2" in command("pairs", "make", "prompt", *config, "--temperature", "0")[2]

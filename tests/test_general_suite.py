@@ -8,19 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from checked_rows import list_cases
-from conftest import find_shared_data
 from ruamel.yaml import YAML
 
-from harness import config
 from harness.metrics import load_metrics
 from harness.records import Example, Output, has_negation, is_refusal, reports_error
 from harness.regularizers import general_prompts
-from harness.spec import Suite, Task, TaskData
-from reports.studies import general_suite, ifeval_like
-from reports.studies.general_suite import Change, Size, rank
+from harness.spec import Suite, Task
 
 SUITES = Path(__file__).parent.parent / "suites"
 COLLAPSED = ("card_arrival", "request refund", "the status of my order", "I can't help with that.", "")
@@ -62,8 +57,7 @@ def score_answer(task, row, text):
 def test_making_the_items_again_gives_the_same_bytes(tmp_path):
     subprocess.run([sys.executable, SUITES / "make_general.py", "--out", tmp_path], check=True)
     made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
-    assert made == {path: (SUITES / path).read_bytes() for path in made}
-    assert {str(path) for path in made} == {task.data.test for task in TASKS}
+    assert made == {Path(task.data.test): (SUITES / task.data.test).read_bytes() for task in TASKS}
 
 
 @parametrize_tasks(TASKS)
@@ -235,50 +229,3 @@ def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite():
     assert runs("Zoe has 31 kites and gets 14 more. How many kites does Zoe have now?") & item_runs
     shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & item_runs)}
     assert shared == {}
-
-
-def test_the_interval_of_a_rank_correlation_is_that_of_bonett_and_wright():
-    """Of 8 LoRAs: ρ = 1 − 6 Σ d² / (n (n² − 1)), and artanh ρ ± 1.96 √((1 + ρ²/2)/5)."""
-    orders = {"a": range(8), "b": (2, 3, 0, 1, 6, 4, 5, 7)}
-    made = {f"lora-{i}": {name: Change(xs[i], 0.01) for name, xs in orders.items()} for i in range(8)}
-    squares = sum((one - other) ** 2 for one, other in zip(*orders.values(), strict=True))
-    rho = 1 - 6 * squares / (8 * 63)
-    half = 1.959964 * ((1 + rho**2 / 2) / 5) ** 0.5
-    found = rank(made, "a", "b")
-    ends = (np.tanh(np.arctanh(rho) + sign * half) for sign in (-1, 1))
-    assert (found.rho, found.low, found.high) == pytest.approx((rho, *ends))
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "text", "kept"),
-    [
-        ("punctuation:no_comma", {}, "Well, no", False),
-        ("change_case:english_lowercase", {}, "all small.", True),
-        ("change_case:english_capital", {}, "12", False),
-        ("keywords:forbidden_words", {"forbidden_words": ["sea"]}, "The season", True),
-        ("keywords:forbidden_words", {"forbidden_words": ["sea"]}, "By the Sea.", False),
-        ("startend:quotation", {}, '"So it', True),
-        ("detectable_format:title", {}, "<<>>", False),
-        ("detectable_format:constrained_response", {}, "My answer is yes. My answer is no.", False),
-        ("punctuation:no_comma", {}, "  ", False),
-    ],
-)
-def test_an_instruction_is_kept_or_not(kind, given, text, kept):
-    metric = ifeval_like.metric(Task(name="t", data=TaskData()))
-    example = Example("x", (), constraints=({"kind": kind, **given},))
-    assert metric.score(Output(text), example) == (float(kept),)
-
-
-def test_the_experiment_of_the_study_is_read_with_its_loras(tmp_path):
-    datasets = find_shared_data("hub/google/IFEval/default/train.jsonl").parents[3]
-    path = general_suite.prepare(tmp_path / "study", Size(), datasets)
-    experiment = config.load(path).experiment
-    assert len(experiment.candidates) == 18
-    general, benchmarks = experiment.suites
-    assert [task.name for task in general.tasks][:2] == ["world_facts", "reading"]
-    assert {task.lm_eval for task in benchmarks.tasks} >= {"arc_easy", "piqa", "winogrande"}
-    ifeval = benchmarks.tasks[-1]
-    assert list(load_metrics(ifeval)) == ["ifeval_like"]
-    rows = [json.loads(line) for line in (path.parent / "ifeval_like.jsonl").read_text().splitlines()]
-    assert len(rows) >= Size().instructions
-    assert {c["kind"] for row in rows for c in row["constraints"]} <= set(ifeval_like.CHECKS)

@@ -455,7 +455,6 @@ def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_
         (["-t", "arc_easy", "-s"], "found --log-samples without a folder"),
         (["a.b=1", "-t", "arc_easy"], "found a.b=1, and a model that is not a candidate"),
         (["--engine", "vllm"], "found --engine without --tasks"),
-        (["-t", "arc_easy", "--precision", "fp8"], "found 'fp8'; expected auto, bf16, fp16 or fp32"),
     ],
 )
 def test_what_eval_cannot_do_is_said(tmp_path, words, said):

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from checked_rows import damage_rows, make_clean_rows, make_rows_of_articles, write, write_csv
+from checked_rows import damage_rows, make_clean_rows, write, write_csv
 from conftest import refused
 from openai_server import Rule, serve_model
 from typer.testing import CliRunner
@@ -74,23 +74,6 @@ def test_the_note_on_leaks_names_the_columns_by_which_rows_are_read():
     assert len(Path("own.dedup.jsonl").read_text().splitlines()) == len(FILL)
 
 
-def test_the_split_that_the_note_names_keeps_groups_and_columns():
-    rows = [
-        {"frage": f"{text} {i}", "klasse": "ab"[i % 2], "wer": f"w{i // 2}"}
-        for i, text in enumerate([ASK, f"{ASK} now", *FILL * 2] * 3)
-    ]
-    data = {"all": write(Path("rows.jsonl"), rows)}
-    task = Task.model_validate({"name": "t", "data": data, "fields": {**NAMED, "cluster": "{wer}"}})
-    (note,) = refuse_or_note(task, {"t": load_task(task, 0)}, {}).overlap
-    (command,) = re.findall("`(.+?)`", note)
-    assert (
-        command
-        == "harness data split rows.jsonl --prompt frage --reference klasse --group wer --out rows.split"
-    )
-    run(command)
-    assert max(p.name for p in Path("rows.split").iterdir()) == "validation.jsonl"
-
-
 def test_each_file_of_a_candidates_own_rows_has_its_command():
     first = write(Path("a b.jsonl"), [{"frage": text, "klasse": "a"} for text in (*FILL, LEAKS[0])])
     second = write(Path("c.jsonl"), [{"frage": f"{text} c", "klasse": "b"} for text in (*FILL, f"{ASK} now")])
@@ -108,13 +91,6 @@ def test_each_file_of_a_candidates_own_rows_has_its_command():
         run(command)
 
 
-def test_the_note_on_rows_that_are_all_in_the_test_names_no_command_that_leaves_none():
-    (note,) = note_of(NAMED, [LEAKS[0], f"{ASK} now"], [LEAKS[1], "eight"])
-    assert "these are all rows of own.jsonl: test on another file, or on a part of `" in note
-    (command,) = re.findall("`(.+?)`", note)
-    assert command.startswith("harness data split own.jsonl")
-
-
 def rename_columns(rows):
     return [{"Anrede": "Grüße", "Frage": r["text"], "Straße": "a", "Größe": r["label"]} for r in rows]
 
@@ -125,20 +101,6 @@ CHECKS = {
     ],
     "a test file": lambda: [
         write(Path("train.jsonl"), make_clean_rows(60)), "--test", write(Path("-t.jsonl"), make_clean_rows(60)[:20]).replace("-t", "./-t"),
-    ],
-    "a test of other words": lambda: [
-        write(Path("train.jsonl"), make_rows_of_articles()[:480]), "--test", write(Path("t.jsonl"), make_rows_of_articles()[480:]),
-    ],
-    "chat": lambda: [
-        write(Path("chat.jsonl"), [
-            {"messages": [{"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["label"] + " "}]}
-            for r in damage_rows(make_clean_rows(60))
-        ]),
-    ],
-    "pairs": lambda: [
-        write(Path("pairs.jsonl"), [
-            {"prompt": r["text"], "chosen": r["label"], "rejected": "nothing "} for r in damage_rows(make_clean_rows(60))
-        ]),
     ],
     "ids that stand twice": lambda: [write(Path("rows.jsonl"), [{"id": i // 2, **r} for i, r in enumerate(make_clean_rows(60))])],
     "a clean file": lambda: [write(Path("rows.jsonl"), make_clean_rows(60))],

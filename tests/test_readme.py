@@ -32,7 +32,7 @@ from ruamel.yaml import YAML
 from test_architecture import ORDER
 from typer.main import get_command
 
-from harness import cli, config, data, errors, plugins, records, report, spec
+from harness import cli, config, data, errors, plugins, report, spec
 from harness.cli.options import example_commands
 from harness.experiment.catalog import map_purposes
 from harness.models import hub
@@ -219,25 +219,6 @@ def test_every_plugin_stands_in_the_reference():
     assert {name for name in names if f"`{name}`" not in reference("plugin_parameters")} == set()
 
 
-def test_every_link_of_a_page_leads_to_a_file():
-    generated = {ROOT / "docs" / "reference" / f"{name}.md" for name in GENERATOR.REFERENCE}
-    for page, text in PAGES.items():
-        links = re.findall(r"\]\((?!https?:)([^)#]+)", FENCE.sub("", text))
-        files = {((ROOT / page).parent / link).resolve() for link in links}
-        assert {str(file) for file in files - generated if not file.exists()} == set(), page
-
-
-def test_every_page_of_the_docs_is_at_most_two_links_from_the_first_one():
-    def follow(page):
-        links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", FENCE.sub("", PAGES[page]))
-        return {os.path.normpath(Path(page).parent / link) for link in links}.intersection(PAGES)
-
-    near = follow("docs/index.md")
-    assert {page for page in PAGES if page.startswith("docs/")} <= near.union(*map(follow, near))
-    assert {"docs/howto/model.md", "docs/howto/data.md", "docs/decision.md", "docs/scope.md"} <= near
-    assert {"docs/howto/lm_eval.md", "docs/statistics.md", "docs/howto/trainers.md"} <= near
-
-
 def test_every_key_that_the_docs_name_is_one_of_the_experiment():
     sections = "gate|decide|nightly|rescue|target"
     named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)", DOCS)
@@ -265,23 +246,6 @@ def test_every_column_of_the_result_table_is_explained():
     heads = result_headings(of_quickstart).items()
     columns = [(head.replace("\n", " "), CANDIDATE_COLUMNS[name].meaning) for name, head in heads]
     assert explained == columns, "docs/howto/reports.md has a row for each name in RESULT_TABLE"
-
-
-def list_public_classes(module) -> set[str]:
-    return {
-        name
-        for name, kind in inspect.getmembers(module, inspect.isclass)
-        if kind.__module__.startswith(module.__name__)
-    }
-
-
-def test_the_glossary_is_in_order_and_holds_only_terms_that_the_docs_use():
-    glossary = PAGES["docs/glossary.md"]
-    terms = [row[0].strip("*") for row in table("term", glossary)]
-    others = " ".join(DOCS.replace(glossary, "").split()).lower()
-    assert terms == sorted(terms, key=str.lower)
-    assert [term for term in terms if term.lower() not in others] == []
-    assert set(terms).isdisjoint(list_public_classes(records) | list_public_classes(spec))
 
 
 def example_file(path: str) -> str:

@@ -21,18 +21,18 @@ def lint_recipe(method, size, **params):
     return list(lint(method, plugins.method(method).params(**params).model_dump(), size, params))
 
 
-@pytest.mark.parametrize("of", ranges(), ids=lambda of: f"{of.setting} {of.source[:20]}")
-def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source(of):
-    methods = plugins.methods(published_as=of.training)
-    assert methods, "a method is published as such a training"
-    for method in methods:
-        fields = plugins.method(method).params.model_fields
-        known = {*fields, *([BATCH, SHARE] if "per_device_train_batch_size" in fields else [])}
-        assert {of.setting, *of.only} <= known
-    assert of.source
-    assert of.low <= of.high
-    assert of.from_b < of.to_b
-    assert (of.low, of.high) != (-inf, inf)
+def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source():
+    for one in ranges():
+        methods = plugins.methods(published_as=one.training)
+        assert methods, "a method is published as such a training"
+        for method in methods:
+            fields = plugins.method(method).params.model_fields
+            known = {*fields, *([BATCH, SHARE] if "per_device_train_batch_size" in fields else [])}
+            assert {one.setting, *one.only} <= known
+        assert one.source
+        assert one.low <= one.high
+        assert one.from_b < one.to_b
+        assert (one.low, one.high) != (-inf, inf)
 
 
 def test_what_a_method_is_published_as_is_in_the_table():
@@ -57,43 +57,37 @@ def test_a_value_is_named_with_the_sources_that_speak_of_models_of_its_size():
     assert "at most 4 (Devlin" in line
 
 
-def test_a_default_is_named_as_one_and_not_where_it_lies_between_sources():
-    assert plugins.method("lora").params().num_train_epochs == 2, "between 1 and 4"
-    assert not any(line.startswith("num_train_epochs") for line in lint_recipe("lora", SMALL))
-    assert any(line.startswith("num_train_epochs") for line in lint_recipe("lora", SMALL, num_train_epochs=2))
+def test_a_default_is_named_as_one():
     (line,) = lint_rate("full", MIDDLE)
     assert line.startswith("learning_rate 0.0001, the default, is above what was published")
     (line,) = lint_rate("full", MIDDLE, learning_rate=1e-4)
     assert line.startswith("learning_rate 0.0001 is above")
 
 
-@pytest.mark.parametrize("warmup", [0, 0.05, 300])
-def test_a_warmup_of_none_of_a_share_and_of_steps_is_each_judged_as_what_it_is(warmup):
-    assert not any("warm" in line for line in lint_recipe("lora", SMALL, warmup_steps=warmup))
+def test_a_warmup_of_none_of_a_share_and_of_steps_is_each_judged_as_what_it_is():
+    for warmup in (0, 0.05, 300):
+        assert not any("warm" in line for line in lint_recipe("lora", SMALL, warmup_steps=warmup))
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("baselines/*.yaml")), ids=lambda file: file.stem)
-def test_no_value_of_a_shipped_recipe_is_outside_of_what_was_published(file):
-    recipe = YAML(typ="safe").load(file)
-    if plugins.method(recipe.get("method", "base")).trains:
-        for size in (SMALL, MIDDLE):
-            assert lint_recipe(recipe["method"], size, **recipe.get("params", {})) == []
+def test_no_value_of_a_shipped_recipe_is_outside_of_what_was_published():
+    for file in ROOT.glob("baselines/*.yaml"):
+        recipe = YAML(typ="safe").load(file)
+        if plugins.method(recipe.get("method", "base")).trains:
+            for size in (SMALL, MIDDLE):
+                assert lint_recipe(recipe["method"], size, **recipe.get("params", {})) == [], file
 
 
-SIZES = (1e6, 50e6, SMALL, 0.5e9, 0.6e9, 1e9, 1.1e9, 1.5e9, 1.7e9, 3e9, 3.8e9, MIDDLE, 70e9, 100e9, 400e9)
+SIZES = (1e6, 50e6, SMALL, 0.6e9, 1.1e9, 3.8e9, MIDDLE, 400e9)
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("data", [{"pairs": True}, {"pairs": False, "thumbs": True}])
-def test_what_init_proposes_is_remarked_on_for_no_size_of_base(size, data):
-    situation = plugins.Situation(closed_labels=False, n_parameters=size, **data)
-    for name in plugins.methods(trains=True):
-        recipe = plugins.method(name).proposal(situation)
-        if recipe is not None:
-            tried = recipe.get("sweep", {}).get("learning_rate", [None])
-            for rate in tried:
-                params = recipe.get("params", {}) | ({} if rate is None else {"learning_rate": rate})
-                assert lint_recipe(name, size, **params) == []
+def test_what_init_proposes_is_remarked_on_for_no_size_of_base(data):
+    for size in SIZES:
+        situation = plugins.Situation(closed_labels=False, n_parameters=size, **data)
+        for name in plugins.methods(trains=True):
+            recipe = plugins.method(name).proposal(situation) or {}
+            for rate in recipe.get("sweep", {}).get("learning_rate", []):
+                assert lint_recipe(name, size, **recipe.get("params", {}), learning_rate=rate) == []
 
 
 @pytest.mark.parametrize(
@@ -107,12 +101,9 @@ def test_what_init_proposes_is_remarked_on_for_no_size_of_base(size, data):
         ("lora", {"warmup_steps": 20}, "warmup_steps 20 is below"),
         ("qlora", {"weight_decay": 0.5}, "weight_decay 0.5 is above"),
         ("lora", {"lora_dropout": 0.4}, "lora_dropout 0.4 is above"),
-        ("full", {"weight_decay": 0.5}, "weight_decay 0.5 is above"),
         ("full", {"warmup_steps": 0.01}, "share of warm-up steps 0.01 is below"),
-        ("full", {"learning_rate": 1e-2}, "learning_rate 0.01 is above"),
         ("dpo", {"beta": 5.0}, "beta 5 is above"),
         ("dpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
-        ("kto", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
         ("grpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
     ],
 )  # fmt: skip
@@ -149,7 +140,6 @@ def test_rows_that_are_longer_than_a_training_takes_are_counted_beforehand(tiny,
     assert line.startswith(f"recipe of short: about {n} of {n} rows are longer than max_length, 8 tokens,")
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "grpo", "rloo"])
-@pytest.mark.parametrize("size", [SMALL, 0.6e9, MIDDLE])
-def test_the_default_rates_of_preferences_and_rewards_are_published_ones(method, size):
-    assert lint_rate(method, size) == []
+def test_the_default_rates_of_preferences_and_rewards_are_published_ones():
+    for method in ("dpo", "kto", "grpo", "rloo"):
+        assert [lint_rate(method, size) for size in (SMALL, 0.6e9, MIDDLE)] == [[]] * 3

@@ -22,11 +22,8 @@ from harness.progress import quiet_environment
 
 __all__ = ["app", "main"]
 
-# Between collections until a base is loaded or trained; by Python's 700 they take a tenth of a command, and
-# imports, rows and statistics form hardly any cycles.
-_ALLOCATIONS = 5_000_000
+_ALLOCATIONS = 5_000_000  # between collections; at Python's 700 they take a tenth of a command
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
-_LOOP = "Symlink loop from"  # how a path that is resolved tells it, before Python 3.13
 _KINDS = {  # what a path was found to be, and what was expected there
     errno.EISDIR: ("a folder", "a file"),
     errno.ENOTDIR: ("a file", "a folder"),
@@ -38,18 +35,13 @@ _KINDS = {  # what a path was found to be, and what was expected there
 def main() -> None:
     """Run the command line; every error that a user can fix ends without a traceback."""
     quiet_environment()
-    # UTF-8 whatever the locale: results hold signs such as − and →, and JSON is UTF-8. Half a pair of
-    # surrogates, which a model's text may hold, is written as its escape.
+    # UTF-8 in any locale; half a pair of surrogates, which a model's text may hold, is written as its escape.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     gc.set_threshold(_ALLOCATIONS)
-    argv = [
-        a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))
-        for a in sys.argv[1:]
-    ]
     try:
-        app(args=argv, standalone_mode=True)
+        app(standalone_mode=True)
     except HarnessError as error:
         say(f"error: {error.complete(str(error))}")
         sys.exit(error.exit_code)
@@ -57,15 +49,7 @@ def main() -> None:
         said = (error.strerror or one_line(error)).lower()
         otherwise = said, "free disk space, and whole files that may be read and written"
         found, expected = _KINDS.get(error.errno or 0, otherwise)
-        step = "correct the path" if error.errno in _KINDS else "fix that and run again"
-        problem = Problem(error.filename or "disk", found, expected, step)
-        say(f"error: {problem}")
-        sys.exit(2)
-    except RuntimeError as error:
-        if not str(error).startswith(_LOOP):
-            raise
-        where = str(error).removeprefix(_LOOP).strip("' ")
-        say(f"error: {Problem(where, 'a link that leads to itself', 'a file or folder', 'correct the link')}")
+        say(f"error: {Problem(error.filename or 'disk', found, expected, 'fix that and run again')}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:

@@ -110,11 +110,11 @@ def take_global_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a verb; each does its work itself."""
+    """Take the options before a verb."""
 
 
 def say(line: str) -> None:
-    """Print a line beside the result, on stderr, without what a terminal would obey."""
+    """Print a line on stderr, without control characters."""
     from harness.report.escape import clean_lines
 
     print(clean_lines(line), file=sys.stderr)
@@ -194,10 +194,9 @@ def write_report(
     candidates: Sequence[str] = (),
     session: "Session | None" = None,
 ) -> "ExperimentReport":
-    """Write a report into its project; return it with next commands as they are typed where we are now.
+    """Write a report into its project; return it with next commands as they are typed in this folder.
 
-    Those that are written are typed in the project's folder. By its `session` the prompts of the items that
-    it shows are added, and its runs are sent to the trackers first, so that it says where they are.
+    With a `session` it shows prompts of items, and its runs are sent to the trackers first.
     """
     from harness import report
 

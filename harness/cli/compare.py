@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness.evaluation.session import Session
     from harness.experiment.preflight import Cost
     from harness.report import ExperimentReport, Section
-    from harness.spec import GatePolicy, Task
+    from harness.spec import GatePolicy
 
 
 @verb(
@@ -47,17 +47,14 @@ def compare(
     at: ExperimentFile,
     candidates: Candidates = None,
     limit: Annotated[
-        int | None,
-        Option("Test items of each task, at most; a smoke run, no evidence.", short="-L", env=True, min=1),
+        int | None, Option("Test items a task; a smoke run.", short="-L", env=True, min=1)
     ] = None,
     quick: Annotated[bool, Option("A smoke run in minutes; its numbers are no evidence.", env=True)] = False,
     dry_run: Annotated[bool, Option("Print what would run, its tokens and its time, and stop.")] = False,
     gate: Annotated[bool, Option("Exit by the verdict of the recommended candidate.", env=True)] = False,
     seeds: Annotated[list[str] | None, Option("Train once for each of these seeds: 0,1,2.", env=True)] = None,
     yes: Annotated[bool, Option("Go on with more than 64 candidates.", short="-y", env=True)] = False,
-    learning_curve: Annotated[
-        bool, Option("Train the best fine-tune on 1/8, 1/4 and 1/2 of its data too.", env=True)
-    ] = False,
+    learning_curve: Annotated[bool, Option("Train the best one on parts of its rows.", env=True)] = False,
     fewer_items: Annotated[
         bool,
         Option(
@@ -66,15 +63,9 @@ def compare(
             env=True,
         ),
     ] = False,
-    rescue: Annotated[
-        bool, Option("Rescue the best fine-tune where it gains but forgets too much.", env=True)
-    ] = False,
-    strict: Annotated[
-        bool, Option("Refuse to run where the items probably cannot show a margin.", env=True)
-    ] = False,
-    executor: Annotated[
-        str | None, Option("Where trainings and evaluations run: in_process, local, ray or slurm.", env=True)
-    ] = None,
+    rescue: Annotated[bool, Option("Rescue the best fine-tune if it forgets too much.", env=True)] = False,
+    strict: Annotated[bool, Option("Refuse if the items cannot show a margin.", env=True)] = False,
+    executor: Annotated[str | None, Option("in_process, local, ray or slurm.", env=True)] = None,
     workers: Annotated[int | None, Option("Workers at once, at most.", env=True, min=1)] = None,
     threads: Annotated[int | None, Option("Threads of each worker.", env=True, min=1)] = None,
     address: Annotated[str | None, Option("Ray's cluster: auto, or a host and port.")] = None,
@@ -155,49 +146,31 @@ def compare(
     with progress.follow(missing_plan):
         found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
     found = write_report(found, at, candidates or [], session)
-    if rescue and scope.smoke:
-        say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if rescue and not scope.smoke:
         _print_with_rescue(session, found, loaded.folder / "reports", as_json)
     else:
         print_report(found, as_json, verbose)
+    if rescue and scope.smoke:
+        say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 
 def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool, dry_run: bool) -> list[str]:
-    """List what is to be known before: of rows, trainings, prompts, recipes, workers and judges."""
     from harness import experiment
 
     short = experiment.short_contexts(session, selected) if computes else []
-    idle, policy = [], session.experiment.execution
-    if policy.executor == "in_process" and (policy.workers or 1) > 1:
-        found = f"workers: {policy.workers}, and no executor: one process does it all"
-        idle = [f"{found}; try --executor local"]
+    policy = session.experiment.execution
+    is_idle = policy.executor == "in_process" and (policy.workers or 1) > 1
+    idle = f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"
     return [
-        *metric_warnings([measured.task for measured in session.tasks]),
         *experiment.describe_rows_and_prompts(session, selected),
         *experiment.recipe_warnings(session, selected),
-        *idle,
+        *([idle] if is_idle else []),
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused
     ]
 
 
-_MOST_METRICS = 5  # of a task that anybody reads
-
-
-def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
-    """Warn of tasks that show more metrics than anybody reads, with the way to see them when wanted."""
-    return [
-        f"{task.name}: {len(task.metrics)} metrics are shown, and more than {_MOST_METRICS} are seldom read"
-        f" ({task.primary_metric} decides); shorten metrics:, and to show another one again add it there:"
-        " stored answers are scored without the model"
-        for task in tasks
-        if len(task.metrics) > _MOST_METRICS
-    ]
-
-
 def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
-    """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
     from harness.cli.nightly import run_rescue
     from harness.lifecycle import rescue as rescuing
@@ -276,7 +249,6 @@ def _print_plan(
     plan: dict[str, float],
     as_json: bool,
 ) -> None:
-    """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
     from harness.evaluation.grade_costs import plan_grades, plan_pairs
     from harness.report import ResultDocument, to_plain
 

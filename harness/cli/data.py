@@ -1,7 +1,6 @@
 """Commands that rewrite rows of data: clean, dedup, split, mix and sample.
 
-Invariant: each writes new files beside a manifest, never over a file, whole or not at all; stdout says what
-became of the rows, stderr how they were read and what to do next.
+Invariant: each writes new files and a manifest, never over a file, whole or not at all.
 """
 
 from collections.abc import Iterable
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from harness.cli.app import data_app, print_json, say
-from harness.cli.options import Argument, DryRun, Json, Option, RowColumns, Seed, verb
-from harness.errors import Problem, UserError, as_argument, refuse
+from harness.cli.options import Argument, DryRun, Json, Option, RowColumns, Seed, require_out, verb
+from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _SEEN = 1_000  # rows by which the columns of a file are recognised
 
 File = Annotated[str, Argument("The rows: JSON Lines, JSON, CSV, Parquet, or hub:owner/name.")]
 Out = Annotated[
-    Path | None, Option("The new file; its suffix sets the format. A manifest is written next to it.")
+    Path | None, Option("The new file, in the format of its suffix; a manifest stands next to it.")
 ]
 
 
@@ -36,9 +35,7 @@ class Remarks(NamedTuple):
     licenses: Annotated[list[str] | None, Option("The rows' licence, kept in the manifest.", "--license")] = (
         None
     )
-    notes: Annotated[
-        list[str] | None, Option("A note for the manifest, such as: names are made up.", "--note")
-    ] = None
+    notes: Annotated[list[str] | None, Option("A note for the manifest.", "--note")] = None
 
     def edit(
         self, name: str, parameters: dict[str, Any], files: list[str], cost_usd: float | None = None
@@ -54,22 +51,14 @@ def data_clean(
     file: File,
     *,
     out: Out = None,
-    decisions: Annotated[
-        Path | None, Option("The file of decisions on rows that the dashboard's Data page wrote.")
-    ] = None,
+    decisions: Annotated[Path | None, Option("Decisions that the dashboard's Data page wrote.")] = None,
     drop_lost: Annotated[bool, Option("Also drop rows with U+FFFD, where characters are lost.")] = False,
     leading_spaces: Annotated[bool, Option("Cut white space in front of answers as well.")] = False,
     spellings: Annotated[bool, Option("Write each label in its commonest spelling.")] = False,
     new_ids: Annotated[bool, Option("Give rows whose id stands already another one.")] = False,
-    special_tokens: Annotated[
-        bool, Option("Remove end tokens and role marks of chat models from all texts.")
-    ] = False,
-    min_quality: Annotated[
-        float | None, Option("Drop rows whose answer scores below it in [0, 1]; data check proposes one.")
-    ] = None,
-    perplexity: Annotated[
-        bool, Option("With --min-quality: score by the perplexity under --base too.")
-    ] = False,
+    special_tokens: Annotated[bool, Option("Remove end tokens and role marks of chat models.")] = False,
+    min_quality: Annotated[float | None, Option("Drop rows whose answer scores less.", min=0, max=1)] = None,
+    perplexity: Annotated[bool, Option("With --min-quality: score by perplexity under --base too.")] = False,
     base: Annotated[str | None, Option("The model of --special-tokens and --perplexity.")] = None,
     named: RowColumns,
     remarks: Remarks,
@@ -85,7 +74,7 @@ def data_clean(
     from harness.data.edit.clean import CleaningOptions, clean, low_quality, spellings_in
     from harness.data.edit.mix import RowIds
 
-    refuse_out(out, [file], dry_run=dry_run)
+    require_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
     first = read_all(file, _SEEN)
     roles = roles_of(first, named._replace(reference=named.reference or (kept and kept.column)))
@@ -101,10 +90,9 @@ def data_clean(
     of_these: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
     of_these |= {"base_tokens": special} if special else {}
     low: dict[int, str] = {}
-    if (perplexity and min_quality is None) or not 0 <= (min_quality or 0) <= 1:
-        written = "no score" if min_quality is None else f"{min_quality:g}"
+    if perplexity and min_quality is None:
         step = "take the one that harness data check proposes"
-        raise UserError(Problem("--min-quality", written, "a score in [0, 1]", step))
+        raise UserError(Problem("--min-quality", "no score", "a score in [0, 1]", step))
     if min_quality is not None:
         from harness.experiment.check_rows import answer_scorer
 
@@ -132,12 +120,8 @@ def data_dedup(
     file: File,
     *,
     out: Out = None,
-    alike: Annotated[
-        float, Option("Jaccard index from which rows are near duplicates; 1: equal rows only.")
-    ] = 0.7,
-    conflicts: Annotated[
-        Literal["keep", "drop"], Option("Keep or drop rows with one question and different answers.")
-    ] = "keep",
+    alike: Annotated[float, Option("Jaccard index of near duplicates.", min=0.01, max=1)] = 0.7,
+    conflicts: Annotated[Literal["keep", "drop"], Option("Equal questions, other answers.")] = "keep",
     against: Annotated[list[str] | None, Option("A test file; rows with its questions are dropped.")] = None,
     named: RowColumns,
     remarks: Remarks,
@@ -151,11 +135,11 @@ def data_dedup(
     from harness.data.edit.dedup import dedup
 
     tests = against or []
-    refuse_out(out, [file, *tests], dry_run=dry_run)
+    require_out(out, [file, *tests], dry_run=dry_run)
     content, evaluated = read_all(file), list(map(read_all, tests))
     roles = roles_of(content, named)
     others = [(row, of) for c in evaluated for of in [roles_of_test(c, named)] for row in c.rows]
-    parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests("against", tests)}
+    parameters = {"alike": alike, "conflicts": conflicts, **_digests("against", tests)}
     edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
@@ -171,20 +155,13 @@ def data_split(
     file: File,
     *,
     out: Annotated[Path | None, Option("A new folder for parts and manifest.")] = None,
-    shares: Annotated[
-        str, Option("Shares of train, validation and test; the last two may be 0.")
-    ] = "0.64,0.16,0.2",
+    shares: Annotated[str, Option("Shares of train, validation and test; 0 for none.")] = "0.64,0.16,0.2",
     folds: Annotated[int | None, Option("Write this many folds of equal size instead.")] = None,
     stratify: Annotated[str | None, Option("A column whose values get equal shares in all parts.")] = None,
-    group: Annotated[
-        str | None,
-        Option("A column; rows of one value stay together. By default `cluster`, if rows have it."),
-    ] = None,
+    group: Annotated[str | None, Option("A column; rows of one value stay together. Else `cluster`.")] = None,
     time: Annotated[str | None, Option("A column of times: the oldest rows train, the newest test.")] = None,
     time_format: Annotated[str | None, Option("The form of the times, such as %d.%m.%Y.")] = None,
-    alike: Annotated[
-        float, Option("Jaccard index from which questions stay together; 1: equal ones only.")
-    ] = 0.7,
+    alike: Annotated[float, Option("Jaccard index of questions to keep together.", min=0.01, max=1)] = 0.7,
     seed: Seed = 0,
     named: RowColumns,
     remarks: Remarks,
@@ -198,10 +175,8 @@ def data_split(
     from harness.data.edit.save import save_split
     from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
 
-    refuse_out(out, [file], folder=True)
-    way = SplitOptions(
-        _numbers("--shares", shares), stratify, group, time, time_format, _alike(alike), seed, folds
-    )
+    require_out(out, [file], folder=True)
+    way = SplitOptions(_numbers("--shares", shares), stratify, group, time, time_format, alike, seed, folds)
     check_way(way)
     content = read_all(file, stratify=stratify, group=group, time=time)
     way = keep_clusters(way, content)
@@ -233,21 +208,16 @@ def data_mix(
     from harness.data.edit.mix import RowMixture, mix, refuse_no_rows, refuse_other_layouts
     from harness.data.readers import find_repeated
 
-    refuse_out(out, files)
-    problems, expected = [], "two different files or more"
-    if len(files) < 2:
-        step = f"name another one behind it: harness data mix {as_argument(files[0])} FILE"
-        problems.append(Problem("harness data mix", f"{files[0]} alone", expected, step))
-    if twice := find_repeated(files):
+    require_out(out, files)
+    if len(set(files)) < 2 or find_repeated(files):
         step = "name each once; --weights sets the files' shares"
-        problems.append(Problem("harness data mix", f"one file twice: {', '.join(twice)}", expected, step))
+        raise UserError(Problem("harness data mix", ", ".join(files), "two different files or more", step))
     if weights is not None and temperature != 1:
         found, step = (
             "--weights as well, which are the shares themselves",
             "leave out --temperature, or --weights",
         )
-        problems.append(Problem("--temperature", found, "one of the two", step))
-    refuse(problems)
+        raise UserError(Problem("--temperature", found, "one of the two", step))
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
@@ -276,7 +246,7 @@ def data_sample(
     """
     from harness.data.edit.mix import refuse_no_rows, sample
 
-    refuse_out(out, [file])
+    require_out(out, [file])
     refuse_no_rows(n_rows)
     content = read_all(file, balance=balance)
     _doubt_headers([content])
@@ -326,12 +296,6 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise UserError(Problem(option, repr(text), "numbers between commas", step)) from None
 
 
-def _alike(alike: float) -> float:
-    if 0 < alike <= 1:
-        return alike
-    raise UserError(Problem("--alike", f"{alike:g}", "a Jaccard index above 0, at most 1", "such as 0.7"))
-
-
 def roles_of(content: "Rows", named: RowColumns) -> "Roles":
     """Find the columns that ask and answer, and say which they are."""
     from harness.data.columns import find_roles
@@ -358,23 +322,10 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
 
 
 def _digests(option: str, files: list[str]) -> dict[str, list[dict[str, str]]]:
-    """Name the files that an edit takes beside its rows, each with the digest of its content."""
     from harness.data.edit.save import digest_of
     from harness.data.text_files import display_path
 
     return {option: [{"file": display_path(f), "sha256": digest_of(f)} for f in files]} if files else {}
-
-
-def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:
-    """Refuse an output that cannot be used; only a dry run needs none."""
-    from harness.data.edit.save import refuse_output
-
-    if out is not None:
-        refuse_output(out, inputs, folder=folder)
-    elif not dry_run:
-        what = "folder" if folder else "file"
-        step = f"name it: --out {what.upper()}"
-        raise UserError(Problem("harness data", "no --out", f"a new {what}", step))
 
 
 def _save(
@@ -385,7 +336,6 @@ def _save(
     dry_run: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Write what became of the rows, and print it; in a dry run each change as well."""
     from harness.data.edit.save import save
 
     saved = save(edit, outcomes, out or Path("dry-run"), dry_run=dry_run)
@@ -399,9 +349,8 @@ def _save(
 
 def save_made(made: "DistilledRows | FeedbackEdit | MadePairs", out: Path, as_json: bool) -> None:
     """Write rows that were made, print what became of them, and say what is to be known of them."""
-    from harness.data.edit.save import refuse_output, save
+    from harness.data.edit.save import save
 
-    refuse_output(out, made.edit.inputs)
     print_saved(save(made.edit, made.outcomes, out), as_json)
     for note in made.notes:
         say(note)

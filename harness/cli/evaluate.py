@@ -3,13 +3,12 @@
 Invariant: models load only inside the command.
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from harness.cli.app import EXPERIMENT, app, print_lines, print_result, print_scores, say
 from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, Precision, RunsFolder, verb
-from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.errors import Problem, UserError
 from harness.formatting import count, plain, seconds
 
 if TYPE_CHECKING:
@@ -27,17 +26,13 @@ if TYPE_CHECKING:
 def evaluate(
     candidate: Annotated[str, Argument("A candidate of the experiment; with --tasks also any model.")],
     at: ExperimentFile,
-    tasks: Annotated[
-        list[str] | None, Option("Tasks of lm-eval, by name: a,b.", short="-t", env=True)
-    ] = None,
+    tasks: Annotated[list[str] | None, Option("Tasks of lm-eval: a,b.", short="-t", env=True)] = None,
     limit: Annotated[int | None, Option("Items of each task of --tasks, at most.", short="-L", min=1)] = None,
-    num_fewshot: Annotated[
-        int | None, Option("Few-shot examples, unless the task itself fixes 0.", short="-f", min=0)
-    ] = None,
+    num_fewshot: Annotated[int | None, Option("Few-shot examples, at most.", short="-f", min=0)] = None,
     output_path: Annotated[Path | None, Option("A folder to write results.json to.", short="-o")] = None,
     log_samples: Annotated[bool, Option("Write every item's row to the folder as well.", short="-s")] = False,
     trust_remote_code: Annotated[bool, Option("Let data sets run code of their own.")] = False,
-    engine: Annotated[str | None, Option("Engine for --tasks: transformers or vllm.")] = None,
+    engine: Annotated[Literal["transformers", "vllm"] | None, Option("Engine for --tasks.")] = None,
     precision: Precision = None,
     runs: RunsFolder = RUNS,
     as_json: Json = False,
@@ -55,7 +50,8 @@ def evaluate(
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
-        computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
+        named = (("engine", engine), ("precision", precision))
+        computing = {key: str(value) for key, value in named if value}
         prepared = _prepare_standalone(candidate, evaluated, at, runs, computing)
         say(prepared.first_line)
         scores = standalone.evaluate(prepared)
@@ -129,18 +125,7 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
     from harness.experiment import Reader
     from harness.experiment.run_candidate import make_run
 
-    try:
-        session, loaded = at.open_session(candidate)
-    except UserError as error:
-        hint = "(or add -t piqa,arc_easy, which scores any model)"
-        raise UserError(
-            [
-                replace(p, next_step=f"{p.next_step} {hint}")
-                if p.where == "candidates" or not at.config.is_file()
-                else p
-                for p in error.problems
-            ]
-        ) from error
+    session, loaded = at.open_session(candidate)
     out = {}
     for name in loaded.selected:
         run = make_run(session, session.candidates[name], session.first_seed)
@@ -151,11 +136,9 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
 def _prepare_standalone(
     name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
 ) -> "PreparedEvaluation":
-    """Get a candidate of the experiment ready where the name is one of its, else the model of that name."""
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, prepare_session, standalone
     from harness.models.embedded_model import NAMES
-    from harness.spec import Engine, Precision
 
     progress = TerminalProgress()
     is_model = name in NAMES or "/" in name or Path(name).expanduser().is_dir()
@@ -169,12 +152,5 @@ def _prepare_standalone(
         raise UserError(
             Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
         )
-    known, problems = {"engine": get_args(Engine), "precision": get_args(Precision)}, list[Problem]()
-    for key, value in computing.items():
-        *others, last = known[key]
-        if value not in known[key]:
-            expected, step = f"{', '.join(others)} or {last}", did_you_mean(value, known[key])
-            problems.append(Problem(f"--{key}", repr(value), expected, step))
-    refuse(problems)
     settings: dict[str, Any] = {**computing}
     return standalone.prepare_model(name, tasks, runs, progress, **settings)

@@ -1,13 +1,11 @@
 """Commands that judge and show stored runs: report, decide, gate, dashboard.
 
-Invariant: none of them loads a model. Streamlit takes the place of the command that opens the dashboard, so
-what ends the one ends the other; it listens at the given address and nowhere else, and sends nothing to
-anybody. Who is not on this machine needs a token.
+Invariant: none of them loads a model. Streamlit replaces the process of the dashboard command, and listens at
+the given address only. Visitors from other machines need a token.
 """
 
 import os
 import secrets
-import socket
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -86,21 +84,10 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
 def gate(
     context: typer.Context,
     at: ExperimentFile,
-    candidate: Annotated[
-        str,
-        Option(
-            "A candidate, a run's id, or with --base a folder of lm-eval samples or inspect's logs.", env=True
-        ),
-    ] = "",
-    baseline: Annotated[
-        str | None, Option("champion or base; by default the champion if there is one.", env=True)
-    ] = None,
-    base: Annotated[
-        Path | None, Option("A folder of lm-eval samples or inspect's logs to compare with.", env=True)
-    ] = None,
-    junit: Annotated[
-        Path | None, Option("Write JUnit XML to this file, one test case for each rule.", env=True)
-    ] = None,
+    candidate: Annotated[str, Option("A candidate, a run's id, or a folder as for --base.", env=True)] = "",
+    baseline: Annotated[str | None, Option("champion or base; else champion, if any.", env=True)] = None,
+    base: Annotated[Path | None, Option("A folder of lm-eval samples or Inspect logs.", env=True)] = None,
+    junit: Annotated[Path | None, Option("Write JUnit XML, a test case for each rule.", env=True)] = None,
     as_json: Json = False,
 ) -> None:
     """Judge one candidate; exit by the verdict.
@@ -161,9 +148,7 @@ _SETTINGS = {
 @verb(app, "harness dashboard", "harness dashboard -c tickets/harness.yaml --port 8502", heading=EXPERIMENT)
 def dashboard(
     config: Config = CONFIG,
-    host: Annotated[
-        str, Option("The address to listen on; the default is this machine alone.", env=True)
-    ] = "localhost",
+    host: Annotated[str, Option("The address to listen on.", env=True)] = "localhost",
     port: Annotated[int, Option("The port to listen on.", env=True, min=1, max=65535)] = 8501,
 ) -> None:
     """Open the results in the browser.
@@ -176,7 +161,6 @@ def dashboard(
     if not config.is_file():
         step = "name it with -c, or write one: harness init DIR --data FILE"
         raise UserError(Problem(str(config.resolve()), "no such file", "an experiment file", step))
-    refuse_address(host, port)
     token = "" if host in ("localhost", "127.0.0.1", "::1") else secrets.token_urlsafe(24)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}{f'/?token={token}' if token else ''}"
@@ -191,19 +175,6 @@ def dashboard(
         server_command(host, port),
         server_environment(config, token, address if has_screen else ""),
     )
-
-
-def refuse_address(host: str, port: int) -> None:
-    """Refuse an address that no server can listen on here."""
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listened a moment ago is gone
-            tried.bind(address)
-    except OSError as error:
-        found, expected = (error.strerror or str(error)).lower(), "a free port of this machine"
-        step = f"--port {port % 65535 + 1}, or --host localhost"
-        raise UserError(Problem(f"{host}:{port}", found, expected, step)) from None
 
 
 def server_command(host: str, port: int) -> list[str]:

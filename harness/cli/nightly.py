@@ -20,15 +20,13 @@ if TYPE_CHECKING:
     from harness.lifecycle.scheduler import Scheduler
 
 _AT = "02:30"
+_DAY, _DATE = ("%Y-%m-%d",), "YYYY-MM-DD"
 
 
 @verb(nightly_app, "harness nightly run", name="run")
 def nightly_run(
     at: ExperimentFile,
-    night: Annotated[
-        datetime | None,
-        Option("The night's date; today by default.", formats=("%Y-%m-%d",), metavar="YYYY-MM-DD"),
-    ] = None,
+    night: Annotated[datetime | None, Option("Its date, if not today.", formats=_DAY, metavar=_DATE)] = None,
     webhook: Annotated[str, Option("Send new alarms there, as Slack takes them.", env=True)] = "",
     as_json: Json = False,
 ) -> None:
@@ -138,9 +136,7 @@ def _today() -> date:
 def rescue(
     run: Annotated[str, Argument("A candidate whose gate does not pass, or a run's id.")],
     at: ExperimentFile,
-    dry_run: Annotated[
-        bool, Option("Print what would be tried and what each trial takes, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, Option("Print what would be tried and its cost, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search for a version of a fine-tune that forgets less.
@@ -179,8 +175,7 @@ def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
 def monitor(
     at: ExperimentFile,
     since: Annotated[
-        datetime | None,
-        Option("Only requests from this date on.", formats=("%Y-%m-%d",), metavar="YYYY-MM-DD"),
+        datetime | None, Option("Only requests since then.", formats=_DAY, metavar=_DATE)
     ] = None,
     as_json: Json = False,
 ) -> None:

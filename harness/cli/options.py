@@ -1,18 +1,17 @@
 """Declaration of verbs and their options, and the options that verbs share.
 
-Invariant: an option is declared once, beside the parameter that receives it, and takes its name and its
-variable from there. A verb that takes a tuple of options gets them as one value.
+Invariant: an option is declared once, at the parameter that receives it. A verb that takes a tuple of options
+gets them as one value.
 """
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from inspect import Parameter, Signature, signature
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import typer
 
@@ -98,11 +97,10 @@ def verb(
             try:
                 function(**given, **whole)
             except HarnessError as error:
-                at = next(
-                    (one for one in whole.values() if isinstance(one, ExperimentFile | StoredRuns)), None
-                )
-                if at or "config" in given:
-                    error.complete = (at or ExperimentFile(config=given["config"])).command_line().complete
+                named = [ExperimentFile(config=given["config"])] if "config" in given else []
+                for at in (*whole.values(), *named):
+                    if isinstance(at, ExperimentFile | StoredRuns):
+                        error.complete = at.command_line().complete
                 raise
 
         defaults = {name: one.default for name, one in signature(function).parameters.items()}
@@ -136,50 +134,30 @@ def _parameters(kinds: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Par
 
 @cache
 def _declare(name: str, kind: Any) -> Any:
-    """Declare to typer how a parameter is given, where its type says so."""
     if not hasattr(kind, "__metadata__"):
         return kind
     (declared,) = kind.__metadata__
     return Annotated[kind.__origin__, declared.declare(name) if hasattr(declared, "declare") else declared]
 
 
-def _refuse_a_file(overrides: list[str] | None) -> list[str]:
-    """Refuse an experiment's file among overrides, with the command that reads it."""
-    for file in overrides or ():
-        if file.endswith((".yaml", ".yml")) and Path(file).is_file():
-            typed, names = sys.argv[1:], ("-c", "--config")
-            has_config = any(word.partition("=")[0] in names for word in typed)
-            command = ["harness"]  # with -c before the file, or without it where a file is named already
-            for before, word in zip(["", *typed], typed, strict=False):
-                if word != file or before in names:
-                    command.append(word)
-                elif not has_config:
-                    command += ["-c", word]
-            expected, step = "a.b=value", shlex.join(command)
-            raise UserError(Problem(file, "a file in the place of an override", expected, step))
-    return overrides or []
-
-
 Config = Annotated[Path, Option("The experiment file.", short="-c", env=True)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.", callback=_refuse_a_file),
+    typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override."),
 ]
 Json = Annotated[bool, Option("Print JSON instead of text.", "--json", env=True)]
 Verbose = Annotated[bool, Option("Print all notes and tables.")]
 Candidates = Annotated[list[str] | None, Option("Only these candidates: a,b.", env=True)]
 RunsFolder = Annotated[Path, Option("The folder of stored runs.", env=True)]
-Precision = Annotated[str | None, Option("bf16, fp16 or fp32; overrides `precision`.")]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp16", "fp32"] | None, Option("Precision of the weights; overrides `precision`.")
+]
 Seed = Annotated[int, Option("Seed of the random draw.")]
 DryRun = Annotated[bool, Option("Print what would change, and write nothing.")]
-DryRequests = Annotated[
-    bool, Option("Print the requests that would be sent and their highest cost, and stop.", "--dry-run")
-]
-Temperature = Annotated[float, Option("Sampling temperature; 0 is greedy.", min=0)]
-TopP = Annotated[float, Option("Nucleus sampling: the likeliest tokens with this probability in sum.")]
-AnswerTokens = Annotated[
-    int | None, Option("Tokens of an answer, at most; by default as the target.", "--max-new-tokens", min=1)
-]
+DryRequests = Annotated[bool, Option("Print the requests and their highest cost, and stop.", "--dry-run")]
+Temperature = Annotated[float, Option("Sampling temperature; 0 is greedy.", min=0, max=2)]
+TopP = Annotated[float, Option("Probability of the likeliest tokens to sample from.", min=0.01, max=1)]
+AnswerTokens = Annotated[int | None, Option("Tokens of an answer, at most.", "--max-new-tokens", min=1)]
 MaxCost = Annotated[float | None, Option("Budget in USD; no request is sent that could exceed it.", min=0)]
 
 
@@ -216,11 +194,7 @@ class ExperimentFile(NamedTuple):
         return CommandLine.from_options(self.config, self.settings, candidates)
 
     def load(self, candidates: Sequence[str] = ()) -> "LoadedExperiment":
-        """Read the file.
-
-        Raises:
-            UserError: with every problem of the files at once.
-        """
+        """Read the file."""
         from harness import config
 
         return config.load(self.config, self.settings, candidates)
@@ -238,9 +212,7 @@ class StoredRuns(NamedTuple):
     """A folder of stored runs: that of an experiment's file, or one by its name."""
 
     config: Config = CONFIG
-    runs: Annotated[
-        Path | None, Option("The folder of stored runs; by default runs next to the file.", env=True)
-    ] = None
+    runs: Annotated[Path | None, Option("Stored runs; by default runs next to the file.", env=True)] = None
 
     @property
     def folder(self) -> Path:
@@ -256,9 +228,7 @@ class StoredRuns(NamedTuple):
 class RowColumns(NamedTuple):
     """Columns that ask and answer, or templates over several, where they are not recognised."""
 
-    prompt: Annotated[
-        str | None, Option("The question's column, or a template over several, if not recognised.")
-    ] = None
+    prompt: Annotated[str | None, Option("The question's column, or a template, if not recognised.")] = None
     reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
 
 
@@ -272,21 +242,15 @@ def config_option(config: Path) -> str:
     return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
 
 
-def require_out(out: Path | None, command: str, example: str, inputs: Sequence[str] | None = None) -> Path:
-    """Return the file to write; one of rows made from `inputs` is refused where it cannot be written."""
+def require_out(
+    out: Path | None, inputs: Sequence[str], *, dry_run: bool = False, folder: bool = False
+) -> Path:
+    """Return the file or folder to write, if it can be written; a dry run needs none."""
     from harness.data.edit.save import refuse_output
 
-    if out is None:
-        raise UserError(Problem(command, "no --out", "a new file", f"name it: --out {example}"))
-    if inputs is not None:
-        refuse_output(out, inputs)
-    return out
-
-
-def refuse_draws(temperature: float, top_p: float, *, greedy: bool = False) -> None:
-    """Refuse draws that are none; with `greedy` a temperature of 0 is taken."""
-    if not (0 < temperature < float("inf") or (greedy and temperature == 0)):
-        expected = "0 or a number above it" if greedy else "a number above 0"
-        raise UserError(Problem("--temperature", f"{temperature:g}", expected, "at 0 all answers are one"))
-    if not 0 < top_p <= 1:
-        raise UserError(Problem("--top-p", f"{top_p:g}", "above 0 and at most 1", "1 draws from all tokens"))
+    if out is not None:
+        refuse_output(out, inputs, folder=folder)
+    elif not dry_run:
+        what = "folder" if folder else "file"
+        raise UserError(Problem("--out", "no --out", f"a new {what}", f"name it: --out {what.upper()}"))
+    return out or Path("dry-run")

@@ -1,7 +1,6 @@
 """Commands by which judgements of people come in: rate export and import; feedback add, rows and pairs.
 
-Invariant: none loads a model. The file for raters tells nobody whose an answer is; personal data in feedback
-is masked before anything is written.
+Invariant: none loads a model. The file for raters tells nobody whose an answer is.
 """
 
 from pathlib import Path
@@ -89,9 +88,7 @@ def rate_import(
     file: File,
     at: ExperimentFile,
     rater: Annotated[str, Option("Who labelled; a later import of this name replaces labels.")] = "people",
-    scale: Annotated[
-        str, Option("The lowest and the highest label, such as 1,5; else 0,1.", metavar="LOW,HIGH")
-    ] = "",
+    scale: Annotated[str, Option("Lowest and highest label: 1,5; else 0,1.", metavar="LOW,HIGH")] = "",
     as_json: Json = False,
 ) -> None:
     """Store people's labels or preferences.
@@ -110,9 +107,8 @@ def rate_import(
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
         made = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
         read = f"{count(made.n_ratings)} preferences"
-        of_runs = [
-            f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in made.by_pair.items()
-        ]
+        rated = made.by_pair.items()
+        of_runs = [f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in rated]
     else:
         ends: tuple[float, float] | None = None
         if scale:
@@ -175,10 +171,7 @@ def feedback_rows(
     at: ExperimentFile,
     out: Out = None,
     per_sender: PerSender = 3,
-    test_items: Annotated[
-        Path | None,
-        Option("A CSV file with id and marked_by: rows that a person marked become test items instead."),
-    ] = None,
+    test_items: Annotated[Path | None, Option("CSV with id and marked_by: make test items.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write corrections as training rows.
@@ -187,7 +180,7 @@ def feedback_rows(
     """
     from harness.lifecycle.corrections import make_rows, make_test_items
 
-    out = require_out(out, "harness feedback rows", "corrections.jsonl", [])
+    out = require_out(out, [])
     session, stored = _open(at)
     if test_items:
         region = session.experiment.feedback.region
@@ -209,7 +202,7 @@ def feedback_pairs(
     """
     from harness.lifecycle.corrections import make_pairs
 
-    out = require_out(out, "harness feedback pairs", "preferences.jsonl", [])
+    out = require_out(out, [])
     session, stored = _open(at)
     save_made(make_pairs(session, stored, per_sender, str(out)), out, as_json)
     say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")

@@ -1,7 +1,4 @@
-"""Progress bars on stderr with the time left; sparse lines where stderr is no terminal.
-
-Invariant: progress goes to stderr; stdout belongs to results.
-"""
+"""Progress bars on stderr with the time left; sparse lines where stderr is not a terminal."""
 
 import os
 import threading
@@ -43,11 +40,9 @@ class _Stage:
 
 
 class TerminalProgress:
-    """Draws stages as they pass, also those of no plan, and the lines of candidates that are finished.
+    """Draws stages, with or without a plan, and the lines of finished candidates.
 
-    Where stderr is no terminal, a line says once a minute what is being done, how far that is and how long
-    all of it still takes. `clock` gives seconds; every `look_every_s` it is looked whether a line is due.
-    Items of a candidate are shown where `shows_items`.
+    Where stderr is not a terminal, a line a minute says what is being done and the time left.
     """
 
     def __init__(
@@ -140,7 +135,6 @@ class TerminalProgress:
 
     @contextmanager
     def _each_minute(self) -> Iterator[None]:
-        """Look once in a while whether a line is due; in a terminal the bar says the same at any time."""
         if self._console.is_terminal or self._is_watched:
             yield
             return
@@ -160,7 +154,6 @@ class TerminalProgress:
             self._is_watched = False
 
     def _print(self, line: str, *items: str) -> None:
-        """Print a line, and below it items that are wanted, each cut to the width."""
         self._last_line = self._clock()
         # A line of a log is one line, however long: its reader may have any width.
         self._console.print(escape(line), soft_wrap=not self._console.is_terminal)
@@ -168,7 +161,6 @@ class TerminalProgress:
             self._console.print(Text(f"  {item}"), no_wrap=True, overflow="ellipsis")
 
     def _estimate_left_s(self, stage: _Stage) -> float:
-        """Return the seconds left of the plan, else of the stage by its own pace; 0 if unknown."""
         if not self._left and not stage.share:
             return max(0.0, stage.expected_s - (self._clock() - stage.began))
         if self._left or not stage.share:
@@ -176,7 +168,6 @@ class TerminalProgress:
         return (self._clock() - stage.began) * (1 - stage.share) / stage.share
 
     def _pace(self) -> float:
-        """Return measured seconds per expected second so far, those of stages at work included."""
         begun = [stage for stage in [*self._stages] if stage.share and stage.expected_s]
         expected_s = self._expected_s + sum(stage.expected_s * stage.share for stage in begun)
         spent_s = self._spent_s + sum(stage.share_at - stage.began for stage in begun)

@@ -42,17 +42,8 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
         if entry.event == "promotion":
             facts |= {"present": entry == history.present, "kept": entry in history.kept}
             facts["missing"] = missing_files(Store(config.parent / "runs"), entry.champion)
-        if as_json:
-            listed[str(entry.number)] = facts
-            continue
-        links = {"promotion": "", "rollback": f" to {entry.promoted}"}
-        about = links.get(entry.event, f" of {entry.promoted}")
-        said = [f"{entry.when[:16]} {entry.event}{about}: {facts['candidate']} ({facts['run_id']})"]
-        said += filter(None, [facts["verdict"], f"by {entry.who}", entry.why])
-        if entry.event == "promotion":
-            state = "the champion" if facts["present"] else "kept" if facts["kept"] else "not kept"
-            said += [state, *([f"no {', no '.join(facts['missing'])}"] if facts["missing"] else [])]
-        listed[str(entry.number)] = "; ".join(said)
+        shown = {name: value for name, value in facts.items() if value not in (None, "", [], ())}
+        listed[str(entry.number)] = facts if as_json else shown
     print_value(listed, as_json)
 
 
@@ -61,12 +52,12 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
     """Show the present champion, or an entry of the history."""
     at = ExperimentFile(config=config)
     history = _read_history(at)
-    entries: dict[int | None, ChampionEntry] = {one.number: one for one in history.entries}
-    shown = history.present if number is None else entries.get(number)
+    chosen = [entry for entry in history.entries if entry.number == number]
+    shown = history.present if number is None else next(iter(chosen), None)
     if shown is None:
-        found = f"no {'present one' if number is None else f'entry {number}'}"
+        found = "no present one" if number is None else f"no entry {number}"
         step = f"{at.command_line().command('champions', 'list')} shows them"
-        raise UserError(Problem("champions", found, f"one of {len(entries)} entries", step))
+        raise UserError(Problem("champions", found, f"one of {len(history.entries)} entries", step))
     print_value(asdict(shown), as_json)
 
 
@@ -112,7 +103,6 @@ def _print_entry(entry: "ChampionEntry", config: "Path", as_json: bool) -> None:
 
 
 def _read_history(at: ExperimentFile) -> "History":
-    """Read the history of the target, and say which lines of it were cut short, or that there is none."""
     from harness import store
 
     loaded = at.load()
@@ -279,19 +269,11 @@ def export(
 def serve(
     run: Annotated[str, Argument("A run's id, a candidate (its best seed), or the target of a champion.")],
     at: ExperimentFile,
-    to: Annotated[
-        str | None,
-        Option(
-            "gguf (llama.cpp), merged (transformers serve) or vllm; by default vllm where vllm.command is "
-            "written, else what was exported last, else merged."
-        ),
-    ] = None,
+    to: Annotated[str | None, Option("gguf (llama.cpp), merged (transformers serve) or vllm.")] = None,
     host: Annotated[str, Option("Where it listens; beyond this machine it needs a key.")] = "127.0.0.1",
     port: Annotated[int, Option("The port.", min=1, max=65535)] = 8000,
     api_key_env: Annotated[str | None, Option("The variable that holds the key to ask for.")] = None,
-    print_: Annotated[
-        bool, Option("Print the command and a compose file, and start nothing.", "--print")
-    ] = False,
+    print_: Annotated[bool, Option("Print command and compose file only.", "--print")] = False,
 ) -> None:
     """Serve a run at one address of OpenAI's protocol.
 

@@ -42,15 +42,14 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     used, freed = store.disk_use(at, found)
     for run_id, n_bytes in store.count_freed_by_trials(at, found).items():
         freed[run_id] = freed.get(run_id, 0) + n_bytes
-    listed: dict[str, Any]
-    if as_json:  # facts without rows, recipe and measurements, of trials those of one as well
+    listed: dict[str, Any] = {}
+    if as_json:  # facts without rows, recipe and measurements
         listed = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}
-        for run_id, trial in ((run_id, trial) for run_id, tried in trials.items() for trial in tried):
-            own_id = trial.run.run_id
-            own = {"trial_of": run_id, "frees_bytes": freed.get(own_id, 0)}
-            listed[own_id] = _facts(trial.run) | _trial_facts(trial) | own
+        for run_id, tried in trials.items():
+            for trial in tried:
+                own = {"trial_of": run_id, "frees_bytes": freed.get(trial.run.run_id, 0)}
+                listed[trial.run.run_id] = _facts(trial.run) | _trial_facts(trial) | own
     else:  # below each run the trials that it was chosen among, and last those of no run
-        listed = {}
         for run in found:
             state = run.error if run.state == "failed" else run.state
             made = f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}"
@@ -135,9 +134,7 @@ def runs_diff(
 def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
     *,
-    unused: Annotated[
-        bool, Option("List rows, weights and exports that no run, champion or night refers to.")
-    ] = False,
+    unused: Annotated[bool, Option("List rows, weights and exports that nothing refers to.")] = False,
     unfinished: Annotated[bool, Option("With --unused: also what unfinished work would go on from.")] = False,
     yes: Annotated[bool, Option("With --unused: remove what is listed.")] = False,
     kept: StoredRuns,
@@ -170,8 +167,7 @@ def runs_rm(
         store.remove(shared.path.parent, [shared.path])
     if found.kept:
         left, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
-        whose = f"unfinished work ({names}) would go on from" if names else "was begun and is not finished"
-        say(f"kept: {left} that {whose}; --unfinished removes that too")
+        say(f"kept: {left} of unfinished work{f' ({names})' if names else ''}; --unfinished removes that too")
     total = size(sum(one.n_bytes for one in [*found.removable, shared]))
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
@@ -205,7 +201,6 @@ def _facts(run: "Run") -> dict[str, Any]:
 
 
 def _trial_facts(one: "TrialRun") -> dict[str, Any]:
-    """Say of a trial what became of it, what it tried, and what it scored on validation by which metric."""
     names = ("params", "validation", "forgetting", "pruned_at", "fit_key")
     return {"state": one.state, "metric": one.metric} | {name: getattr(one.trial, name) for name in names}
 
@@ -273,8 +268,8 @@ def sql(
         # Name columns of one name apart, as DuckDB does in a subquery: `n`, `n_1`.
         names: list[str] = []
         for column in answer.columns:
-            own = (column, *(f"{column}_{i}" for i in range(1, len(answer.columns))))
-            names.append(next(name for name in own if name not in names))
+            repeated = answer.columns[: len(names)].count(column)
+            names.append(f"{column}_{repeated}" if repeated else column)
         print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
     elif as_csv:
         write_csv(sys.stdout, answer.columns, answer.rows)
@@ -285,7 +280,6 @@ def sql(
 
 
 def _cell(value: object) -> str:
-    """Write a value on one line, cut where it is long: it may be what a model wrote."""
     from harness.report.escape import clean
 
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
@@ -293,7 +287,6 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn what JSON does not know into text, such as times and decimals; NaN and infinity are null."""
     if isinstance(value, float) and not isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,8 +1,6 @@
 """Commands before a comparison: init writes an experiment for rows, doctor and data check look for faults.
 
-Invariant: nothing is computed but, on request, the A/A noise, and no file of the user's is changed. Doctor
-lists whatever is wrong, and its exit code says whether something is; findings in rows alone end with exit
-code 0 unless --fail-on says otherwise.
+Invariant: only the A/A noise computes anything, on request, and no file of the user's is changed.
 """
 
 import re
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from harness.experiment.scaffold import Request
     from harness.progress import Progress
     from harness.report import ResultDocument, Section
-    from harness.spec import Experiment
 
 
 @verb(
@@ -47,32 +44,18 @@ if TYPE_CHECKING:
 )
 def init(
     folder: Annotated[Path, Argument("Where to write; a file is taken for --data.", "DIR")] = Path(),
-    data: Annotated[
-        str | None,
-        Option("Your rows: a file, or hub:owner/name. Without it an example to edit is written.", env=True),
-    ] = None,
+    data: Annotated[str | None, Option("Your rows, or hub:owner/name; else an example.", env=True)] = None,
     task: Annotated[
-        str | None,
-        Option("The kind of task, if guessed wrong: labels, choice, question, preference or text."),
+        Literal["labels", "choice", "question", "preference", "text"] | None,
+        Option("The kind of task, if guessed wrong."),
     ] = None,
-    base_model: Annotated[
-        str, Option("The base model: a hub id, a folder, or the embedded one.", env=True)
-    ] = "smollm2-135m",
+    base_model: Annotated[str, Option("A hub id, a folder, or the embedded one.", env=True)] = "smollm2-135m",
     pairs: Annotated[str | None, Option("A file of preference pairs.", env=True)] = None,
     documents: Annotated[str | None, Option("A file of documents to retrieve from.", env=True)] = None,
     *,
     named: RowColumns,
-    instruction: Annotated[
-        str | None, Option("The system text to ask with, instead of the draft that is made from your rows.")
-    ] = None,
-    minutes: Annotated[
-        float,
-        Option(
-            "Longest estimated time of compare on this machine; rows and sweep are cut to it.",
-            env=True,
-            min=0.1,
-        ),
-    ] = 20.0,
+    instruction: Annotated[str | None, Option("The system text to ask with, instead of a draft.")] = None,
+    minutes: Annotated[float, Option("Longest estimated time of compare here.", env=True, min=0.1)] = 20.0,
     as_json: Json = False,
 ) -> None:
     """Write an experiment for your rows that runs as it is.
@@ -84,9 +67,8 @@ def init(
 
     if folder.is_file() and data is None:  # rows are meant
         folder, data = Path(), str(folder)
-    kind = scaffold.parse_kind(task)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(folder, rows, base_model, pairs, documents, *named, kind, minutes, instruction)
+    request = scaffold.Request(folder, rows, base_model, pairs, documents, *named, task, minutes, instruction)
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
         proposal = scaffold.propose(request)
@@ -108,7 +90,6 @@ def init(
 
 
 def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
-    """Check the rows before anything is made of them, or say what keeps them from being read."""
     from harness.experiment.check_rows import RowCheck, check_briefly
 
     options = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
@@ -128,13 +109,8 @@ def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
 )
 def doctor(
     at: ExperimentFile,
-    noise: Annotated[
-        bool,
-        Option("Evaluate the base in other layouts and batch sizes, and store which scores flip.", env=True),
-    ] = False,
-    embeddings: Annotated[
-        str, Option("Also look for contamination by this sentence-transformers model.", env=True)
-    ] = "",
+    noise: Annotated[bool, Option("Count the base's answers that flip in other batches.", env=True)] = False,
+    embeddings: Annotated[str, Option("A sentence-transformers model to find contamination.", env=True)] = "",
     base: Annotated[str, Option("Say what fits a card of this base: a folder or a hub id.")] = "",
     gpu: Annotated[str, Option("With --base: memory of the card, such as 24GB.")] = "",
     gpus: Annotated[int, Option("With --base: such cards, which share a training.", min=1)] = 1,
@@ -202,9 +178,7 @@ def gigabytes(written: str) -> float:
     """Read a card's memory in GB, 1e9 bytes, from `24GB`, `24` or `24GiB`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
     if not found or not float(found[1]):
-        cards = re.fullmatch(r"(\d+) ?[x×*] ?(\d\S*)", written, re.IGNORECASE)
-        step = f"--gpu {cards[2]} --gpus {cards[1]}" if cards else "--gpu 24GB"
-        raise UserError(Problem("--gpu", written or "nothing", "the memory of one card", step))
+        raise UserError(Problem("--gpu", written or "nothing", "the memory of one card", "--gpu 24GB"))
     return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
 
 
@@ -309,27 +283,16 @@ def memory_texts(cost: "Cost") -> tuple[str, str]:
 )
 def data_check(
     files: Annotated[list[str], Argument("Rows: files, or hub:owner/name.", "FILE...")],
-    test: Annotated[
-        list[str] | None, Option("Rows to test on: contamination, and how training matches them.")
-    ] = None,
-    base: Annotated[
-        str | None, Option("Count tokens by this model; without it by harness.yaml's `base_model`.")
-    ] = None,
+    test: Annotated[list[str] | None, Option("Rows to test on, for contamination and likeness.")] = None,
+    base: Annotated[str | None, Option("Count tokens by this model; else by `base_model`.")] = None,
     *,
     named: RowColumns,
     date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
-    embeddings: Annotated[
-        str | None, Option("Look for duplicates and contamination by this sentence-transformers model too.")
-    ] = None,
-    perplexity: Annotated[
-        bool, Option("Score answers also by the base's perplexity, a pass of the model over each.")
-    ] = False,
+    embeddings: Annotated[str | None, Option("A sentence-transformers model to find duplicates.")] = None,
+    perplexity: Annotated[bool, Option("Score answers also by the base's perplexity.")] = False,
     html: Annotated[Path | None, Option("Write the page as one file of HTML.")] = None,
-    fail_on: Annotated[
-        Literal["error", "warning"] | None,
-        Option("End with exit code 1 where there is such a finding, or a worse one."),
-    ] = None,
+    fail_on: Annotated[Literal["error", "warning"] | None, Option("End with 1 at such a finding.")] = None,
     config: Config = CONFIG,
     as_json: Json = False,
 ) -> None:
@@ -343,7 +306,8 @@ def data_check(
 
     if html:
         refuse_page(html)
-    experiment = _experiment(config, is_needed=base is None)
+    is_there = config != CONFIG or config.is_file()
+    experiment = ExperimentFile(config=config).load().experiment if is_there else None
     train = experiment.target.data.source("train") if experiment else None
     options = RowCheck(
         files,
@@ -364,19 +328,3 @@ def data_check(
     print_result(data_json(findings, table.files, table.n), data_document(findings, title), as_json)
     alarming = {"error": ("error",), "warning": ("error", "warning"), None: ()}[fail_on]
     raise typer.Exit(1 if any(f.severity in alarming for f in findings) else 0)
-
-
-def _experiment(config: Path, *, is_needed: bool) -> "Experiment | None":
-    """Read the experiment, where there is one or one is named; one of neither that is broken is said."""
-    if config == CONFIG and not config.is_file():
-        return None
-    from harness import config as configuration
-
-    try:
-        return configuration.load(config).experiment
-    except UserError as error:
-        if is_needed or config != CONFIG:
-            raise
-        problems = pluralize(len(error.problems), "problem")
-        say(f"warning: {config} has {problems} and is left aside; harness doctor says more")
-        return None

@@ -1,13 +1,11 @@
 """Commands by which models write rows: data augment, data distill, pairs make, data propose-prompts.
 
-Invariant: each writes a new file, never over one; beside rows stands a manifest that says whose answers they
-are and what they cost. The requests are announced before one is sent.
+Invariant: each writes a new file, never over one, with a manifest that says whose answers they are and what
+they cost. The requests are announced before one is sent.
 """
 
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -18,7 +16,6 @@ from harness.cli.data import (
     Remarks,
     print_saved,
     read_all,
-    refuse_out,
     roles_of,
     roles_of_test,
     save_made,
@@ -39,11 +36,10 @@ from harness.cli.options import (
     Temperature,
     TopP,
     name_beside,
-    refuse_draws,
     require_out,
     verb,
 )
-from harness.errors import CandidateFailed, Problem, UserError, as_operand, refuse
+from harness.errors import Problem, UserError, as_operand, refuse
 from harness.formatting import price
 
 if TYPE_CHECKING:
@@ -55,7 +51,6 @@ if TYPE_CHECKING:
     from harness.experiment.writers import Writer
     from harness.models.openai_api import Settings
 
-_OPTIONS = {"base_url": "--with", "api_key_env": "--api-key-env", "a model that": "a --model that"}
 _ADDRESS = re.compile(r"https?://")
 
 
@@ -68,17 +63,11 @@ class Wording(NamedTuple):
     ] = "paraphrase"
     via: Annotated[str, Option("The language to translate into and back from.")] = "French"
     language: Annotated[str, Option("The language of the rows.")] = "English"
-    instruction: Annotated[
-        str | None, Option("Your own instruction to the model; {text} is the row's text.")
-    ] = None
+    instruction: Annotated[str | None, Option("Your own instruction; {text} is the row's text.")] = None
     variants: Annotated[int, Option("New rows from each row.", min=1)] = 1
     temperature: Temperature = 0.7
-    max_new_tokens: Annotated[
-        int, Option("Tokens of an answer, at most; longer ones are left out.", min=1)
-    ] = 128
-    max_cost: Annotated[float | None, Option("Budget in USD; no request is sent that could exceed it.")] = (
-        None
-    )
+    max_new_tokens: Annotated[int, Option("Tokens of an answer, at most.", min=1)] = 128
+    max_cost: MaxCost = None
     seed: Seed = 0
 
 
@@ -99,19 +88,13 @@ class Endpoint(NamedTuple):
 )
 def data_augment(
     file: File,
-    by_whom: Annotated[
-        str, Option("The model that writes: a candidate of harness.yaml, or http://…/v1.", "--with")
-    ],
+    by_whom: Annotated[str, Option("The model that writes: a candidate, or http://…/v1.", "--with")],
     *,
     out: Out = None,
     wording: Wording,
-    n_rows: Annotated[
-        int | None, Option("Rows to start from, at most, sampled at random.", "--rows", min=1)
-    ] = None,
+    n_rows: Annotated[int | None, Option("Rows to start from, at most.", "--rows", min=1)] = None,
     endpoint: Endpoint,
-    against: Annotated[
-        list[str] | None, Option("A further test file; rows with its questions are left out.")
-    ] = None,
+    against: Annotated[list[str] | None, Option("A test file; rows with its questions are left out.")] = None,
     config: Config = CONFIG,
     named: RowColumns,
     remarks: Remarks,
@@ -129,7 +112,7 @@ def data_augment(
     from harness.experiment.augmentation import choose_rows, make_rows, plan
 
     tests = against or []
-    refuse_out(out, [file, *tests], dry_run=dry_run)
+    written_to = require_out(out, [file, *tests], dry_run=dry_run)
     how = _write_prompts(wording)
     content = read_all(file)
     roles = roles_of(content, named)
@@ -143,26 +126,24 @@ def data_augment(
     task = "write new questions from" if how.by == "new-questions" else "reword"
     tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}")
     tell(str(planned := plan(chosen, writer, how)))
-    if dry_run or out is None:
+    if dry_run:
         if as_json:
             print_json(planned._asdict())
         say("a dry run sends no request and writes nothing")
         return
-    in_columns = not row_suffix(out.name).startswith(".json")
-    with _steps_as_options(by_whom):
-        outcomes, spent = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
+    in_columns = not row_suffix(written_to.name).startswith(".json")
+    outcomes, spent = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
     used = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict(), "rows": n_rows}
     del used["max_cost"]
     used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
     edit = remarks.edit("augment", used, [file], spent.cost_usd)
-    print_saved(save(edit, outcomes, out), as_json)
-    command = shlex.join(["harness", "data", "check", as_operand(str(out)), *column_options(*named)])
-    train = f"train: {name_beside(config, out)} on a candidate in {config}"
+    print_saved(save(edit, outcomes, written_to), as_json)
+    command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*named)])
+    train = f"train: {name_beside(config, written_to)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")
 
 
 def _write_prompts(wording: Wording) -> "Rewriting":
-    """Write the prompts, and refuse what cannot be asked."""
     from harness.experiment.augmentation import NEW_QUESTION, PARAPHRASE, TEXT, TRANSLATE, Rewriting
 
     by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = wording
@@ -177,13 +158,9 @@ def _write_prompts(wording: Wording) -> "Rewriting":
         problems.append(Problem("--variants", found, "answers that can differ", step))
     if via.strip().lower() == language.strip().lower() and by == "back-translation":
         problems.append(Problem("--via", via, f"another language than {language}", "--via German"))
-    for name, value in (("via", via), ("language", language)):
-        if by != "back-translation" and value != Wording._field_defaults[name]:
-            problems.append(
-                Problem(f"--{name}", f"{value} for {by}", "--by back-translation", f"leave --{name} out")
-            )
-    if max_cost is not None and not 0 < max_cost < float("inf"):
-        problems.append(Problem("--max-cost", f"{max_cost:g}", "USD above 0", "leave it out for no limit"))
+    usual = Wording()
+    if by != "back-translation" and (via, language) != (usual.via, usual.language):
+        problems.append(Problem("--via", f"{via} for {by}", "--by back-translation", "leave languages out"))
     refuse(problems)
     there, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
     prompts = {
@@ -195,22 +172,7 @@ def _write_prompts(wording: Wording) -> "Rewriting":
     return how._replace(seed=seed, max_cost=max_cost)
 
 
-@contextmanager
-def _steps_as_options(by_whom: str) -> Iterator[None]:
-    """Name the settings of an address by the options that give them, where it cannot be asked."""
-    try:
-        yield
-    except CandidateFailed as error:
-        if not _ADDRESS.match(by_whom):
-            raise
-        step = error.knob
-        for setting, option in _OPTIONS.items():
-            step = step.replace(setting, option)
-        raise CandidateFailed(error.reason, step) from None
-
-
 def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
-    """Open the experiment that a candidate is of; for an address the one that is there, if any."""
     at = ExperimentFile(config=config)
     if _ADDRESS.match(by_whom):
         return at.open_session(dry_run=True)[0] if config.is_file() else None
@@ -257,11 +219,9 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
             base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=priced
         )
     except ValidationError as error:
-        found = error.errors()[0]
-        option = {"base_url": "--with", "model": "--model", "api_key_env": "--api-key-env"}
-        where = option.get(str(found["loc"][0]), "--prices")
-        said = found["msg"].removeprefix("Value error, ")  # never what was given: it may hold a secret
-        raise UserError(Problem(where, said, "settings of an endpoint", "correct it")) from None
+        found = error.errors()[0]  # never its input, which may hold a secret
+        said = f"{found['loc'][0]}: {found['msg'].removeprefix('Value error, ')}"
+        raise UserError(Problem("--with", said, "settings of an endpoint", "correct it")) from None
     refuse(problems(settings, "--with"))
     return settings
 
@@ -269,7 +229,6 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
 def _gather_evaluated(
     tasks: "Sequence[MeasuredTask]", roles: "Roles", tests: list[str], named: RowColumns
 ) -> "list[EvaluatedQuestions]":
-    """Gather what new rows may not ask: what the experiment evaluates, and the files that are named."""
     from harness.experiment.augmentation import find_evaluated, read_evaluated
 
     found = [find_evaluated(tasks)] if tasks else []
@@ -279,9 +238,6 @@ def _gather_evaluated(
     if not found:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
     return found
-
-
-_DISTILL, _MAKE, _PROPOSE = "harness data distill", "harness pairs make", "harness data propose-prompts"
 
 
 @verb(
@@ -296,12 +252,8 @@ def data_distill(
     at: ExperimentFile,
     out: Annotated[Path | None, Option("The new file of rows. A manifest is written next to it.")] = None,
     rewrite: Annotated[str, Option("Rewrite the rows' own answers by this instruction.")] = "",
-    prompts: Annotated[
-        str | None, Option("A file of prompts, in place of the target's training rows.")
-    ] = None,
-    min_score: Annotated[
-        float | None, Option("Keep answers with at least this score against the row's own.")
-    ] = None,
+    prompts: Annotated[str | None, Option("A file of prompts, instead of training rows.")] = None,
+    min_score: Annotated[float | None, Option("Least score of an answer against the row's own.")] = None,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     max_new_tokens: AnswerTokens = None,
@@ -317,29 +269,27 @@ def data_distill(
     """
     from harness.experiment.distilled_rows import Distillation, prepare_distillation
 
-    refuse_draws(temperature, top_p, greedy=True)
-    if not dry_run:
-        require_out(out, _DISTILL, "taught.jsonl", [prompts] if prompts else [])
-    session = _open_session(at, teacher, _DISTILL, dry_run=dry_run)
+    written_to = require_out(out, [prompts] if prompts else [], dry_run=dry_run)
+    session = _open_session(at, teacher, "teacher", dry_run=dry_run)
     request = Distillation(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
     )
     prepared = prepare_distillation(session, teacher, request)
     plan = prepared.plan
-    if out is None or dry_run:
+    if dry_run:
         print_lines(plan._asdict(), [str(plan)], as_json)
         say("a dry run sends no request")
         return
     say(str(plan))
-    made = prepared.distill(str(out))
-    save_made(made, out, as_json)
+    made = prepared.distill(str(written_to))
+    save_made(made, written_to, as_json)
     if made.agreement is not None:
         metric = session.target.primary
         said = f"{metric.name} of the answers against the rows' own"
         say(f"{said}: {made.agreement * metric.unit.scale:.1f} over all rows that have one")
     cost = price(made.spent.cost_usd)
     say(f"the teacher's answers took {made.spent.n_output_tokens:,} tokens and {cost}, kept in the manifest")
-    say(f"next: train: {name_beside(at.config, out)} on a candidate in {at.config}")
+    say(f"next: train: {name_beside(at.config, written_to)} on a candidate in {at.config}")
 
 
 @verb(
@@ -360,17 +310,12 @@ def pairs_make(
         ),
     ] = "",
     samples: Annotated[int, Option("Answers sampled for each prompt.", min=2)] = 4,
-    temperature: Annotated[float, Option("Sampling temperature, above 0.")] = 1.0,
+    temperature: Annotated[float, Option("Sampling temperature.", min=0.01, max=2)] = 1.0,
     top_p: TopP = 1.0,
     max_new_tokens: AnswerTokens = None,
     gap: Annotated[float, Option("Scores that differ by no more than this are a tie.", min=0)] = 0.0,
     rows: Annotated[int | None, Option("Training prompts to send, at most.", min=1)] = None,
-    max_cost: Annotated[
-        float | None,
-        Option(
-            "Budget in USD for answers and a judge's grades; no request is sent that could exceed it.", min=0
-        ),
-    ] = None,
+    max_cost: MaxCost = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -380,9 +325,8 @@ def pairs_make(
     """
     from harness.experiment.preference_pairs import Drawing, make_pairs
 
-    refuse_draws(temperature, top_p)
-    out = require_out(out, _MAKE, "pairs.jsonl", [])
-    session = _open_session(at, candidate, _MAKE)
+    out = require_out(out, [])
+    session = _open_session(at, candidate, "candidate")
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     made = make_pairs(session, candidate, drawing, str(out))
     save_made(made, out, as_json)
@@ -418,10 +362,11 @@ def data_propose_prompts(
     from harness.data.edit.save import refuse_existing
     from harness.experiment import distilled_rows as prompts
 
-    refuse_draws(temperature, 1.0, greedy=True)
-    if not dry_run:
-        refuse_existing(require_out(out, _PROPOSE, "proposed.yaml"))
-    session = _open_session(at, proposer, _PROPOSE, dry_run=dry_run)
+    if out is not None:
+        refuse_existing(out)
+    elif not dry_run:
+        raise UserError(Problem("--out", "no --out", "a new file", "name it: --out proposed.yaml"))
+    session = _open_session(at, proposer, "proposer", dry_run=dry_run)
     request = prompts.PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
     prepared = prompts.prepare_proposal(session, proposer, request)
     plan = prepared.plan
@@ -437,10 +382,10 @@ def data_propose_prompts(
     say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")
 
 
-def _open_session(at: ExperimentFile, name: str, command: str, *, dry_run: bool = False) -> "Session":
+def _open_session(at: ExperimentFile, name: str, option: str, *, dry_run: bool = False) -> "Session":
     session, _ = at.open_session(name, dry_run=dry_run)
     if name not in session.candidates:
         members = [one for one in session.candidates if one.startswith(f"{name}[")]
         found = f"{name}, a grid of {len(members)} candidates"
-        raise UserError(Problem(command, found, "one candidate", f"one of: {', '.join(members)}"))
+        raise UserError(Problem(option, found, "one candidate", f"one of: {', '.join(members)}"))
     return session

@@ -1,10 +1,8 @@
 """harness.yaml as an Experiment: overrides, suites, short recipes, grids, checks; and its JSON schema.
 
-Invariant: either the problems of the files are raised together, each with its file and line,
-or the experiment that comes back is complete, with absolute paths and no grid left in it. What depends
-on a value that is refused is checked when that value is right. The schema describes what may be written,
-short forms included. Settings `a.b=value` of different keys give the same experiment in any order; of two
-with the same key the later wins. A command that is proposed can be pasted into a shell.
+Invariant: either the problems of the files are raised together, each with its file and line, or the
+experiment is complete, with absolute paths and no grid left in it. Settings `a.b=value` of different keys
+give the same experiment in any order; of two with the same key the later wins.
 """
 
 import re
@@ -31,7 +29,7 @@ from harness.config.rubrics import (
 )
 from harness.config.yaml_loading import Keys, Tree, load_yaml, mapping, plain, problems_of, short_repr
 from harness.errors import Problem, UserError, did_you_mean, refuse
-from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
+from harness.spec import BASE, PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 _DEFAULT = Path("harness.yaml")
@@ -39,10 +37,7 @@ _NEXT = re.compile(r"(next|try): .*")
 
 
 class CommandLine(NamedTuple):
-    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml.
-
-    `runs` is the folder of stored runs where that was named.
-    """
+    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml."""
 
     config: str = ""
     overrides: tuple[str, ...] = ()
@@ -85,8 +80,7 @@ class LoadedExperiment(NamedTuple):
     """An experiment and the folder of its file.
 
     `selected` names the candidates to show, in the order of the file; the others stay in the experiment,
-    because a selected one may take their weights. What answers nothing is selected only by its name. `places`
-    maps every candidate to the file and line where it is written. `typed` is what the next commands repeat.
+    because a selected one may take their weights. `places` maps every candidate to its file and line.
     """
 
     experiment: Experiment
@@ -97,11 +91,7 @@ class LoadedExperiment(NamedTuple):
 
 
 def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()) -> LoadedExperiment:
-    """Read an experiment; `candidates` selects by name, or by a grid's name all its members.
-
-    Raises:
-        UserError: with the problems of the files, the overrides and the selection.
-    """
+    """Read an experiment; `candidates` selects by name, or by a grid's name all its members."""
     tree = files.read_experiment(path)
     settings = _parse_settings(overrides, tree)
     _apply_settings(tree, [s for s in settings if _replaces_a_reference(s)])
@@ -146,11 +136,7 @@ class _GateAlone(Spec):
 
 
 def gate_policy(overrides: Sequence[str]) -> GatePolicy:
-    """Read a gate's policy from settings such as `gate.macro=0.03` alone.
-
-    Raises:
-        UserError: with every setting that cannot be used.
-    """
+    """Read a gate's policy from settings such as `gate.macro=0.03` alone."""
     tree = Tree({"gate": {}}, {(): "the command line"}, Path())
     _apply_settings(tree, _parse_settings(overrides, tree))
     tree.problems += problems_of(_GateAlone, tree.data, tree)
@@ -160,11 +146,7 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
 
 
 def read_suites(folder: Path) -> list[Suite]:
-    """Read every suite file of a folder, or where it is none the suites that the package ships.
-
-    Raises:
-        UserError: with every problem of every file.
-    """
+    """Read every suite file of a folder, or where it is none the suites that the package ships."""
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
     problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
     refuse(problems)
@@ -185,7 +167,6 @@ class _Setting(NamedTuple):
 
 
 def _parse_settings(texts: Iterable[str], tree: Tree) -> list[_Setting]:
-    """Read the settings, shortest keys first; what is none becomes a problem of the tree."""
     settings = []
     for text in texts:
         key, equals, value = text.partition("=")
@@ -197,20 +178,19 @@ def _parse_settings(texts: Iterable[str], tree: Tree) -> list[_Setting]:
             tree.problems.append(Problem(f"{_OVERRIDE}{text[:60]}", found, _FORM, "quote the value"))
             continue
         if not equals or not all(keys):
-            tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, _SUCH_AS))
+            step = f"-c {text}" if text.endswith((".yaml", ".yml")) else _SUCH_AS
+            tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, step))
         else:
             settings.append(_Setting(text, keys, read))
     return sorted(settings, key=lambda setting: len(setting.keys))
 
 
 def _replaces_a_reference(setting: _Setting) -> bool:
-    """Tell whether it may name a file or a short recipe, and so comes before these are read."""
     listed = ("candidates", "suites", "more_targets")
     return len(setting.keys) == 1 or (len(setting.keys) == 2 and setting.keys[0] in listed)
 
 
 def _apply_settings(tree: Tree, settings: Iterable[_Setting]) -> None:
-    """Write settings into the tree; its places then name the setting."""
     for setting in settings:
         where = f"{_OVERRIDE}{setting.text}"
         try:
@@ -222,7 +202,6 @@ def _apply_settings(tree: Tree, settings: Iterable[_Setting]) -> None:
 
 
 def _walk(tree: Tree, setting: _Setting, where: str) -> Keys:
-    """Return the keys with list entries as indices, making the mappings that are missing."""
     around: Any = tree.data
     keys: Keys = ()
     for depth, key in enumerate(setting.keys):
@@ -258,17 +237,17 @@ def _entry(around: Any, key: str, keys: Keys, where: str) -> str | int:
 
 def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
     requested = [name.strip() for text in wanted for name in _COMMA.split(text) if name.strip()]
-    if wanted and not requested:
-        requested = [""]  # refused below: to leave the selection out is what means all
     known = {*members, *(member.source for member in members.values())}
-    for name in requested:
+    for name in requested or ([""] if wanted else []):
         if name not in known:
             found = f"unknown candidate {name!r}" if name else "an empty name"
             hint = did_you_mean(name, known)
             tree.problems.append(Problem("candidates", found, "names of candidates", hint))
     if requested:
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
-    return tuple(name for name, member in members.items() if checks.answers(member.recipe))
+    methods = {name: mapping(member.recipe).get("method", BASE) for name, member in members.items()}
+    names = plugins.names("methods")
+    return tuple(name for name, of in methods.items() if of not in names or plugins.method(of).answers)
 
 
 def _place(problem: Problem) -> tuple[str, int]:

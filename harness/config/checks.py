@@ -1,7 +1,6 @@
 """Validation across keys: names, files and candidates that must fit together, and where weights come from.
 
-Invariant: a check looks at what could be read and never stops another check; what is accepted here can
-be made.
+Invariant: a check looks at what could be read and never stops another check; what is accepted can be made.
 """
 
 import re
@@ -90,12 +89,10 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
 
 
 def _names_rows(task: spec.Task, part: str) -> bool:
-    """Tell whether a task names such rows; folds test training rows."""
     return task.data.source(part) is not None or (part == "test" and task.data.folds is not None)
 
 
 def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
-    """Refuse judges on somebody else's server where the data are sensitive."""
     policy = read_valid(spec.DecidePolicy, tree.data.get("decide", {}))
     if policy is None or "sensitive_data" not in policy.needs:
         return
@@ -108,7 +105,6 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
 
 
 def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
-    """Refuse an unknown metric or parameter, a missing file, and a file with the name of one of ours."""
     prefix, name, _ = spec.metric_parts(written)
     path = Path(name)
     if spec.is_path(name) and not path.exists():
@@ -214,7 +210,6 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse weights of no candidate, and as a baseline what is made here, without a judged forgetting."""
     name, recipe, members = written.name, written.recipe, written.members
     source, where, known = recipe.weights_of, written.where("weights_of"), plugins.names("methods")
     lender = members.get(source or "")
@@ -259,14 +254,7 @@ def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
         yield Problem(written.where("params"), found, "its shape as it is", f"remove {', '.join(shape)}")
 
 
-def answers(recipe: Any) -> bool:
-    """Tell whether the weights of a recipe as written answer a task."""
-    method = mapping(recipe).get("method", spec.BASE)
-    return method not in plugins.names("methods") or plugins.method(method).answers
-
-
 def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse a method without the reward that it trains on, and a reward that is none."""
     recipe, members, method = written.recipe, written.members, written.method
     reward = recipe.reward
     expected = "a candidate that makes a reward model, one of our metrics, or a Python file"
@@ -295,26 +283,19 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
         yield Problem(where, f"unknown reward {reward!r}", expected, did_you_mean(reward, {*known, *makers}))
 
 
-def _ancestors(name: str, members: Mapping[str, GridMember]) -> list[str]:
-    """List what a candidate starts from or merges, nearest first; a circle ends where it closes."""
-    found: list[str] = []
-    ahead = _parents(name, members)
+def _ancestors(name: str, members: Mapping[str, GridMember]) -> set[str]:
+    found: set[str] = set()
+    ahead = [name]
     while ahead:
-        at, *ahead = ahead
-        if at not in found:
-            found.append(at)
-            ahead += _parents(at, members)
+        recipe = read_valid(spec.Recipe, members[ahead.pop()].recipe)
+        named = (recipe.init_from, *recipe.merges) if recipe else ()
+        parents = {one for one in named if one is not None and one in members} - found
+        found |= parents
+        ahead += parents
     return found
 
 
-def _parents(name: str, members: Mapping[str, GridMember]) -> list[str]:
-    recipe = read_valid(spec.Recipe, members[name].recipe)
-    named = (recipe.init_from, *recipe.merges) if recipe else ()
-    return [one for one in named if one is not None and one in members]
-
-
 def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse to merge fewer than two adapters, what is none, and with a method that merges nothing."""
     name, recipe, members, method = written.name, written.recipe, written.members, written.method
     where = written.where("merges")
     if not method.merges:
@@ -364,7 +345,6 @@ def _article(made: str) -> str:
 
 
 def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse weights or rows of a candidate's own where its method takes none, and missing files."""
     recipe, method = written.recipe, written.method
     if recipe.path is None and method.made_elsewhere:
         where = written.where("method")
@@ -397,7 +377,6 @@ def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
 
 
 def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse to quantise a base on which no new adapter is trained, or on which none is served."""
     recipe, members, method = written.recipe, written.members, written.method
     if recipe.quantization and not (method.trains and method.makes_adapter):
         found = f"quantization with the method {recipe.method}, which trains no adapter"

@@ -1,9 +1,8 @@
 """Find and read the files of an experiment, put what they hold in place of their names, and expand its grids.
 
-Invariant: a path is looked up beside the file that names it first; suites and recipes that
-the package ships are found by the same relative path from anywhere. A list where a parameter takes one value
-is a grid: every combination of the grids of a recipe gives one candidate, named `few-shot[shots=4]`, of a
-longer text `prompt[system=2-be-brief]`; a recipe without a grid keeps its name.
+Invariant: a path is looked up beside the file that names it first; suites and recipes that the package ships
+are found by the same relative path from anywhere. A list where a parameter takes one value is a grid: every
+combination gives one candidate, named `few-shot[shots=4]`, of a longer text `prompt[system=2-be-brief]`.
 """
 
 import re
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
@@ -39,11 +38,7 @@ SHIPPED_SUITES = ("general", "safety", "standard", "support")
 
 
 def read_experiment(path: Path) -> Tree:
-    """Read harness.yaml itself.
-
-    Raises:
-        UserError: it is missing, not UTF-8, not YAML, or no mapping.
-    """
+    """Read harness.yaml itself."""
     path = path.absolute()
     if path.is_dir():
         raise UserError(Problem(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}"))
@@ -55,11 +50,7 @@ def read_experiment(path: Path) -> Tree:
 
 
 def read_file(path: Path, folder: Path, expected: str) -> Tree:
-    """Read a suite or a recipe, its tasks' paths made absolute; places are shown relative to `folder`.
-
-    Raises:
-        UserError: it is not UTF-8, not YAML, or no mapping.
-    """
+    """Read a suite or a recipe, its tasks' paths made absolute; places are shown relative to `folder`."""
     shown = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
     content = path.read_bytes()
     try:
@@ -151,20 +142,17 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
 def describe_missing_file(path: Path, where: str, expected: str, otherwise: str = _CREATE) -> Problem:
     """Phrase a file that is not there, with its nearest neighbour or what to do `otherwise`."""
     try:
-        near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
-        near.discard(path.name)  # a link to nowhere
+        near = {file.name for file in path.parent.iterdir() if file.is_file()}
     except OSError:
         return Problem(where, f"no folder {path.parent}", expected, otherwise)
     return Problem(where, f"no file {path}", expected, _nearest(path.name, near) or otherwise)
 
 
 def _targets(tree: Tree) -> list[Keys]:
-    """List where targets are written: the one that decides, then more of them."""
     return [("target",), *(("more_targets", i) for i in range(len(_list(tree.data.get("more_targets")))))]
 
 
 def _inline_target(tree: Tree, keys: Keys) -> None:
-    """Read a target's file, and take the one task out of a suite."""
     written = tree.value(keys)
     if isinstance(written, str):
         _inline_file(tree, keys, written, "suite")
@@ -186,7 +174,6 @@ def _inline_target(tree: Tree, keys: Keys) -> None:
 
 
 def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
-    """Put a file's content at these keys; tasks' paths are resolved against the file's folder."""
     # A recipe as a whole keeps the place where its name is written; so does all that stands in one that the
     # package ships, because that file is not the user's to fix.
     where = tree.where(keys)
@@ -215,7 +202,6 @@ def _spell_out_tasks(suite: dict[str, Any]) -> None:
 
 
 def _spell_out_recipes(tree: Tree) -> None:
-    """Write short forms of recipes out; what `replay:` becomes keeps the places of what was written."""
     for name, recipe in mapping(tree.data.get("candidates")).items():
         if isinstance(recipe, dict):
             short: Keys = ("candidates", name, "replay")
@@ -246,7 +232,6 @@ def resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
 
 
 def _resolve_metric(written: Any, folder: Path) -> Any:
-    """Make the path of a metric absolute, also behind `evaluate:` and `judge:`; all else stays."""
     if not isinstance(written, str):
         return written
     prefix, name, key = metric_parts(written)
@@ -256,7 +241,6 @@ def _resolve_metric(written: Any, folder: Path) -> Any:
 
 
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    """Make absolute where weights lie, and where a command's template does."""
     resolve_model(recipe, "base_model", folder)
     params = mapping(recipe.get("params"))
     for key in ("encoder", "teacher"):
@@ -277,7 +261,6 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
 
 
 def _resolve_row_files(written: Any, folder: Path) -> Any:
-    """Make absolute the files of rows in a text, in a list, in the keys of shares, or below `files`."""
     if isinstance(written, str):
         return written if written.startswith(HUB) else _absolute(written, folder)
     if isinstance(written, list):
@@ -305,11 +288,10 @@ def _is_bare(name: str) -> bool:
 
 def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
     if what == "suite" and not _is_bare(relative):
-        files = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
+        files = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
         own = [file.relative_to(folder).as_posix() for file in files]
-        near = _nearest(relative, [*own, *SHIPPED_SUITES])
         missing = describe_missing_file(folder / relative, where, f"a suite file, relative to {folder}")
-        return replace(missing, next_step=near or _CREATE)
+        return replace(missing, next_step=_nearest(relative, [*own, *SHIPPED_SUITES]) or _CREATE)
     if what == "suite":
         name, below, expected = relative, "suites", "a suite file, or the name of one in suites/"
     else:
@@ -320,11 +302,8 @@ def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem
 
 
 def _nearest(name: str, files: Iterable[str]) -> str:
-    """Phrase the file with the nearest name as a next step, of the same ending if it can; else empty."""
-    ending, stem = Path(name).suffix, Path(name).name.partition(".")[0]
-    ordered = sorted(files, key=lambda file: (file.endswith(ending), file))
-    by_stem = {Path(file).name.partition(".")[0]: file for file in ordered}
-    close = get_close_matches(stem, by_stem, n=1, cutoff=0.5)
+    by_stem = {PurePath(file).stem: file for file in sorted(files)}
+    close = get_close_matches(PurePath(name).stem, by_stem, n=1, cutoff=0.5)
     return f"did you mean {by_stem[close[0]]!r}?" if close else ""
 
 
@@ -365,7 +344,6 @@ def expand_grids(tree: Tree) -> dict[str, GridMember]:
 
 
 def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
-    """Yield the keys below the recipe and the values of each grid in it."""
     if not isinstance(recipe, dict):
         return
     yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
@@ -409,7 +387,6 @@ def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
 
 
 def _label(keys: Keys, values: list[Any], value: Any) -> str:
-    """Name one value of a grid; a text by its place and its first words."""
     if keys not in (("system",), ("template",)):
         short = [_short(value) for value in values]
         own = _short(value)

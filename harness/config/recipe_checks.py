@@ -1,13 +1,11 @@
 """Validation and lint of a recipe: how answers are drawn, regularizers, values to try, published ranges.
 
-Invariant: a check looks at what could be read and never stops another check; what is accepted here can
-be drawn, and chosen without a reference, a regularizer is called by the method's training, and each point of
-a sweep or search is a recipe that can be made. Lint refuses nothing: it names settings outside of the ranges
-of `recipe_ranges.toml`, with all sources that speak of such a model, unless one of them covers the value.
+Invariant: a check looks at what could be read and never stops another check. Lint refuses nothing: it names
+settings outside of the ranges of `recipe_ranges.toml`, with all sources that speak of such a model.
 """
 
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -95,7 +93,6 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
 
 
 def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
-    """Refuse a judge that is none of the target's, that sees the reference, or that also decides."""
     name = spec.metric_name(by)
     written = next((one for one in target.metrics if spec.metric_name(one) == name), None)
     if written is None:
@@ -150,14 +147,12 @@ def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
 
 
 def _find_refusal(regularizer: str, recipe: spec.Recipe) -> str:
-    """Say what of a recipe's parameters, or of a value that it tries, a regulariser does not take."""
     tried = ({name: value} for name, values in recipe.tried.items() for value in values)
     said = (plugins.refuses(regularizer, {**recipe.params, **one}) for one in ({}, *tried))
     return next(filter(None, said), "")
 
 
 def _takes_somehow(method: Method, regularizer: str) -> bool:
-    """Tell whether there are parameters of a method with which its training takes a regulariser."""
     return plugins.takes(method, regularizer, dict(iter(method.hooks_where)))
 
 
@@ -244,7 +239,6 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
 
 
 def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
-    """Refuse to try what is not a part of a prompt, one value or a range, and what only trainings have."""
     recipe, method = written.recipe, written.method
     for name, values in (recipe.search or recipe.sweep).items():
         where, at = written.where(key, name), (*written.keys, key, name)
@@ -313,8 +307,7 @@ def lint(
 ) -> Iterator[str]:
     """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
 
-    Of those that nobody has `written` it is said that they are the method's defaults; one of these is named
-    only below or above all sources, not between them. A default rate is named too where all that was
+    Those that are not `written` are named as defaults. A default rate is named too where all that was
     published is of other sizes.
     """
     rows, steps = (params.get(name) for name in _FACTORS)
@@ -324,28 +317,19 @@ def lint(
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
     for setting in dict.fromkeys(one.setting for one in speaking):
         value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
-        is_written = not _KEYS.get(setting, {setting}).isdisjoint(written)
-        if value is not None and (place := _place(value, sources, between=is_written)):
-            said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
-            name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
-            default = "" if is_written else ", the default,"
-            yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
+        if value is None or min(one.low for one in sources) <= value <= max(one.high for one in sources):
+            continue
+        place = "below" if value < min(one.low for one in sources) else "above"
+        said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
+        name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
+        default = ", the default," if _KEYS.get(setting, {setting}).isdisjoint(written) else ""
+        yield f"{name} {value:g}{default} is {place} what was published for {_size(n_parameters)}: {said}"
     training = plugins.method(method).published_as
     others = [one for one in ranges() if one.setting == _RATE and one.training == training]
     if others and _RATE not in {*written, *(one.setting for one in speaking)}:
         sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
         said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
         yield f"{_RATE} {params[_RATE]:g}, the default, {said}"
-
-
-def _place(value: float, sources: Sequence[Range], *, between: bool) -> str:
-    """Say where a value lies outside of ranges; empty within one, and `between` them only on request."""
-    if value < min(one.low for one in sources):
-        return "below what was published"
-    if value > max(one.high for one in sources):
-        return "above what was published"
-    is_given = any(one.low <= value <= one.high for one in sources)
-    return "between what sources give, which conflict" if between and not is_given else ""
 
 
 def _span(of: Range) -> str:

@@ -1,20 +1,13 @@
 """Rubrics, each a file beside a task: what judges grade answers by, and who judges.
 
-A judge is a model that runs here, an endpoint, or a candidate by its name; nothing is loaded here, and a
-candidate's weights are found where its experiment is prepared.
-
-Invariant: a rubric that could be read names judges that can be asked, and grades that each of them can
-give; everything that is wrong with one is said at once, with file and line.
+Invariant: a rubric that could be read names judges that can be asked, and grades that each of them can give;
+all problems are listed at once, with file and line. Nothing is loaded here.
 """
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
-from ipaddress import ip_address
 from itertools import permutations
 from pathlib import Path
-from socket import inet_aton, inet_ntoa
 from typing import Any, Literal, TypeGuard
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -27,8 +20,6 @@ from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_par
 
 Written = str | dict[str, Any]
 _CANDIDATE, _EXPERIMENT = "candidate", "experiment"
-_PORTS = {"http": 80, "https": 443}
-_LOCAL = "localhost"
 
 
 class JudgingCandidate(Spec):
@@ -64,36 +55,6 @@ def judge_label(written: Written) -> str:
     return written if isinstance(written, str) else JudgingCandidate(**written).label
 
 
-def judge_key(written: Written) -> tuple[str, ...]:
-    """Return what tells one judge from another, however its address is written.
-
-    Of an address a slash at its end, the case of scheme and host, the scheme's own port and which name or
-    number this machine goes by say nothing; nor do keys of an endpoint that say how it is asked.
-    """
-    if isinstance(written, str):
-        return (written,)
-    if not is_endpoint(written):
-        return "candidate", str(written[_CANDIDATE]), str(written.get(_EXPERIMENT, ""))
-    url, model = str(written.get("base_url")), str(written.get("model"))
-    try:
-        parts = urlsplit(url.strip())
-        host, port = _host(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme)
-    except ValueError:
-        return "endpoint", url, model
-    return "endpoint", f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}", model
-
-
-def _host(name: str) -> str:
-    """Return a host's name, with one for this machine: `127.0.0.1`, `127.1` and `[::1]` are `localhost`."""
-    name = name.rstrip(".")
-    with suppress(OSError, ValueError):
-        name = inet_ntoa(inet_aton(name))
-    with suppress(ValueError):
-        found = ip_address(name)
-        return _LOCAL if found.is_loopback or found.is_unspecified else str(found)
-    return _LOCAL if name.endswith(f".{_LOCAL}") else name
-
-
 def resolve_judge(written: Any, folder: Path) -> Any:
     """Make absolute the folder of a model, or the file of the experiment that a candidate is of."""
     around = {"judge": written}
@@ -107,24 +68,6 @@ def endpoint_settings() -> type[Any]:
     """Return the settings of an endpoint: the parameters of the method whose weights answer at a URL."""
     remote = (plugins.method(name).params for name in plugins.methods(is_remote=True))
     return next(params for params in remote if "base_url" in params.model_fields)
-
-
-def endpoint_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Yield what forbids to ask an endpoint, as it is written at `keys`, for grades."""
-    params = endpoint_params(written)
-    yield from problems_of(endpoint_settings(), params, tree, keys)
-    if params["protocol"] != "chat":
-        found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
-        yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
-
-
-def candidate_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
-    """Yield what is wrong with a candidate as it is written at `keys`, before its experiment is read."""
-    yield from problems_of(JudgingCandidate, written, tree, keys)
-    file = written.get(_EXPERIMENT)
-    if isinstance(file, str) and not Path(file).is_file():
-        where = tree.where((*keys, _EXPERIMENT))
-        yield describe_missing_file(Path(file), where, "the harness.yaml of an experiment")
 
 
 YES_NO = "yes/no"
@@ -243,11 +186,7 @@ class Rubric(Spec):
 
 
 def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
-    """Read a rubric; a model's folder is relative to the file, and places are shown relative to `folder`.
-
-    Raises:
-        UserError: with every problem of the file.
-    """
+    """Read a rubric; a model's folder is relative to the file, and places are shown relative to `folder`."""
     tree = read_file(path, folder or path.parent, "criteria: and judge:")
     if "judge" in tree.data:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
@@ -258,11 +197,7 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
 
 
 def rubric_of(task: Task, metric: str) -> Rubric | None:
-    """Read the rubric of a metric of a task, by its short name; None where no judge grades it.
-
-    Raises:
-        UserError: with every problem of the file.
-    """
+    """Read the rubric of a metric of a task, by its short name; None where no judge grades it."""
     judged = (written for written in task.metrics if is_judged(written) and metric_name(written) == metric)
     written = next(judged, None)
     return None if written is None else read_rubric(Path(metric_parts(written)[1]))
@@ -327,23 +262,23 @@ def public_judges(written: str, where: str) -> Iterator[Problem]:
 
 
 def _unusable_judges(tree: Tree) -> Iterator[Problem]:
-    """Yield what is wrong with the judges as they are written, whatever else is wrong with the rubric.
-
-    A judge of a panel stands in it once, by whatever spelling of its address.
-    """
     listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
     if isinstance(panel := tree.data.get("panel"), list):
         listed += [(("panel", index), judge) for index, judge in enumerate(panel)]
     rubric = read_valid(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:
-        if isinstance(one, dict) and one.keys() == {"base_model"}:
-            found, step = f"base_model: {one['base_model']} within a judge", f"judge: {one['base_model']}"
-            yield Problem(tree.where(keys), found, "a model that runs here as a word", step)
-        elif is_endpoint(one):
-            yield from endpoint_problems(one, tree, keys)
-        elif isinstance(one, dict) and (wrong := list(candidate_problems(one, tree, keys))):
+        if is_endpoint(one):
+            params = endpoint_params(one)
+            yield from problems_of(endpoint_settings(), params, tree, keys)
+            if params["protocol"] != "chat":
+                found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
+                yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
+        elif isinstance(one, dict) and (wrong := problems_of(JudgingCandidate, one, tree, keys)):
             yield from wrong
+        elif isinstance(one, dict) and (file := one.get(_EXPERIMENT)) and not Path(file).is_file():
+            where = tree.where((*keys, _EXPERIMENT))
+            yield describe_missing_file(Path(file), where, "the harness.yaml of an experiment")
         elif isinstance(one, str | dict) and rubric and many_digits:
             found = f"{judge_label(one)}, a model that runs here, and grades up to {rubric.grades[-1]}"
             step = "scale: {min: 1, max: 9} at most, or an endpoint"
@@ -352,9 +287,11 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
         found = f"logprobs: true and grades up to {rubric.grades[-1]}"
         step = "scale: {min: 1, max: 9} at most, or logprobs: false"
         yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
-    seen: dict[tuple[str, ...], int] = {}
+    asked_by = {"base_url", "model", _CANDIDATE, _EXPERIMENT}  # keys that tell one judge from another
+    seen: dict[str, int] = {}
     for index, (keys, judge) in enumerate(listed[1:]):
-        if isinstance(judge, str | dict) and (first := seen.setdefault(judge_key(judge), index)) != index:
+        named = {k: v for k, v in judge.items() if k in asked_by} if isinstance(judge, dict) else judge
+        if (first := seen.setdefault(digest(named), index)) != index:
             found = f"judge {index + 1} of the panel, which is judge {first + 1} again"
             step = "remove it, for its grades would count twice, or name another model"
             yield Problem(tree.where(keys), found, "each judge of a panel once", step)

@@ -23,9 +23,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode, SequenceNode
 from ruamel.yaml.tag import Tag
 
-from harness import plugins
 from harness.errors import Problem, UserError, did_you_mean, one_line
-from harness.spec import PLUGINS, Disagreements
+from harness.spec import Disagreements
 
 Keys = tuple[str | int, ...]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -50,10 +49,6 @@ class Tree:
     def where(self, keys: Keys) -> str:
         """Return `file:line` of the value at these keys, or of the nearest one around it."""
         return next(self.marks[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in self.marks)
-
-    def has_failed(self, keys: Keys) -> bool:
-        """Tell whether the value at these keys, or one around it, could not be read."""
-        return any(keys[:n] in self.failed for n in range(len(keys) + 1))
 
     def value(self, keys: Keys) -> Any:
         """Return the value at these keys, below mappings and lists that are there; None without it."""
@@ -211,8 +206,12 @@ _EXPECTED = {
 
 def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ()) -> list[Problem]:
     """Return what the model refuses in a value that stands at these keys of the tree."""
-    errors = [e for e in _errors(model, value) if not tree.has_failed((*keys, *e["loc"]))]
-    return [_problem(error, model, tree, keys) for error in errors]
+    errors = [(error, (*keys, *error["loc"])) for error in _errors(model, value)]
+    return [
+        _problem(error, model, tree, keys)
+        for error, at in errors
+        if not any(at[:n] in tree.failed for n in range(len(at) + 1))  # neither it nor what is around it
+    ]
 
 
 def read_valid(model: type[_Model], value: Any) -> _Model | None:
@@ -284,12 +283,11 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in error["expected"])
     kinds = ["a share such as 10%" if is_number and kind == "text" else kind for kind in error["expected"]]
     expected = " or ".join(dict.fromkeys(kinds))
-    step = _describe_next_step(error, model)
-    return Problem(where, f"{name}: {short_repr(error['input'])}", expected, step)
+    found = f"{name}: {short_repr(error['input'])}"
+    return Problem(where, found, expected, _describe_next_step(error))
 
 
 def _name(loc: Keys) -> str:
-    """Name a value by its key; an entry of a list by the list's key and its index."""
     named = [str(key) for key in loc[-2:]]
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
 
@@ -322,34 +320,19 @@ def _describe_expected(error: Any) -> str:
     return f"a value {said}" if said.startswith(("greater", "less")) else said
 
 
-def _describe_next_step(error: Any, model: type[BaseModel]) -> str:
-    """Phrase how to write a value by its form, else that another one is meant or, by default, none."""
-    value, kind, loc = error["input"], error["type"], error["loc"]
-    if loc == ("candidates",) and not value:
+def _describe_next_step(error: Any) -> str:
+    value, kind = error["input"], error["type"]
+    if error["loc"] == ("candidates",) and not value:
         return _CANDIDATES
     if kind == "literal_error" and isinstance(value, str):
         known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         if "did you mean" in (hint := did_you_mean(value, known)):
             return hint
-    if kind == "dict_type" and len(loc) > 1 and loc[-2] in PLUGINS:
-        # The value stands in place of a plugin's parameters: it is that of the first one.
-        plugin_kind, name = PLUGINS[loc[-2]], str(loc[-1])
-        if name in plugins.names(plugin_kind):
-            first = next(iter(plugins.load(plugin_kind, name).Params.model_fields), "")
-            return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
     if error["expected"] == ["text"] and isinstance(value, int | float):
-        as_read = isinstance(value, bool | float)  # YAML keeps no spelling of TRUE, 1.50 and 1e3
-        return "write it in quotes, as it stands there" if as_read else f'write "{value}" in quotes'
-    key = str(loc[-1]) if loc else ""
-    field = getattr(_model_at(model, loc[:-1]), "model_fields", {}).get(key)
-    if field is None or field.is_required():
-        return "write another value"
-    default = field.get_default()
-    said = str(default).lower() if isinstance(default, bool) else str(default)
-    usual = f": it is {said} then" if said and isinstance(default, str | int | float) else ""
-    return f"write another value, or leave {key} out{usual}"
+        return "write it in quotes, as it stands there"
+    return "write another value"
 
 
 def short_repr(value: Any) -> str:

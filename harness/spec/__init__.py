@@ -127,10 +127,7 @@ class Experiment(Spec):
         if named:
             yield (f"folds at {', '.join(named)}: only the target is trained on, and tested in folds")
         if self.target.data.folds and len(self.seeds) > 1:
-            yield (
-                f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds: each fold is a training of "
-                "its own, and their spread stands in the intervals; leave one of the two out"
-            )
+            yield f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds; leave one of the two out"
         if self.target.data.folds and self.gate.target.win_rate is not None:
             yield (
                 f"folds: {self.target.data.folds}, and gate.target.win_rate: its interval would forget what "
@@ -138,9 +135,8 @@ class Experiment(Spec):
             )
         if self.target.data.folds and self.target.is_judged and self.gate.uncalibrated_judge == "refuse":
             yield (
-                f"folds: {self.target.data.folds}, and {self.target.primary_metric}, a judge's metric, which "
-                "labels of people do not correct in folds; name another primary metric, or a file of test "
-                "rows, or set gate.uncalibrated_judge: allow"
+                f"folds: {self.target.data.folds}, and {self.target.primary_metric}, which labels of people"
+                " do not correct in folds; name another primary metric, or set gate.uncalibrated_judge: allow"
             )
 
     @property

@@ -1,13 +1,12 @@
 """Proposal of an experiment from a file of rows: a folder in which `harness compare` runs unchanged.
 
-Invariant: nothing is written before everything was read as `compare` will read it, and no file is ever
-overwritten.
+Invariant: everything is read as `compare` will read it before a file is written; no file is ever overwritten.
 """
 
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +16,13 @@ from harness import plugins
 from harness.analysis.explain import USUAL_AMOUNTS
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
-from harness.data.guessed_columns import NAME_THEM, ROWS_A_LABEL
+from harness.data.guessed_columns import NAME_THEM
 from harness.data.unused import name_keys, name_media, offer_contexts
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
-from harness.evaluation import costs, wrap_prompt
+from harness.evaluation import wrap_prompt
 from harness.experiment.scaffold.method_choice import (
     Resources,
-    describe_alternatives,
     describe_base,
-    describe_unreadable,
     propose_candidates,
 )
 from harness.experiment.scaffold.proposal_files import (
@@ -41,7 +38,6 @@ from harness.experiment.scaffold.proposal_files import (
     time_sentence,
 )
 from harness.experiment.scaffold.recognition import (
-    NEEDS,
     AnswerForm,
     Kind,
     RecognizedRows,
@@ -57,7 +53,7 @@ from harness.experiment.scaffold.task_proposal import (
     propose_task,
     warn_of_unread,
 )
-from harness.formatting import count, pluralize, seconds
+from harness.formatting import pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.chat_templates import render_chat
 from harness.models.embedded_model import NAMES as EMBEDDED
@@ -66,6 +62,10 @@ from harness.spec import HUB, Task
 
 _SHOWN = 900  # characters of the prompt that is shown
 _FEWEST_TEST = 6  # with five, even five changes in one direction have p = .06 in a two-sided sign test
+_TOO_FEW = (
+    f"only {{}} for test: with fewer than {_FEWEST_TEST} no difference of two candidates can be shown with 95"
+    " % confidence; next: more rows, so that some hundred are for test"
+)
 
 _FORMS: dict[AnswerForm, str] = {
     "choice": "multiple choice, where the choices of a row are ranked by their log-likelihoods",
@@ -99,11 +99,7 @@ class SetupProposal(NamedTuple):
 
 
 def propose(request: Request, here: Resources | None = None) -> SetupProposal:
-    """Look at the rows and propose a task, metrics and candidates for a machine, this one; writes nothing.
-
-    Raises:
-        UserError: with every problem of the files, the base model and the folder at once.
-    """
+    """Look at the rows and propose a task, metrics and candidates for a machine, this one; writes nothing."""
     seen, name = _recognise(request), _name_of(request)
     there = request.base_model in EMBEDDED or Path(request.base_model).expanduser().is_dir()
     base = hub.resolve(request.base_model, unpacks=False, where="--base-model") if there else None
@@ -114,10 +110,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     task, items, unfolded = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here, instructions)
     gate = propose_gate(load_proposal(request, task, candidates).experiment)
-    of_base = describe_base(request.base_model, items, base, here)
-    is_whole = plugins.method(choice.name).makes_whole_model
-    others = "" if is_whole else describe_alternatives(items, base, here)
-    remarks, late = [of_base, *filter(None, [f"{choice.name}: {choice.why}", others])], [choice.warning]
+    remarks, late = [describe_base(request.base_model), f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
         bounded = bound_time(request, task, candidates, here.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)
@@ -133,24 +126,22 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
-    public = propose_public(items, on_gpu=here.machine.device == "cuda")
-    remarks.append(public.said)
-    suites = (*SUITES, public.name) if public.listed else SUITES
+    public, public_suite = propose_public(items)
+    remarks.append(public)
     files = {
-        path: experiment_text(request, name, candidates, gate, remarks, suites),
+        path: experiment_text(request, name, candidates, gate, remarks),
         suite: suite_text(request, task, suite.parent),
-        **({suite.with_name(f"{PUBLIC}.yaml"): public.text} if public.text else {}),
+        **({suite.with_name(f"{PUBLIC}.yaml"): public_suite} if public_suite else {}),
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     unused = list_unused(task, seen)
     named = filter(None, (describe_columns(task, seen, unused), name_keys(unused)))
     sentences = _sentences(seen, task, items, candidates, unfolded)
     said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate[1]
-    late.append(describe_unreadable(items, task, base))
     warnings = (
         *filter(None, [offer_contexts(unused), name_media(unused)]),
         *warn_of_unread(seen, task, request, unused),
-        *_warnings(seen, items, candidates[choice.name]),
+        *([_TOO_FEW.format(pluralize(len(items.test), "item"))] if len(items.test) < _FEWEST_TEST else []),
         *filter(None, late),
     )
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
@@ -188,25 +179,12 @@ def _paths(request: Request, name: str) -> tuple[Path, Path]:
 
 
 def write(proposal: SetupProposal) -> list[Path]:
-    """Write the files of a proposal; returns their paths.
-
-    Raises:
-        UserError: one of them is there by now.
-    """
+    """Write the files of a proposal; returns their paths."""
     refuse([describe_existing_file(path) for path in proposal.files if path.exists()])
     for path, text in proposal.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return list(proposal.files)
-
-
-def parse_kind(name: str | None) -> Kind | None:
-    """Return the kind of task that a user named; None if none was named."""
-    if name is not None and name not in NEEDS:
-        raise UserError(
-            Problem("--task", f"{name!r}", f"one of {', '.join(NEEDS)}", did_you_mean(name, NEEDS))
-        )
-    return name
 
 
 def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iterator[str]:
@@ -237,13 +215,11 @@ def _sentences(
         form = form.replace("a closed set of", "ratings in").replace("labels", "steps")
     meaning = str(plugins.load("metrics", task.primary_metric).__doc__).partition("\n")[0].rstrip(".")
     scored = f"scored by {task.primary_metric}: {meaning}"
-    is_small = seen.kind == "labels" and len(seen.rows) < ROWS_A_LABEL * len(seen.answers.labels)
-    otherwise = "; --task text where answers may be others" if is_small else ""
-    yield f"task: {_KINDS.get(seen.kind, '')}{form}; {scored}{otherwise}"
+    yield f"task: {_KINDS.get(seen.kind, '')}{form}; {scored}"
     by = f" by {seen.fields['cluster'].strip('{}')}" if "cluster" in seen.fields else ""
     if not by and any(example.cluster != example.id for example in items.train):
         by = " by context" if seen.kind == "question" else " by cluster"
-    drawn = " (sampled; raise limits: for more)" if task.data.limits.train else ""
+    drawn = " (drawn; raise limits: for more)" if task.data.limits.train else ""
     parts = f"{pluralize(len(items.train), 'row')} to train on, {len(items.validation):,} for validation"
     if task.data.folds:
         yield f"split{by}: {parts}; folds: {FOLDS}, each of the former is tested on by a training without it"
@@ -253,52 +229,19 @@ def _sentences(
     if unfolded:
         yield f"few rows: folds: {FOLDS} in the suite would test on all of them; not set: {unfolded}"
     yield from items.removed
-    evaluated = [*items.validation, *items.test]
-    if several := sum(len(example.references) > 1 for example in evaluated):
-        of = f"{count(several)} of {pluralize(len(evaluated), 'item')} to evaluate have several answers"
-        yield f"accepted answers: {of}; each one alone is right"
     if items.documents:
         yield f"documents: {len(items.documents):,} to retrieve from"
     if items.pairs:
-        used = candidates.keys() & set(plugins.methods(draws_from="pairs"))
-        method = "" if used else "; no method of this version trains on them"
-        yield f"pairs: {len(items.pairs):,}{method}"
+        yield f"pairs: {len(items.pairs):,}"
     length = "" if task.kind == "choice" else f"; answers of at most {task.max_new_tokens} tokens"
     yield f"metrics: {', '.join(task.metrics)}{length}"
     yield f"candidates: {', '.join(candidates)}"
     for name, recipe in candidates.items():
-        if start := recipe.get("init_from"):
-            yield f"{name}: starts at the adapter of {start}"
-        swept = recipe.get("sweep", {})
-        if texts := swept.get("system"):
-            yield f"{name}: {len(texts)} system texts, the best on validation is kept"
-        numbers = [(key, values) for key, values in swept.items() if key != "system"]
-        if tried := [f"{key} {' and '.join(f'{v:g}' for v in values)}" for key, values in numbers]:
-            replay = recipe.get("replay")
-            rows = "" if replay is None else f"; general rows are replayed, {replay:g} for each training row"
-            yield f"{name}: {', '.join(tried)}, the better one on validation is kept{rows}"
-
-
-def _warnings(seen: RecognizedRows, items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
-    most = fine_tune.get("params", {}).get("max_length")
-    rows = f"{count(len(items.train))} rows to train on"
-    if most and (said := costs.describe_longer(items.train, most, rows, f"{count(most)} tokens")):
-        yield said
-    if len(items.test) < _FEWEST_TEST:
-        yield (
-            f"only {pluralize(len(items.test), 'item')} for test: with fewer than {_FEWEST_TEST} no "
-            "difference of two candidates can be shown with 95 % confidence; next: more rows, so that "
-            "some hundred are for test"
-        )
-
-    # Texts that repeat so much may be labels, which a classifier can choose from.
-    answers = [e.references[0] for e in items.train if len(e.references) == 1]
-    n, largest = len(set(answers)), len(answers) / (ROWS_A_LABEL if seen.answers.form == "long" else 2)
-    if seen.kind == "text" and seen.answers.form in ("short", "long", "number") and 1 < n <= largest:
-        yield (
-            f"only {n} different answers in {count(len(answers))} rows to train on; next: where these are "
-            "all that there are, --task labels ranks them and trains a classifier"
-        )
+        if swept := recipe.get("sweep"):
+            tried = ", ".join(f"{len(values)} values of {key}" for key, values in swept.items())
+            yield f"{name}: {tried}, the best on validation is kept"
+        if replay := recipe.get("replay"):
+            yield f"{name}: general rows are replayed, {replay:g} for each training row"
 
 
 def _name_of(request: Request) -> str:
@@ -311,45 +254,24 @@ def _name_of(request: Request) -> str:
 
 
 def write_example(folder: Path) -> Path:
-    """Write the rows of a small example to edit; return their path.
-
-    Raises:
-        UserError: the folder already has an experiment or such rows.
-    """
+    """Write the rows of a small example to edit; return their path."""
     path = folder / "example.csv"
     refuse([describe_existing_file(at) for at in (path, folder / "harness.yaml") if at.exists()])
-    rows = [
-        (form.format(thing), label)
-        for label, forms in _EXAMPLE.items()
-        for form in forms
-        for thing in _THINGS
-    ]
+    rows = [(text.format(thing), label) for label, *texts in _EXAMPLE for text in texts for thing in _THINGS]
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
     return path
 
 
-# Example rows: messages to a tool library's desk, by what people want.
-_THINGS = ("drill", "ladder", "tent", "sewing machine", "projector")
-_EXAMPLE = {
-    "borrow": (
-        "May I have the {} from Friday on?",
-        "Is the {} free this weekend?",
-        "I would like to take the {}.",
-    ),
-    "return": ("When do you take the {} back?", "I am bringing the {} tonight.", "Where do I leave the {}?"),
-    "extend": (
-        "Can I keep the {} a week longer?",
-        "I need the {} until Monday.",
-        "More time with the {}, please.",
-    ),
-    "broken": (
-        "The {} does not work any more.",
-        "A part of the {} came off.",
-        "Your {} was damaged when I got it.",
-    ),
-}
+# Example rows: messages to a tool library's desk, after what people want.
+_THINGS = ("drill", "ladder", "tent", "sewing machine", "projector", "bicycle", "saw")
+_EXAMPLE = (
+    ("borrow", "May I have the {} from Friday on?", "I would like to take the {}."),
+    ("return", "When do you take the {} back?", "I am bringing the {} tonight."),
+    ("extend", "Can I keep the {} a week longer?", "I need the {} until Monday."),
+    ("broken", "The {} does not work any more.", "A part of the {} came off."),
+)
 
 
 def describe_existing_file(path: Path) -> Problem:

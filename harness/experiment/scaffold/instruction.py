@@ -1,8 +1,4 @@
-"""Draft of a task's system text: what to do, with what, and in which form to answer.
-
-Invariant: it says no more than the names of the columns and the answers of the file do; a text of the user's
-goes before it.
-"""
+"""Draft of a task's system text from the names of its columns and its answers: what to do, in which form."""
 
 import re
 from collections import Counter
@@ -12,13 +8,12 @@ from typing import Any, NamedTuple
 
 from harness.data.columns import CONTEXTS, find_head
 from harness.data.guessed_columns import spell
-from harness.experiment.scaffold.recognition import Answers
+from harness.experiment.scaffold.recognition import AnswerForm, Answers
 from harness.formatting import count
 from harness.records import Example, parse_json
 
 RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points")
 _MOST_LISTED = 2_000  # characters of labels that a prompt lists
-_PIECES = ("text", "span", "value", "word", "mention", "entity", "name")  # keys of spans in the text
 _MOST_VALUES = 12  # different values of a key that a prompt lists
 _NOTHING_ELSE = "and nothing else"
 _LISTED = f"{_NOTHING_ELSE}:"  # precedes labels
@@ -48,7 +43,6 @@ _LANGUAGES = dict(
         " uk=Ukrainian vi=Vietnamese zh=Chinese",
     )
 )
-_WORDS = ("no", "one", "two", "three", "four", "five")
 
 
 class PromptColumns(NamedTuple):
@@ -82,12 +76,8 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
     if answers.form == "labels":
         if is_rating(columns, answers.labels):
             steps = sorted(answers.labels, key=float)
-            is_review = columns.noun == "review" or find_head(columns.answer) in RATINGS[:4]
-            noun = "review" if is_review and columns.noun in ("text", "message") else columns.noun
-            halves = " in steps of a half" if any(float(step) % 1 for step in steps) else ""
-            scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest){halves}"
-            scale += ", as its author did" if is_review else ""
-            return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
+            scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest)"
+            return f"Rate the {columns.noun} {scale}. Reply with the number {_NOTHING_ELSE}."
         listed = ", ".join(answers.labels)
         if len(listed) > _MOST_LISTED:
             return f"{_classify(columns)} Reply with the name of the category {_NOTHING_ELSE}."
@@ -96,12 +86,7 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
         several = f"{_classify(columns)} Reply with all that apply of: {', '.join(answers.labels)}."
         return f"{several} Write {answers.separator!r} between them."
     if answers.form == "choice":
-        fixed = {
-            "question": f"{columns.task}.",
-            "goal": "Say how to reach the goal.",
-            "sentence": "Fill in the blank.",
-        }
-        return fixed.get(columns.noun, f"Continue the {columns.noun} as it most likely goes on.")
+        return f"{columns.task}." if columns.noun == "question" else f"Complete the {columns.noun}."
     names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
     found = [_LANGUAGES.get(name, name.title()) for name in names]
     if len(found) == 2 and {*found} <= {*_LANGUAGES.values()}:  # from columns such as `translation.de`
@@ -125,30 +110,21 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
 
 def vary_instruction(draft: str, answers: Answers) -> list[str]:
     """Write a draft in other words: with a role, with its form stressed, and in short or labels first."""
-    form = "number" if draft.startswith("Rate ") else answers.form
     short, _, reply = draft.partition(" Reply with ")
-    if form == "labels" and _LISTED in reply:
+    if _LISTED in reply:
         listed = reply.partition(f"{_LISTED} ")[2]
         short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
-    elif form == "joined labels":
+    elif answers.form == "joined labels":
         short = draft  # which names the labels
     role = f"You are an expert, and your answers are used as they stand. {draft}"
-    texts = [role, f"{draft} {_STRESSED.get(form, _STRESSED['long'])}", short]
-    return list(dict.fromkeys(text for text in texts if text != draft))
+    stressed = f"{draft} {_STRESSED.get(answers.form, 'Give the answer alone, without any other word.')}"
+    return [text for text in dict.fromkeys((role, stressed, short)) if text != draft]
 
 
-_STRESSED = {
-    "choice": "Only one answer is right.",
-    "labels": "Copy the label exactly, without any other word, sign or explanation.",
-    "joined labels": "Copy the labels exactly, without any other word or explanation.",
-    "number": "The whole answer is one number, without any word before or after it.",
-    "sql": "Begin with the first word of the query: no explanation, no code fence.",
-    "json": "Begin with the first bracket: no explanation, no code fence.",
-    "spans": "Begin with the first bracket, and copy each piece as it stands in the text.",
-    "calls": "Begin with the first bracket: no explanation, no code fence.",
+_STRESSED: dict[AnswerForm, str] = {
     "reasoned": "Keep each step to one short line, and check the result before you write it.",
-    "short": "Give the answer alone, without a sentence around it.",
     "long": "Begin at once: no greeting, no remark on the task, no heading.",
+    **dict.fromkeys(("sql", "json", "spans", "calls"), "Begin at once: no explanation, no code fence."),
 }
 
 
@@ -164,20 +140,17 @@ def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
 
 
 def _classify(columns: PromptColumns) -> str:
-    """Say what is to be told: the answer of a question, or what the column of labels is called."""
     heads = {find_head(name) for name in columns.questions}
     if {"premise", "hypothesis"} <= heads:
         return "Decide whether the hypothesis follows from the premise."
     if columns.noun == "question" and re.search("answer|decision", columns.answer):
         return f"{columns.task}."
     what = _name_compared(columns)
-    verb = "Compare" if what.startswith("the two") else "Classify"
     is_word = re.fullmatch(r"[^\W\d]{3,}", columns.answer.replace(" ", "_")) is not None
-    is_said = verb == "Classify" and is_word and find_head(columns.answer) not in _GENERIC
-    answer = spell(columns.answer)
-    by = f" by whether it {answer}" if answer.startswith(("is ", "has ")) else f" by its {answer}"
-    by = by if is_said else ""
-    return f"{verb} {what}{by}."
+    if what.startswith("the two"):
+        return f"Compare {what}."
+    by = f" by its {spell(columns.answer)}" if is_word and find_head(columns.answer) not in _GENERIC else ""
+    return f"Classify {what}{by}."
 
 
 def _name_compared(columns: PromptColumns) -> str:
@@ -188,7 +161,6 @@ def _name_compared(columns: PromptColumns) -> str:
 
 
 def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
-    """Name the keys of JSON, with the values of those that take a few."""
     read: list[Any] = [parse_json(text) for text in references]
     are_lists = any(isinstance(value, list) for value in read)
     entries = [entry for value in read for entry in (value if isinstance(value, list) else [value])]
@@ -198,21 +170,11 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
         values = [entry[key] for entry in objects if key in entry]
         texts = Counter(value for value in values if isinstance(value, str))
         is_whole = 1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and texts.total() == len(values)
-        if key in ("start", "end") and all(isinstance(value, int) for value in values):
-            keys.append(f"{key} (a place in the text, counted in characters from 0)")
-        elif is_whole and max(map(len, texts)) <= 30 and key not in _PIECES:
-            keys.append(f"{key} (one of {' | '.join(sorted(texts))})")
-        else:
-            keys.append(key)
+        listed = is_whole and max(map(len, texts)) <= 30
+        keys.append(f"{key} (one of {' | '.join(sorted(texts))})" if listed else key)
     named = f" with the keys {', '.join(keys)}" if keys else ""
     what = "the data" if find_head(columns.answer) in _GENERIC else f"the {spell(columns.answer)}"
-    form = (
-        "a JSON list of objects"
-        if are_lists and objects
-        else "a JSON list"
-        if are_lists
-        else "one JSON object"
-    )
+    form = f"a JSON list{' of objects' if objects else ''}" if are_lists else "one JSON object"
     none = "; an empty list where there are none" if are_lists else ""
     return (
         f"Extract {what} from the {columns.noun} as {form}{named}{none}. Reply with the JSON {_NOTHING_ELSE}."
@@ -227,14 +189,9 @@ def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
     alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
     ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
     unit = "number" if alone else "number with its unit"
-    what = (
-        columns.task
-        if columns.noun == "question"
-        else "Solve the problem"
-        if columns.noun == "problem"
-        else f"Estimate the {_name_answer(columns)} from {_name_compared(columns)}"
-    )
-    return f"{what}. Reply with one {unit}{ends or ''} {_NOTHING_ELSE}."
+    what = f"Estimate the {_name_answer(columns)} from {_name_compared(columns)}"
+    what = columns.task if columns.noun == "question" else what
+    return f"{what}. Reply with one {unit}{ends} {_NOTHING_ELSE}."
 
 
 def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
@@ -242,13 +199,6 @@ def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
     if head in _SUMMARIES:
         made = head if head in ("headline", "title") else "summary"
         what = "Summarize" if made == "summary" else f"Write a {made} for"
-        parts = (re.split(r"(?<=[.!?。！？])\s+|\n+", text.strip()) for text in references)
-        n = round(median(map(len, parts)))
-        length = (
-            f"in {_WORDS[n]} sentence{'s' if n > 1 else ''}"
-            if n < len(_WORDS)
-            else _describe_length(references)
-        )
         return f"{what} the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
     if head in _CODE:
         return f"Write the {head} that is asked for. Reply with the {head} {_NOTHING_ELSE}."

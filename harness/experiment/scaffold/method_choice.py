@@ -1,14 +1,12 @@
 """Proposal of candidates, the cheap ones first, and the choice of how to fine-tune a base here.
 
 Invariant: methods are distinguished by their declarations, and sizes come from the model's configuration; no
-weights are loaded. Among methods that fit, an adapter on the plain base is preferred to one on a quantised
-base, which answers more slowly, and to training all parameters, which forgets more; all parameters are
-trained only for bases no larger than a usual adapter. Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1)
-for the latency of a merged adapter, Dettmers et al. 2023 (arXiv:2305.14314) for the quantised base, Biderman
-et al. 2024 (arXiv:2405.09673) for what is forgotten.
+weights are loaded. An adapter on the plain base is preferred to one on a quantised base (slower answers) and
+to training all parameters (forgets more). Source: Hu et al. 2021 (arXiv:2106.09685, section 4.1), Dettmers et
+al. 2023 (arXiv:2305.14314), Biderman et al. 2024 (arXiv:2405.09673).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,6 +27,7 @@ from harness.spec import Task
 # Parameters of an adapter of rank 16 on all linear layers of a Llama of 7 billion.
 AS_SMALL_AS_AN_ADAPTER = 40e6
 _GIB = 2**30 / 1e9  # GB
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class Resources(NamedTuple):
@@ -68,17 +67,15 @@ def fit_batches(
         return dict(recipes)
     fitted = {}
     for name, recipe in recipes.items():
-        params = plugins.method(name).params(**recipe.get("params", {}))
-        rows, steps = params.per_device_train_batch_size, params.gradient_accumulation_steps
-        tried = recipe
-        while not _fits(_need(name, tried, shape, here, longest), here.room):
-            if rows % 2:  # if one row does not fit, the recipe stays unchanged
-                tried = recipe
-                break
+        own = recipe.get("params", {})
+        usual = plugins.method(name).params(**own)
+        rows, steps = (getattr(usual, key) for key in _BATCH)
+        fitted[name] = tried = recipe
+        while not _fits(_need(name, tried, shape, here, longest), here.room) and rows % 2 == 0:
             rows, steps = rows // 2, steps * 2
-            batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
-            tried = {**recipe, "params": {**recipe.get("params", {}), **batch}}
-        fitted[name] = tried
+            tried = {**recipe, "params": {**own, **dict(zip(_BATCH, (rows, steps), strict=True))}}
+        if _fits(_need(name, tried, shape, here, longest), here.room):
+            fitted[name] = tried
     return fitted
 
 
@@ -89,53 +86,43 @@ def _fits(need: _TrainingMemory, room: Memory) -> bool:
 def choose_method(
     recipes: Mapping[str, Mapping[str, Any]], base: ModelSource | None, here: Resources, longest: int
 ) -> MethodChoice:
-    """Choose among recipes by the names of their methods; `longest` are the tokens of the longest row.
-
-    Where no more is known of the base, an adapter on it as it is.
-    """
+    """Choose among recipes by the names of their methods; `longest` is the tokens of the longest row."""
     shape = None if base is None else hub.shape(base)
-    if base is None or shape is None:
-        why = "the size of the base is not known here, and an adapter needs the least memory"
-        return MethodChoice(_sort_by_preference(recipes, is_small=False)[0], why)
-    needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
-    ordered = _sort_by_preference(recipes, is_small=shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER)
-    fitting = [name for name in ordered if _fits(needs[name], here.room)]
-    if fitting:
-        name = fitting[0]
-        method, fits = plugins.method(name), f"about {needs[name]}, and {_free(here.room)}"
-        n_whole, before = _millions(shape.n_parameters), ordered[: ordered.index(name)]
-        if method.makes_whole_model:
-            why = f"all {n_whole} parameters, no more than an adapter usually has; {fits}"
-        elif method.quantization and before:
-            why = (
-                f"on the base in 4 bits, because {before[0]} would take {needs[before[0]]}; {fits}; "
-                "it answers more slowly than the base in 16 bits"
-            )
-        else:
-            whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
-            otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
-            trained = f"{_millions(needs[name].n_trained)} of {n_whole} parameters"
-            why = f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
-        params = recipes[name].get("params", {})
-        rows, steps = (
-            params.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
-        )
-        if steps:  # fewer rows at a time than usual
-            why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
-        return MethodChoice(name, why)
-    name = min(ordered, key=lambda one: needs[one].gb)
-    said = f"training {name} takes about {needs[name]}, and {_free(here.room)}"
-    return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
-
-
-def _sort_by_preference(names: Iterable[str], *, is_small: bool) -> list[str]:
-    """Order methods by preference: what answers as fast as the base and forgets least first."""
+    is_small = shape is not None and shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER
 
     def rank(name: str) -> tuple[bool, bool]:
         method = plugins.method(name)
         return method.makes_whole_model != is_small, bool(method.quantization)
 
-    return sorted(names, key=rank)
+    ordered = sorted(recipes, key=rank)
+    if shape is None:
+        why = "the size of the base is not known here, and an adapter needs the least memory"
+        return MethodChoice(ordered[0], why)
+    needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
+    free = f"{size(here.room.free_gib * _GIB * 1e9)} of {here.room.of} are free"
+    name = next((name for name in ordered if _fits(needs[name], here.room)), None)
+    if name is None:
+        name = min(ordered, key=lambda one: needs[one].gb)
+        said = f"training {name} takes about {needs[name]}, and {free}"
+        return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
+    method, fits = plugins.method(name), f"about {needs[name]}, and {free}"
+    n_whole = _millions(shape.n_parameters)
+    if method.makes_whole_model:
+        why = f"all {n_whole} parameters, no more than an adapter usually has; {fits}"
+    elif method.quantization and name != ordered[0]:
+        why = (
+            f"on the base in 4 bits, because {ordered[0]} would take {needs[ordered[0]]}; {fits}; "
+            "it answers more slowly than the base in 16 bits"
+        )
+    else:
+        whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
+        otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
+        trained = f"{_millions(needs[name].n_trained)} of {n_whole} parameters"
+        why = f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
+    rows, steps = (recipes[name].get("params", {}).get(key) for key in _BATCH)
+    if steps:  # fewer rows at a time than usual
+        why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
+    return MethodChoice(name, why)
 
 
 def _need(
@@ -157,56 +144,14 @@ def _need(
     return _TrainingMemory(gb, n_trained)
 
 
-def describe_alternatives(items: TaskItems, base: ModelSource | None, here: Resources) -> str:
-    """Name the other methods whose training fits here, which all answer as fast as the base, with reasons.
-
-    Empty where none fits, or nothing is known of the base.
-    """
-    shape, found = None if base is None else hub.shape(base), []
-    longest = max(_count_tokens(items.train, base))
-    for name, method in ((name, plugins.method(name)) for name in plugins.names("methods")):
-        if shape is None or (other := method.alternative) is None:
-            continue
-        need = _need(name, {"params": other.params}, shape, here, longest)
-        if _fits(need, here.room):
-            cards = ", shared by several GPUs where there are some" if method.data_parallel else ""
-            params = "".join(f" ({key}: {value})" for key, value in other.params.items())
-            found.append(f"{name}{params} {other.reason}, in about {need}{cards}")
-    return f"other methods that fit, without added latency: {'; '.join(found)}" if found else ""
-
-
-def _free(room: Memory) -> str:
-    return f"{size(room.free_gib * _GIB * 1e9)} of {room.of} are free"
-
-
 def _millions(n: float) -> str:
     return f"{count(n / 1e6)} million" if n >= 1e6 else count(n)
 
 
-# Shapes of Qwen2.5's sizes, in billions of parameters, for a base that is not chosen yet.
-_SIZES = {
-    "0.5": Shape(494e6, 24, 896, 4864, 14, 2, 64, 151_936, tied=True),
-    "1.5": Shape(1.54e9, 28, 1536, 8960, 12, 2, 128, 151_936, tied=True),
-    "3": Shape(3.09e9, 36, 2048, 11008, 16, 2, 128, 151_936, tied=True),
-    "7": Shape(7.62e9, 28, 3584, 18944, 28, 4, 128, 152_064),
-    "14": Shape(14.8e9, 48, 5120, 13824, 40, 8, 128, 152_064),
-    "32": Shape(32.8e9, 64, 5120, 27648, 40, 8, 128, 152_064),
-    "72": Shape(72.7e9, 80, 8192, 29568, 64, 8, 128, 152_064),
-}
-_OFFERED_SIZES = 3
-
-
-def describe_base(name: str, items: TaskItems, base: ModelSource | None, here: Resources) -> str:
-    """Name the base that is written; of the embedded one, that it is for trying, and which sizes fit here."""
-    if name not in EMBEDDED:
-        return f"base: {name}"
-    declared = {"makes_adapter": True, "trains_on_rows": True, "quantization": "", "init_from": ""}
-    method, longest = next(iter(plugins.methods(**declared))), max(_count_tokens(items.train, base))
-    needs = {size: _need(method, {}, shape, here, longest) for size, shape in _SIZES.items()}
-    fits = [size for size, need in needs.items() if _fits(need, here.room)]
-    said = ", ".join(fits[-_OFFERED_SIZES:])
-    largest = f"; by memory an adapter trains here on bases of {said} billion parameters" if fits else ""
-    return f"base: {name}, the embedded model, which is for trying; --base-model NAME takes your own{largest}"
+def describe_base(name: str) -> str:
+    """Name the base that is written, and whether it is only for trying."""
+    trial = ", the embedded model, which is for trying; --base-model NAME takes your own"
+    return f"base: {name}{trial if name in EMBEDDED else ''}"
 
 
 MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
@@ -225,15 +170,13 @@ def propose_candidates(
 
     The plain prompt is the best on validation among the task's instruction and others.
     """
-    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in items.train)
-    wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
-    if (context := _find_context(base)) is None:
-        n_shots = wanted
-    else:
+    lengths = [len(e.prompt) + max(map(len, e.references), default=0) for e in items.train]
+    n_shots = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
+    if base and not is_packed(base) and (context := context_length(base)):
         whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
         prompts = [replace(e, references=()) for e in whole]
         room = context - task.max_new_tokens - max(_count_tokens(prompts, base))
-        n_shots = min(wanted, max(0, room // max(_most(sorted(_count_tokens(items.train, base))), 1)))
+        n_shots = min(n_shots, max(0, room // max(_most(_count_tokens(items.train, base)), 1)))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
@@ -279,30 +222,9 @@ def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int
     return [n + costs.CHAT_TOKENS * (len(e.messages) + 1) for n, e in counts]
 
 
-def _find_context(base: ModelSource | None) -> int | None:
-    """Return the context length of a base; None if unknown before it is unpacked."""
-    return context_length(base) if base and not is_packed(base) else None
-
-
-def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) -> str:
-    """Say how many items are longer than the base can read, by its tokenizer; empty where none is known."""
-    if (context := _find_context(base)) is None:
-        return ""
-    evaluated = [wrap_prompt(e, task.system, None) for e in (*items.validation, *items.test)]
-    n_tokens = count_tokens(["\n".join(m["content"] for m in e.messages) for e in evaluated], base)
-    n = sum(tokens + task.max_new_tokens > context for tokens in n_tokens)
-    if not n:
-        return ""
-    return (
-        f"items to evaluate that are longer than the {count(context)} tokens that the base reads: {count(n)} "
-        f"of {count(len(evaluated))}, which no candidate on it can answer; next: shorter rows, or a "
-        "--base-model that reads more"
-    )
-
-
 def _most(lengths: Sequence[int]) -> int:
-    """Return the length that nine of ten do not exceed, of sorted ones."""
-    return lengths[int(0.9 * (len(lengths) - 1))]
+    """Return the length that nine of ten do not exceed."""
+    return sorted(lengths)[int(0.9 * (len(lengths) - 1))]
 
 
 def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:

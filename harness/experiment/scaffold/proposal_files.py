@@ -1,26 +1,18 @@
 """Files of a proposal as YAML, with the gate's margins, and the bound of the time that a comparison takes.
 
-Invariant: what is written loads as what was proposed, whatever signs a label holds. With these margins
-nothing is warned of before a run; a model that lost nothing passes the mean in 90 % of cases as one of the
-fine-tunes, so that the other rules, which stop it in 5 % each, leave it 80 %. The time is that of `harness
-compare --dry-run`, from nothing on this machine; rows to train on go first, then the sweep, and test items,
-on which every verdict rests, last.
-Public tasks are those that most papers report, or others in the language of the rows. For them nothing is
-fetched: the hub is asked once whether it answers, for at most three seconds, and never where the environment
-says that there is none.
+Invariant: what is written loads as what was proposed. With these margins no run starts with a warning about
+them, and a model that lost nothing passes the mean in 90 % of cases as one of the fine-tunes. The time is
+that of `harness compare --dry-run`, from nothing on this machine; training rows are cut first.
 """
 
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 from typing import Any, NamedTuple
 
 from harness import config
@@ -28,14 +20,12 @@ from harness.analysis.seeds import family_of
 from harness.analysis.significance import chance_of_an_equal_model, power_warnings
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
-from harness.errors import UserError
 from harness.evaluation.languages import SPOKEN, find_language
-from harness.evaluation.lm_eval import registry
 from harness.evaluation.session import join_items
 from harness.experiment.candidate_costs import Estimates
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.scaffold.recognition import Request
-from harness.formatting import pluralize, seconds
+from harness.formatting import seconds
 from harness.models.hardware import Machine
 from harness.progress import SilentProgress
 from harness.spec import HUB, Experiment, GatePolicy, ItemLimits, Recipe, Task
@@ -56,8 +46,8 @@ def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
     n = {task.name: _count_items(task.model_dump_json()) for s in experiment.suites for task in s.tasks}
     capability = [suite for suite in experiment.suites if suite.role == "capability"]
     chance: float | None = None
-    for macro in _MEANS:
-        gate = gate.model_copy(update={"macro": macro})
+    for margin in _MEANS:
+        gate = gate.model_copy(update={"macro": margin})
         chance = chance_of_an_equal_model(capability, n, gate, members)
         if chance is None or chance >= _PASSES:
             break
@@ -68,16 +58,15 @@ def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
                 break
     points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
     if chance is None:
-        return (gate, "margins: nothing is judged of forgetting: no suite has a task that counts")
+        return gate, "margins: nothing is judged of forgetting: no suite has a task that counts"
     among = f", as one of {members}," if members > 1 else ""
-    passes = (
-        f"; one that lost nothing{among} passes the average in {100 * chance:.0f} % of cases, if the"
-        " base is above chance on all of their tasks (others do not count)"
+    macro, each, safety = points
+    return gate, (
+        f"margins: a fine-tune may lose {macro} points on average over the suites, {each} on one task and"
+        f" {safety} on one of safety, the smallest that their items can show; one that"
+        f" lost nothing{among} passes the average in {100 * chance:.0f} % of cases, if the base is above"
+        " chance on all of their tasks"
     )
-    lost = (
-        "margins: a fine-tune may lose {} points on average over the suites, {} on one task and {} on one of"
-    )
-    return (gate, f"{lost.format(*points)} safety, the smallest that their items can show{passes}")
 
 
 SCHEMA = "harness.schema.json"
@@ -90,12 +79,10 @@ def experiment_text(
     candidates: Mapping[str, Any],
     gate: tuple[GatePolicy, str] | None = None,
     remarks: Sequence[str] = (),
-    suites: Sequence[str] = SUITES,
 ) -> str:
     """Write harness.yaml; each remark becomes a comment above the candidates."""
-    base = (
-        str(Path(request.base_model).resolve()) if Path(request.base_model).is_dir() else request.base_model
-    )
+    base = request.base_model
+    base = str(Path(base).resolve()) if Path(base).is_dir() else base
     margins = gate[0].model_dump(include={"macro", "each", "safety"}) if gate else {}
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
@@ -103,7 +90,7 @@ def experiment_text(
         f"name: {flow(name)}",
         f"base_model: {flow(base)}",
         f"target: {flow(f'suites/{name}.yaml')}",
-        f"suites: {flow(list(suites))}            # what a fine-tune might forget",
+        f"suites: {flow(list(SUITES))}            # what a fine-tune might forget",
         *(f"# {remark}" for remark in remarks),
         "candidates:                          # what is compared; `harness ls methods` lists more",
         *(line for key, recipe in candidates.items() for line in _write_entry(key, recipe, "  ")),
@@ -136,7 +123,6 @@ _FILES = ("all", "pairs", "documents")
 
 
 def _write_entry(key: str, value: Any, indent: str) -> list[str]:
-    """Write an entry in one line where it fits, else a part below the other."""
     if len(line := f"{indent}{key}: {flow(value)}") <= _WIDTH or not isinstance(value, dict | list):
         return [line]
     if isinstance(value, list):
@@ -215,9 +201,6 @@ def bound_time(
     """Take the first step whose estimate is within the bound, or the last one.
 
     Folds, which test on all of a few rows, stay as long as one value of each sweep keeps them in the bound.
-
-    Raises:
-        UserError: `compare` could not run this proposal.
     """
     steps = (STEPS[0], STEPS[0]._replace(sweeps=False)) if task.data.folds else STEPS
     loaded = load_proposal(request, task, candidates)
@@ -233,13 +216,7 @@ def bound_time(
         kept = {name: _keep_swept(recipe, step) for name, recipe in candidates.items()}
         rows = [f"{n:,} of {len(getattr(whole, split)):,} {_ROWS[split]}" for split, n in limits.items()]
         swept = [item for recipe in candidates.values() for item in recipe.get("sweep", {}).items()]
-        tried = [
-            f"one system text instead of {len(values)}"
-            if key == "system"
-            else f"{key} {values[0]:g} alone instead of {' and '.join(f'{value:g}' for value in values)}"
-            for key, values in swept
-            if not step.keeps(key)
-        ]
+        tried = [f"one {key} instead of {len(values)}" for key, values in swept if not step.keeps(key)]
         recipes = {name: Recipe.model_validate(recipe) for name, recipe in kept.items()}
         experiment = session.experiment.model_copy(update={"target": narrow})
         target = join_items(narrow, "target", narrow.name, _spread(whole, limits))
@@ -280,7 +257,6 @@ def _limit_task(task: Task, limits: Mapping[str, int]) -> Task:
 
 
 def _keep_swept(recipe: Mapping[str, Any], step: BoundStep) -> dict[str, Any]:
-    """Keep what a step sweeps; of the rest the first value, or the task's prompt."""
     sweep = recipe.get("sweep", {})
     kept = {key: values for key, values in sweep.items() if step.keeps(key)}
     first = {key: values[0] for key, values in sweep.items() if key not in kept and key != "system"}
@@ -302,91 +278,20 @@ def time_sentence(bounded: BoundedSetup, minutes: float) -> str:
 
 
 PUBLIC = "public"
-_MOST_S = 3.0
 _LIMIT = 300  # items of a task in another language
-_KEYS = {"lm_eval", "limit", "num_fewshot", "primary", "chance", "margin"}
 
 
-class PublicTasks(NamedTuple):
-    """A suite of public tasks: its name, its file's text if it is none of ours, and what to say of it.
-
-    It is `listed` in harness.yaml where its data can be had and a GPU answers it.
-    """
-
-    name: str
-    text: str
-    listed: bool
-    said: str
-
-
-def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
-    """Propose public tasks in the language of the rows, English where it cannot be told."""
+def propose_public(items: TaskItems) -> tuple[str, str]:
+    """Name public tasks in the language of the rows, and write the suite of other languages than English."""
     rows = (*items.train, *items.validation, *items.test)
     code = find_language(example.prompt for example in rows) or "en"
-    language = SPOKEN.get(code)
-    if language is None:
-        said = f"public tasks: none are known in the language of the rows, “{code}”"
-        return PublicTasks("", "", listed=False, said=said)
-    shipped = config.read_suites(Path(os.devnull))  # no folder: the suites that the package ships
-    standard = next(suite for suite in shipped if suite.name == "standard")
-    usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
+    if (language := SPOKEN.get(code)) is None:
+        return f"public tasks: none are known in the language of the rows, “{code}”", ""
     spoken = [{"lm_eval": n, "limit": _LIMIT, "chance": round(c, 3)} for n, c in language.tasks.items()]
-    wanted = spoken or usual
-    source, there = _find_data([str(task["lm_eval"]) for task in wanted])
-    kept = [task for task in wanted if task["lm_eval"] in there] or wanted
-    name = standard.name if kept == usual else PUBLIC
-    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept)]
-    text = "" if name == standard.name else "\n".join(lines) + "\n"
-    of = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
-    setting = f"'suites=[general,safety,{name}]'"
-    if source and on_gpu:
-        said = f"listed, with data from {source}; they are not in the margins and the time above"
-    elif source:
-        said = f"not listed, for on a CPU they take long; harness compare {setting} asks them too"
-    else:
-        said = (
-            "not listed, for no hub, cache or mirror (HARNESS_DATASETS_DIR) of their data is reached, or"
-            f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
-        )
-    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {of}; {said}")
-
-
-def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
-    """Say where data of tasks can be had, and of which: the hub, a mirror or the hub's cache."""
-    if find_spec("lm_eval") is None:
-        return "", set()
-    if _reaches_hub():
-        return "the hub", set(tasks)
-    from huggingface_hub import constants
-
-    mirror, cache = registry.datasets_folder(None), Path(constants.HF_HUB_CACHE)
-
-    def is_here(task: str) -> bool:
-        with suppress(UserError):
-            found = registry.members(task, "init")
-            cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in found)
-            return all(
-                registry.local_copy(m, mirror) or at.is_dir() for m, at in zip(found, cached, strict=True)
-            )
-        return False
-
-    there = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
-    return ("the copies on this machine" if there else ""), there
-
-
-def _reaches_hub() -> bool:
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0"):
-        return False
-    answers: list[int] = []
-
-    def ask() -> None:
-        with suppress(Exception):
-            answers.append(get_session().head(constants.ENDPOINT, timeout=_MOST_S).status_code)
-
-    # A look-up of a name has no time limit of its own.
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_MOST_S)
-    return bool(answers) and answers[0] < 500
+    name = PUBLIC if spoken else "standard"
+    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in spoken)]
+    said = (
+        f"public tasks: those of lm-eval in {language.name}, suites/{name}.yaml, which take long on a CPU and"
+        f" fetch data; harness compare 'suites=[general,safety,{name}]' asks them too"
+    )
+    return said, "\n".join(lines) + "\n" if spoken else ""

@@ -4,7 +4,7 @@ Invariant: rows alone decide, and what the user named goes before every guess; n
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,10 +16,11 @@ from harness.data.columns import (
     columns_of,
     find_filled_columns,
     find_missing_header,
-    find_roles,
     name_in,
     require_column,
 )
+from harness.data.examples import Notes
+from harness.data.examples import examples as read_examples
 from harness.data.formats import Layout
 from harness.data.guessed_columns import MOST_LABELS, SQL, add_contexts, guess_columns, label_set
 from harness.data.multiple_choice import CHOICE_QUESTIONS, find_column, settle_forms
@@ -55,18 +56,9 @@ class Request(NamedTuple):
 
 
 AnswerForm = Literal[
-    "choice",
-    "labels",
-    "calls",
-    "spans",
-    "json",
-    "reasoned",
-    "joined labels",
-    "sql",
-    "number",
-    "short",
+    "choice", "labels", "calls", "spans", "json", "reasoned", "joined labels", "sql", "number", "short",
     "long",
-]
+]  # fmt: skip
 
 
 class Answers(NamedTuple):
@@ -80,8 +72,7 @@ class Answers(NamedTuple):
 class RecognizedRows(NamedTuple):
     """Rows, the layout they are in, the templates that read them, the kind of task and the form of answers.
 
-    `answer_column` is empty where several answer, of nested ones the last part. `thumbs_down` of the rows are
-    answers with a thumb down: no right ones, but such as `kto` learns from.
+    `thumbs_down` of the rows are answers with a thumb down: not right ones, but `kto` learns from them.
     """
 
     shown: str
@@ -90,7 +81,6 @@ class RecognizedRows(NamedTuple):
     fields: dict[str, str]
     kind: Kind
     answers: Answers
-    answer_column: str
     thumbs_down: int = 0
 
 
@@ -103,15 +93,6 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
     """
     refuse(find_missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
-    if layout is None and not (request.prompt or request.reference):
-        # Columns that are a layout's but for their capitals, where a guess would leave some out.
-        small = [row._replace(fields={n.lower(): v for n, v in row.fields.items()}) for row in content.rows]
-        if meant := formats.recognise(small):
-            roles = find_roles(content._replace(rows=small))
-            used = [name for name in content.names if name.lower() in {*roles.questions, *roles.answers}]
-            if len(used) != 2 or meant.name == "multiple choice":
-                expected, step = f"{meant.name} rows ({meant.form})", "write their names in small letters"
-                refuse(Problem(content.shown, f"columns {', '.join(used)}", expected, step))
     fields = _fields(request, content, layout)
     if layout and layout.name == "multiple choice":
         forms = settle_forms(content.rows)
@@ -127,14 +108,12 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
     answers = _recognise_answers(kind, examples, column)
-    return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, column, thumbs)
+    return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, thumbs)
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
     """Read rows as examples of a task, each with where it comes from."""
-    from harness.data import examples as items
-
-    return items.examples(task, content, items.Notes([], [])).examples
+    return read_examples(task, content, Notes([], [])).examples
 
 
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
@@ -157,21 +136,15 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     if layout and layout.name in ("question", "multiple choice") and "prompt" not in fields:
         asking = f"{{{find_column(dict.fromkeys(columns, ''), CHOICE_QUESTIONS)}}}"
         whole = add_contexts(asking, "", content.rows)
-        by_layout = layout.name == "question" and not any(
-            isinstance(r.fields.get("context"), dict) for r in content.rows
-        )
-        fields |= (
-            {}
-            if whole == asking or (by_layout and whole == f"{{context}}\n\n{asking}")
-            else {"prompt": whole}
-        )
+        is_nested = any(isinstance(row.fields.get("context"), dict) for row in content.rows)
+        by_layout = f"{{context}}\n\n{asking}" if layout.name == "question" and not is_nested else asking
+        fields |= {} if whole in (asking, by_layout) else {"prompt": whole}
     for group in GROUPS if "cluster" not in columns else ():
         # A field that holds a few rows together: filled everywhere, repeated, of several values.
         values = [row.fields.get(group) for row in content.rows]
         is_filled = all(isinstance(value, str | int) and value != "" for value in values)
         if is_filled and 5 <= len(set(values)) <= 0.8 * len(values):
-            if f"{{{group}}}" not in fields.values():
-                fields["cluster"] = f"{{{group}}}"
+            fields |= {"cluster": f"{{{group}}}"} if f"{{{group}}}" not in fields.values() else {}
             break
     return fields
 
@@ -205,7 +178,6 @@ NEEDS: dict[Kind, str] = {
 
 
 def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> str:
-    """Say what the rows lack for a kind of task; empty where they are of that kind."""
     form = layout.name if layout else "prompt and reference"
     if kind == "labels" and (
         len(references_of(examples)) < 2 or any(len(e.references) > 1 for e in examples)
@@ -235,41 +207,36 @@ _SEPARATORS = (";", "|", ",")
 
 
 def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> Answers:
-    """Tell the form of answers, which says how they are asked for and scored."""
     if kind == "choice":
         return Answers("choice")
     if kind == "labels":
         return Answers("labels", tuple(references_of(examples)))
     references = [max(example.references, key=len) for example in examples if example.references]
-    # JSON lists, or lists by key, of pieces of the prompt; an object is one where it has a place in the text,
-    # or a piece of it with its kind.
-    answers = [(e.prompt.casefold(), _read_json(text)) for e in examples for text in e.references]
-    lists = [
-        (text, spans)
-        for text, value in answers
+    # JSON lists, or lists by key, of pieces of the prompt.
+    lists: list[tuple[str, Any]] = [
+        (example.prompt.casefold(), spans)
+        for example in examples
+        for value in map(_read_json, example.references)
         for spans in (value.values() if isinstance(value, dict) else [value])
     ]
-    entries = [(span, text) for text, spans in lists if isinstance(spans, list) for span in spans]
-    are_lists = entries and all(isinstance(spans, list) for _, spans in lists)
-    if are_lists and all(_is_span(span, text) for span, text in entries):
+    are_lists = any(spans for _, spans in lists) and all(isinstance(spans, list) for _, spans in lists)
+    if are_lists and all(_is_span(span, text) for text, spans in lists for span in spans):
         return Answers("spans")
-    are: dict[AnswerForm, Callable[[Sequence[str]], bool]] = {
-        "calls": are_calls,
-        "json": _are_json,
-        "reasoned": lambda texts: all(map(_FINAL.search, texts)),
-    }
-    if form := next((form for form, tells in are.items() if references and tells(references)), None):
-        return Answers(form)
+    if references and are_calls(references):
+        return Answers("calls")
+    if references and _are_json(references):
+        return Answers("json")
+    if references and all(map(_FINAL.search, references)):
+        return Answers("reasoned")
     if joined := _find_joined_labels(references, column):
         return joined
     if references and all(map(SQL.match, references)):
         return Answers("sql")
     n_words = sorted(len(pieces(reference)) for reference in references)
     is_one_line = not any("\n" in reference.strip() for reference in references)
-    short = bool(n_words) and n_words[int(0.9 * (len(n_words) - 1))] <= 8 and is_one_line
-    return Answers(
-        "number" if kind == "text" and short and _are_numbers(references) else "short" if short else "long"
-    )
+    if not n_words or n_words[int(0.9 * (len(n_words) - 1))] > 8 or not is_one_line:
+        return Answers("long")
+    return Answers("number" if kind == "text" and _are_numbers(references) else "short")
 
 
 def are_calls(texts: Sequence[str]) -> bool:
@@ -283,6 +250,7 @@ def _are_json(texts: Sequence[str]) -> bool:
 
 
 def _is_span(value: object, text: str) -> bool:
+    """Tell whether an entry is a piece of a text, or an object with its place in it or with its kind."""
     if isinstance(value, dict):
         has_text = any(_is_span(inner, text) for inner in value.values() if isinstance(inner, str))
         return {"start", "end"} <= value.keys() or (has_text and bool(value.keys() & _KINDS))

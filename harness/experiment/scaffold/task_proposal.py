@@ -1,13 +1,12 @@
 """Proposal of a task: its fields, metrics and limits, read once as a comparison will read it.
 
-It also names the columns, and parts of a set, that nothing reads though the task may depend on them. Only
-columns outside the templates count; nothing is refused but choices that nobody is shown.
+It also names the columns and parts of a set that are not read, and doubts about the task.
 """
 
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -44,7 +43,7 @@ from harness.experiment.scaffold.recognition import (
     absolute,
     examples_of,
 )
-from harness.formatting import count, pluralize
+from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.records import Example
 from harness.spec import HUB, Fields, Task
@@ -104,7 +103,6 @@ def propose_task(
 def _propose_answers(
     answers: Answers, columns: PromptColumns, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
-    """Propose what the form of answers says: the kind, the metrics (the first decides), and the length."""
     references = [max(example.references, key=len) for example in examples]
     metrics = _METRICS[answers.form]
     if is_rating(columns, answers.labels):
@@ -167,8 +165,8 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
 def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems, str]:
     """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
 
-    With `has_thumbs` a row can be used that is an answer with a thumb, up or down. A task of a few rows is
-    tested in folds; where that cannot be, it stays as it is, and the reason is returned too.
+    With `has_thumbs` an answer with a thumb can be used too. A task of a few rows is tested in folds, or the
+    reason against it is returned too.
 
     Raises:
         UserError: more than a few rows cannot be used, or something else is wrong.
@@ -191,20 +189,13 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
         n_rows, n_unusable = len(content.rows), len(content.rows) - len(usable)
         if n_unusable > _UNUSABLE_SHARE * n_rows:
             shown = readers.display_path(read_as.data.source("train") or "")
-            new = as_argument(new_name(shown, "clean"))
             named, usual = read_as.fields, Fields()
             columns = option_text(named.prompt, usual.prompt), option_text(named.reference, usual.reference)
-            words = shlex.join(column_options(*columns))
-            command = " ".join(
-                filter(None, (f"harness data clean {as_argument(shown)}", words, f"--out {new}"))
-            )
+            new = new_name(shown, "clean")
+            command = ["harness", "data", "clean", shown, *column_options(*columns), "--out", new]
             found = f"{n_unusable:,} of {n_rows:,} rows that cannot be used"
-            raise UserError(
-                [
-                    *problems,
-                    Problem(shown, found, "fewer than one in twenty", f"{command}, then --data {new}"),
-                ]
-            )
+            step = f"{shlex.join(command)}, then --data {as_argument(new)}"
+            raise UserError([*problems, Problem(shown, found, "fewer than one in twenty", step)])
     if sum(len(getattr(items, split)) for split in SPLITS) >= FEW:
         return read_as, items, ""
     folded = read_as.model_copy(update={"data": read_as.data.model_copy(update={"folds": FOLDS})})
@@ -216,7 +207,6 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
 
 _SPLITS = ("split", "subset", "partition", "set", "dataset_split")
 _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
-_THUMBS = ("kto_tag", "label", "thumb", "thumbs_up")
 
 
 def list_unused(task: Task, seen: RecognizedRows) -> Unused:
@@ -236,48 +226,50 @@ def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
     groups = columns_of(task.fields.cluster or "{cluster}", names)
     asks_more = len({*roles.questions} & {*names}) > 1
     unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
-    tells: dict[str, Callable[[str], bool]] = {
-        "question and answer": lambda name: name in roles.answers and name in roles.questions,
-        "label" if seen.answers.form == "labels" else "answer": lambda name: name in roles.answers,
-        "choice": lambda name: name in choices,
-        "context": lambda name: name in roles.questions and asks_more and find_head(name) in CONTEXTS,
-        "question": lambda name: name in roles.questions,
-        "group, for the split": lambda name: name in groups,
-        "not used": lambda name: name in unread,
-        "id": is_id,
-        "empty": lambda name: all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows),
-    }
-    found: dict[str, list[str]] = {}
+    label = "label" if seen.answers.form == "labels" else "answer"
+
+    def tell(name: str) -> str:
+        if name in roles.answers:
+            return "question and answer" if name in roles.questions else label
+        if name in choices:
+            return "choice"
+        if name in roles.questions:
+            return "context" if asks_more and find_head(name) in CONTEXTS else "question"
+        if name in groups:
+            return "group, for the split"
+        if name in unread:
+            return "not used"
+        is_empty = all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows)
+        return "id" if is_id(name) else "empty" if is_empty else "read as the layout says"
+
+    columns_by_role: dict[str, list[str]] = {}
     for name in names:
-        role = next((role for role, tells_so in tells.items() if tells_so(name)), "read as the layout says")
-        found.setdefault(role, []).append(name)
+        columns_by_role.setdefault(tell(name), []).append(name)
     named = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
     columns = dict.fromkeys(name.partition(".")[0] for name in named if "." in name)
     held = [(c, value) for c in columns for row in seen.rows if isinstance(value := row.fields.get(c), dict)]
     parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
-    found.setdefault("not used", []).extend([part for part in parts if part not in named])
-    found = {role: of for role, of in found.items() if of}
-    return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in found.items())
+    columns_by_role.setdefault("not used", []).extend(part for part in parts if part not in named)
+    return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in columns_by_role.items() if of)
 
 
 def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: Unused) -> Iterator[str]:
-    """Warn of columns that may ask or answer too, names of labels, thumbs, or the parts of a split."""
+    """Warn of columns that may ask or answer too, of labels that are numbers, and of parts of a split."""
     unread = list(unused.columns)
     is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
-    named = _names_of_labels(seen, task, unread) if is_guessed and not request.instruction else ()
-    others = (other for other in unused.others if getattr(request, other.option) is None)
-    yield from [*named] or (f"{other.said}; next: where it does, {other.options}" for other in others)
-    for column in unread if not seen.thumbs_down else ():
-        values = [str(value).lower() for value in _read_column(seen, column)]
-        if column.lower() in _THUMBS and {*values} == {"true", "false"}:
-            n = f"{count(values.count('false'))} of {pluralize(len(values), 'row')}"
-            yield (
-                f"{column!r} is false in {n}, whose answers are taken for right ones; next: where these are "
-                "thumbs, name the columns prompt, completion and label"
-            )
+    labels = {*seen.answers.labels} - {"none"}
+    are_numbers = bool(labels) and all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+    if is_guessed and are_numbers and "within_one" not in task.metrics and not request.instruction:
+        yield (
+            "the labels are numbers, codes or steps of a rating, which tell a prompt nothing; next: write"
+            " names in their place, name their column by --reference, or explain them by --instruction TEXT"
+        )
+    else:
+        others = (other for other in unused.others if getattr(request, other.option) is None)
+        yield from (f"{other.said}; next: where it does, {other.options}" for other in others)
     for column in unread:
-        values = _read_column(seen, column)
-        parts = list(dict.fromkeys(map(str, values)))
+        values = [str(row.fields.get(column)) for row in seen.rows]
+        parts = list(dict.fromkeys(values))
         if column.lower() in _SPLITS and len(parts) > 1 and {part.lower() for part in parts} <= _PARTS:
             counted = ", ".join(f"{part} ({count(values.count(part))})" for part in parts)
             yield (
@@ -294,32 +286,3 @@ def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: U
                 f"{request.data}: its {' and '.join(unread_parts)} rows are not read, train is split again; "
                 f"next: to keep these parts, write data: {{{named_parts}}} in the suite"
             )
-
-
-def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
-    values = [row.fields.get(column) for row in seen.rows]
-    return [] if any(value in (None, "") for value in values) else values
-
-
-def _names_of_labels(seen: RecognizedRows, task: Task, unread: Sequence[str]) -> Iterator[str]:
-    """Warn of labels that are numbers and no known rating, or signs, which tell a prompt nothing."""
-    values = [str(value) for value in _read_column(seen, seen.answer_column)]
-    for sign in (label for label in seen.answers.labels if not any(map(str.isalnum, label))):
-        yield (
-            f"the label {sign!r} of {pluralize(values.count(sign), 'row')} means nothing; next: "
-            "delete these rows where it stands for no label, or say what it means: --instruction TEXT"
-        )
-    labels = {*seen.answers.labels} - {"none"}
-    are_numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
-    if not labels or not are_numbers or "within_one" in task.metrics:
-        return
-    named = (
-        "the labels are numbers, codes or steps of a rating, which tell a prompt nothing of what they mean"
-    )
-    for column in unread:
-        texts = [str(value) for value in _read_column(seen, column)]
-        is_one_to_one = len({*zip(values, texts, strict=False)}) == len(labels) == len({*texts})
-        if is_one_to_one and not any(map(str.isdecimal, texts)):
-            yield f"{named}; next: --reference {shlex.quote(column)}, which names them"
-            return
-    yield f"{named}; next: write names in their place, or say what they mean: --instruction TEXT"
