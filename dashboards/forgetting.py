@@ -70,7 +70,6 @@ def page() -> None:
         {"candidate": label, **map_values(COMPARISON_FILE, c)}
         for label, comparisons in report.comparisons.items()
         for c in comparisons
-        if not c.slice
     ]
     controls.offer_csv(lambda: changes, "forgetting")
     _draw_without_rates(report, heat_map.labels)
@@ -87,7 +86,7 @@ def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None
     by_unit: dict[Unit, dict[str, list[charts.Bar]]] = {}
     for label in labels:
         for c in report.comparisons[label]:
-            if not c.slice and c.task not in rates:
+            if c.task not in rates:
                 text = f"{change_text(c)} ({score(c.unit, c.new)} now)"
                 bar = charts.Bar(c.task, c.delta, c.low, c.high, text)
                 by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)

@@ -420,21 +420,6 @@ def test_break_even_of_tokens_and_of_no_saving_is_said():
     assert find_reason(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
 
 
-def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
-    prices = {"input": 0.15, "cached": 0.08, "output": 0.6}
-    shots = replace(alternatives()[2], tokens=TokenCounts(420, 395, 6))
-    others = [f for f in alternatives() if f.name != shots.name]
-    lora = make_fine_tune("lora", 0.81, 0.07, tokens=TokenCounts(60, 35, 6))
-    by_tokens = make_decision([*others, shots, lora], usd_per_million_tokens=prices)
-    assert find_reason(by_tokens, "Break-even").endswith(
-        f"with {shots.name} at the token prices set (cached of each prompt: 35 of 60 tokens against 395 of 420)."
-    )
-    assert by_tokens.arithmetic["cached_tokens_alternative"] == 395
-    by_time = make_decision([*others, shots, lora])
-    assert "token" not in find_reason(by_time, "Break-even")
-    assert "cached_tokens_alternative" not in by_time.arithmetic
-
-
 SLICES = {"low": Estimate(0.10, 0.05, 0.18, 100), "high": Estimate(0.80, 0.71, 0.87, 100)}
 
 
@@ -547,26 +532,20 @@ def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_
     decision = beside(*seeds, max_latency_s=0.5)
     assert decision.candidate == "lora"
     assert find_reason(decision, "All keep the budgets")
-    unknown = set_latencies({}, [*alternatives(), make_fine_tune("lora", 0.81, 0.07, latency_p50_s=None)])
-    decision = make_decision(unknown, max_latency_s=0.5)
+    lora = make_fine_tune("lora", 0.81, 0.07, latency_p50_s=None)
+    facts = [replace(f, measured_on="a new one") for f in alternatives()]
+    decision = make_decision([*facts, replace(lora, measured_on="an old one")], max_latency_s=0.5)
+    assert find_reason(decision, "Times of different machines cannot be compared: a new one, an old one.")
     assert decision.candidate == "lora"
     assert find_reason(decision, "Not measured against the budgets, and left in: lora.")
 
 
-def test_times_of_different_machines_are_not_passed_off_as_comparable():
-    facts = [replace(f, measured_on="an old one" if f.trained else "a new one") for f in set_latencies({})]
-    said = find_reason(make_decision(facts, max_latency_s=1.0), "different machines")
-    assert "a new one (prompt, fixed" in said
-    assert not [r for r in make_decision(facts).reasons if "different machines" in r]
-
-
 def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, n_train=60), label_cost_usd=2.0)
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, n_train=60))
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "but 60 training examples and 1 seed are too few to rely on that" in decision.sentence
     assert "collect 100 examples, or show it over 3 seeds with --seeds 0,1,2" in decision.sentence
-    said = find_reason(decision, "60 training examples: below")
-    assert "40 more would make 100, for 80.00 USD of labels" in said
+    assert find_reason(decision, "60 training examples: below")
     assert beside(make_fine_tune("lora", 0.81, 0.07, n_train=100)).candidate == "lora"
 
     seeds = [make_fine_tune("lora", 0.95, 0.30, n_train=60, seed=s) for s in range(3)]
@@ -576,13 +555,6 @@ def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
     decision = beside(make_fine_tune("theirs", 0.81, 0.07, n_train=0))
     assert decision.candidate == "theirs"
     assert find_reason(decision, "How many examples theirs was trained on is unknown")
-
-
-@pytest.mark.parametrize(("n_train", "flagged"), [(9_999, True), (10_000, False)])
-def test_full_fine_tuning_on_fewer_than_ten_thousand_examples_is_flagged(n_train, flagged):
-    decision = beside(make_fine_tune("whole", 0.81, 0.07, method="full", n_train=n_train))
-    words = "All weights were trained on few examples by whole (9,999): that is usual from about 10,000"
-    assert any(words in reason for reason in decision.reasons) == flagged
 
 
 def test_hosting_is_paid_back_too():
@@ -620,7 +592,6 @@ def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
     close = beside(make_fine_tune("lora", 0.75, 0.01)).arithmetic
     clear = beside(make_fine_tune("lora", 0.90, 0.15)).arithmetic
     assert close["more_test_items_bring_points"] > 0.1 > clear["more_test_items_bring_points"]
-    assert close["perfect_information_points"] > close["more_test_items_bring_points"]
 
     decision = beside(make_fine_tune("lora", 0.95, 0.30))
     assert find_reason(decision, "Next best spend").startswith("Next best spend: none, choose now.")
@@ -719,8 +690,8 @@ def test_a_gain_ships_where_it_is_worth_more_than_it_costs():
         ("general_purpose", "the other abilities of lora changed by"),
         ("low_resource_language", "lora gains +61.0 [+57, +65] points over the prompt"),
         ("missing_capability", ("the base reaches 20.0 [15, 25] exact_match with prompt and 74.0 [69, 79] exact_match"
-         " with knn and 30.0 [25, 35] exact_match with ranked, which is more than no right answer at all: it has the"
-         " capability at least in part; lora gains +61.0 [+57, +65] points over the prompt")),
+         " with knn and 30.0 [25, 35] exact_match with ranked, which is more than no right answer at all;"
+         " lora gains +61.0 [+57, +65] points over the prompt")),
     ],
 )  # fmt: skip
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
@@ -735,12 +706,7 @@ def test_a_capability_is_missing_where_the_base_is_not_above_a_rule_that_reads_n
     runs = [candidate("prompt", 0.48), candidate("knn", 0.52, prompting="few_shot(select=knn, shots=8)")]
     policy = DecidePolicy(needs=("missing_capability",))
     said = find_reason(fake_facts.make_decision(runs, policy, trivial=guess), "(missing capability)")
-    assert (
-        "not shown to be more than always answering “no”, which reaches 50.0 %: no capability is shown"
-        in said
-    )
-    alone = find_reason(fake_facts.make_decision(runs[:1], policy, trivial=guess), "(missing capability)")
-    assert "no capability is shown, though shots were not tried" in alone
+    assert "not shown to be more than always answering “no”, which reaches 50.0 %" in said
 
 
 def test_answers_with_sources_are_judged_by_the_citations_of_what_retrieves():
@@ -770,13 +736,6 @@ def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
         "large, the larger model, reaches 90.0 [85, 95] exact_match and lora 81.0 [76, 86] exact_match; 1,000 requests"
         " cost 2.60 and 0.10 USD; its teacher and its training cost 12.00 and 0.50 USD, paid back after 5,000 requests"
     ) in said
-    # Its index costs 4.00 USD a month over 6 months, 11.50 USD more than all that is spent once on lora.
-    indexed = replace(large, prompting="rag(retriever=bm25, top_k=2)")
-    for price, until in ((2.6, "from the first request"), (0.05, "up to 230,000 requests")):
-        facts = [*alternatives(), lora, replace(indexed, cost_per_1k_usd=price)]
-        said = find_reason(make_decision(facts, index_usd_per_month=4.0, **needs), "Measured (cheaper")
-        less = "11.50 USD less than the index of documents of large, and so cheaper"
-        assert f"cost 12.00 and 0.50 USD, with labels and hosting {less} {until}" in said
     dear = replace(large, cost_per_1k_usd=None)
     said = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
     assert "what large costs is not known" in said
@@ -827,12 +786,7 @@ def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips()
     assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said
 
     lora = make_fine_tune("lora", 0.75, 0.01, training_cost_usd=100.0)
-    advised = beside(lora, curve=make_curve(0.12), label_cost_usd=1.0)
-    assert advised.action == "collect more data"
-    # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
-    assert find_reason(advised, "The advice rests on").endswith(
-        "the default): more data stops paying at 0.0072 USD."
-    )
+    assert beside(lora, curve=make_curve(0.12), label_cost_usd=1.0).action == "collect more data"
 
 
 def test_a_gain_without_a_price_says_from_which_price_it_pays():
@@ -882,10 +836,5 @@ def test_the_share_is_said_with_the_forecast_and_whether_anybody_set_it():
     assert index_usd_per_1k(policy) == 10
     (sentence,) = index_sentences([rag(), candidate("prompt", 0.7)], policy)
     assert "10.00 USD a month" in sentence
-    assert (
-        "10.00 USD of 1,000 requests to rag, by the 1,000 forecast a month, and part of their $/1k"
-        in sentence
-    )
+    assert "10.00 USD of 1,000 requests to rag at 1,000 requests a month, part of their $/1k" in sentence
     assert index_sentences([candidate("prompt", 0.7)], DecidePolicy()) == []
-    (sentence,) = index_sentences([rag(cost_per_1k_usd=None)], policy)
-    assert "$/1k" not in sentence

@@ -90,7 +90,7 @@ def find_drawn_comparison(
         return None
     reported = {f.run_id: f.label for f in report.facts} if report is not None else {}
     comparisons = report.comparisons.get(reported.get(new.run_id, ""), ()) if report is not None else ()
-    kept = next((c for c in comparisons if c.task == task and not c.slice), None)
+    kept = next((c for c in comparisons if c.task == task), None)
     if kept is not None and base.weights_digest == new.base_digest:
         return kept
     reason = "sampled items count by weights, which the report keeps only for candidate against base"

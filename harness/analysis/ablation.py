@@ -1,9 +1,7 @@
 """Ablation: a grid's members against its first one, or candidates that differ only in their training rows.
 
-Invariant: every member answers the same items as the reference, which is the first in the file or the
-candidate on the target's own rows, so it is not chosen by its result; the winner is named by validation,
-never by test.
-Source: Benjamini & Hochberg 1995; several seeds by variance components (`decision.seeds`).
+Invariant: every member answers the same items as the reference, which is not chosen by its result; the winner
+is named by validation. Source: Benjamini & Hochberg 1995; several seeds by variance components (`seeds`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +32,8 @@ Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDif
 class Factor:
     """One member of a grid against the reference, in the target metric's unit; costs are the mean per seed.
 
-    `p` is two-sided and uncorrected, `p_adjusted` corrected by Benjamini-Hochberg over the grid. Both are
-    None for the reference itself, and for failed members or those that show nothing.
+    `p` is two-sided, `p_adjusted` by Benjamini-Hochberg over the grid; None for the reference and failed
+    members.
     """
 
     candidate: str
@@ -70,11 +68,9 @@ class Comparer(NamedTuple):
 
 
 def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tuple[Ablation, ...]:
-    """Compare the members of every grid with the first.
+    """Compare the members of every grid with the first, by `pair` for runs (base, new) and `means` for seeds.
 
-    `pair` compares two runs (base, new) on test, `means` two recipes over their seeds. Every member is
-    trained separately, so the variance between the seeds of both is added; with two seeds it is pooled over
-    the recipes.
+    Every member is trained separately, so the variance between the seeds of both is added.
     """
     grids: dict[str, dict[str, list[CandidateFacts]]] = {}
     for f in facts:
@@ -154,11 +150,9 @@ def _factor(
 class TrainingSet:
     """One candidate's training rows and their results, in the target metric's unit, with costs in USD.
 
-    `n_rows` are the rows as trained: a row that is twice in the file, or drawn twice by a mixture, counts
-    twice. `n_labelled` of them were labelled and paid for: a row drawn again is labelled once. `n_tokens`
-    counts the trained tokens of all epochs. `estimate` is the score with its interval, None if the variance
-    between seeds is unknown. `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over
-    the table) are None for the reference.
+    `n_rows` are the rows as trained, repeated ones included; `n_labelled` of them were labelled and paid for.
+    `n_tokens` counts the trained tokens of all epochs. `estimate` is the score with its interval, None if the
+    variance between seeds is unknown. The rest is as in `Factor`.
     """
 
     candidate: str
@@ -194,10 +188,9 @@ def training_sets(
     pair: Pair,
     means: Means,
 ) -> tuple[TrainingSets, ...]:
-    """Compare the candidates whose recipes differ only in `train` and `mix`.
+    """Compare the candidates whose recipes differ only in `train` and `mix`, given in the order of the file.
 
-    `facts` are in the order of the file; `drawn_again` maps each candidate to its number of repeated rows.
-    `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
+    `drawn_again` maps each candidate to its number of repeated rows.
     """
     by = Comparer(pair, means, pool_variance(facts))
     over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}

@@ -1,8 +1,7 @@
 """Admission of tasks to the gate, and the comparisons of both arms' rows on the suites' tasks.
 
-Invariant: finished experiments, stored runs and outside results are all judged here. Admission looks only at
-the base, and never at the items that it admits: each task is split once into two halves, and the base's
-answers to one half admit the other.
+Invariant: admission looks only at the base, and never at the items that it admits: each task is split once
+into two halves, and the base's answers to one half admit the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +32,8 @@ _SAID: Mapping[Half, str] = {"search": "one half of its items", "confirm": "the 
 class Measurement(NamedTuple):
     """Rows of both arms on one task of a suite; `flip_rate` is its measured A/A noise, if any.
 
-    `documents` maps items to the digests of their documents if the rows do not name them. If the rows are
-    only one half of the task, `admitting` holds the base's rows on the other half.
+    `documents` maps items to document digests if the rows do not name them. If the rows are only one half of
+    the task, `admitting` holds the base's rows on the other half.
     """
 
     task: Task
@@ -80,7 +79,7 @@ def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
 def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
     """Reduce both arms of every task to one half, admitted by the base on the other; both have pinned items.
 
-    A task with fewer than two clusters in that half is left out: one cluster has no interval.
+    A task with fewer than two clusters in that half is left out.
     """
     parts = []
     for m in measured:
@@ -97,11 +96,9 @@ def admit(
 ) -> tuple[bool, str]:
     """Decide from the base's rows whether a task can show forgetting, with the reason.
 
-    A task is admitted if the 95 % interval of the base's score is above the task's chance level, and the
-    score exceeds that level by at least three times its A/A noise, the standard deviation √(q/2n) if a share
-    q of items flips between two layouts. Metrics where lower is better, such as bits per byte, are never
-    admitted, nor are metrics without bounds, whose changes are not shares of anything, nor tasks without a
-    scored item.
+    Admitted if the 95 % interval of the base's score is above chance, and the score exceeds it by at least
+    three times its A/A noise, √(q/2n) if a share q of items flips between two layouts. Never if lower is
+    better, nor without bounds or a scored item.
     """
     if reported := _explain_reported(task, metric):
         return False, reported
@@ -213,11 +210,7 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
 
 
 def compare_task(m: Measurement, alpha: float) -> Comparison | None:
-    """Compare both arms on a whole task by its primary metric; None if no item can be compared.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items.
-    """
+    """Compare both arms on a whole task by its primary metric; None if no item can be compared."""
     return _compare(m.metrics[m.task.primary_metric], m.base, m.new, alpha)
 
 
@@ -237,11 +230,7 @@ def _compare(
 def compare_half(
     m: Measurement, cut: HalfSplit, half: Half, alpha: float, *, identical: bool = False
 ) -> Comparison | None:
-    """Compare both arms on one half of a task by its primary metric; None if no item can be compared.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items.
-    """
+    """Compare both arms on one half of a task by its primary metric; None if no item can be compared."""
     metric, base, new = m.metrics[m.task.primary_metric], cut.rows(m.base, half), cut.rows(m.new, half)
     return _compare(metric, base, new, alpha, identical)
 

@@ -1,12 +1,9 @@
 """Advice printed with the measurements: kinds of failure, declared needs, and the scenario of an experiment.
 
-Invariant: advice decides nothing and is printed with the measurement. A remedy helps if its whole interval is
-above the prompt; an untagged slice says nothing. If the chosen candidate is of another kind than advised, the
-scores of both are given with the measured reasons, the one that rules the advised one out first. The scenario
-is that of the candidate measured to do better than the rest, shipped or not; what was not measured leaves
-several possible, and an open decision is in none yet.
-Source: the usual lists of when to prompt, to retrieve and to fine-tune; Gupta et al. 2024, arXiv 2401.08406
-(retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
+Invariant: advice decides nothing. A remedy helps if its whole interval is above the prompt. The scenario is
+that of the candidate measured to do better than the rest, shipped or not. Source: the usual lists of when to
+prompt, to retrieve and to fine-tune; Gupta et al. 2024, arXiv 2401.08406 (retrieval, fine-tuning and both),
+Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +13,6 @@ from typing import NamedTuple
 from harness import formatting, plugins
 from harness.analysis import economics
 from harness.analysis.candidate_facts import (
-    FEW,
     Action,
     CandidateFacts,
     Case,
@@ -87,35 +83,17 @@ def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -
     """List the measurements that speak for the chosen candidate and against this one."""
     if other.over_budget:
         yield f"{other.name} is left out, because {other.over_budget}"
-    if is_fine_tuned(other) and not passes(other):
-        verdict, forgot = other.verdict, ""
-        if (
-            verdict
-            and verdict.macro
-            and any(r.name == "macro" and r.outcome != "pass" for r in verdict.rules)
-        ):
-            forgot = f", its other abilities having changed by {formatting.points(*verdict.macro[:3])} points"
-        if verdict is None:
-            yield f"what {other.name} forgot was not measured"
-        else:
-            outcome = "fails" if verdict.outcome == "fail" else "is not shown to pass"
-            yield f"the gate of {other.name} {outcome}{forgot}"
+    if is_fine_tuned(other) and other.verdict is None:
+        yield f"what {other.name} forgot was not measured"
+    elif is_fine_tuned(other) and other.verdict and not passes(other):
+        outcome = "fails" if other.verdict.outcome == "fail" else "is not shown to pass"
+        yield f"the gate of {other.name} {outcome}"
     yield from _difference(case, other, chosen)
     if other.recall is not None and other.recall < 1:
         yield f"its retrieval found {formatting.percent(other.recall)} % of the documents needed"
     if (use := other.retrieval) is not None and use.found and use.unused:
         wrong = f"{formatting.count(use.unused)} were answered wrongly"
         yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
-    if is_fine_tuned(other) and 0 < other.n_train < FEW:
-        yield f"it was trained on {formatting.pluralize(other.n_train, 'example')}"
-    if None not in (other.cost_per_1k_usd, chosen.cost_per_1k_usd):
-        costs = [formatting.usd(f.cost_per_1k_usd) for f in (other, chosen)]
-        if (other.cost_per_1k_usd or 0) > (chosen.cost_per_1k_usd or 0) and costs[0] != costs[1]:
-            yield f"1,000 requests cost {costs[0]} USD with it and {costs[1]} with {chosen.name}"
-    if None not in (other.latency_p50_s, chosen.latency_p50_s):
-        times = [formatting.seconds(f.latency_p50_s) for f in (other, chosen)]
-        if (other.latency_p50_s or 0) > (chosen.latency_p50_s or 0) and times[0] != times[1]:
-            yield f"its median request takes {times[0]}, that of {chosen.name} {times[1]}"
 
 
 def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
@@ -283,9 +261,7 @@ def _describe_lack(case: Case) -> str:
     nothing = case.trivial.text if case.trivial else "no right answer at all"
     share = case.trivial.share if case.trivial else 0.0
     above = any(run.target and run.target.low > share for run in runs)
-    shots = "" if any(action_of(run) == "few-shot" for run in runs) else ", though shots were not tried"
-    found = f"not shown to be more than {nothing}: no capability is shown{shots}"
-    found = f"more than {nothing}: it has the capability at least in part" if above else found
+    found = f"{'' if above else 'not shown to be '}more than {nothing}"
     tuned, gained = case.judged, ""
     if tuned and tuned.vs_prompt:
         gained = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
@@ -309,13 +285,8 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
         return f"{text}; what {larger.name if prices[0] is None else run.label} costs is not known"
     once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
     pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
-    costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once)) + " USD"
-    total = economics.add_one_time_costs_usd(run, larger, case.policy)
-    if less := economics.saved_once_text(run, larger, case.policy):
-        pays = f"with labels and hosting {less}"
-    elif formatting.usd(total) != formatting.usd(sum(once)):
-        spent += f" ({formatting.usd(total)} net, with labels, hosting and an index)"
-    return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent}, {pays}"
+    costs, spent = (" and ".join(map(formatting.usd, usd)) for usd in (prices, once))
+    return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:

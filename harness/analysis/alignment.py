@@ -1,11 +1,9 @@
 """Alignment of two arms' rows by item, as arrays, with failed answers and items answered in folds.
 
-Invariant: an item counts only if both arms have it and scored it; an arm with other items, or with an item
-twice, is refused. An item is left out of both arms only if neither answered it, or if the metric has no worst
-value; it is always counted as failed. Whether one arm answered never changes the items that the other is
-judged on. Intervals are widened about their estimate, never shortened; with too few scored folds to know how
-much their models differ, the interval is unbounded.
-Source: a mean with missing values lies between those of its extremes: Horowitz & Manski 2000, JASA 95, 77-84
+Invariant: an item counts only if both arms have it and scored it; arms with other items, or with an item
+twice, are refused. Whether one arm answered never changes the items that the other is judged on. Intervals
+are only widened about their estimate. Source: Horowitz & Manski 2000, JASA 95, 77-84, for the bounds of a
+mean with missing values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +34,6 @@ class Arms(NamedTuple):
     weights: Array
     base: Array  # (n, k)
     new: Array  # (n, k)
-    valid: NDArray[np.bool_]
     base_folds: NDArray[np.intp]
     new_folds: NDArray[np.intp]
 
@@ -61,22 +58,18 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
             f"the runs hold different items: {len(only_base)} only in the base, {len(only_new)} only in the"
             f" new run ({shown}). Next: evaluate both on the same split and limit"
         )
-    ids = [
-        i
-        for i in sorted(old)
-        if old[i].parts[metric.name] is not None and now[i].parts[metric.name] is not None
-    ]
+    name = metric.name
+    ids = [i for i in sorted(old) if old[i].parts[name] is not None and now[i].parts[name] is not None]
     if not ids:
-        found = f"metric {metric.name!r}: found no item that both runs scored"
+        found = f"metric {name!r}: found no item that both runs scored"
         raise IncompatibleRuns(f"{found}. Next: evaluate both on the same split and limit")
     codes = np.unique([old[i].cluster or i for i in ids], return_inverse=True)[1]
     return Arms(
         ids=tuple(ids),
         clusters=codes,
         weights=np.array([old[i].weight for i in ids], float),
-        base=np.array([old[i].parts[metric.name] for i in ids], float),
-        new=np.array([now[i].parts[metric.name] for i in ids], float),
-        valid=np.array([old[i].status == now[i].status == "ok" for i in ids]),
+        base=np.array([old[i].parts[name] for i in ids], float),
+        new=np.array([now[i].parts[name] for i in ids], float),
         base_folds=np.array([old[i].fold for i in ids]),
         new_folds=np.array([now[i].fold for i in ids]),
     )
@@ -96,7 +89,7 @@ def name_pooled_cluster(row: SampleResult) -> str:
 
 
 def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> list[SampleResult]:
-    """Return rows with the single part `invalid`, without texts, and with names that are unique across tasks.
+    """Return rows with the single part `invalid`, without texts, and with names unique across tasks.
 
     `joined` maps names by `name_pooled_cluster` to one name for clusters that several tasks share.
     """
@@ -160,11 +153,10 @@ BaseErrors = Literal["worst", "bounds"]
 class Errors:
     """Counts of failed items among `n` evaluated ones: failed by the base, by the new run, or by both.
 
-    An item of which only some of several answers failed is included, although it has a score. `cause` is the
-    first failure's reason. `is_scored` says that the metric has a worst value, by which failures count;
-    otherwise they are left out. `delta_lost` and `delta_kept` are the delta if items that the base failed
-    count as passed by it, or as not passed; None if not applicable. `open` names the failed items of the base
-    on which the new run's answer is not perfect, so that they may be lost.
+    Items of which only some of several answers failed are included. `cause` is the first failure's reason.
+    Without a worst value (`is_scored` is False) failures are left out. `delta_lost` and `delta_kept` are the
+    delta if items that the base failed count as passed by it, or as not passed; None if not applicable.
+    `open` names the failed items of the base on which the new run's answer is not perfect.
     """
 
     n: int = 0
@@ -192,10 +184,9 @@ NO_ERRORS = Errors()
 
 
 class FilledArms(NamedTuple):
-    """Rows of both arms in which failed answers have parts, if the metric has such values, and their counts.
+    """Rows of both arms with parts for failed answers, and their counts.
 
-    `base_extremes` are the base's rows with its failed answers scored best, and scored worst; empty if not
-    requested or if the metric has no such values.
+    `base_extremes` are the base's rows with its failed answers scored best, and scored worst, if requested.
     """
 
     base: Sequence[SampleResult]
@@ -205,7 +196,7 @@ class FilledArms(NamedTuple):
 
 
 class _FailedItems(NamedTuple):
-    """Ids of failed items, by the arm that failed: the base alone, the new run alone, or both."""
+    """Ids of failed items, by the arm that failed."""
 
     base: list[str]
     new: list[str]
@@ -220,8 +211,8 @@ def fill_errors(
 ) -> FilledArms:
     """Give failed answers the metric's worst value; with `bounds` only those of the new run.
 
-    Items that neither arm answered then keep no parts, and nor do the base's failures, which `base_extremes`
-    bounds. Without a worst value no failed answer gets parts.
+    With `bounds`, items that neither arm answered keep no parts, and `base_extremes` bounds the base's
+    failures. Without a worst value no failed answer gets parts.
     """
     old, now = ({row.example_id: row for row in rows} for rows in (base, new))
     name, shared = metric.name, old.keys() & now.keys()
@@ -229,7 +220,6 @@ def fill_errors(
     none_old, none_new = ({i for i in shared if arm[i].parts[name] is None} for arm in (old, now))
     in_both = {i for i in none_old & none_new if "error" in (old[i].status, now[i].status)}
     failed = _FailedItems(sorted(none_old - none_new), sorted(none_new - none_old), sorted(in_both))
-    # Both arms scored these items, although some of their answers failed.
     scored = {i for i in shared if old[i].parts[name] and now[i].parts[name]}
     few_old, few_new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
     incomplete = _FailedItems(sorted(few_old - few_new), sorted(few_new - few_old), sorted(few_old & few_new))
@@ -300,9 +290,9 @@ class FoldInterval(NamedTuple):
 
 
 def interval_in_folds(plain: FoldInterval, estimate: float, folds: Folds, value_of: ValueOf) -> FoldInterval:
-    """Widen the interval of an estimate by the differences between the models of the folds (n,).
+    """Widen an interval about its estimate by the differences between the models of the folds (n,).
 
-    The ratio of the two distances from the estimate is kept. An interval of zero or infinite width stays.
+    An interval of zero or infinite width stays; with fewer than three scored folds there is none.
     """
     masks = [folds == fold for fold in np.unique(folds)]
     if len(masks) < stats.MIN_FOLDS:

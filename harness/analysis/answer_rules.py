@@ -1,12 +1,9 @@
 """Gate rules on answers: missing tasks, failed and invalid answers, lost pinned items, drift, mode collapse.
 
-Invariant: comparisons are oriented so that a negative delta is a loss, and bounds are one-sided at
+Invariant: comparisons are oriented so that a negative delta is a loss; bounds are one-sided at
 `policy.alpha`; the base's own weights pass without a test. Too many failed answers make a verdict
-inconclusive whatever the other rules say, because they rest on missing answers. A task passes the rule on its
-commonest answer if the share is shown not to exceed that of the base, or of the references, by the limit,
-each at its share of alpha; it fails if it is shown to exceed both, at alpha over the number of tasks and of
-the texts that can have such a share.
-Source: Berger & Parker 1970 for the share; Berger 1982 for what all tasks, or both arms, have to show.
+inconclusive whatever the other rules say. Source: Berger & Parker 1970 for the share; Berger 1982 for what
+all tasks, or both arms, have to show.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,9 +11,12 @@ from typing import Literal
 
 from harness import formatting
 from harness.analysis.estimators import Comparison, at_level, orient
-from harness.analysis.items_needed import DeltaPart, describe_more_items, find_planning_se, lower_se
 from harness.analysis.margins import (
+    DeltaPart,
     comparison_facing_se,
+    describe_more_items,
+    find_planning_se,
+    lower_se,
     margin_outcome,
     margin_text,
     margin_verdict,
@@ -57,9 +57,8 @@ def errors_rule(
 ) -> Rule | None:
     """Judge how many answers failed on each task; None if none did.
 
-    A candidate's error counts as lost, one of the base as any score. The verdict is invalid beyond
-    `gate.max_errors` of a task's items, and at the first error if the metric has no worst value to count it
-    by.
+    The verdict is invalid beyond `gate.max_errors` of a task's items, and at the first error if the metric
+    has no worst value to count it by.
     """
     failed = [t.comparison for t in tasks if t.comparison.errors.total and _decides(t, policy)]
     unscored = [c for c in failed if not c.errors.is_scored]
@@ -87,7 +86,6 @@ def errors_rule(
         return Rule("errors", "inconclusive", f"invalid: {'; '.join(causes)}", facts)
     text = f"errors: {_list_tasks(failed)}; at most {most} % of a task may fail"
     for c in failed:
-        # Items that the base failed to answer may change the delta.
         if c.errors.delta_lost is not None and c.errors.delta_kept is not None:
             lost = formatting.change(c.unit, c.errors.delta_lost)
             kept = formatting.change(c.unit, c.errors.delta_kept)
@@ -163,8 +161,7 @@ def regressions_rule(
     """Fail if a pinned item is lost; in another precision than fp32 only after fp32 confirms it.
 
     `confirmed` maps tasks to the items that are lost in fp32 too; None if nothing was re-scored, and then a
-    lost item leaves the verdict open. So does an item that the base did not answer and the candidate gets
-    wrong.
+    lost item leaves the verdict open, as does one that the base did not answer and the candidate gets wrong.
     """
     pinned = [t for t in tasks if t.role == "regression"]
     if not pinned:
@@ -231,10 +228,11 @@ Compared = Mapping[str, Sequence[Comparison]]
 
 
 def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) -> Rule | None:
-    """Judge the largest rise of the commonest answer's share; `compared` maps tasks to comparisons by arm.
+    """Judge the largest rise of the commonest answer's share; None if the policy sets no limit.
 
-    None if the policy sets no limit. The comparisons may have any level; what has to be shown is judged at
-    `policy.alpha`.
+    `compared` maps tasks to comparisons by arm. A task passes if the share is shown not to exceed that of one
+    arm by the limit; it fails, at alpha over the tasks and over the 1/limit texts that can have such a share,
+    if it exceeds both.
     """
     limit = policy.mode_collapse
     if limit is None:
@@ -266,7 +264,6 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
 
 
 def _outcome(arms: Sequence[Comparison], limit: float, alpha: float, level: float) -> Outcome:
-    """Judge one task by its arms: it passes if the share does not exceed one of them by the limit."""
     if any(at_level(c, alpha / len(arms)).lower > -limit for c in arms):
         return "pass"
     return "fail" if all(at_level(c, level).upper < -limit for c in arms) else "inconclusive"

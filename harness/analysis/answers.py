@@ -1,17 +1,11 @@
 """Descriptions of answers: use of retrieved passages, several answers per item, and diversity.
 
 Invariant: every answered item falls into one class of passage use. The answer counts as found if a needed
-document is among the passages (where the item names documents) and a reference occurs word for word in them
-(where a reference occurs in any document): short answers also occur in wrong passages. If only documents can
-tell, as for `no`, all documents of the item are needed. Documents with the same text are one document.
-Support is lexical: it recognises copied statements, not paraphrases. An item counts once, however many
-answers were sampled, so intervals are over items and their clusters; a failed answer is not right. Diversity
-counts only generated answers and, between two arms, only items that both answered; a share is judged against
-the base's and the commonest reference's, so a task with few right answers is not called collapsed. Source:
-precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al. 2024,
-arXiv:2401.05856; Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker 1970 for the share, Tango
-1998 for the paired interval; that "far above" asks for twice the share, or for half of what it leaves, is
-ours.
+document is among the passages and a reference occurs in them word for word; if only documents can tell, as
+for `no`, all documents of the item are needed. Support is lexical. An item counts once, however many answers
+were sampled. Source: Manning et al. 2008, ch. 8, for precision, recall and reciprocal rank; Barnett et al.
+2024, arXiv:2401.05856, for failure points; Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker
+1970 for the share; that "far above" asks for twice the share, or half of what it leaves, is ours.
 """
 
 import re
@@ -60,11 +54,10 @@ class RetrievalUse(NamedTuple):
     """Numbers of items by how their passages were used.
 
     `found` of `n` items had the answer in the passages: `used` are right and supported by them, `ungrounded`
-    right with an unsupported sentence, `unused` wrong. Without the answer in the passages, `missed` are wrong
-    and `known` right. `errors` were not answered, and `unclear` name neither documents nor a reference that
-    occurs in one; both are excluded from the others. `grounded` is the share of answers that the passages
-    support, among items whose reference occurs in a document (labels do not). `retrieved` is None if no item
-    names its documents. `by_answer` says that each of several answers to an item counts on its own.
+    right with an unsupported sentence, `unused` wrong. Without it, `missed` are wrong and `known` right.
+    `errors` (not answered) and `unclear` (without documents or references that tell) are excluded from the
+    others. `grounded` is the share of supported answers among items whose reference occurs in a document.
+    `by_answer` says that each of several answers to an item counts on its own.
     """
 
     n: int
@@ -290,9 +283,8 @@ class AnswerCounts(NamedTuple):
 class AnswerDiversity:
     """Diversity of the generated answers to n items of a task; shares are of these items.
 
-    `base` is None if the base did not answer, `reference_share` (of the commonest reference) if an item has
-    no reference. `low` and `high` bound the 95 % interval of the new share minus the base's. `collapsed` says
-    that the new share is far above the base's and the references'.
+    `base` is None if the base did not answer, `reference_share` if an item has no reference. `low` and `high`
+    bound the 95 % interval of the new share minus the base's.
     """
 
     task: str

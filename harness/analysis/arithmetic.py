@@ -16,7 +16,6 @@ from harness.analysis.economics import PerUsd
 from harness.analysis.estimators import Comparison, chance_below
 from harness.analysis.next_step import RowsNeeded, Spend
 from harness.analysis.seeds import gain_label
-from harness.records import TokenCounts
 
 _FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.round_up, formatting.usd
 _UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
@@ -28,8 +27,8 @@ Amount = float | None
 class Number(NamedTuple):
     """Words and formatter of one number; {unit} in the words is the unit of a change of the metric.
 
-    It is listed as `name`, by default its field's name; `part` is the attribute of the field's value that
-    holds it. `ends` says that it has an interval.
+    It is listed as `name`, by default its field's; `part` is the attribute of the field's value that holds
+    it. `ends` says that it has an interval.
     """
 
     words: str
@@ -40,14 +39,6 @@ class Number(NamedTuple):
 
 
 OptionalNumbers = tuple[Number, ...]  # numbers that are left out if their field is None
-
-
-def _tokens(who: str, words: str) -> OptionalNumbers:
-    parts = (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
-    return tuple(
-        Number(f"{part_text} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
-        for part, part_text in parts
-    )
 
 
 def _option(kind: str, part: str) -> OptionalNumbers:
@@ -73,8 +64,7 @@ _SPEND: OptionalNumbers = (
 class Economics:
     """Costs and returns of the judged fine-tune next to the best untrained candidate.
 
-    If one of the two is missing only the first four are known. `rows_needed` is the amount of training data
-    that would pay; the choice mentions it, the list does not.
+    If one of the two is missing only the first four are known. `rows_needed` is not listed.
     """
 
     alternative: Annotated[str | None, Number("best untrained candidate")]
@@ -102,8 +92,6 @@ class Economics:
     tau_flips_at: Annotated[
         Amount, Number("τ from which that is no longer shown, {unit} per USD of training")
     ] = None
-    tokens_of_alternative: Annotated[TokenCounts | None, _tokens("alternative", _UNTRAINED)] = None
-    tokens_of_fine_tune: Annotated[TokenCounts | None, _tokens("fine_tune", _TUNED)] = None
     cost_per_1k_alternative_usd: Annotated[Amount, Number(f"1,000 requests to {_UNTRAINED}, USD", _USD)] = (
         None
     )
@@ -128,7 +116,6 @@ class Economics:
     pays_from_point_usd: Annotated[
         Amount, (Number(f"worth of a point from which {_TUNED} pays, USD", _USD),)
     ] = None
-    perfect_information_points: Annotated[Amount, Number("worth of knowing the gain exactly, {unit}")] = None
     spend: Annotated[Spend | None, _SPEND] = None
     rows_needed: RowsNeeded | None = None
 
@@ -164,7 +151,6 @@ def economics_of(case: Case) -> Economics:
     policy, over = case.policy, gain(run.vs_untrained)
     prompt = None if case.by_wins else gain(run.vs_prompt)
     ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
-    by_token = policy.usd_per_million_tokens is not None
     worth, once = economics.worth_of_items(run, policy), economics.add_one_time_costs_usd(run, other, policy)
     rows_needed = next_step.find_rows_needed(case, run, over) if over else None
     in_answers = economics.counts_answers(policy, case.unit)
@@ -192,8 +178,6 @@ def economics_of(case: Case) -> Economics:
         points_per_usd_over_prompt=economics.divide_by_usd(prompt, run.training_cost_usd),
         probability_above_tau=above_tau,
         tau_flips_at=ratio.low if ratio and ratio.low > 0 else None,
-        tokens_of_alternative=other.tokens if by_token else None,
-        tokens_of_fine_tune=run.tokens if by_token else None,
         cost_per_1k_alternative_usd=other.cost_per_1k_usd,
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
         spent_once_usd=once,
@@ -206,7 +190,6 @@ def economics_of(case: Case) -> Economics:
         right_answer_usd=economics.answer_usd(policy) if in_answers else None,
         pays_from_right_answer_usd=flips_at if in_answers else None,
         pays_from_point_usd=None if in_answers else flips_at,
-        perfect_information_points=worth.perfect if worth else None,
         spend=next_step.value_next_spend(case, worth, rows_needed),
         rows_needed=rows_needed,
     )

@@ -1,7 +1,7 @@
 """Candidates' results, and the choices among them on validation.
 
-Invariant: nothing here uses test scores: the best untrained candidate and the best fine-tune are chosen by
-their validation scores; a tie goes to the one that computes fewer tokens.
+Invariant: the best untrained candidate and the best fine-tune are chosen by their validation scores alone; a
+tie goes to the one that computes fewer tokens.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +28,8 @@ Action = Literal[
 class FamilyRank(NamedTuple):
     """Place of a fine-tune in the family of `n` members that were judged on the same items.
 
-    `p` is that of its rules alone, None if one is not shown, `p_adjusted` by Holm over the family, `level`
-    what Holm leaves of `alpha`. `chosen` names the recipe that validation chose from its grid.
+    `p` is that of its rules alone, None if one is not shown, `level` what Holm leaves of `alpha`. `chosen`
+    names the recipe that validation chose from its grid.
     """
 
     n: int
@@ -64,7 +64,7 @@ class BaseSize(NamedTuple):
 class UnderLoad(NamedTuple):
     """Concurrent requests: how many, how many are answered per second, and times to the first token.
 
-    Times are in seconds; None if no text is generated, or no single request was timed.
+    Times are None if no text is generated, or no single request was timed.
     """
 
     n: int
@@ -86,28 +86,16 @@ class UnreadAnswers(NamedTuple):
 class CandidateFacts:
     """Measurements of one run of a candidate: everything that a decision and a report need.
 
-    `trained` says that the weights differ from the base's own. `prompting` spells out the promptings with
-    their parameters, to tell `knn` shots from fixed ones. `target` is the primary metric's estimate on test,
-    `validation` its value there. The comparisons are paired on test: `new` is this run, `base` the best
-    untrained candidate or the prompt. `recall` is the share of needed documents that retrieval found,
-    `retrieval` how its passages were used, `citations` the scores of its citations by metric, `several`
-    describes the answers where several were sampled per item. Costs are in USD; `index_per_1k_usd` is that of
-    the retrieval index and is not included in the others. `tokens` of a request (None for a classifier),
-    `latency_p50_s` and `latency_p95_s` in seconds, `requests_per_s` in batches and `under_load` for
-    concurrent requests were all timed on the machine
-    `measured_on`; `disturbed` holds, by the names of these fields, figures disturbed by other work on the
-    machine: the fields themselves are then None, and nothing is decided by them. `over_budget` says which
-    budget or need is broken. `baseline` marks a model to beat, `leaves_machine` one whose requests go to an
-    external server. `n_train` examples were trained on, 0 if unknown; a teacher was paid `rows_cost_usd` for
-    them, and labelled `n_taught` of them. `over_items` says how much the mean over the recipe's seeds varies
-    with the items, None with one seed. `verdict` is the gate's on this run alone; with many candidates
-    `standing` is its place after correction, and `corrected` the verdict at that level. `labels_missing` is
-    how many labels of people are needed before a judge's metric may decide about its answers; `wins` says how
-    often these are preferred to those of the best untrained candidate, if the gate requires that. `base` is
-    the answering model, if a local language model answers. `more_targets` holds its scores on targets that
-    decide nothing. `settings` names the settings that validation chose its own from, by the digest of weights
-    and prompts where known, so that two candidates may share one. `unread` counts answers that were cut or
-    could not be parsed. `is_instructed` says that its prompts contain an instruction.
+    `trained` says that the weights differ from the base's own. `prompting` spells out the parameters.
+    `target` is the primary metric's estimate on test, `validation` its value there. The comparisons are
+    paired on test: `new` is this run, `base` the best untrained candidate or the prompt. `recall` is the
+    share of needed documents that retrieval found; `index_per_1k_usd` is not included in the other costs.
+    Timed figures were measured on `measured_on`; those in `disturbed` were disturbed by other work, and their
+    fields are None. `over_budget` says which budget or need is broken, `leaves_machine` that requests go to
+    an external server. `n_train` examples were trained on, 0 if unknown; a teacher was paid `rows_cost_usd`
+    and labelled `n_taught` of them. `verdict` is the gate's on this run alone; `standing` is its place among
+    many candidates, and `corrected` the verdict at that level. `labels_missing` counts labels needed before a
+    judge's metric may decide. `settings` names those that validation chose its own from, by digest.
     """
 
     name: str
@@ -206,9 +194,9 @@ def is_gain_shown(run: CandidateFacts) -> bool:
 
 
 def is_fine_tuned(run: CandidateFacts) -> bool:
-    """Tell whether a run is a language model with weights other than the base's; a classifier is not.
+    """Tell whether a run is a language model with weights other than the base's.
 
-    An endpoint's model counts as trained, because its weights are hidden, unless it is a baseline.
+    An endpoint's model counts, because its weights are hidden, unless it is a baseline.
     """
     return run.trained and not run.baseline and not _is_classifier(run)
 
@@ -250,11 +238,6 @@ def n_settings(facts: Iterable[CandidateFacts]) -> int:
     return len(settings)
 
 
-def list_untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the runs without a trained language model."""
-    return [f for f in facts if not is_fine_tuned(f)]
-
-
 def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the runs that no budget excludes."""
     return [f for f in runs if not f.over_budget]
@@ -262,7 +245,7 @@ def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
 
 def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Return the best untrained candidate within the budgets; if there is none, the best of all."""
-    runs = list_untrained_runs(facts)
+    runs = [f for f in facts if not is_fine_tuned(f)]
     return best(list_within_budgets(runs)) or best(runs)
 
 
@@ -373,7 +356,7 @@ def list_missing_alternatives(
     needed += ["rag"] if has_documents else []
     measured: set[str] = set()
     failed: dict[str, list[str]] = {}
-    for run in list_untrained_runs(facts):
+    for run in (f for f in facts if not is_fine_tuned(f)):
         if run.state == "done" and not run.baseline:
             measured |= _kinds(run)
         elif not run.baseline:
@@ -417,12 +400,10 @@ class Case(NamedTuple):
     """The facts of one decision, with the choices made on validation.
 
     `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both within the
-    budgets; so is `alternative` (untrained), unless none is: then it is the best of all. `win_rate` is the
-    one declared for the target; gains are then win rates if these may decide, and `by_metric` holds the gains
-    by the target's metric, by run. `unchecked` says that this is a judge's metric, not corrected by labels.
-    `trivial` is the score of a rule that reads no item, if labels are expected. `can_fold` says that the
-    target could be tested in folds, but is not. `spare` are the suites' items that were not asked, and
-    `relative` says that the macro's margin is a share of the base's skill.
+    budgets; so is `alternative` (untrained), unless none is. `by_metric` holds the gains by the target's
+    metric, by run, if the declared `win_rate` decides. `unchecked` says that the metric is a judge's, not
+    corrected by labels. `can_fold` says that the target could be tested in folds, but is not. `spare` are the
+    suites' items that were not asked; `relative` says that the macro's margin is a share of the base's skill.
     """
 
     facts: Sequence[CandidateFacts]

@@ -1,12 +1,9 @@
 """Paired comparison of two sets of rows of the same items, or a refusal that names the differences.
 
 Invariant: a failed answer scores worst in either arm, so swapping the arms only flips the sign; only a gate
-treats the base's failures differently (`base_errors`). The headline delta counts unparsable, truncated and
-refused answers as stored (with the metric's worst parts); `delta_valid` excludes them and failed answers.
-Judge scores are corrected only if each arm has a hundred labels of its own answers, or labels for all graded
-items, and for differences on the same items. Answers of folds are not corrected, because a correction would
-ignore the differences between the folds' models. A failed answer is a sampled item like any other, with the
-worst grade and label: which answers fail is part of the randomness of a score.
+treats the base's failures differently (`base_errors`). Unparsable, truncated and refused answers count as
+stored. A judge's scores are corrected only if each arm has a hundred labels of its own answers, or labels for
+all graded items, and never in folds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +32,6 @@ from harness.analysis.estimators import (
     is_judge,
     refuse,
     refuse_failed,
-    valid_estimate,
 )
 from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score
 from harness.analysis.labelled_answers import (
@@ -59,9 +55,6 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
     """Refuse rows that differ in more than their weights (and, unless requested, their prompting).
 
     The engine of an endpoint or artefact belongs to it like its weights, and may differ.
-
-    Raises:
-        IncompatibleRuns: names every field that differs, with both values.
     """
     here = () if a.computes_apart or b.computes_apart else _MUST_AGREE_HERE
     fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
@@ -76,14 +69,11 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
 
 
 def estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate:
-    """Estimate the score of one run with its 95 % interval; failed rows score worst.
+    """Estimate the score of one run with its 95 % interval; failed rows score worst, or are left out.
 
-    If the metric has no worst value, failed rows are left out; they are counted either way.
-
-    The interval is Wilson's for scores of 0 and 1 (if items share clusters, with n divided by the design
-    effect, and never narrower than the clustered t), the clustered t for graded means, and BCa over clusters
-    for other metrics. It is clipped to the metric's bounds, and is as wide as these allow for an unbounded
-    metric on too few clusters, or on clusters that all agree.
+    Wilson's interval for scores of 0 and 1 (in clusters by effective counts, and never narrower than the
+    clustered t), the clustered t for graded means, BCa over clusters for other metrics. It is clipped to the
+    metric's bounds, and as wide as these for an unbounded metric on too few clusters.
 
     Raises:
         IncompatibleRuns: no row could be scored.
@@ -111,27 +101,18 @@ def compare_rows(
     identical: bool = False,
     base_errors: BaseErrors = "worst",
 ) -> Comparison:
-    """Compare two runs on the same items.
+    """Compare two runs on the same items; `identical` weights have the delta 0 and [0, 0].
 
-    - Scores all 0 or 1, every item its own cluster: Tango's score interval.
-    - Other means of items: the clustered t. For scores of 0 and 1 it is never narrower than
-      Tango's interval with all counts divided by the design effect of the differences
-      (`stats.design_effect`); for graded scores the same holds where fewer than ten clusters
-      differ, a graded difference counting as its share of the metric's range.
-    - Scores of 0 and 1 with unequal inclusion weights, every item its own cluster: the score interval
-      of strata, items of one weight being one (`stats.stratified_flips_interval`).
-    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way; if items share
-      clusters, it is widened by the ratio of the t quantile (`stats.cluster_df`) to the normal one.
-    - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
+    - Scores all 0 or 1, every item its own cluster: Tango's score interval; with unequal inclusion weights
+      that of strata (`stats.stratified_flips_interval`).
+    - Other means: the clustered t, never narrower than Tango's by effective counts for scores of 0 and 1, or
+      where fewer than ten clusters differ.
+    - Other metrics and weights: BCa over clusters, guarded in the same way, and widened by the ratio of the t
+      quantile (`stats.cluster_df`) to the normal one.
 
-    An unbounded metric has no such guard: if all its clusters differ by the same amount, the interval is as
-    wide as the bounds allow. With fewer than four clusters, or fewer than four effective ones
-    (`stats.effective_clusters`), there is no interval: it is infinite, clipped to the bounds, and `refused`
-    says why.
-
-    A failed answer scores worst. With `base_errors="bounds"`, items that neither arm answered are left out,
-    as are items that only the base failed; the interval then includes those in which these count as passed
-    and as failed by the base. If the metric has no worst value, all failed items are left out.
+    With fewer than four effective clusters there is no interval. A failed answer scores worst, or is left out
+    without a worst value. With `base_errors="bounds"` the interval includes those in which the base's
+    failures count as passed and as failed, and items that neither arm answered are left out.
 
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
@@ -149,11 +130,9 @@ def compare_rows(
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
     shown = clip_to_bounds(metric, both_ends)
-    valid = valid_estimate(metric, arms, plain, alpha)
     return Comparison(
         task=base[0].task,
         metric=metric.name,
-        slice="",
         n=len(arms.ids),
         n_clusters=n_clusters,
         base=found.base.score,
@@ -169,10 +148,6 @@ def compare_rows(
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
         lost=select_ids(arms.ids, moved & (changes < 0)),
         gained=select_ids(arms.ids, moved & (changes > 0)),
-        n_valid=int(arms.valid.sum()),
-        delta_valid=valid.score if valid else None,
-        low_valid=valid.low if valid else None,
-        high_valid=valid.high if valid else None,
         unit=metric.unit,
         estimator=found.estimator,
         lower=one_end.low,
@@ -197,10 +172,7 @@ def compare_on_target(
 ) -> Comparison | None:
     """Compare two runs on a target, corrected by people's labels; refused if too many answers failed.
 
-    Returns None if no item was scored in both.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items, or an item twice.
+    None if no item was scored in both.
     """
     if not is_comparable(metric, base, new):
         return None
@@ -217,13 +189,10 @@ def compare_validity(
     identical: bool = False,
     base_errors: BaseErrors = "worst",
 ) -> Comparison:
-    """Compare the share of unparsable, truncated, refused and failed answers over the rows of any tasks.
+    """Compare the share of unparsable, truncated, refused and failed answers; a rise is a loss.
 
-    A rise is a loss. Pass the generated rows of tasks in which refusals are unwanted; `clusters` maps names
-    by `name_pooled_cluster` to one name for clusters that several tasks share.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items, or none was answered in both.
+    Pass the generated rows of tasks in which refusals are unwanted; `clusters` maps names by
+    `name_pooled_cluster` to one name for clusters that several tasks share.
     """
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
     old = validity_rows(base, clusters)
@@ -234,11 +203,9 @@ def compare_validity(
 def compare_commonest_answers(
     base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
 ) -> tuple[Comparison, ...]:
-    """Compare the share of the commonest generated answer with the base's, and with the references'.
+    """Compare the share of each arm's commonest answer with the base's, and with the references'.
 
-    Each arm has its own commonest answer. A rise is a loss, and a failed answer counts as the commonest one.
-    The base is left out if it generated nothing or is None, the references unless every item has one. Empty
-    if the new run generated nothing.
+    A rise is a loss, and a failed answer counts as the commonest one.
     """
     return tuple(
         compare_rows(COMMONEST, other, marked, alpha=alpha, base_errors="bounds")
@@ -252,8 +219,7 @@ Rows = Sequence[SampleResult]
 def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
     """Count the labels that are missing before a judge's grades may decide; 0 for other metrics.
 
-    With two arms both answers to an item need a label, because their difference is corrected. Items whose
-    answer failed or has no readable grade need none, unless all are like that.
+    With two arms both answers to an item need a label. Failed and ungraded answers need none, unless all are.
     """
     if not is_judge(metric):
         return 0
@@ -278,7 +244,7 @@ def correct_comparison(
 ) -> Comparison:
     """Return a judge's paired difference corrected by labels, or uncorrected if too few items have both.
 
-    The figures of single items (`lost`, `gained`, `disagreement`, the valid ones) stay the judge's.
+    `lost`, `gained` and `disagreement` stay the judge's.
     """
     if not _is_corrected(metric, base, new) or found.estimator == "identical":
         return found

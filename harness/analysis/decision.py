@@ -1,8 +1,7 @@
 """The decision between candidates: prompt, retrieve, fine-tune, or measure more.
 
-Invariant: pure. The compared candidates were chosen on validation. A fine-tune is recommended only if its
-gain over the best untrained candidate is shown, its gate passes and the fair alternatives were compared;
-every reason carries its numbers.
+Invariant: pure. A fine-tune is recommended only if its gain over the best untrained candidate is shown, its
+gate passes and the fair alternatives were compared; every reason carries its numbers.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ from harness.analysis.candidate_facts import (
     list_failing_seeds,
     list_missing_alternatives,
     list_passing_runs,
-    list_untrained_runs,
     list_within_budgets,
     n_settings,
     passes_alone,
@@ -93,11 +91,9 @@ def decide(
 ) -> Decision:
     """Recommend one candidate, or say what has to be measured first.
 
-    `closed_labels` and `has_documents` say which alternatives the target allows; while one of them is
-    missing, no fine-tune is recommended. A fine-tune must pass its gate as one member of the `family`, which
-    the experiment fixed, and its gain is over its seeds if they are several. With a `goal`, a level of the
-    target's metric, the smallest base that meets it is named. A candidate shown to be worse than the
-    `trivial` baseline is not shipped. The other arguments are those of a `Case`.
+    `closed_labels` and `has_documents` say which alternatives the target allows. A fine-tune must pass its
+    gate as one member of the `family`. With a `goal`, a level of the target's metric, the smallest base that
+    meets it is named. The other arguments are those of a `Case`.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
@@ -144,7 +140,7 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
         )
     if case.alternative is None:
         why = "nothing untrained was measured, so there is nothing to compare with"
-        failed = (f.name for f in list_untrained_runs(case.facts) if f.state == "failed")
+        failed = (f.name for f in case.facts if not is_fine_tuned(f) and f.state == "failed")
         return _leave_undecided(why, advise_on_missing(case.missing, failed))
     # The gate may stop a fine-tune, however often its answers are preferred.
     is_stopped = case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))

@@ -2,9 +2,8 @@
 
 Invariant: pure; None if an input is unknown, inf if the fine-tune never pays back. Rates per USD are in
 points of the target metric (or its own unit). A recipe breaks a budget only by measured figures, the median
-over its finished seeds; an unmeasured one stays in. The index's share of a request's cost decides nothing,
-because its monthly price does not grow with the requests: the decision counts that price over the horizon,
-and a candidate's `cost_per_1k_usd` excludes it.
+over its finished seeds. The index's monthly price counts over the horizon; a candidate's `cost_per_1k_usd`
+excludes it.
 """
 
 from bisect import bisect_left
@@ -45,11 +44,7 @@ def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
 
 
 def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
-    """Add up the extra costs of the fine-tune that do not depend on the number of requests.
-
-    Training, labels, a teacher for its rows and hosting are the fine-tune's own; either side may
-    need an index for retrieval.
-    """
+    """Add up the extra costs of the fine-tune that do not depend on the number of requests."""
     hosting = policy.hosting_usd_per_month * policy.horizon_months
     made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
     return made + hosting + _index_usd(run, policy) - _index_usd(alternative, policy)
@@ -59,30 +54,20 @@ def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
     return policy.index_usd_per_month * policy.horizon_months if "rag" in run.prompting else 0.0
 
 
-class Worth(NamedTuple):
-    """Value of knowing the gain better, in points: perfectly, and from as many items again."""
-
-    perfect: float
-    sample: float
-
-
-def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
+def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> float | None:
     """Return the value of more test items before choosing between a fine-tune and the alternative.
 
-    The option value of the gain less τ times the training cost, in points of the target metric. None if the
-    gain or its spread is unknown. More items tell nothing about the variance between seeds.
+    The option value of the gain less τ times the training cost, in points of the target metric; None if the
+    gain or its spread is unknown.
 
-    Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
+    Source: Raiffa & Schlaifer 1961; `stats.sample_information`.
     """
     g = gain(run.vs_untrained)
     if g is None or not 0 < g.se < inf or (g.df is not None and g.df <= 1):
         return None
     scale, items = g.unit.scale, gain_components(g).items
     mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
-    return Worth(
-        stats.perfect_information(mean, scale * g.se, g.df),
-        stats.sample_information(mean, sd, sd * sqrt(g.n), g.n, g.df),
-    )
+    return stats.sample_information(mean, sd, sd * sqrt(g.n), g.n, g.df)
 
 
 def gain_components(g: Comparison) -> VarianceComponents:
@@ -91,11 +76,9 @@ def gain_components(g: Comparison) -> VarianceComponents:
 
 
 def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
-    """Return the number of requests after which the fine-tune has paid for itself.
+    """Return the number of requests after which the fine-tune has paid for itself; None if a cost is unknown.
 
-    inf if it is not cheaper per request, None if a cost is unknown.
-
-    Source: N* = (training + labels) / (cost per request of the alternative − of the fine-tune).
+    N* = one-time costs / (cost per request of the alternative − of the fine-tune); inf if it is not cheaper.
     """
     dearer = _dearer_usd(run, alternative)
     if dearer is None:
@@ -110,27 +93,10 @@ def _dearer_usd(run: CandidateFacts, alternative: CandidateFacts) -> float | Non
     return (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
 
 
-def saved_once_text(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> str:
-    """Say how much less a fine-tune costs once, and up to how many requests it stays the cheaper one.
-
-    Only the index of documents of the alternative can make it cost less; empty if it costs more, or if a
-    cost per request is unknown.
-    """
-    once, dearer = add_one_time_costs_usd(run, alternative, policy), _dearer_usd(run, alternative)
-    if once >= 0 or dearer is None:
-        return ""
-    until = (
-        f"up to {formatting.count(int(-once / dearer))} requests" if dearer > 0 else "from the first request"
-    )
-    less = f"{formatting.usd(-once)} USD less than the index of documents of {alternative.name}"
-    return f"{less}, and so cheaper {until}"
-
-
 def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
     """Return the value of a point of the target metric over the horizon; None if it is not set.
 
-    A point is a hundredth of the forecast requests answered right instead of wrong. A metric other than a
-    rate counts no answers.
+    A point of a rate is a hundredth of the forecast requests answered right instead of wrong.
     """
     if not counts_answers(policy, unit):
         return policy.point_usd
@@ -153,9 +119,9 @@ def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
 
 
 def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePolicy) -> float | None:
-    """Return the value of a right answer in USD from which a gain pays for its extra cost.
+    """Return the value in USD of a right answer, or of a point, from which a gain pays for its extra cost.
 
-    Or the value of a point, if a point does not count answers. 0 without extra cost; None without a gain.
+    0 without extra cost; None without a gain.
     """
     if delta <= 0:
         return None
@@ -188,12 +154,9 @@ def forecast_text(policy: DecidePolicy) -> str:
 
 
 def estimate_more_items(run: CandidateFacts) -> float | None:
-    """Return how many more test items would show the observed gain at 80 % power.
+    """Return how many more test items would show the observed gain at 80 % power (`stats.detectable_mean`).
 
-    None if the gain or its spread is unknown, or too many would be needed; inf if no number would suffice,
-    because the variance between seeds alone hides such a gain.
-
-    Source: `stats.detectable_mean`, the smallest number of items at which that is the gain.
+    None if that is unknown or too many; inf if the variance between seeds alone hides such a gain.
     """
     g = gain(run.vs_untrained)
     if g is None or not 0 < g.se < inf:
@@ -214,7 +177,7 @@ def estimate_more_items(run: CandidateFacts) -> float | None:
 def list_more_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> tuple[int, ...]:
     """List seeds, a recipe's own first, that would show its mean gain at 80 % power.
 
-    Empty if its gain is shown or varies more with the items, and if twenty seeds would not suffice.
+    Empty if it is shown, varies more with the items, or twenty seeds would not suffice.
     """
     g = gain(run.vs_untrained)
     parts = g.components if g else None
@@ -262,8 +225,6 @@ def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list
             over.append("sensitive data would go to an external server")
         if most is not None and p50s and median(p50s) > most:
             took, budget = formatting.seconds(median(p50s)), formatting.seconds(most)
-            if took == budget:
-                took, budget = (f"{1000 * time:,.4g} ms" for time in (median(p50s), most))
             over.append(f"its median request takes {took}, and the budget is {budget}")
         if least is not None and rates and median(rates) < least:
             over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
@@ -289,13 +250,7 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
         lines.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
     machines = dict.fromkeys(f.measured_on for f in done if f.measured_on)
     if len(machines) > 1:
-        places = (
-            f"{machine} ({', '.join(dict.fromkeys(f.name for f in done if f.measured_on == machine))})"
-            for machine in machines
-        )
-        lines.append(
-            f"Times were measured on different machines and cannot be compared: {', '.join(places)}."
-        )
+        lines.append(f"Times of different machines cannot be compared: {', '.join(machines)}.")
     return lines
 
 
@@ -311,14 +266,10 @@ def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> li
         return []
     names = ", ".join(dict.fromkeys(f.name for f in paying))
     month, each = (formatting.usd(cost) for cost in (policy.index_usd_per_month, _share(policy)))
-    requests = formatting.count(policy.requests_per_month)
-    counted = f"The index of documents costs {month} USD a month, counted over the horizon"
-    if not is_forecast(policy):
-        share = f"{each} USD of 1,000 requests to {names}, were they {requests} a month"
-        return [f"{counted}, and no part of their $/1k until decide.requests_per_month is set: {share}."]
-    is_known = any(f.cost_per_1k_usd is not None for f in paying)
-    share = f"{each} USD of 1,000 requests to {names}, by the {requests} forecast a month"
-    return [f"{counted}: {share}{', and part of their $/1k' if is_known else ''}."]
+    requests = f"{formatting.count(policy.requests_per_month)} requests a month"
+    own = "part of" if is_forecast(policy) else "until decide.requests_per_month is set no part of"
+    share = f"{each} USD of 1,000 requests to {names} at {requests}, {own} their $/1k"
+    return [f"The index of documents costs {month} USD a month, counted over the horizon: {share}."]
 
 
 def _share(policy: DecidePolicy) -> float:

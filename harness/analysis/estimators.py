@@ -54,19 +54,16 @@ class Comparison:
     """Paired difference of two runs on one task and metric, in the metric's unit; delta = new − base.
 
     `low` and `high` are the two-sided 1 − alpha interval (95 %), clipped to the metric's bounds; `lower` and
-    `upper` are the one-sided 1 − alpha bounds that the gate uses, not clipped. `se` is the half width of the
-    unclipped interval divided by its quantile, so it is not 0 if nothing differed. `disagreement` is the
-    share of items whose score differs; `lost` and `gained` name the items that flipped to worse and to
-    better. The `_valid` figures are None if no item is valid in both arms. `base_passed` counts the items
-    that the base passed, if all scores are 0 or 1. `df` are the degrees of freedom of the interval's t
-    distribution, None for a normal one. If too few clusters leave the spread unknown, `refused` says why,
-    `lower` and `upper` are infinite, and `low` and `high` are the metric's bounds. `components` are the
-    variances of a mean over seeds, None for one run. `errors` counts the items that an arm did not answer.
+    `upper` are the gate's one-sided 1 − alpha bounds, not clipped. `se` is the half width of the unclipped
+    interval divided by its quantile. `disagreement` is the share of items whose score differs; `lost` and
+    `gained` name the items that flipped. `base_passed` counts the items that the base passed, if all scores
+    are 0 or 1. `df` are the degrees of freedom of the interval's t, None for a normal. If too few clusters
+    leave the spread unknown, `refused` says why, `lower` and `upper` are infinite, and `low` and `high` are
+    the bounds. `components` are the variances of a mean over seeds, None for one run.
     """
 
     task: str
     metric: str
-    slice: str
     n: int
     n_clusters: int
     base: float
@@ -82,10 +79,6 @@ class Comparison:
     disagreement: float
     lost: tuple[str, ...]
     gained: tuple[str, ...]
-    n_valid: int
-    delta_valid: float | None
-    low_valid: float | None
-    high_valid: float | None
     estimator: Estimator
     lower: float
     upper: float
@@ -108,9 +101,6 @@ def mean_change(
     """Average the deltas of tasks, with intervals combined by MOVER, over the items of all tasks.
 
     `n_repeated` items occur in several tasks and are counted once.
-
-    Raises:
-        ValueError: there is no comparison.
     """
     ends = [stats.Interval(c.low, c.high) for c in comparisons]
     delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends, weights, correlations)
@@ -136,9 +126,8 @@ def refuse(comparison: Comparison, span: float, why: str) -> Comparison:
 def refuse_failed(comparison: Comparison, span: float, most: float) -> Comparison:
     """Refuse a gain over a base that failed on more than the share `most` of the items.
 
-    The base's failures score worst, so the new run would gain from them. Failures of a judge to grade count
-    for either arm, as do all failures if the metric has no worst value, because the items that are then left
-    out may be those that an arm would lose.
+    The base's failures score worst, so the new run would gain from them. Failures of a judge, and failures
+    without a worst value, count for either arm.
     """
     errors = comparison.errors
     is_either = is_judge(comparison.metric) or not errors.is_scored
@@ -156,10 +145,7 @@ def is_judge(metric: str) -> bool:
 
 
 def rescale(comparison: Comparison, span: float) -> Comparison:
-    """Return the comparison with its changes as shares of the range `span`, to be printed in points.
-
-    The scores of both arms stay in the metric's unit.
-    """
+    """Return the comparison with its changes, but not its scores, as shares of the range `span`."""
     c = comparison
     if span == 1:
         return c
@@ -174,7 +160,7 @@ def regression_p(comparison: Comparison, margin: float) -> float:
     """Return the one-sided p of H0 "the loss is at most the margin"; a small p shows a regression.
 
     Tango's for single binary items; otherwise from the t or normal distribution that has the comparison's
-    one-sided bound at alpha, so that p < alpha exactly if the bound is beyond the margin.
+    one-sided bound at alpha.
     """
     c = orient(comparison)
     if c.estimator == "tango":
@@ -187,8 +173,8 @@ def regression_p(comparison: Comparison, margin: float) -> float:
 def at_level(comparison: Comparison, alpha: float) -> Comparison:
     """Return the comparison with its one-sided bounds at another level; the two-sided interval stays.
 
-    The bounds are Tango's for single binary items (by effective counts at least these for clustered ones);
-    otherwise those of the t or normal distribution that fits the bounds at the comparison's own level.
+    Tango's for single binary items (by effective counts at least these for clustered ones); otherwise those
+    of the t or normal distribution that fits the bounds at the comparison's own level.
     """
     c = comparison
     if alpha == c.alpha or c.estimator == "identical":
@@ -210,10 +196,9 @@ def chance_below(z: float, df: float | None) -> float:
 
 
 def difference_p(comparison: Comparison) -> float:
-    """Return the two-sided p of H0 "no difference".
+    """Return the two-sided p of H0 "no difference": McNemar's mid-p, or from the interval's distribution.
 
-    McNemar's mid-p for single binary items; otherwise from the interval's distribution. 1 for identical
-    weights, and for refused comparisons.
+    1 for identical weights, and for refused comparisons.
     """
     c = comparison
     if c.estimator == "identical" or c.refused:
@@ -253,8 +238,6 @@ def identical_difference(metric: Metric, arms: Arms) -> Difference:
 
 def estimate_difference(metric: Metric, arms: Arms) -> Difference:
     """Estimate the difference with the estimator that suits the metric and its scores.
-
-    If items were answered in folds, the intervals include the differences between the folds' models.
 
     Raises:
         IncompatibleRuns: the arms were answered in other folds.
@@ -348,17 +331,6 @@ def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Diffe
         return Interval(min(lows), max(highs))
 
     return found._replace(ends=ends, estimator="bounds")
-
-
-def valid_estimate(metric: Metric, arms: Arms, found: Difference, alpha: float) -> Estimate | None:
-    """Estimate the delta on the items valid in both arms; None if there are none."""
-    n_valid = int(arms.valid.sum())
-    if n_valid == 0:
-        return None
-    if n_valid < len(arms.ids):
-        again = identical_difference if found.estimator == "identical" else estimate_difference
-        found = again(metric, arms.only(arms.valid))
-    return Estimate(found.delta, *clip_to_bounds(metric, found.ends(alpha)), n_valid, metric.unit)
 
 
 def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:

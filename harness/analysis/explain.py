@@ -1,7 +1,4 @@
-"""Sentences of evidence for a decision.
-
-Invariant: every sentence carries its numbers, printed by `formatting`.
-"""
+"""Sentences of evidence for a decision; every sentence carries its numbers, printed by `formatting`."""
 
 from collections.abc import Sequence
 from math import inf
@@ -31,13 +28,12 @@ from harness.analysis.seeds import FamilyMember, gain_label
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, Verdict, name_reasons
 
-_ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = {  # of training examples, by the number below which they are
     FEW: (
         "below 100 a prompt is the safer choice, and a fine-tune's gain counts only over three seeds or more"
     ),
     1_000: "enough for LoRA and the like, if the data stays as it is",
-    _ENOUGH_FOR_FULL: "enough to fine-tune for a clearly defined task, still with LoRA and the like",
+    10_000: "enough to fine-tune for a clearly defined task, still with LoRA and the like",
     inf: "enough to try full fine-tuning too",
 }
 USUAL_AMOUNTS = (
@@ -64,17 +60,7 @@ def reasons(
     sentences += failure_sentences(case)
     sentences += need_sentences(case, shipped)
     if case.judged:
-        sentences += filter(None, [_amount(case, case.judged)])
-        methods = {f.method: plugins.find_method(f.method) for f in case.facts}
-        whole = (f for f in case.facts if methods[f.method].trains and methods[f.method].makes_whole_model)
-        few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}
-        if few:
-            named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
-            sentences.append(
-                f"All weights were trained on few examples by {named}: that is usual from about"
-                f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one"
-                " (method: lora)."
-            )
+        sentences.append(_amount(case.judged))
     if case.judged and case.curve:
         scores = (
             f"{formatting.score(p.score.unit, p.score.score)} with {formatting.count(p.n_train)}"
@@ -175,14 +161,6 @@ def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative
         f"{formatting.usd(run.cost_per_1k_usd)} USD per 1,000 requests against"
         f" {formatting.usd(alternative.cost_per_1k_usd)} with {alternative.name}"
     )
-    if case.policy.usd_per_million_tokens is not None and run.tokens and alternative.tokens:
-        own, its = (
-            f"{formatting.count(tokens.cached)} of {formatting.count(tokens.prompt)}"
-            for tokens in (run.tokens, alternative.tokens)
-        )
-        costs += f" at the token prices set (cached of each prompt: {own} tokens against {its})"
-    if less := economics.saved_once_text(run, alternative, case.policy):
-        return f"No break-even: {run.label} costs once {less}; {costs}."
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     band = (numbers.break_even_if_saving_is_a_fifth_more, numbers.break_even_if_saving_is_a_fifth_less)
@@ -208,13 +186,7 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
     counts_answers = numbers.right_answer_usd is not None
     flips_at = numbers.pays_from_right_answer_usd if counts_answers else numbers.pays_from_point_usd
     if run is None or g is None or g.low <= 0 or flips_at is None:
-        # The advice to collect more data may rest on that value instead.
-        rows, best = numbers.rows_needed, numbers.spend.best if numbers.spend else None
-        if rows is None or best is None or best.kind != "training rows":
-            return []
-        stops = economics.break_even_value(rows.gain.score, rows.gain.unit, rows.cost, case.policy)
-        flips = f"more data stops paying at {formatting.usd(stops)} USD"
-        return [f"The advice rests on {_worth_text(case, numbers)}: {flips}."]
+        return []
     if not counts_answers and case.policy.point_usd is None:
         text = (
             "What a point is worth is not set (decide.point_usd), so the gain is not weighed against its cost"
@@ -291,16 +263,12 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> str:
     )
 
 
-def _amount(case: Case, run: CandidateFacts) -> str:
+def _amount(run: CandidateFacts) -> str:
     n = run.n_train
     if not n:
         return f"How many examples {run.name} was trained on is unknown, so whether they suffice is too."
     advice = next(text for below, text in _AMOUNTS.items() if n < below)
-    more, usd = "", case.policy.label_cost_usd * (FEW - n)
-    if n < FEW:
-        cost = f", for {formatting.usd(usd)} USD of labels" if usd else ""
-        more = f" {FEW - n} more would make {FEW}{cost}."
-    return f"{formatting.pluralize(n, 'training example')}: {advice}.{more} {USUAL_AMOUNTS}"
+    return f"{formatting.pluralize(n, 'training example')}: {advice}. {USUAL_AMOUNTS}"
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:

@@ -1,11 +1,8 @@
 """Rules of the gate in the order in which they are printed, and those on losses of other abilities.
 
-Invariant: comparisons are oriented so that a negative delta is a loss, and bounds are one-sided at
-`policy.alpha`. With `identical`, the base's own weights pass the rules about weights without a test. The veto
-on single tasks is corrected by Holm, and needs no further correction next to a pass. The base may have passed
-critical items that it failed to answer; both bounds allow for that.
-Source: statistics in `stats`; Berger 1982 for a veto next to a pass; exact one-sided bounds, Clopper and
-Pearson 1934.
+Invariant: comparisons are oriented so that a negative delta is a loss; bounds are one-sided at
+`policy.alpha`. `identical` weights pass the rules about weights without a test. Source: Berger 1982 for a
+veto next to a pass; Clopper & Pearson 1934 for exact one-sided bounds.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,18 +22,15 @@ from harness.analysis.answer_rules import (
     validity_rule,
 )
 from harness.analysis.estimators import Comparison, Estimate, at_level, mean_change, orient, regression_p
-from harness.analysis.items_needed import (
+from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
+from harness.analysis.margins import (
     MOST_ITEMS,
     DeltaPart,
+    comparison_facing_se,
+    critical_rates,
     describe_more_items,
     find_facing_se,
     find_planning_se,
-    upper_se,
-)
-from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
-from harness.analysis.margins import (
-    comparison_facing_se,
-    critical_rates,
     is_relative,
     loss_margin_text,
     margin_of,
@@ -45,6 +39,7 @@ from harness.analysis.margins import (
     margin_text,
     margin_verdict,
     ruled_out,
+    upper_se,
 )
 from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
 from harness.analysis.target_rules import ControlFacts, control_rule, require_calibration, target_rule
@@ -94,9 +89,6 @@ def apply_rules(
     What has to be shown is judged at `level` if given; a veto keeps the policy's alpha. `shared` are the
     items that tasks share, `commonest` the shares of each task's commonest answer, the others as in
     `gating.judge`.
-
-    Raises:
-        ValueError: a comparison was made at another alpha.
     """
     made_at = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
     if others := made_at - {policy.alpha}:
@@ -217,7 +209,7 @@ def _describe_who_counts(
 def macro_estimate(
     admitted: Sequence[TaskComparison], macro: Macro, identical: bool, shared: SharedItems
 ) -> Estimate:
-    """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each item once."""
+    """Return the macro delta with its 95 % interval, each item of the admitted tasks counted once."""
     comparisons = [t.counted for t in admitted]
     if identical:
         return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
@@ -243,9 +235,9 @@ def judge_each(
 ) -> Rule:
     """Fail if a task is shown, by Holm over the tasks, to have lost more than its own margin.
 
-    Inconclusive if the observed loss is beyond the margin and a loss is shown, but not one beyond the margin:
-    the task must not be reported as passed. The same holds for a task with too few items to show even the
-    loss of all of them. `significance.stops` computes the chances of this rule: change both.
+    Inconclusive if the observed loss is beyond the margin and a loss is shown, but not one beyond the margin,
+    or if the task has too few items to show the loss of all of them. `significance.stops` computes the
+    chances of this rule: change both.
     """
     if identical:
         return Rule(name, "pass", f"{name}: no task can have lost anything, by identity of the weights", {})
@@ -315,7 +307,7 @@ def _doubtful_rule(
 
 
 def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
-    """Judge the loss rate of every task that the policy names critical, by name or by suite."""
+    """Judge the loss rate of every task that the policy names critical."""
     if not policy.critical:
         return Rule("critical", "skipped", "critical: no task is named critical", {})
     if identical:

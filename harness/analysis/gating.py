@@ -1,9 +1,7 @@
 """Gate: from both arms' rows and a policy to one verdict: pass, fail, inconclusive or harness-drift.
 
-Invariant: pass needs non-inferiority to be shown, and fail a regression; everything else is inconclusive,
-including runs without a measured admitted capability task and runs with too many failed answers. If the
-control arm moved, nothing is said of the candidate. Admission looks at the base only. The exit code, the
-terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
+Invariant: pass needs non-inferiority to be shown, fail a regression; everything else is inconclusive. Exit
+code, terminal, JUnit, GitHub summary and JSON all come from one `GateResult`.
 """
 
 from collections import Counter
@@ -40,11 +38,10 @@ from harness.spec import GatePolicy
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """Verdict on a candidate against a baseline, with the comparisons behind it.
+    """Verdict on a candidate against a baseline, with the comparisons of every metric of every task.
 
-    `tasks` holds every metric of every task; `notes` say what was left out and why. `candidate` and
-    `baseline` are the printed names, empty within a report. `n_members` is the number of fine-tunes in the
-    experiment, for which the verdict is not corrected.
+    `notes` say what was left out and why. `candidate` and `baseline` are the printed names, empty within a
+    report. The verdict is not corrected for the experiment's `n_members` fine-tunes.
     """
 
     tasks: tuple[TaskComparison, ...]
@@ -80,7 +77,6 @@ def compare_arms(
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
-    # Refuse two tasks with the same name, because only one would be judged.
     counts = Counter(m.task.name for m in measured)
     if twice := [name for name, n in counts.items() if n > 1]:
         raise IncompatibleRuns(
@@ -120,13 +116,11 @@ def judge(
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
-    `identical` says that the weights are the baseline's, so rules about weights pass by identity, without a
-    test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are the control arms that
-    were computed with the rows. `compared` is the result of `compare_arms` on these measurements, if already
-    known. `missing` names tasks that an arm did not answer; the verdict then cannot be pass. `level` replaces
-    the policy's alpha for one of several candidates. `cumulative` is the rule against the first base if the
-    baseline is another model, `export` the rule of an artefact against its own run. If `policy.tasks` names
-    tasks, the others are compared but not judged.
+    With `identical` weights the rules about weights pass by identity. `confirmed` names the pinned items that
+    are lost in fp32 too, `missing` the tasks that an arm did not answer. `controls` are the control arms
+    computed with the rows. `level` replaces the policy's alpha for one of several candidates. `cumulative` is
+    the rule against the first base, `export` that of an artefact against its own run. `compared` is the
+    result of `compare_arms`, if already known.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
@@ -140,8 +134,9 @@ def judge(
     if policy.mode_collapse is not None and not identical:
         for m in judged:
             if m.role == "capability" and m.task.kind == "generate":
-                found = comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
-                commonest[m.task.name] = found
+                commonest[m.task.name] = comparison.compare_commonest_answers(
+                    m.base, m.new, alpha=policy.alpha
+                )
         commonest |= {"the target": target.commonest} if target else {}
     verdict = apply_rules(
         tasks,

@@ -1,15 +1,12 @@
 """Goals declared for the target: a level that the smallest base should meet, and a win rate as the gain.
 
 Invariant: each base is represented by its best candidate on validation, and the whole 95 % interval on test
-has to reach the goal; candidates that a gate or a budget stops, or whose size is unknown, do not count, and
-nothing is decided by it. A win rate that is declared, measured over the best untrained candidate and allowed
-to decide is the gain of every seed of a recipe; the target's metric then decides nothing, and a contradiction
-between the two is reported. If the win rate may not decide, nothing else does in its place.
+has to reach the goal. A win rate that is declared and allowed to decide is the gain of every seed of a
+recipe; if it may not decide, nothing else does in its place.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from harness import formatting
 from harness.analysis.candidate_facts import (
@@ -27,7 +24,7 @@ from harness.analysis.candidate_facts import (
     seeds_of,
 )
 from harness.analysis.estimators import Estimate
-from harness.analysis.human_preferences import Wins, preference_gain
+from harness.analysis.human_preferences import OpenRating, Wins, find_open_rating, preference_gain
 from harness.analysis.seeds import gain_label
 from harness.spec import PEOPLE
 
@@ -46,25 +43,21 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
         return []
     unit = case.unit
     level = f"{formatting.score(unit, goal)}{' %' if unit.is_rate else ''}"
-    meeting = []
-    for base, run in bases:
-        target = run.target
-        if target and min(target.unit.sign * (end - goal) for end in (target.low, target.high)) >= 0:
-            meeting.append((base, run))
+    meeting = [
+        (base, run)
+        for base, run in bases
+        if run.target and min(unit.sign * (end - goal) for end in run.target[1:3]) >= 0
+    ]
     if not meeting:
-        base, run = max(bases, key=lambda pair: unit.sign * pair[1].target.score if pair[1].target else 0.0)
-        nearest = f"{run.name} on {base.name} is the nearest, {score_text(case, run)}"
-        return [f"No base of known size is shown to meet the goal of {level}: {nearest}."]
+        return [f"No base of known size is shown to meet the goal of {level}."]
     base, smallest = meeting[0]
-    larger = [f"{b.name} ({_millions(b)})" for b, _ in bases if b != base]
     held = "" if base.weights_gb is None else f", {formatting.figure(base.weights_gb)} GB of weights"
     size = f"{base.name} ({_millions(base)} parameters{held})"
     text = f"The smallest base that is shown to meet the goal of {level} is {size}"
-    with_it = f"with {smallest.name}, {score_text(case, smallest)}"
     chosen = next((run.base for run in case.facts if run.name == shipped), None)
     is_larger = chosen is not None and chosen.n_parameters > base.n_parameters
     also = f" {shipped} on {chosen.name} is chosen, which is larger." if chosen and is_larger else ""
-    return [f"{text}, {with_it}; compared with {', '.join(larger)}.{also}"]
+    return [f"{text}, with {smallest.name}, {score_text(case, smallest)}.{also}"]
 
 
 def _millions(base: BaseSize) -> str:
@@ -94,39 +87,17 @@ def _counts(wins: Wins, other: CandidateFacts) -> bool:
     return wins.counts_as_gain and wins.over == other.name
 
 
-class OpenRating(NamedTuple):
-    """Reason why a declared win rate may not decide, the next step, and how many ratings it needs."""
-
-    why: str
-    then: str
-    n_ratings: int = 0
-
-
-_RATE = "rate pairs of their answers (harness rate export FILE --pairs, or harness dashboard, Rate)"
-
-
 def open_rating(case: Case) -> OpenRating | None:
     """Say what keeps the declared win rate of the judged fine-tune from deciding; None if it may decide."""
     run, other = case.judged, case.alternative
     if case.win_rate is None or run is None or other is None or case.by_wins:
         return None
     seed = next((f for f in seeds_of(case.facts, run) if f.wins is None or not _counts(f.wins, other)), run)
-    wins, both = seed.wins, f"the answers of {seed.label} against those of {other.name}"
-    if wins is None or wins.over != other.name:
+    answers = f"the answers of {seed.label}"
+    if seed.wins is None or seed.wins.over != other.name:
+        both = f"{answers} against those of {other.name}"
         return OpenRating(f"there is no comparison of {both}", "compare again")
-    if wins.lacking or (wins.by == PEOPLE and wins.rate is None):
-        lacking = formatting.pluralize(wins.lacking, "more rating")
-        if wins.by != PEOPLE:
-            needs = f"{lacking} of people of the same pairs"
-            why = f"{wins.by} compared {both}, and needs {needs} before it decides"
-            return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
-        rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
-        why = f"there are no ratings of {both}" if wins.rate is None else f"{rated}, and {lacking} are needed"
-        return OpenRating(why, _RATE, wins.lacking)
-    if wins.is_open:
-        why = f"too many items tell nothing of {both}: they failed, or what was preferred cannot be read"
-        return OpenRating(why, "compare again, for a judge with more attempts in its rubric")
-    return OpenRating(f"{wins.by} has not compared {both}", "compare again")
+    return find_open_rating(seed.wins, answers)
 
 
 def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
@@ -148,15 +119,10 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
     by_metric = gain((case.by_metric or {}).get(run.run_id))
     if by_metric is None:
         return [text]
-    # The target's metric may contradict the win rate on the same answers.
     also = f"By {case.metric} it is {gain_text(by_metric)} over the same candidate"
-    is_gain, is_loss = by_metric.low > 0, by_metric.high < 0
-    opposed = (is_gain and g.high < 0) or (is_loss and g.low > 0)
-    if opposed or ((is_gain or is_loss) and g.low <= 0 <= g.high):
-        kind = "a gain" if is_gain else "a loss"
-        contrast = "contradicts that" if opposed else "the win rate does not show"
-        return [text, f"{also}, {kind}, which {contrast}: what decides is the win rate, as declared."]
-    return [text, f"{also}, which decides nothing: the win rate does."]
+    contradicts = (by_metric.low > 0 and g.high < 0) or (by_metric.high < 0 and g.low > 0)
+    contrast = "contradicts the win rate and " if contradicts else ""
+    return [text, f"{also}, which {contrast}decides nothing: the win rate does."]
 
 
 def basis_text(wins: Wins) -> str:

@@ -1,8 +1,8 @@
 """Items of different tasks that share a document, and the split of all items into two halves.
 
-Invariant: an item is identified by the digest of its document, and by its position among the task's items
-with the same digest; clusters that share a document are joined, transitively. No cluster and no document has
-items in both halves, even across tasks; the split depends on items and seed alone, never on answers.
+Invariant: an item is identified by its document's digest, and by its position among the task's items with the
+same digest. Clusters that share a document are joined; no cluster and no document has items in both halves.
+The split depends on items and seed alone.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict
 def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
     """Map item ids of one task to document names; items with the same digest are numbered.
 
-    If there are fewer than half as many digests as items, only digests of single items are kept: a digest
-    that many items share does not identify a question.
+    If there are fewer than half as many digests as items, only digests of single items are kept: the others
+    do not identify a question.
     """
     counts, seen = Counter(digests.values()), Counter[str]()
     out: dict[str, str] = {}
@@ -54,8 +54,7 @@ def join_rows(
 ) -> dict[str, str]:
     """Map clusters of several tasks' rows to one representative per group that shares documents.
 
-    Each task has its rows and, if the rows do not name them, its documents by item. `name` returns a row's
-    cluster.
+    `name` returns a row's cluster.
     """
     known = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
     return join_clusters(

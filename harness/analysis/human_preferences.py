@@ -1,12 +1,9 @@
 """Human preference between two candidates: the order of rating, its result, and win rates.
 
-Invariant: pure. Order and sides depend on rater and pair alone, so a returning rater continues where they
-stopped, and a side does not reveal the candidate. A rater's later rating of an item replaces an earlier one;
+Invariant: order and sides depend on rater and pair alone. A rater's later rating replaces an earlier one;
 skipped items do not count. A tie is half a win, and equal answers are a tie without a rating. A judge's
-preferences are corrected by people's ratings of a random part of the same pairs, as its grades are by labels;
-with too few ratings the rate is the judge's own and says how many are missing. Which items have equal answers
-is part of the sample, so the interval includes that uncertainty.
-Source: `judge_correction`; Wilson 1927 for people alone and unclustered items
+preferences are corrected by people's ratings of a random part of the same pairs. Which items have equal
+answers is part of the sample. Source: `judge_correction`; Wilson 1927 for people alone and unclustered items.
 """
 
 import random
@@ -17,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import stats
+from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score, estimate_share
 from harness.analysis.labelled_answers import count_enough_labels
@@ -111,8 +108,7 @@ def map_counted_shares(
     """Map the items whose ratings count to the share of their raters who prefer side b.
 
     Ratings count up to the pair at which 95 % of the pairs have one, in the order of pair files over all
-    raters, or in each rater's own order on the Rate page: pairs that raters picked are not a random sample.
-    `ids` are the items that were shown.
+    raters, or in each rater's own order on the Rate page. `ids` are the items that were shown.
     """
     found, ids = list(ratings), list(ids)
     latest = [r for r in _latest(found, rows_a, rows_b) if r.choice != "skip"]
@@ -171,10 +167,9 @@ UNCHECKED_PREFERENCE = Unit(name=f"{PREFERENCE.name} (by a judge that too few ra
 class Wins(NamedTuple):
     """Win rate over the candidate `over`, as preferred `by` people or by a judge, with its 95 % interval.
 
-    `rate` is None if no pair was compared. `uncorrected` is a judge's own rate, None for people. People rated
-    `n_ratings` pairs; `missing` more are needed before a judge may decide, and until then the rate is not
-    `corrected`. `bias` is the judge's measured bias. `unrated` counts pairs without a rating if people alone
-    decide; `is_open` says that too many items have no result.
+    `rate` is None if no pair was compared. `uncorrected` is a judge's own rate. People rated `n_ratings`
+    pairs; `missing` more are needed before a judge may decide. `unrated` counts pairs without a rating if
+    people alone decide; `is_open` says that too many items have no result.
     """
 
     over: str
@@ -199,6 +194,35 @@ class Wins(NamedTuple):
         return self.rate is not None and not self.lacking and not self.is_open
 
 
+class OpenRating(NamedTuple):
+    """Reason why a declared win rate may not decide, the next step, and how many ratings it needs."""
+
+    why: str
+    then: str
+    n_ratings: int = 0
+
+
+_RATE = "rate pairs of their answers (harness rate export FILE --pairs, or harness dashboard, Rate)"
+
+
+def find_open_rating(wins: Wins, answers: str) -> OpenRating | None:
+    """Say what keeps a win rate of these `answers` from deciding; None if it may decide."""
+    both = f"{answers} against those of {wins.over}"
+    lacking = formatting.pluralize(wins.lacking, "more rating")
+    if wins.lacking and wins.by != PEOPLE:
+        why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
+        return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
+    if wins.by == PEOPLE and wins.rate is None:
+        return OpenRating(f"there are no ratings of {both}", _RATE, wins.lacking)
+    if wins.lacking:
+        rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
+        return OpenRating(f"{rated}, and {lacking} are needed", _RATE, wins.lacking)
+    if wins.is_open:
+        why = f"too many items tell nothing of {both}: they failed, or what was preferred cannot be read"
+        return OpenRating(why, "compare again, for a judge with more attempts in its rubric")
+    return None if wins.rate else OpenRating(f"{wins.by} has not compared {both}", "compare again")
+
+
 class AnswerPairs(NamedTuple):
     """Pairs of answers to the same items, as item → cluster: different pairs and equal pairs."""
 
@@ -207,11 +231,7 @@ class AnswerPairs(NamedTuple):
 
 
 def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) -> Wins:
-    """Estimate the win rate from people's votes, given per item as the share who prefer the new answer.
-
-    The majority decides an item. Rated items are a random part of those that differ, in the order of the Rate
-    page.
-    """
+    """Estimate the win rate from people's votes, given per item as the share who prefer the new answer."""
     items = sorted(pairs.clusters)
     labels = _labels(items, votes)
     n_rated = int((~np.isnan(labels)).sum())
@@ -251,7 +271,7 @@ def wins_by_judge(
 def preference_gain(wins: Wins) -> Comparison | None:
     """Return a win rate as a gain over the ½ of an equal candidate; None without a rate.
 
-    Its standard error is that of the wider side of the interval, which is asymmetric near 0 and 1.
+    Its standard error is that of the wider side of the interval.
     """
     if wins.rate is None:
         return None
@@ -260,10 +280,10 @@ def preference_gain(wins: Wins) -> Comparison | None:
     one_sided = stats.z_quantile(0.95) * se
     delta = rate - _TIE
     return Comparison(
-        task="", metric=wins.by, slice="", n=n, n_clusters=n,
+        task="", metric=wins.by, n=n, n_clusters=n,
         base=_TIE, base_low=_TIE, base_high=_TIE, new=rate, new_low=low, new_high=high,
         delta=delta, low=low - _TIE, high=high - _TIE, se=se,
-        disagreement=1.0, lost=(), gained=(), n_valid=n, delta_valid=None, low_valid=None, high_valid=None,
+        disagreement=1.0, lost=(), gained=(),
         estimator="ppi" if wins.corrected and wins.n_ratings and wins.by != PEOPLE else "bounds",
         lower=delta - one_sided, upper=delta + one_sided,
         unit=PREFERENCE if wins.corrected else UNCHECKED_PREFERENCE,
@@ -283,8 +303,7 @@ def _codes(clusters: Mapping[str, str], items: Sequence[str]) -> NDArray[np.intp
 def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
     """Extend an estimate over the pairs that differ to all pairs, with equal answers as ties.
 
-    The uncertainties of which pairs differ and of who wins them are added in quadrature. If no pair differs,
-    the interval allows that all pairs that might differ elsewhere are won, or lost.
+    The uncertainties of which pairs differ and of who wins them are added in quadrature.
     """
     every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
     if not every:

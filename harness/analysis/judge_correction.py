@@ -1,13 +1,9 @@
 """Judges' errors measured by people's labels: corrected grades and differences, length and position bias.
 
-Invariant: grades and labels are numbers in [0, 1]. Labels are of a random sample of the items, the same for
-both arms, and the judge's errors are estimated for each arm separately. An interval is never narrower than a
-few different errors allow: a judge without observed errors, or with only equal ones, may make others. Lengths
-are in characters. Items on which either candidate's answer is longer count equally; if nearly all longer
-answers are one candidate's, or in too few clusters, length bias and bias for the candidate cannot be
-separated, and the result says so. People's own preference for length is subtracted. Position bias is judged
-by both orders of each pair. Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for combining
-distances (MOVER).
+Invariant: grades and labels are in [0, 1]. Labels are of a random sample of the items, the same for both
+arms. An interval is never narrower than a few different errors allow. Items on which either candidate's
+answer is longer count equally, so that a bias for a candidate is not one for length. Source: Angelopoulos,
+Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for combining distances (MOVER).
 """
 
 from collections.abc import Mapping, Sequence
@@ -172,10 +168,9 @@ def error_interval(
 ) -> Interval:
     """Return the t interval of a mean error, or Tango's if errors are few and that is wider.
 
-    It is clipped to [−most, most], or to the largest observed error beyond. The mean is over the means of the
-    groups, given by their errors (n,) and clusters (n,). A group in which errors differ in fewer than ten
-    clusters gets the distances of a difference of binary scores of the same size, with n as the effective
-    number of its items; the groups' distances are added in quadrature.
+    It is clipped to [−most, most], or to the largest observed error. The mean is over the means of the
+    groups, given by their errors (n,) and clusters (n,); the guards of groups in which errors differ in fewer
+    than ten clusters are added in quadrature.
     """
     plain = stats.t_interval(mean)
     most = max(most, *(float(np.abs(x).max()) for x in groups))
@@ -193,9 +188,8 @@ def error_interval(
 class LengthFavour(NamedTuple):
     """Bias for the longer of two answers to an item, beyond people's own, in the unit of the metric.
 
-    `ratio` is the geometric mean of the length ratio new : base, `new_longer` the share of items with unequal
-    lengths on which the new answer is longer. `is_length` says that both candidates have enough longer
-    answers, in enough clusters, so that the bias is not one for a candidate.
+    `ratio` is the geometric mean of the length ratio new : base, `new_longer` the share of unequal items on
+    which the new answer is longer. Without `is_length`, the bias may be one for a candidate.
     """
 
     favour: Estimate
@@ -236,9 +230,8 @@ def estimate_length_favour(
 class PairBias(NamedTuple):
     """Biases of a judge of pairs, each None if too few pairs show it.
 
-    `first` is the share of comparisons won by the answer shown first, `longer` the share of pairs of unequal
-    length in which the longer answer was preferred. Compared with people, on the pairs that they rated, in
-    win rate: the excess for the new candidate (`favour`) and for the longer answer (`longer_beside_people`).
+    `first` is the share of comparisons won by the answer shown first, `longer` that won by the longer answer.
+    Compared with people, in win rate: the excess for the new candidate (`favour`) and for the longer answer.
     """
 
     first: Estimate | None = None

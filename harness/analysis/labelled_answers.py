@@ -1,12 +1,9 @@
 """Comparison of a metric with people's labels of the same answers: agreement, errors, corrected scores.
 
-Invariant: a label belongs to an answer with its prompt and references. In the order in which items are drawn,
-labels count for a run as far as nearly all of its answers have one: labels of only those answers that did not
-change since another run are not a random sample. Failed answers need no label. Several raters' labels are
-averaged; of one rater the latest counts. Only metrics that are the mean of one number per item, in [0, 1],
-are corrected. If several answers were sampled per item, a label is compared with the grade of its answer, and
-the item's mean over all answers is corrected. Source: `stats.prediction_powered_mean` (PPI++),
-`stats.rogan_gladen`, `stats.cohen_kappa`.
+Invariant: a label belongs to an answer with its prompt and references. Labels count for a run as far as, in
+the order of the draw, nearly all of its answers have one. Several raters' labels are averaged; of one rater
+the latest counts. Only metrics that are the mean of one number per item, in [0, 1], are corrected. Source:
+`stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,10 +53,10 @@ class Confusion(NamedTuple):
 class ArmCalibration:
     """Metric of one run on n items, compared with the labels of some of them.
 
-    `error` is the mean of grade − label, `kappa` the agreement beyond chance. `corrected` combines labels and
-    grades, `labels_alone` is the labels' mean; both are None with fewer than ten labels. `agreement`,
-    `confusion`, `sensitivity`, `specificity` and `rogan_gladen` are for labels and grades that are all 0 or
-    1, otherwise None; the majority of several raters counts, without the `n_split` answers that tie.
+    `error` is the mean of grade − label. `corrected` combines labels and grades, `labels_alone` is the
+    labels' mean; both are None with fewer than ten labels. `agreement`, `confusion`, `sensitivity`,
+    `specificity` and `rogan_gladen` are for labels and grades that are all 0 or 1; the majority of several
+    raters counts, without the `n_split` answers that tie.
     """
 
     name: str
@@ -83,9 +80,9 @@ class ArmCalibration:
 class PairCalibration:
     """Paired difference new − base on n items, of which `n_labels` have a label in both arms.
 
-    `favour` is how much more the metric overrates the new arm than the base, on the same items. `more_labels`
-    would probably settle which is better: 0 if that is settled, None if no number would. `longer` is the
-    metric's bias for the longer answer to an item, beyond people's.
+    `favour` is how much more the metric overrates the new arm than the base. `more_labels` would probably
+    settle which is better: 0 if that is settled, None if no number would. `longer` is its bias for the longer
+    answer.
     """
 
     new: str
@@ -104,9 +101,8 @@ class PairCalibration:
 class MetricCalibration:
     """Metric of a task compared with people's labels of its answers; `kappa` is over all labelled answers.
 
-    `length` is the rise of its error (grade − label) per doubling of an answer's length. `raters` are the
-    people who labelled, `raters_alpha` their agreement (Krippendorff's alpha of graded labels), None if no
-    answer has two raters. `own` names the arms whose weights derive from the judge's.
+    `length` is the rise of its error (grade − label) per doubling of an answer's length, `raters_alpha` the
+    raters' agreement. `own` names the arms whose weights derive from the judge's.
     """
 
     task: str
@@ -221,9 +217,8 @@ def calibrate(
 def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
     """Return the grades and labels of rows, with numbered clusters.
 
-    If several answers to an item were sampled, one has a label. The difference between the mean grade of all
-    answers and the grade of that one is added to the label, which makes it a label of the item's mean; on
-    average the difference is 0.
+    If several answers to an item were sampled, the difference between their mean grade and the labelled
+    answer's is added to the label.
     """
     arm = _label_arm(metric, rows, labels)
     moved = arm.labels + arm.grades - _select_own_grades(metric, rows)
@@ -344,8 +339,7 @@ def _agreement_and_length(
     """Estimate kappa and the effect of length on the error, over the labelled answers of all arms.
 
     Answers to one item are one cluster; an answer that two arms gave counts once. Lengths and errors are
-    taken relative to their arm's mean, so that a bias for one arm is not one for its length. None with fewer
-    than ten answers; the length effect is also None if the answers within the arms have similar lengths.
+    relative to their arm's mean, so that a bias for one arm is not one for its length.
     """
     kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
     seen = set[str]()

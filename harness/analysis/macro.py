@@ -1,9 +1,8 @@
 """Macro average: the mean delta over the admitted tasks, with correlations from shared items.
 
-Invariant: each half-task has half the weight of a task, copies of a task together have the weight of one, and
-items that tasks share widen the interval. Items are matched by document (`halves`), clusters by name; an item
-with neither is not shared. Uses paired differences, not texts.
-Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
+Invariant: a half-task has half the weight of a task, copies of a task together have the weight of one, and
+items that tasks share widen the interval. Items are matched by document (`halves`), clusters by name. Source:
+Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
 from collections import Counter
@@ -20,8 +19,7 @@ from harness.analysis.admission import Measurement, compare_half, cut_tasks
 from harness.analysis.alignment import align
 from harness.analysis.estimators import Comparison, Estimate, mean_change
 from harness.analysis.halves import HalfSplit, documents_of
-from harness.analysis.items_needed import DeltaPart, find_planning_se, lower_se
-from harness.analysis.margins import is_relative, skill
+from harness.analysis.margins import DeltaPart, find_planning_se, is_relative, lower_se, skill
 from harness.analysis.verdict import TaskComparison
 from harness.metrics import flips
 from harness.spec import GatePolicy
@@ -33,9 +31,8 @@ _COPY = 0.9  # two tasks are copies if they share at least this part of the larg
 class SharedItems(NamedTuple):
     """Items that tasks share: `copies` maps a task to all tasks with nearly all of its items and itself.
 
-    `correlations` are those of the deltas of two tasks that share items or clusters, by their names; `said`
-    describes the sharing for readers. `n_repeated` and `n_repeated_clusters` count items and clusters that an
-    earlier task also has.
+    `correlations` are those of the deltas of two tasks, `said` describes the sharing for readers.
+    `n_repeated` and `n_repeated_clusters` count items and clusters that an earlier task also has.
     """
 
     copies: Mapping[str, tuple[str, ...]]
@@ -88,11 +85,7 @@ class _Moves(NamedTuple):
 def find_shared_items(
     measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
 ) -> SharedItems:
-    """Find admitted tasks that share documents, and correlate their deltas.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
-    """
+    """Find admitted tasks that share documents, and correlate their deltas."""
     tasks = {t.task.name: t for t in admitted}
     of = {m.task.name: m for m in measured if m.task.name in tasks}
     known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
@@ -159,8 +152,8 @@ def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut:
 def _correlation(a: _Moves, b: _Moves) -> float:
     """Return the correlation of two deltas due to shared clusters, at least 0.
 
-    The correlation over the shared clusters, shrunk as if one more had changed both tasks equally, times the
-    share of both variances that comes from these clusters.
+    That over the shared clusters, shrunk as if one more had changed both tasks equally, times the share of
+    both variances that comes from these clusters.
     """
     both = sorted(
         {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
@@ -179,9 +172,8 @@ def _correlation(a: _Moves, b: _Moves) -> float:
 class Macro(NamedTuple):
     """Macro delta with its one-sided bounds and the standard error implied by the lower one.
 
-    The unit is that of the policy's margin: points, or shares of the base's skill, for which each task's
-    delta is multiplied by its entry in `scales`. `weights` are the tasks' weights, `correlations` those of
-    their deltas if tasks share items.
+    In points, or shares of the base's skill, for which each task's delta is multiplied by its entry in
+    `scales`.
     """
 
     delta: float
@@ -201,11 +193,7 @@ class Macro(NamedTuple):
 def average_macro(
     admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
 ) -> Macro:
-    """Average the deltas of the admitted tasks, with one-sided bounds combined by MOVER.
-
-    Raises:
-        ValueError: no task is admitted.
-    """
+    """Average the deltas of the admitted tasks, with one-sided bounds combined by MOVER."""
     scales = tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
     scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
     bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
@@ -221,8 +209,7 @@ def plan_parts(
 ) -> tuple[list[DeltaPart], Array | None]:
     """Return each task's part in the macro's standard error, and the correlations of these parts.
 
-    If only one half of a task counts, only every second added item does. Copies of a task are one part,
-    because an added document is an item of each.
+    Copies of a task are one part, because an added document is an item of each.
     """
     pairs = zip(admitted, macro.factors, strict=True)
     widths = [factor * find_planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
@@ -257,12 +244,8 @@ def macro_between(
 ) -> Estimate | None:
     """Average the change between two other arms over the items of a verdict, with the same weights.
 
-    `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks;
-    those on which the arms cannot be compared are left out, and the result is None if none is left. `seed` is
-    the seed with which the verdict split its tasks.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items.
+    `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks,
+    which it split with `seed`; those on which the arms cannot be compared are left out.
     """
     by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
     found = []

@@ -1,26 +1,173 @@
-"""Margins: how large a loss each rule of the gate allows, how one is judged against it and printed.
+"""Margins: how large a loss each rule of the gate allows, how it is judged, and the items to settle it.
 
-Invariant: margins are computed only here, for the rules, their power and the announcements before a run. A
-relative margin has a known size only after the base was measured. One-sided bounds judge a margin: it passes
-if the lower bound is above it, fails if the upper bound is below it, and is open otherwise.
+Invariant: margins are computed only here. A one-sided lower bound above −margin passes, an upper bound below
+it fails. Items are planned from observed interval widths; a task gets more in proportion to what each of its
+items adds to the width (Neyman), and never more than it has.
+Source: Chow, Shao & Wang 2008 for the sample size; Neyman 1934 for the allocation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import ceil, inf, isfinite, sqrt
 from typing import NamedTuple
 
-from harness import formatting
+from harness import formatting, stats
 from harness.analysis.estimators import Comparison
-from harness.analysis.items_needed import MoreItems, find_facing_se
 from harness.analysis.verdict import Outcome, TaskComparison, is_in_macro, is_safety
 from harness.spec import GatePolicy, Margin, Task
-from harness.stats import Interval
+from harness.stats import Array, Interval
+
+POWER = 0.8
+MOST_ITEMS = 100  # times the current items; advising more would be useless
+_NAMED = 8  # number of tasks named with their items
+_ROUNDING = 1e-9
+_BISECTIONS = 60
+
+
+class DeltaPart(NamedTuple):
+    """One task's part in a delta: its standard error, its n items, and how many more items it has."""
+
+    name: str
+    se: float
+    n: int
+    room: float = inf
+
+
+class MoreItems(NamedTuple):
+    """Additional items per task that would settle a margin, and the sentence; None if none would."""
+
+    items: int | None
+    sentence: str
+    by_task: tuple[str, ...] = ()
+
+
+def lower_se(c: Comparison) -> float:
+    """Return the standard error implied by the lower one-sided bound."""
+    return (c.delta - c.lower) / stats.z_quantile(1 - c.alpha)
+
+
+def upper_se(c: Comparison) -> float:
+    """Return the standard error implied by the upper one-sided bound."""
+    return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
+
+
+def find_planning_se(c: Comparison, se: float) -> float:
+    """Return the standard error for predicting what more items would show; infinite for too few clusters.
+
+    For few scores of 0 and 1 the bounds are wider than the spread, so the spread is taken from the lost and
+    gained items, with half an item added to each and two to the total (after Agresti & Min 2005).
+    """
+    if c.refused:
+        return inf
+    if c.base_passed is None or c.estimator == "identical":
+        return se
+    grow = c.n / (c.n + 2)
+    return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grow, c.design_effect)
+
+
+def find_facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
+    """Return the standard error implied by the one-sided bound on the side of −margin."""
+    width = delta - ends.low if delta >= -margin else ends.high - delta
+    return width / stats.z_quantile(1 - alpha)
+
+
+def describe_more_items(
+    delta: float,
+    parts: Sequence[DeltaPart],
+    margin: float,
+    alpha: float,
+    found_se: float,
+    correlations: Array | None = None,
+) -> MoreItems:
+    """Describe how many more items would settle the margin with 80 % power, and under which true delta.
+
+    `parts` hold standard errors by `find_planning_se`, `found_se` is that of the bound that left the margin
+    open (`find_facing_se`), used if the planning ones say that the current items are enough. The true delta
+    is assumed to be the observed loss, else 0; also 0 if a hundred times the items could not tell the loss
+    from the margin.
+    """
+    se = stats.quadrature([part.se for part in parts], correlations)
+    if not isfinite(se):
+        return MoreItems(None, "too few clusters to tell how much items differ; add items of other clusters")
+    truth = min(delta, 0.0)
+    wanted = abs(truth + margin) / _reach(alpha)
+    if 0 < se <= wanted:
+        parts = [part._replace(se=part.se * found_se / se) for part in parts]
+        se = found_se
+    if _growth(se, wanted) <= MOST_ITEMS or (truth == 0 and isfinite(_growth(se, wanted))):
+        assumed = "the loss is as large as it looks" if truth < 0 else "nothing is lost"
+        return _advise(parts, wanted, correlations, "", f"would probably settle it if {assumed}")
+    if truth == 0:
+        return MoreItems(None, "no number of items would settle so small a margin")
+    at_margin = "the loss looks as large as the margin, which no reasonable number of items would settle"
+    wanted = margin / _reach(alpha)
+    if se <= wanted:
+        return MoreItems(None, at_margin)
+    before = f"{at_margin}; if nothing is lost, "
+    return _advise(parts, wanted, correlations, before, "probably would")
+
+
+def _advise(
+    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None, before: str, after: str
+) -> MoreItems:
+    more = allocate_items(parts, wanted, correlations)
+    if more is None:
+        # Tasks without a limit can have any number of items; only the others have too few.
+        room = formatting.count(ceil(sum(part.room for part in parts if isfinite(part.room))))
+        return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
+    n = max(1, sum(more))
+    needed = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
+    by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in needed)
+    rest = f" and {formatting.pluralize(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
+    named = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
+    return MoreItems(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)
+
+
+def allocate_items(
+    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None = None
+) -> tuple[int, ...] | None:
+    """Return the fewest additional items per part that lower the total standard error to the one wanted.
+
+    n_i + m_i ∝ se_i √n_i, at least n_i and at most what the task has; None if all would not be enough.
+
+    Source: Neyman 1934; Cochran 1977, section 5.5.
+    """
+
+    def grow(scale: float) -> list[float]:
+        return [min(max(part.n, scale * part.se * sqrt(part.n)), part.n + part.room) for part in parts]
+
+    def se(sizes: Sequence[float]) -> float:
+        widths = [part.se * sqrt(part.n / size) for part, size in zip(parts, sizes, strict=True)]
+        return stats.quadrature(widths, correlations)
+
+    now = se([part.n for part in parts])
+    if se([part.n + part.room for part in parts]) > wanted:
+        return None
+    if now <= wanted:
+        return (0,) * len(parts)
+    evenly = (now / wanted) ** 2  # the factor by which all parts would have to grow equally
+    low, high = 0.0, evenly * max(sqrt(part.n) / part.se for part in parts if part.se)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if se(grow(middle)) > wanted else (low, middle)
+    return tuple(ceil(size - part.n - _ROUNDING * size) for part, size in zip(parts, grow(high), strict=True))
+
+
+def find_settling_growth(se: float, gap: float, alpha: float) -> float:
+    """Return the factor by which items must grow until the gap is (z_{1−α} + z_power) standard errors."""
+    return _growth(se, gap / _reach(alpha))
+
+
+def _growth(se: float, wanted: float) -> float:
+    times = se / wanted if wanted > 0 else inf
+    return times * times  # ** raises if the square overflows
+
+
+def _reach(alpha: float) -> float:
+    return stats.z_quantile(1 - alpha) + stats.z_quantile(POWER)
 
 
 class LossRates(NamedTuple):
-    """Loss rates of a critical task, which fails if a rate above `fails_above` is shown.
-
-    It passes if a rate below `passes_below` is shown.
-    """
+    """Loss rates of a critical task: one above the first fails, one below the second passes."""
 
     fails_above: float
     passes_below: float
@@ -52,7 +199,7 @@ def allowed_loss(margin: Margin, skill: float) -> float:
 
 
 def margin_share(margin: Margin) -> float:
-    """Return the margin as a number in (0, 1): a share of the scale, or of the skill if `is_relative`."""
+    """Return the margin as a share of the scale, or of the skill if `is_relative`."""
     return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
 
 

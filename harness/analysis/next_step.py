@@ -1,9 +1,9 @@
 """Value of information: more test items, more training rows, or choosing now.
 
-Invariant: every option is valued in the same way, by the points of the target metric that it brings on
-average over choosing now, less its cost. What was not measured has no value, and the text says so. More rows
-are advised only if their gain would be shown and would pay for labels and training.
-Source: expected value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
+Invariant: every option is valued by the points of the target metric that it brings on average over choosing
+now, less its cost; what was not measured has no value. More rows are advised only if their gain would be
+shown and would pay for labels and training. Source: expected value of sample information, Raiffa & Schlaifer
+1961; `stats.sample_information`.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,6 @@ from harness.analysis.candidate_facts import (
     passes_alone,
     seeds_of,
 )
-from harness.analysis.economics import Worth
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.goals import open_rating
 from harness.analysis.significance import find_settling
@@ -55,15 +54,13 @@ class SpendingOption(NamedTuple):
 
 
 class Spend(NamedTuple):
-    """The options, None if their value is unknown, and the one that brings most.
+    """The options, None if their value is unknown.
 
-    `best` is None if choosing now is best. `labels` of answers, or `ratings` of pairs, come first: the
-    decision is open until people have given that many.
+    `labels` of answers, or `ratings` of pairs, come first: the decision is open until people have given them.
     """
 
     items: SpendingOption | None
     rows: SpendingOption | None
-    perfect: float | None
     labels: int = 0
     ratings: int = 0
 
@@ -100,18 +97,17 @@ class RowsNeeded(NamedTuple):
     cost: float
 
 
-def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Spend | None:
+def value_next_spend(case: Case, worth: float | None, wanted: RowsNeeded | None) -> Spend | None:
     """Value more items and more rows for the judged fine-tune; None if neither could change anything.
 
-    That is the case without a choice, after harness drift, or if the gate fails the fine-tune. `worth` is the
-    value of its test items, `wanted` the training rows that would pay.
+    `worth` is the value of as many test items again, `wanted` the training rows that would pay.
     """
     run, other = case.judged, case.alternative
     if run is None or other is None:
         return None
     rating = open_rating(case)
     if (rating and rating.n_ratings) or case.n_labels_missing:
-        return Spend(None, None, None, case.n_labels_missing, rating.n_ratings if rating else 0)
+        return Spend(None, None, case.n_labels_missing, rating.n_ratings if rating else 0)
     if other.over_budget:
         return None
     seed = find_stopping_seed(case.facts, run)
@@ -120,14 +116,14 @@ def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None)
     g = gain(run.vs_untrained)
     is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
     if unrated := (run.wins.unrated if is_open and run.wins is not None else 0):
-        return Spend(None, None, None, 0, unrated)
+        return Spend(None, None, 0, unrated)
     items = None
-    if worth and g:  # as many test items again: each costs a label, and both candidates answer it
+    if worth is not None and g:  # as many test items again: each costs a label, and both candidates answer it
         prices = [f.cost_per_1k_usd for f in (run, other)]
         answers_usd = sum(price or 0.0 for price in prices) / 1000
         cost = None if None in prices else g.n * (case.policy.label_cost_usd + answers_usd)
-        items = SpendingOption("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
-    return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
+        items = SpendingOption("test items", g.n, worth, _usd(case, worth), cost)
+    return Spend(items, _rows(case, run, wanted))
 
 
 def fails_gate(run: CandidateFacts) -> bool:
@@ -137,10 +133,7 @@ def fails_gate(run: CandidateFacts) -> bool:
 
 
 def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> SpendingOption | None:
-    """Value more training rows by the learning curve: the gain of the better choice then, less now.
-
-    The curve was measured on the current test items, so asking these again would add no information.
-    """
+    """Value more training rows by the learning curve: the gain of the better choice then, less now."""
     g, curve = gain(run.vs_untrained), None if case.by_wins else case.curve
     if g is None or curve is None or curve.candidate != run.name:
         return None
@@ -186,7 +179,7 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
         return [f"Next best spend: {spend.text}{waits}. {why}", *_open_gate_text(case, seed)]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
-    if spend.items is None or spend.perfect is None:
+    if spend.items is None:
         items = "What more test items would bring is not known: the gain has no spread."
     else:
         items, unit = f"{formatting.count(spend.items.n)} more test items would", case.unit.name
@@ -194,8 +187,7 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
             items += f" hardly change the choice (worth less than {_WORTH_SAYING:g} {unit} on average)."
         else:
             points = f"{formatting.plain(spend.items.points)} {unit} on average, by a better choice"
-            exactly = f"knowing the gain exactly, {formatting.plain(spend.perfect)}"
-            items += f" bring {points}{_price_text(spend.items)}; {exactly}."
+            items += f" bring {points}{_price_text(spend.items)}."
     if economics.point_worth_usd(case.policy, case.unit) is None:
         prices = " Costs are not weighed, because a point has no price (decide.point_usd)."
     else:
@@ -259,7 +251,7 @@ MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seed
 def too_few(case: Case, run: CandidateFacts) -> str:
     """Say why a gain from so few examples does not count yet; empty if it does.
 
-    With three or more seeds, and in folds, the measured gain counts: it is then a gain over trainings.
+    Three or more seeds, and folds, measure a gain over trainings, which counts.
     """
     n = len(seeds_of(case.facts, run))
     if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS or is_cross_validated(run):

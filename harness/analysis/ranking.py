@@ -1,10 +1,8 @@
 """Ranks that candidates not shown to differ share, and the mean of a recipe's seeds on their common items.
 
 Invariant: going down by score, a candidate opens a rank only where its paired difference to the one that
-opened the last rank has a 95 % interval without 0; pairs are not corrected for their number. An answer that
-failed scores worst. Seeds share their items, so the items' variance is that of the mean answer; what varies
-between seeds is no part of it.
-Source: Miller 2024, arXiv:2411.00640, for variances over items and over repeated answers
+opened the last rank has a 95 % interval without 0; pairs are not corrected for their number. Source: Miller
+2024, arXiv:2411.00640, for variances over items and over repeated answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +30,8 @@ def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | Non
 
 
 def _estimate(metric: Metric, own: Arms, n_errors: int) -> Estimate | None:
-    if not own.valid.any():
-        return None
-    return identical_difference(metric, _pair(own, own)).base._replace(n_errors=n_errors)
+    scored = _pair(own, own)
+    return identical_difference(metric, scored).base._replace(n_errors=n_errors) if scored.ids else None
 
 
 def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> dict[str, int]:
@@ -68,18 +65,18 @@ def _differ(metric: Metric, one: Arms, other: Arms) -> bool:
 
 
 def _read(metric: Metric, columns: "MetricColumns") -> Arms:
-    """Read a candidate's columns as both arms, `valid` where it has a score; a failed answer scores worst."""
+    """Read a candidate's columns as both arms, NaN without a score; a failed answer scores worst."""
     parts = list(columns.parts)
     for at in np.flatnonzero(columns.failed):
         if parts[at] is None and (found := extremes(metric, columns.references[at])):
             parts[at] = found.worst
     scored = np.array([p is not None for p in parts], bool)
     known = np.array([p for p in parts if p is not None], float)
-    filled = np.full((len(parts), *known.shape[1:]), np.nan)
-    filled[scored] = known
+    filled = np.full((len(parts), *(known.shape[1:] or (1,))), np.nan)
+    filled[scored] = known.reshape(-1, filled.shape[1])
     families, folds = _code_families(columns.ids, columns.clusters), columns.folds or [0] * len(columns.ids)
     weights, numbers = np.array(columns.weights, float), np.array(folds)
-    return Arms(columns.ids, families, weights, filled, filled, scored, numbers, numbers)
+    return Arms(columns.ids, families, weights, filled, filled, numbers, numbers)
 
 
 @lru_cache(maxsize=4)
@@ -91,8 +88,8 @@ def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[n
 
 def _pair(base: Arms, new: Arms) -> Arms:
     """Pair two candidates on the items that both have a score of."""
-    both = base.valid & new.valid
-    arms = base._replace(new=new.new, new_folds=new.new_folds, valid=np.ones(len(both), bool))
+    both = ~np.isnan(base.base).any(axis=1) & ~np.isnan(new.new).any(axis=1)
+    arms = base._replace(new=new.new, new_folds=new.new_folds)
     return arms if both.all() else arms.only(both)
 
 
@@ -113,8 +110,8 @@ def compare_recipes(
 ) -> RecipeDifference:
     """Compare the means over the seeds of two recipes, each given by the rows of its runs.
 
-    The parts of an item are averaged over a recipe's runs; the variances are what the intervals of
-    `compare_rows` amount to on the averages, so that few items that differ make none too small.
+    The parts of an item are averaged over a recipe's runs; the variances are those of `compare_rows`
+    intervals.
 
     Raises:
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.

@@ -1,8 +1,7 @@
 """Differences between two stored runs: recipes, digests, environment and scores.
 
-Invariant: a score is compared only where both runs' rows may be compared, item by item; else both
-scores stand beside what forbids it or corrects it, and none where items were sampled: they count by weights
-of the report. What is equal in both runs is left out.
+Invariant: scores have a difference only if both runs' rows may be compared, item by item; otherwise the
+reason is given. What is equal in both runs is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ _OF_RUN = (
 
 
 class Pair(NamedTuple):
-    """One thing as the first and as the second run has it; None where a run has it not."""
+    """One value in the first and in the second run; None in a run that lacks it."""
 
     a: Any
     b: Any
@@ -86,7 +85,7 @@ def to_json(found: Differences) -> dict[str, Any]:
 
 
 def _diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
-    """Compare two nested mappings by dotted names, an empty one beside a filled one by the latter's."""
+    """Compare two nested mappings by dotted names."""
     one, other = _flatten(a), _flatten(b)
     known = dict.fromkeys([*one, *other])
     filled = {name.rpartition(".")[0] for name in known}
@@ -105,7 +104,7 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
-    """Say in what the rows of one task and split differ; only which run has them, where one has none."""
+    """Return the differences of the identities of one row set; only the digests if one run lacks the rows."""
     if key not in one.rows or key not in other.rows:
         return {"rows": Pair(one.rows.get(key), other.rows.get(key))}
     try:
@@ -141,7 +140,7 @@ def _compare_scores(
     a: Sequence[SampleResult],
     b: Sequence[SampleResult],
 ) -> Scores:
-    """Compare one metric, as far as its score is the mean of one number an item."""
+    """Compare one metric, if its score is the mean of one number per item."""
     parts = [p for row in (*a, *b) if (p := row.parts.get(metric.name)) is not None]
     low, high = metric.bounds
     if any(len(p) != 1 or not low <= p[0] <= high for p in parts):

@@ -1,11 +1,8 @@
 """Results of recipes rather than of one checkpoint: over their training seeds, and corrected as a family.
 
-Invariant: the variances over items and between seeds are added, neither subtracted nor left out. If the
-seeds' variance has fewer than two degrees of freedom it is unknown, and nothing is said about the recipe; a
-recipe is never represented by its best seed. A family's members are fixed when the experiment is resolved,
-before a test item is read: one per recipe with all its seeds, and one per grid, represented by the recipe
-that validation chooses. The decision ships only what is shown among them; the gate's verdict on a single run
-is not corrected.
+Invariant: the variances over items and between seeds are added, neither subtracted nor left out; below two
+degrees of freedom the seeds' variance is unknown. A family's members are fixed before a test item is read:
+one per recipe with all its seeds, and one per grid. The gate's verdict on a single run is not corrected.
 Source: variance components, `stats.VarianceComponents`; Holm 1979, `stats.holm`.
 """
 
@@ -43,9 +40,8 @@ class SeedSummary:
     """One recipe over its finished seeds, with its scores on test.
 
     `score` and `gain` (over the best untrained candidate, above 0 is better) hold the mean over seeds with an
-    interval for the expected result of a new seed; None if the variance between seeds is unknown. `seed_sd`
-    is the standard deviation of the scores between seeds, in the metric's unit, `seed_df` its degrees of
-    freedom: more than R − 1 if recipes with two seeds were pooled.
+    interval for a new seed's expected result; None if the variance between seeds is unknown. `seed_sd` is the
+    standard deviation between seeds, in the metric's unit; `seed_df` is above R − 1 if recipes were pooled.
     """
 
     candidate: str
@@ -65,11 +61,7 @@ class SeedSummary:
 def item_variances(
     metric: Metric, seeds: Sequence[Rows], untrained: Rows | None, prompt: Rows | None
 ) -> ItemVariances:
-    """Return how much the mean of a recipe's seeds varies with the items, from all their rows on test.
-
-    Raises:
-        IncompatibleRuns: the runs hold different items, or no item was scored in all of them.
-    """
+    """Return how much the mean of a recipe's seeds varies with the items, from all their rows on test."""
     over = [compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)]
     score = next((d for d in over if d), None) or compare_recipes(metric, seeds[:1], seeds)
     return ItemVariances(score.score, *(d.change if d else None for d in over))
@@ -121,7 +113,7 @@ def variance_components(
 ) -> VarianceComponents | None:
     """Return the variance components of the mean of several seeds; None if the seeds' part is unknown.
 
-    With three or more seeds their own variance counts; with two the `pooled` variance of a seed, if given.
+    With two seeds the `pooled` variance of a seed counts, if given.
     """
     seed = stats.seed_variance([seeds]) or (pooled if len(seeds) > 1 else None)
     if seed is None:
@@ -230,10 +222,7 @@ def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The member to which each fine-tune of an experiment belongs, and the chance of any false pass.
-
-    A grid's candidates are one member; so is a sweep, which yields one candidate.
-    """
+    """The member (recipe or grid) of each fine-tune of an experiment, and the chance of any false pass."""
 
     members: dict[str, str] = field(default_factory=dict)
     alpha: float = 0.05
@@ -247,8 +236,7 @@ class Family:
 class FamilyMember(NamedTuple):
     """One member on the test items: the recipe that represents it, its p, and Holm's p over the family.
 
-    `p` is the largest over the recipe's seeds and over the rules to be shown; None if one of them is not
-    shown even alone, or a seed failed. `level` is the level that Holm leaves it.
+    `p` is the largest over the recipe's seeds and rules; None if one is not shown even alone.
     """
 
     name: str

@@ -1,14 +1,10 @@
 """p-values of the gate's rules, chances of a wrong verdict, and what would settle an open one.
 
-Invariant: a p-value belongs to a bound, so it is below a level exactly where the bound at that level passes.
-Chances come from widths that were found (which hold n, disagreement and clusters) or, before a run, from a
-disagreement that is assumed. Scores of 0 and 1 by the binomial laws of how many items differ and how many of
-these are lost, each task's disagreement shrunk to that of all; other scores by the normal approximation.
-Items are named only where the tasks hold them unused; every sentence and next step on an open verdict comes
-from one `Settling`.
-Source: a bound inverted over its level; Clopper & Pearson 1934 for the critical rule; Šidák 1967 for the
-chance over candidates; Holm 1979 for the step; DerSimonian & Laird 1986 for the spread between tasks;
-Chow, Shao & Wang 2008 for sizes
+Invariant: a p-value is below a level exactly where the bound at that level passes. Chances come from observed
+widths or, before a run, from an assumed disagreement; scores of 0 and 1 by binomial laws, others by the
+normal approximation. Source: Clopper & Pearson 1934 for the critical rule; Šidák 1967 for the chance over
+candidates; Holm 1979 for the step; DerSimonian & Laird 1986 for the spread between tasks; Chow, Shao & Wang
+2008 for sizes.
 """
 
 from bisect import bisect_right
@@ -22,15 +18,19 @@ from scipy import special
 
 from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate, at_level, orient
-from harness.analysis.items_needed import POWER, find_planning_se, find_settling_growth, lower_se, upper_se
 from harness.analysis.macro import Macro, SharedItems, average_macro
 from harness.analysis.margins import (
+    POWER,
     critical_rates,
+    find_planning_se,
+    find_settling_growth,
     is_relative,
+    lower_se,
     margin_of,
     margin_share,
     margin_text,
     task_margin,
+    upper_se,
 )
 from harness.analysis.verdict import (
     ItemsNeeded,
@@ -90,10 +90,7 @@ def _level_p(found: Estimate, wanted: float) -> float:
 
 
 def bound_passing_chance(alpha: float, n: int) -> float:
-    """Return the chance, at most, that of n candidates at the margin one passes.
-
-    1 − (1 − α)^n holds for independent candidates, and bounds those that share items and a base.
-    """
+    """Return the chance, at most, that of n candidates at the margin one passes: 1 − (1 − α)^n."""
     return 1 - (1 - alpha) ** n
 
 
@@ -124,7 +121,7 @@ class Stop(NamedTuple):
 
 
 def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> list[Stop]:
-    """Work out of each task, at a true delta, the chance that it stops `each`, by a veto or a doubt."""
+    """Compute for each task the chance that it stops `each` at a true delta, by a veto or a doubt."""
     alpha = policy.alpha / len(admitted)
     # Each task's share of differing items is shrunk to that of all, by how far the tasks differ in truth.
     # One item is added that differs, and one that does not: what was never seen is not taken for impossible.
@@ -194,10 +191,10 @@ def power_warnings(
 ) -> tuple[str, ...]:
     """Say before anything runs which margins the items at hand probably cannot show.
 
-    `n` maps the names of tasks to their items, of which 15 % are expected to differ. A margin can be shown
-    where an equal model passes the macro, and a loss of twice a task's margin is noticed, in 80 % of cases; a
-    critical task where at least losing nothing would pass. Clusters are not known yet and left out. Of
-    `n_members` fine-tunes each has to be shown at the level of Holm's first step.
+    `n` maps the names of tasks to their items, of which 15 % are expected to differ, without clusters. A
+    margin can be shown if an equal model passes the macro, and a loss of twice a task's margin is noticed, in
+    80 % of cases; a critical task if losing nothing would pass. Of `n_members` fine-tunes each has to be
+    shown at the level of Holm's first step.
     """
     among = f" as one of {n_members}" if n_members > 1 else ""
     show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
@@ -241,10 +238,9 @@ def power_warnings(
 def miss_rates(
     admitted: Sequence[TaskComparison], macro: Macro, validity: Comparison | None, policy: GatePolicy
 ) -> tuple[MissRate, ...]:
-    """Work out the operating characteristic from the found widths, which hold n, disagreement and clusters.
+    """Compute the operating characteristic from the observed widths.
 
-    A true loss larger than the disagreement found needs more of it, and gets the variance that goes
-    with it. "each" is of a loss in one task, named at random; "equal" counts macro, each and validity.
+    "each" is of a loss in one task, named at random; "equal" counts macro, each and validity.
     """
     if macro.se <= 0:
         return ()
@@ -287,10 +283,9 @@ def _times(n: int, factor: float) -> float:
 def chance_of_an_equal_model(
     suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
 ) -> float | None:
-    """Work out before a run how often one of `n_members` fine-tunes that lost nothing passes the macro.
+    """Compute before a run how often one of `n_members` fine-tunes that lost nothing passes the macro.
 
-    `n` maps the names of tasks to their items, of which 15 % are expected to differ. None where the margin is
-    relative to the base's skill, or no capability task is judged.
+    None if the margin is relative to the base's skill, or no capability task is judged.
     """
     judged = _list_of_macro(_list_judged(suites, n, policy))
     if not judged or is_relative(policy.macro):
@@ -345,7 +340,7 @@ _STEP = 1000  # margins are offered in tenths of a point
 class SpareItems(NamedTuple):
     """Test items of a task that were not asked: it asked `n` of `held`; its answers may be generated.
 
-    The settings `keys` limit them; without any they were not drawn, and `compare` alone asks them.
+    The settings `keys` limit them; without any, they were not drawn.
     """
 
     task: str
@@ -391,8 +386,8 @@ def _name_entry(name: str, place: int) -> str:
 class Settling(NamedTuple):
     """Ways to settle open verdicts: `needed` more items, while the tasks hold `left` unused.
 
-    `sizes` says how many items tasks have to ask in all, empty where they hold too few; `margin` is then
-    the setting of the least margin that the items at hand can show, empty where there is none.
+    `sizes` says how many items tasks have to ask in all, empty if they hold too few; `margin` is then the
+    setting of the least margin that the items at hand can show, if there is one.
     """
 
     needed: int

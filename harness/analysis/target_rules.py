@@ -1,11 +1,7 @@
-"""Rules on the declared target, on the control arm, and on the loss since the first champion.
+"""Rules on the declared target, on the control arm, on an export, and on the loss since the first champion.
 
-Invariant: a goal passes if the whole 95 % interval reaches it, and fails if none of it does; values are
-oriented so that more is better. A judge's grades count only if people have labelled enough of the answers.
-Between control arms of one environment nothing may differ; of two environments no prompt, and no more scores
-than the A/A rate allows. What drifted is the harness, so nothing is said of the candidate. The cumulative
-loss compares with the first base itself, by the macro's own rule and a margin of its own.
-Source: the exact binomial test, one-sided.
+Invariant: a goal passes if the whole 95 % interval reaches it, and fails if none of it does. A judge's grades
+count only if people have labelled enough of the answers. What drifted in the control arm is the harness.
 """
 
 from collections.abc import Sequence
@@ -13,7 +9,7 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.analysis.estimators import Comparison, at_level, is_judge, orient
-from harness.analysis.human_preferences import Wins
+from harness.analysis.human_preferences import OpenRating, find_open_rating
 from harness.analysis.margins import (
     allowed_loss,
     is_relative,
@@ -34,7 +30,7 @@ from harness.analysis.verdict import (
     Verdict,
     worst_outcome,
 )
-from harness.spec import PEOPLE, GatePolicy, Task
+from harness.spec import GatePolicy, Task
 
 
 def require_calibration(
@@ -49,6 +45,9 @@ def require_calibration(
         " the target alone); another primary metric, or gate.uncalibrated_judge: allow"
     )
     return Rule(rule.name, "inconclusive", text, {"judged": named})
+
+
+_NO_UNTRAINED = OpenRating("there is no untrained candidate to compare with", "add one and compare again")
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
@@ -66,8 +65,12 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
             " anything rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
         )
         return Rule("target", "inconclusive", sentence, {"labels_missing": target.labels_missing})
-    if wanted.win_rate is not None and (sentence := _describe_unrated(target.wins, wanted.win_rate)):
-        return Rule("target", "inconclusive", sentence, {"win_rate": wanted.win_rate})
+    if wanted.win_rate is not None:
+        rating = find_open_rating(target.wins, "these answers") if target.wins else _NO_UNTRAINED
+        if rating:
+            rate = f"a win rate of {formatting.percent(wanted.win_rate)} %"
+            sentence = f"target: {rate} is open: {rating.why}; {rating.then}"
+            return Rule("target", "inconclusive", sentence, {"win_rate": wanted.win_rate})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if wanted.min is not None:  # a maximum if lower is better
@@ -95,28 +98,6 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     outcome = worst_outcome([outcome for outcome, _ in judged])
     facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
     return Rule("target", outcome, sentence, facts)
-
-
-def _describe_unrated(wins: Wins | None, wanted: float) -> str:
-    """Say why a required win rate cannot decide; empty if it can."""
-    required = f"a win rate of {formatting.percent(wanted)} %"
-    if wins is None:
-        return f"target: {required} has no untrained candidate to be measured against"
-    if wins.missing:
-        ratings = formatting.pluralize(wins.missing, "more rating")
-        return (
-            f"target: pairs are judged by {wins.by}, and its preferences need {ratings} of people of the same"
-            " pairs before anything rests on them (harness dashboard, Rate), unless gate.uncalibrated_judge"
-            " says allow"
-        )
-    if wins.rate is None and wins.by == PEOPLE:
-        beside = f"the answers against those of {wins.over}"
-        return f"target: {required}, and there are no ratings of {beside} (harness dashboard, Rate)"
-    if wins.by == PEOPLE and wins.lacking:
-        rated = formatting.pluralize(wins.n_ratings, "rating")
-        more = formatting.pluralize(wins.lacking, "more rating")
-        return f"target: {required} rests on {rated} of people; it takes {more} (harness dashboard, Rate)"
-    return "" if wins.rate else f"target: {required}, and {wins.by} graded no pairs yet (harness compare)"
 
 
 def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
@@ -148,10 +129,10 @@ _NEXT = (
 class ControlFacts(NamedTuple):
     """One measurement of the control arm on a base.
 
-    `n_same` items were stored in the same environment, `n_other` in another one or an unknown one;
-    `changed` says in words what is another there. `reworded` names items whose prompts are other
-    tokens, `differing` those of the same environment that came back otherwise, `flipped` those of
-    another environment whose score moved. `aa_flips` of `aa_n` items flipped where nothing was wrong.
+    `n_same` items were stored in the same environment, `n_other` in another or unknown one; `changed` says
+    what changed there. `reworded` items have other tokens, `differing` ones of the same environment came back
+    otherwise, `flipped` ones of another environment moved their score. `aa_flips` of `aa_n` items flip where
+    nothing is wrong.
     """
 
     id: str
@@ -189,47 +170,47 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
     if not controls:
         text = "control: no block of the base was re-evaluated with these rows"
         return Rule("control", "skipped", text, {})
-    drifted = [facts for facts in controls if has_drifted(facts)]
-    n, flipped = sum(f.n_same + f.n_other for f in controls), [f for f in controls if f.flipped]
+    n = sum(facts.n_same + facts.n_other for facts in controls)
+    flipped = [facts for facts in controls if facts.flipped]
     counted: dict[str, Number] = {
         "n_items": n,
         "n_reworded": sum(len(facts.reworded) for facts in controls),
         "n_differing": sum(len(facts.differing) for facts in controls),
         "n_flipped": (n_flipped := sum(len(facts.flipped) for facts in flipped)),
     }
-    if not drifted:
-        text = f"control: {formatting.count(n)} items of the base were re-evaluated"
-        if not flipped:
-            return Rule("control", "pass", f"{text} and came back as stored", counted)
-        allowed = formatting.percent(max(facts.aa_flips / facts.aa_n for facts in flipped))
-        text += (
-            f" in another environment ({'; '.join(dict.fromkeys(facts.changed for facts in flipped))}),"
-            f" {formatting.count(n_flipped)} of them with another score, which the A/A rate of"
-            f" {allowed} % allows"
-        )
-        return Rule("control", "pass", text, counted)
-    moved = []
-    for facts in drifted:
-        parts = []
-        if facts.reworded:
-            n_all = facts.n_same + facts.n_other
-            share = f"{formatting.count(len(facts.reworded))} of {formatting.count(n_all)}"
-            parts.append(f"{share} prompts of the base are other tokens now than when stored")
-        if facts.differing:
-            share = f"{formatting.count(len(facts.differing))} of {formatting.count(facts.n_same)}"
-            parts.append(f"{share} items of the base came back otherwise in the same environment")
-        if facts.flipped and flips_p(facts) < ALPHA:
-            share = f"{formatting.count(len(facts.flipped))} of {formatting.count(facts.n_other)}"
-            rate, p = formatting.percent(facts.aa_flips / facts.aa_n), formatting.p_value(flips_p(facts))
-            parts.append(
-                f"{share} items of the base have another score in another environment ({facts.changed}), "
-                f"more than the A/A rate of {rate} % allows (exact binomial p {p})"
-            )
-        items = (facts.reworded or facts.differing or facts.flipped)[:3]
-        moved.append(f"{', '.join(parts)} ({', '.join(items)} …)")
-    found = "; ".join(dict.fromkeys(moved))
-    text = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
-    return Rule("control", "harness-drift", text, counted)
+    moved = list(dict.fromkeys(_describe_drift(facts) for facts in controls if has_drifted(facts)))
+    if moved:
+        why = "so the harness moved, and this says nothing of the candidate"
+        return Rule("control", "harness-drift", f"control: {'; '.join(moved)}; {why}; next: {_NEXT}", counted)
+    text = f"control: {formatting.count(n)} items of the base were re-evaluated"
+    if not flipped:
+        return Rule("control", "pass", f"{text} and came back as stored", counted)
+    allowed = formatting.percent(max(facts.aa_flips / facts.aa_n for facts in flipped))
+    changed = "; ".join(dict.fromkeys(facts.changed for facts in flipped))
+    flips = f"{formatting.count(n_flipped)} of them with another score"
+    text += f" in another environment ({changed}), {flips}, which the A/A rate of {allowed} % allows"
+    return Rule("control", "pass", text, counted)
+
+
+def _describe_drift(facts: ControlFacts) -> str:
+    def share(items: Sequence[str], n: int) -> str:
+        return f"{formatting.count(len(items))} of {formatting.count(n)}"
+
+    parts = []
+    if facts.reworded:
+        prompts = share(facts.reworded, facts.n_same + facts.n_other)
+        parts.append(f"{prompts} prompts of the base are other tokens now than when stored")
+    if facts.differing:
+        answers = share(facts.differing, facts.n_same)
+        parts.append(f"{answers} items of the base came back otherwise in the same environment")
+    if flips_p(facts) < ALPHA:
+        rate, p = formatting.percent(facts.aa_flips / facts.aa_n), formatting.p_value(flips_p(facts))
+        found = f"{share(facts.flipped, facts.n_other)} items of the base have another score"
+        environment = f"in another environment ({facts.changed})"
+        allowed = f"more than the A/A rate of {rate} % allows (exact binomial p {p})"
+        parts.append(f"{found} {environment}, {allowed}")
+    items = (facts.reworded or facts.differing or facts.flipped)[:3]
+    return f"{', '.join(parts)} ({', '.join(items)} …)"
 
 
 _STEP = "; harness promote asks for a reason"
@@ -238,7 +219,7 @@ _STEP = "; harness promote asks for a reason"
 def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy) -> Rule:
     """Judge the loss of an artefact on the target against the run that it was exported from.
 
-    `against_own` is the paired difference to that run, None where its rows are not stored.
+    `against_own` is the paired difference to that run, None if its rows are not stored.
     """
     if against_own is None:
         text = (

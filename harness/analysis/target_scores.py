@@ -1,8 +1,7 @@
 """Scores of the target besides the comparison: other targets, a trivial baseline, a learning curve.
 
-Invariant: all sizes of a learning curve answered the same test items; the intervals are over these items (by
-cluster bootstrap), not over training seeds or samples of the data.
-Source: `stats.fit_power_law`; the rule 0-R, Holte 1993, Machine Learning 11, for the majority class.
+Invariant: all sizes of a learning curve answered the same test items, over which the intervals are. Source:
+`stats.fit_power_law`; the rule 0-R, Holte 1993, Machine Learning 11, for the majority class.
 """
 
 from collections import Counter
@@ -28,8 +27,7 @@ from harness.stats import Array
 class TargetScore:
     """Score of a candidate on another target, with untrained candidates compared on the same items.
 
-    `untrained` names the untrained candidate that is best on that target's own validation rows;
-    `vs_untrained` is the paired difference from it, `vs_prompt` from the plain prompt.
+    `untrained` is best on that target's own validation rows.
     """
 
     task: str
@@ -121,7 +119,7 @@ class ExpectedGain:
 class LearningCurve:
     """A recipe's scores by the size of its training data, smallest first, and the extrapolation.
 
-    The last point is all the data. `exponent` is β of the fit E + B D^−β of the error.
+    `exponent` is β of the fit E + B D^−β of the error.
     """
 
     candidate: str
@@ -134,9 +132,6 @@ def learning_curve(candidate: str, trained: Sequence[TrainingSize], metric: Metr
     """Fit the error over sizes, and extrapolate to 2 and 4 times the data.
 
     None with fewer than four sizes, or if the metric has no best value to count errors from.
-
-    Raises:
-        IncompatibleRuns: the sizes answered different items, or no item was scored at all sizes.
     """
     best = metric.bounds[1 if metric.higher_is_better else 0]
     if len(trained) < stats.MIN_SIZES or not isfinite(best):

@@ -44,9 +44,9 @@ Number = float | int | str | list[str]
 
 
 class AdmittedHalf(NamedTuple):
-    """The one half of a task that counts, compared on its own; `why` says what keeps the other half out.
+    """The one half of a task that counts, compared on its own.
 
-    `admitting_score` is the base's on the other half, which admits this one.
+    `admitting_score` is the base's on the other half; `why` says what keeps the other half out.
     """
 
     name: Half
@@ -58,10 +58,9 @@ class AdmittedHalf(NamedTuple):
 class TaskComparison(NamedTuple):
     """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
 
-    `half` is set where only one half of the items counts in the macro. `room` is how many items the task
-    still holds beside those that were drawn, infinite where all were evaluated. `span` is the range of the
-    primary metric, of which margins are shares. `may_be_admitted` is False where that metric never counts in
-    the macro, whatever the base scores.
+    `half` is set if only one half of the items counts in the macro. `room` is the number of items that were
+    not drawn, infinite if all were evaluated. `span` is the range of the primary metric, of which margins are
+    shares. `may_be_admitted` is False if that metric never counts in the macro.
     """
 
     task: Task
@@ -93,8 +92,8 @@ class TaskComparison(NamedTuple):
 class TargetFacts(NamedTuple):
     """Result on the test split: the score, and the gain over the best untrained candidate.
 
-    `labels_missing` of people keep a judge's metric from deciding, `wins` are over that candidate.
-    `commonest` compares the shares of the commonest answers at the policy's alpha, where it limits them.
+    `labels_missing` of people keep a judge's metric from deciding. `commonest` compares the shares of the
+    commonest answers, if the policy limits them.
     """
 
     score: Estimate
@@ -128,8 +127,8 @@ class Rule:
 class ItemsNeeded(NamedTuple):
     """Numbers of more items that would probably settle the open rules of a verdict.
 
-    `of_task` names tasks that have to give them themselves, `of_macro` those (`a and b` where they share
-    items) among which others of the macro could as well; `of_answers` are generated ones of any task.
+    `of_task` names tasks that have to give them themselves, `of_macro` those among which others of the macro
+    could as well (`a and b` share items); `of_answers` are generated ones of any task.
     """
 
     of_task: Mapping[str, int]
@@ -164,9 +163,8 @@ def list_items_needed(rules: Iterable[Rule]) -> ItemsNeeded | None:
 class Verdict:
     """Verdict of the gate on a run. `macro` is the delta; `missed` the gate's operating characteristic.
 
-    `lost` and `gained` count items over the admitted capability tasks. `items_needed` is how
-    many more items would probably settle an inconclusive verdict; None where none is needed,
-    no reasonable number would do, or a rule is open that items do not settle.
+    `lost` and `gained` count items over the admitted capability tasks. `items_needed` would probably settle
+    an inconclusive verdict; None if items do not settle it.
     """
 
     outcome: Outcome
@@ -189,10 +187,9 @@ class Verdict:
 
     @property
     def p(self) -> float | None:
-        """The largest p of the rules that have to be shown; None where one is not, at the gate's own alpha.
+        """The largest p of the rules that have to be shown; None if one is not shown at the gate's own alpha.
 
-        None too where the verdict rests on answers that are not there or on a harness that drifted; 0 where
-        all of them hold by identity of the weights.
+        None too if the verdict rests on missing answers or a drifted harness; 0 if all hold by identity.
         """
         if any(r.name in _GROUNDS and r.outcome not in ("pass", "skipped") for r in self.rules):
             return None
@@ -255,7 +252,7 @@ def is_reported_only(task: Task) -> bool:
 
 
 def is_perplexity(t: TaskComparison) -> bool:
-    """Tell whether a text's perplexity is its first metric, of which no limit in bits per byte judges."""
+    """Tell whether a text's first metric is perplexity, which no limit in bits per byte judges."""
     return t.task.primary_metric == "perplexity"
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from harness import plugins
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained, gain, is_fine_tuned
 from harness.analysis.estimators import Comparison, Estimate
-from harness.formatting import RATE, UNKNOWN, Unit, change, count, figure, points
+from harness.formatting import RATE, UNKNOWN, Unit, count, figure, points
 from harness.metrics import short_name
 from harness.records import SERVING, Run
 from harness.report.experiment_report import ExperimentReport
@@ -189,7 +189,6 @@ _FILE_ALONE = ("metric", "lost_gained", "disturbed")  # only in the leaderboard'
 COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
     _shown("task", "task", "the task", lambda c: c.task),
     _shown("metric", "metric", "the metric", lambda c: c.metric),
-    _shown("slice", "slice", "a part of the task; empty: all of it", lambda c: c.slice),
     _shown("n", "n", "items", lambda c: c.n, count, "number"),
     _shown("n_paired", "n paired", "items that are compared", lambda c: c.n, count, "number"),
     _shown("n_errors", "errors", "answers that failed", lambda c: c.errors.new + c.errors.both, count,
@@ -200,28 +199,19 @@ COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
     Column("score", "new", "score of the candidate",
         lambda c: Estimate(c.new, c.new_low, c.new_high, c.n, c.unit), lambda c, _: arm_texts(c)[1],
         "interval"),
-    Column("delta", "change", "paired difference", lambda c: c,
-        lambda c, tight: change_text(c) + ("" if tight else _valid_change(c)), "interval"),
+    Column("delta", "change", "paired difference", lambda c: c, lambda c, _: change_text(c), "interval"),
     _shown("lost_gained", "lost/gained", "items that got worse/better",
         lambda c: flips_text(len(c.lost), len(c.gained))),
     _shown("lost", "lost", "items that got worse", lambda c: len(c.lost), count, "number"),
     _shown("gained", "gained", "items that got better", lambda c: len(c.gained), count, "number"),
 )
 COMPARISON_FILE = _choose(
-    COMPARISON_COLUMNS, "task metric slice n n_errors score base delta n_paired lost gained"
+    COMPARISON_COLUMNS, "task metric n n_errors score base delta n_paired lost gained"
 )
 FORGETTING_TABLE = _choose(COMPARISON_COLUMNS, "task metric base score delta lost_gained")
 GATE_TABLE = _choose(COMPARISON_COLUMNS, "task metric n base score delta lost_gained")
 COMPARE_PAGE = _choose(COMPARISON_COLUMNS, "task metric base score delta lost gained n")
 # fmt: on
-
-
-def _valid_change(c: Comparison) -> str:
-    """Format the change on items valid in both arms, if these are not all items."""
-    if c.n_valid == c.n or c.delta_valid is None:
-        return ""
-    valid = change(c.unit, c.delta_valid, c.low_valid, c.high_valid)
-    return f"; {valid} on the {count(c.n_valid)} of {count(c.n)} valid in both"
 
 
 def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:

@@ -182,8 +182,7 @@ class ExperimentReport:
         """Map the tasks of the suites to a run's comparison by the primary metric of each, in their order."""
         found: dict[str, Comparison] = {}
         for c in self.comparisons.get(label, ()):
-            if not c.slice:
-                found.setdefault(c.task, c)
+            found.setdefault(c.task, c)
         return found
 
     def _repr_html_(self) -> str:

@@ -27,7 +27,8 @@ from harness.report.escape import clean, write_csv
 from harness.report.experiment_report import ExperimentReport, ShownItem
 from harness.report.wording import SMOKE, best_first
 
-COLUMNS = ("experiment", "candidate", "seed", *list_names(COMPARISON_FILE), "compared_with", "evidence")
+_CANDIDATE = ("experiment", "candidate", "seed", "slice")
+COLUMNS = (*_CANDIDATE, *list_names(COMPARISON_FILE), "compared_with", "evidence")
 Row = dict[str, Any]
 
 

@@ -138,7 +138,7 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
-    comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
+    comparisons = report.comparisons.get(f.label, ())
     primary = report.task_comparisons(f.label)
     columns, rows = print_table(FORGETTING_TABLE, comparisons)
     columns.append("counts in the gate")

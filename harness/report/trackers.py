@@ -155,7 +155,7 @@ def list_tracked_runs(
             figures |= _interval("forgetting/macro", f.verdict.macro)
             figures |= {"forgetting/items_lost": f.verdict.lost, "forgetting/items_gained": f.verdict.gained}
         for c in report.comparisons.get(f.label, ()):
-            figures |= _interval(f"forgetting/{c.task}/{c.metric}{f'/{c.slice}' if c.slice else ''}", c)
+            figures |= _interval(f"forgetting/{c.task}/{c.metric}", c)
         for measured in fields(f.training):
             value = getattr(f.training, measured.name)
             if isinstance(value, int | float) and not isinstance(value, bool):

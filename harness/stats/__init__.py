@@ -1,9 +1,8 @@
 """Paired statistics on arrays: intervals, tests, the bootstrap, and power.
 
-Invariant: pure and seeded. The same arrays give the same numbers, and nothing is read or written. An interval
-never collapses to a point because no item differed; where a formula does that, its docstring says so and
-names what to use instead. Rates and deltas are in [0, 1] and [−1, 1]; `delta` is new − base; `alpha` is
-two-sided for intervals and one-sided for tests of a margin, as each docstring says.
+Invariant: pure and seeded; ValueError for empty, non-finite or impossible input. An interval never collapses
+to a point because no item differed. Rates and deltas are in [0, 1] and [−1, 1]; `delta` is new − base;
+`alpha` is two-sided for intervals and one-sided for tests of a margin.
 """
 
 # fmt: off

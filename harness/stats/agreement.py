@@ -1,11 +1,8 @@
 """Judges and people: agreement, rates and means corrected by labels, and preferences between two answers.
 
-Invariant: the interval of a rate is never a point. Where all labels of one rater are the same, agreement is
-None and never perfect: chance alone would reach it. The estimate is unbiased whatever the judge's errors
-are, because people's labels of a random sample correct it; an uninformative judge gets power 0, which leaves
-the mean of the labels. A tie is half a win for each side, and a skipped item does not count. Where no finite
-estimate exists (a side won or lost everything) the result is None and never a large number.
-Source: Angelopoulos, Bates, Fannjiang, Jordan & Zrnic 2023, Prediction-powered inference,
+Invariant: the interval of a rate is never a point; if all labels of one rater are the same, agreement is
+None; if no finite estimate exists (a side won or lost everything) the result is None. A tie is half a win for
+each side. Source: Angelopoulos, Bates, Fannjiang, Jordan & Zrnic 2023, Prediction-powered inference,
 https://arxiv.org/abs/2301.09633; Angelopoulos, Duchi & Zrnic 2023, PPI++, https://arxiv.org/abs/2311.01453
 """
 
@@ -47,10 +44,6 @@ def cohen_kappa(
     quadratic weights for graded ones. The interval is BCa over items, or over `clusters`. None if all
     labels of one rater are the same (chance would agree as well) or nothing can be resampled. Not for labels
     without an order (`krippendorff_alpha`), nor for comparing tasks when one has few items of a kind.
-
-    Raises:
-        ValueError: there is no label, one is NaN, or the lengths differ.
-
     Source: Cohen 1960 and 1968; Fleiss & Cohen 1973 for the quadratic weights.
     """
     x, y = finite(first, "labels"), finite(second, "labels")
@@ -75,10 +68,6 @@ def rogan_gladen(
     kind of labelled answers and z² to all answers, and covers the errors of all three rates. None if q₀ +
     q₁ ≤ 1: the judge is no better than chance. Not for graded scores, nor for labels drawn from other answers
     than those of the rate (`prediction_powered_mean`).
-
-    Raises:
-        ValueError: a rate is outside [0, 1], or a number of answers is not positive.
-
     Source: Rogan & Gladen 1978; the interval: Lee, Zeng, Lee & Jones 2025, https://arxiv.org/abs/2511.21140
     """
     if not all(0 <= x <= 1 for x in (rate, specificity, sensitivity)) or min(n, n_negative, n_positive) < 1:
@@ -139,10 +128,6 @@ def prediction_powered_mean(
     those of the labelled items. For a paired difference pass the differences by item. Not where the labelled
     items are not a random sample of all, nor where fewer than some ten labels differ from their grades (their
     spread is unknown then).
-
-    Raises:
-        ValueError: there are fewer than two labels, a value is NaN, or the lengths differ.
-
     Source: Angelopoulos, Duchi & Zrnic 2023, equations 4 and 6 (PPI++).
     """
     y, f = finite(labels, "labels", _FEWEST), finite(grades, "grades", _FEWEST)
@@ -174,11 +159,6 @@ def labels_needed(labels: ArrayLike, grades: ArrayLike, n_items: int, se: float)
     σ²(1 − ρ²)/(SE² − ρ²σ²/N), ρ the correlation of labels and grades, σ² the variance of the labels: the
     error of `prediction_powered_mean` at its best power. None if labels of all N items would not suffice.
     Not where few labels differ from their grades.
-
-    Raises:
-        ValueError: there are fewer than two labels, a value is NaN, the lengths differ, or the SE is not
-            positive.
-
     Source: Cochran 1977, section 12.6 (the regression estimator in double sampling).
     """
     y, f = finite(labels, "labels", _FEWEST), finite(grades, "grades", _FEWEST)
@@ -242,10 +222,6 @@ def win_rate(wins: int, losses: int, ties: int = 0, alpha: float = 0.05) -> WinR
 
     The rate is (wins + ties/2)/n with Wilson's interval; the test ignores ties. Not where several raters
     judged the same items: resample by item (`bradley_terry`).
-
-    Raises:
-        ValueError: a count is negative, or there is no comparison.
-
     Source: Wilson 1927; Dixon & Mood 1946 (sign test).
     """
     if min(wins, losses, ties) < 0:
@@ -271,10 +247,6 @@ def bradley_terry(
     compared. Logistic regression without a constant on +1 and −1; the intervals are percentiles over
     resampled items. In a draw whose likelihood has no maximum, both sides of each pair that met get half a
     win more. Not for sides that no chain of comparisons connects.
-
-    Raises:
-        ValueError: the lengths differ, there is no comparison, or a result is not in [0, 1].
-
     Source: Bradley & Terry 1952; existence of the maximum: Ford 1957; half a win: Agresti 2013, §3.3.
     """
     a, b, y = np.asarray(first, int), np.asarray(second, int), np.asarray(won, float)
@@ -303,7 +275,6 @@ def krippendorff_alpha(units: Iterable[Mapping[Any, Any]], *, graded: bool = Fal
     Each unit maps raters to their labels; units with one label are ignored. Labels without order are equal or
     different; `graded` labels are numbers whose distance is squared. None if no unit has two labels, or
     all labels are the same, so that chance would agree as well. Not for ranks, whose distances mean nothing.
-
     Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, nominal and interval data.
     """
     pairs: dict[tuple[Any, Any], float] = {}

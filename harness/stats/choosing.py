@@ -1,8 +1,7 @@
 """Numbers behind a choice: Pareto front, value of information, and the error expected with more data.
 
-Invariant: a dominated point (matched in both goals and beaten in one) is never on the front. Values are in
-the unit of the difference between the options; more information is never worth less, and never more than
-perfect information. The floor is never below 0; many curves (the draws of a bootstrap) are fitted at once.
+Invariant: a dominated point (matched in both goals and beaten in one) is never on the front; more information
+is never worth less, and never more than perfect information.
 """
 
 from math import exp, inf, lgamma, log, log1p, pi, sqrt
@@ -19,10 +18,6 @@ def pareto_front(points: ArrayLike) -> list[int]:
     """Return the indices of the points (n, 2) that no other dominates, in the order of the first goal.
 
     Of equal points the first is kept. Not for goals to be minimised: change their sign.
-
-    Raises:
-        ValueError: there are no points, one is NaN, or they have not two goals.
-
     Source: Pareto 1906; definition as in Zitzler & Thiele 1999.
     """
     p = _points(points)
@@ -39,10 +34,6 @@ def hypervolume(points: ArrayLike, reference: tuple[float, float]) -> float:
 
     Points that are not above the reference in both goals add nothing. The result depends strongly on the
     reference: report it. Not for comparing areas of different references or units.
-
-    Raises:
-        ValueError: there are no points, one is NaN, or they have not two goals.
-
     Source: Zitzler & Thiele 1999.
     """
     p, (x0, y0) = _points(points), reference
@@ -69,10 +60,6 @@ def perfect_information(mean: float, sd: float, df: float | None = None) -> floa
     function, and g(z) = φ(z), or f(z) (ν + z²)/(ν − 1) for the t, inf on one degree of freedom or fewer. The
     value is in their unit; 0 if nothing is uncertain. Not for more than two options, nor where the cost of
     a wrong choice is not this difference.
-
-    Raises:
-        ValueError: the sd is negative.
-
     Source: Raiffa & Schlaifer 1961, section 5.
     """
     if sd < 0:
@@ -94,10 +81,6 @@ def sample_information(mean: float, sd: float, item_sd: float, n: float, df: flo
     `sd` is the part of the uncertainty that items could resolve, without the part that needs more seeds.
     `item_sd` is the standard deviation σ of one item's difference, in the unit of the mean, as the value is;
     `df` as for `perfect_information`. Not the net value: subtract what the items cost.
-
-    Raises:
-        ValueError: an sd is negative, or n is not positive.
-
     Source: Raiffa & Schlaifer 1961, section 5.5.
     """
     if min(sd, item_sd) < 0 or n <= 0:
@@ -130,10 +113,6 @@ def fit_power_law(sizes: ArrayLike, errors: ArrayLike, weights: ArrayLike) -> Po
     E is at least 0, β in [0.05, 3]; B may be negative, so that noise around a flat curve does not turn into a
     gain. For a given β the fit is linear; β is searched on ever finer grids. Not for errors of different
     recipes: all sizes must share one.
-
-    Raises:
-        ValueError: fewer than four sizes, a size twice or below 1, or weights that are not positive.
-
     Source: Hestness et al. 2017 (arXiv:1712.00409), equation 1 with a floor.
     """
     n, w, y = finite(sizes, "sizes", MIN_SIZES), finite(weights, "weights"), finite(errors, "errors")

@@ -1,8 +1,7 @@
 """Two-sample tests by permutation: whether rows seen later are drawn as those seen before.
 
-Invariant: exact where all rows are independent, whatever their distribution and ties; rows that share a
-cluster are not, so the caller gives one row of each. Every test reads the same splits of the pooled rows, the
-observed one first. Seeded.
+Invariant: exact for independent rows, so the caller gives one row of each cluster. Every test reads the same
+seeded splits of the pooled rows, the observed one first.
 """
 
 from collections.abc import Sequence
@@ -26,10 +25,6 @@ def split_weights(n_before: int, n_after: int, n_splits: int = N_SPLITS, seed: i
 
     The first split is the observed one: `n_before` rows, then `n_after`. The others are drawn at random. Not
     for rows that share a cluster, which move together.
-
-    Raises:
-        ValueError: a sample is empty.
-
     Source: Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses, chapter 3.
     """
     if min(n_before, n_after) < 1:
@@ -43,10 +38,6 @@ def permutation_p(distances: ArrayLike) -> float:
     """Return the share of splits (1 + splits,) that lie at least as far apart as the first, itself included.
 
     Not below 1 / (1 + splits).
-
-    Raises:
-        ValueError: a distance is NaN or infinite.
-
     Source: Phipson & Smyth 2010, for counting the observed split.
     """
     found = finite(distances, "distances")
@@ -57,10 +48,6 @@ def gaussian_kernel(vectors: ArrayLike) -> Weights:
     """Return exp(−d²/m) of the distances d of vectors (n, k), m the median of d² over pairs that differ.
 
     Not for many thousand vectors: all pairs are held.
-
-    Raises:
-        ValueError: there is no vector, or a number is NaN or infinite.
-
     Source: the median heuristic of Gretton et al. 2012.
     """
     x = finite(vectors, "vectors").astype(np.float32)
@@ -76,10 +63,6 @@ def kernel_distances(weights: Weights, kernel: Weights) -> Array:
     """Return MMD² of each split (splits,) by a kernel (n, n): its V-statistic w'Kw.
 
     Not for the size of a difference, which depends on the kernel.
-
-    Raises:
-        ValueError: a number of the kernel is NaN or infinite.
-
     Source: Gretton et al. 2012, equation 5.
     """
     finite(kernel, "kernel")
@@ -91,10 +74,6 @@ def rank_distances(weights: Weights, values: ArrayLike) -> Array:
     """Return the Kolmogorov-Smirnov distance of each split (splits,) of values (n,).
 
     Not for categories, which have no order.
-
-    Raises:
-        ValueError: there is no value, or one is NaN or infinite.
-
     Source: Smirnov 1939.
     """
     x = finite(values)
@@ -108,10 +87,6 @@ def category_distances(weights: Weights, categories: Sequence[str]) -> Array:
     """Return the total variation distance of each split (splits,) of categories (n,), in [0, 1].
 
     Of two categories it is the difference of their rates. Not for numbers, whose order it ignores.
-
-    Raises:
-        ValueError: there is no category.
-
     Source: Levin & Peres 2017, Markov Chains and Mixing Times, proposition 4.2.
     """
     if not len(categories):
@@ -129,10 +104,6 @@ def topic_power(
 
     `kernel` (n, n) is of rows as they were before; both samples are drawn from them with replacement. A topic
     is a random row and the twentieth of rows nearest to it. Not for requests of a topic that the rows lack.
-
-    Raises:
-        ValueError: a sample is empty.
-
     Source: simulation of the test of Gretton et al. 2012 at its own level.
     """
     if min(n_before, n_after, len(kernel)) < 1:

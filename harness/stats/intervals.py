@@ -1,7 +1,6 @@
 """Quantiles, intervals of one rate, and the cluster bootstrap with its BCa interval.
 
-Invariant: `alpha` is two-sided for intervals and one-sided for bounds and tests of a margin; the interval of
-a rate is never a point, whatever the count. Seeded; the same arrays and seed give the same draws.
+Invariant: the interval of a rate is never a point; the same arrays and seed give the same draws.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,10 +26,7 @@ class Interval(NamedTuple):
 def z_quantile(p: float) -> float:
     """Return the standard normal quantile of a probability in (0, 1).
 
-    Raises:
-        ValueError: the probability is 0 or 1 or outside.
-
-    Source: definition; `scipy.special.ndtri`.
+    Source: `scipy.special.ndtri`.
     """
     _check_probability(p)
     return float(special.ndtri(p))
@@ -39,21 +35,14 @@ def z_quantile(p: float) -> float:
 def t_quantile(p: float, df: float) -> float:
     """Return Student's t quantile of a probability in (0, 1).
 
-    Raises:
-        ValueError: the probability is 0 or 1 or outside.
-
-    Source: definition; `scipy.special.stdtrit`.
+    Source: `scipy.special.stdtrit`.
     """
     _check_probability(p)
     return float(special.stdtrit(df, p))
 
 
 def finite(values: ArrayLike, what: str = "values", least: int = 1) -> Array:
-    """Return the values as an array, (n,) or of more axes, if they are enough and all finite.
-
-    Raises:
-        ValueError: there are fewer than `least`, or one is NaN or infinite.
-    """
+    """Return the values as an array, (n,) or of more axes, if they are enough and all finite."""
     x = np.asarray(values, float)
     if len(x) < least:
         raise ValueError(f"{what}: found {len(x)}, at least {least} are needed")
@@ -72,10 +61,6 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
 
     (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n). Not where coverage must be guaranteed
     (`clopper_pearson`), nor for differences of rates.
-
-    Raises:
-        ValueError: not 0 ≤ successes ≤ n, or n is 0.
-
     Source: Wilson 1927.
     """
     _check_count(successes, n)
@@ -93,10 +78,6 @@ def clopper_pearson(successes: float, n: float, alpha: float = 0.05) -> Interval
 
     Quantiles of Beta(x, n − x + 1) and Beta(x + 1, n − x), which also take effective counts (Korn & Graubard
     1998). Not for estimates shown in tables: it is wider than necessary.
-
-    Raises:
-        ValueError: not 0 ≤ successes ≤ n, or n is 0.
-
     Source: Clopper & Pearson 1934.
     """
     _check_count(successes, n)
@@ -110,10 +91,6 @@ def binomial_p(successes: int, n: int, rate: float) -> float:
     """Return the chance of at least this many successes among n independent items of one rate.
 
     I_p(k, n − k + 1), the regularised incomplete beta function. Not for clustered items.
-
-    Raises:
-        ValueError: the rate is not in (0, 1), or not 0 ≤ successes ≤ n.
-
     Source: the exact binomial test, one-sided; Abramowitz & Stegun 26.5.24.
     """
     _check_count(successes, n)
@@ -150,10 +127,6 @@ def bootstrap(
     (s, d) of the same draws; one `Bootstrap` is returned for each. Both arms of a difference must share the
     weights. Not for fewer than some 50 clusters, or hardly any differing items: too little is left to
     resample.
-
-    Raises:
-        ValueError: there are fewer than two clusters.
-
     Source: Efron & Tibshirani 1993, chapters 6 and 11; clusters: Field & Welsh 2007.
     """
     names, codes = np.unique(np.asarray(clusters), return_inverse=True)
@@ -181,10 +154,6 @@ def bca_interval(boot: Bootstrap, alpha: float = 0.05) -> Interval:
     draws below the estimate, ties counted half); a = Σu³/(6 (Σu²)^{3/2}), u the jackknife's mean minus its
     values. Plain percentiles where the jackknife does not vary or no draw lies on one side. Not where nothing
     differs (the interval is a point there); coverage at n = 50 is nearer 90 % than 95 %.
-
-    Raises:
-        ValueError: alpha is not in (0, 1).
-
     Source: Efron 1987; Efron & Tibshirani 1993, section 14.3.
     """
     if not 0 < alpha < 1:

@@ -1,8 +1,6 @@
 """Means of items that may share clusters: standard errors, intervals, design effects, averages, contrasts.
 
-Invariant: clusters are the units; where they are too few the SE is None, never 0. A cluster counts with all
-its items in both groups. Few clusters in one group give few degrees of freedom; too few leave the error
-unknown.
+Invariant: clusters are the units; if they are too few the SE is None, never 0.
 """
 
 from collections.abc import Sequence
@@ -35,10 +33,6 @@ def clustered_mean(values: ArrayLike, clusters: ArrayLike) -> Mean:
     fewer than four effective clusters (`effective_clusters`). Not for binary scores where few items differ
     (the SE shrinks to 0: `tango_interval`). Where few clusters hold most items and their means are skewed, a
     bound errs about twice as often as it says.
-
-    Raises:
-        ValueError: there are no values, one is NaN, or the lengths differ.
-
     Source: Bell & McCaffrey 2002; Pustejovsky & Tipton 2018, arXiv:1601.01981.
     """
     x, codes = _add_codes(values, clusters)
@@ -56,10 +50,6 @@ def clustered_slope(x: ArrayLike, y: ArrayLike, clusters: ArrayLike) -> Mean:
 
     The slope is the mean of each item's part in it, b + n·(x − x̄)·(y − ȳ − b(x − x̄))/Σ(x − x̄)², so its
     error is that of `clustered_mean`. Not where y is not linear in x.
-
-    Raises:
-        ValueError: x does not vary, a value is NaN, or the lengths differ.
-
     Source: White 1980 and Bell & McCaffrey 2002, for the error of a slope by its influence function.
     """
     x_values, y_values = finite(x, "x"), finite(y, "y")
@@ -80,10 +70,6 @@ def cluster_df(clusters: ArrayLike) -> float:
     = P'DP is the quadratic form of CR2's SE² in the clusters' means, P = I − 1w', D = diag(w²/(1 − w)), w the
     clusters' shares of the items. G − 1 if all have one size. Not for items known to be independent within
     their clusters: it is too small there.
-
-    Raises:
-        ValueError: there are no items, or fewer than two clusters.
-
     Source: Bell & McCaffrey 2002; Imbens & Kolesár 2016.
     """
     sizes = _count_sizes(clusters)
@@ -108,10 +94,6 @@ def effective_clusters(clusters: ArrayLike) -> float:
     """Return how many clusters of equal size weigh as much as the clusters of the items (n,): n² / Σ n_c².
 
     Not a count of the clusters in which anything differs (`count_differing_clusters`).
-
-    Raises:
-        ValueError: there are no items.
-
     Source: Kish 1965, effective sample size of weights.
     """
     return _effective(_count_sizes(clusters))
@@ -125,10 +107,6 @@ def has_few_clusters(clusters: ArrayLike) -> bool:
     """Tell whether items (n,) share so few clusters, or so unequal ones, that no spread is known.
 
     That is below four effective clusters. Not for items that are each their own cluster (always False).
-
-    Raises:
-        ValueError: there are no items.
-
     Source: ours, by simulation of one-sided bounds (tests/slow/test_calibration.py).
     """
     return _are_few(_count_sizes(clusters))
@@ -143,10 +121,6 @@ def paired_delta(base: ArrayLike, new: ArrayLike, clusters: ArrayLike | None = N
 
     Without `clusters` each item is its own cluster. Not for metrics that are not means of items
     (`bootstrap`); for binary scores see `clustered_mean`.
-
-    Raises:
-        ValueError: the arms differ in length, are empty, or hold NaN.
-
     Source: Miller 2024, arXiv:2411.00640.
     """
     before, after = np.asarray(base, float), np.asarray(new, float)
@@ -159,10 +133,6 @@ def t_interval(mean: Mean, alpha: float = 0.05) -> Interval:
     """Return mean ± t_{1−α/2, df} · SE, in the unit of the values.
 
     Not where the SE is 0 because nothing differs.
-
-    Raises:
-        ValueError: the SE is unknown (too few clusters).
-
     Source: Student 1908.
     """
     if mean.se is None:
@@ -182,10 +152,6 @@ def design_effect(values: ArrayLike, clusters: ArrayLike) -> float:
     construction, and proves nothing.
 
     Not for unequal inclusion weights.
-
-    Raises:
-        ValueError: there are no values, one is NaN, or the lengths differ.
-
     Source: Kish 1965, section 5.4, for 1 + (m − 1) ρ.
     """
     x, codes = _add_codes(values, clusters)
@@ -203,10 +169,6 @@ def count_differing_clusters(values: ArrayLike, clusters: ArrayLike, *, effectiv
     Differences below 1e-12 are rounding. Not a measure of how much they differ. The `effective` count is
     scaled to clusters of equal size (`effective_clusters`), so that many small differing clusters do not make
     up for a few large ones that do not differ.
-
-    Raises:
-        ValueError: there are no values, one is NaN, or the lengths differ.
-
     Source: ours, for `design_effect`.
     """
     x, codes = _add_codes(values, clusters)
@@ -229,10 +191,6 @@ def mover_mean(
     weights that add up to 1. Each task keeps its own asymmetry and its width near 0, and the level is that of
     the given intervals (for a one-sided bound pass one-sided bounds). `correlations` is (k, k), its elements
     in [0, 1]. Not for a negative correlation, which would narrow the interval.
-
-    Raises:
-        ValueError: there are no estimates, or not as many intervals and weights.
-
     Source: Zou & Donner 2008; Zou, Huang & Zhang 2009 (method of variance estimates recovery); with
     correlations Zou 2008.
     """
@@ -250,10 +208,6 @@ def quadrature(widths: ArrayLike, correlations: Array | None = None) -> float:
     """Add widths (k,) as standard errors are added: √(Σ_ij ρ_ij x_i x_j), independent by default.
 
     Infinite if a width is. Not for differences, whose covariances are subtracted.
-
-    Raises:
-        ValueError: the correlations (k, k) are not as many as the widths.
-
     Source: definition of the variance of a sum.
     """
     x = np.asarray(widths, float)
@@ -300,10 +254,6 @@ def clustered_contrast(values: ArrayLike, group: ArrayLike, clusters: ArrayLike)
     Bell and McCaffrey's, the smaller of those for independent items and for items that are alike within their
     cluster. The SE is None if the items of either group share fewer than four effective clusters. Not for
     binary values where few items differ: the SE shrinks to 0.
-
-    Raises:
-        ValueError: a value is NaN, the lengths differ, or one of the groups is empty.
-
     Source: Bell & McCaffrey 2002; Imbens & Kolesár 2016; Pustejovsky & Tipton 2018, arXiv:1601.01981.
     """
     x, inside = finite(values, "values"), np.asarray(group, bool)

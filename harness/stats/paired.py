@@ -1,8 +1,6 @@
 """Paired scores: McNemar's test, Tango's score interval, power, and stratified samples of a pool of items.
 
-Invariant: only the items that differ carry evidence; an interval stays valid where none do. Normal
-approximations, one-sided. With the whole pool scored nothing is uncertain about the pool; the caller says
-whether the pool itself or the population behind it is meant.
+Invariant: only the items that differ carry evidence; an interval stays valid if none do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +25,6 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     exact = min(1, 2 P(X ≤ min)), mid-p = P(X ≤ min) + P(X < min), that is the exact p less P(X = min), with X
     ~ Binomial(gains + losses, ½); with as many gains as losses 1 − P(X = min)/2, and 1 if nothing differs.
     Not for non-inferiority (a large p does not show equality), nor for clustered items.
-
-    Raises:
-        ValueError: a count is negative.
-
     Source: Fagerland, Lydersen & Laake 2013.
     """
     if min(gains, losses) < 0:
@@ -50,10 +44,6 @@ def tango_z(gains: float, losses: float, n: float, delta: float) -> float:
     z = (b − c − nΔ)/√(n (2p̃ + Δ(1 − Δ))), p̃ = (√(B² − 4AC) − B)/2A the likeliest loss rate at
     Δ, A = 2n, B = −b − c + (2n − b + c)Δ, C = −cΔ(1 − Δ); b gains, c losses. Counts may be
     effective ones. Not for graded scores.
-
-    Raises:
-        ValueError: the counts are negative or more than n, n is 0, or the delta lies outside of [−1, 1].
-
     Source: Tango 1998.
     """
     _check_counts(gains, losses, n)
@@ -67,10 +57,6 @@ def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -
 
     The deltas at which |`tango_z`| = z_{1−α/2}. Each end alone is a one-sided 1 − α/2 bound. Not for
     clustered items unless all three counts are divided by the design effect.
-
-    Raises:
-        ValueError: the counts are negative or more than n, or n is 0.
-
     Source: Tango 1998.
     """
     _check_counts(gains, losses, n)
@@ -84,10 +70,6 @@ def tango_regression_p(gains: float, losses: float, n: float, margin: float) -> 
     """Return the one-sided p of H0: delta ≥ −margin; a small p shows a loss beyond the margin.
 
     Φ(`tango_z` at −margin). Not for clustered items unless the counts are effective.
-
-    Raises:
-        ValueError: the counts are negative or more than n, or n is 0.
-
     Source: Tango 1998.
     """
     return float(special.ndtr(tango_z(gains, losses, n, -margin)))
@@ -122,10 +104,6 @@ def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float =
 
     √(effect · (d − δ²)/n), d the share of items that differ (never less than |δ|), `effect` the design
     effect. Not for graded scores, whose differences are smaller than 1.
-
-    Raises:
-        ValueError: the disagreement or the effect is negative, or n is not positive.
-
     Source: Miller 2024, arXiv:2411.00640 (its variance for single binary answers).
     """
     if min(disagreement, effect) < 0 or n <= 0:
@@ -138,10 +116,6 @@ def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 
 
     Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m this is the chance to miss the loss. A normal
     approximation: not below some five differing items.
-
-    Raises:
-        ValueError: the SE is not positive.
-
     Source: Chow, Shao & Wang 2008.
     """
     return _power((delta + margin) / _positive(se), alpha)
@@ -152,10 +126,6 @@ def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05
 
     Φ(−(δ + m)/SE − z_{1−α}); a veto misses the rest. Under Holm over k tasks pass α/k, its hardest step. A
     normal approximation: not below some five differing items.
-
-    Raises:
-        ValueError: the SE is not positive.
-
     Source: Chow, Shao & Wang 2008.
     """
     return _power(-(delta + margin) / _positive(se), alpha)
@@ -187,10 +157,6 @@ def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.0
     pool would have, plus those of each stratum times W_h² (1 − n_h/N_h). So it equals Tango's interval of the
     pool where every item was drawn, and stays valid where nothing differs. Each end alone is a one-sided 1 −
     α/2 bound. Not for clustered items.
-
-    Raises:
-        ValueError: a stratum is empty or over-drawn, or its counts are impossible.
-
     Source: distances added by MOVER (Zou & Donner 2008), Tango 1998; the two phases of the variance after
     Cochran 1977, section 12.
     """
@@ -217,10 +183,6 @@ def neyman_allocation(
     Most items go where the change varies most; the minimum covers strata whose guessed spread is too low.
     Rounded by largest remainder, so that they add up to n. `inclusion_weights` corrects the uneven chances.
     Not without a guess of s_h from the base's results alone.
-
-    Raises:
-        ValueError: n is less than the strata need, or more than the pool.
-
     Source: Neyman 1934; Cochran 1977, section 5.5.
     """
     low = {name: min(least, size) for name, size in pool.items()}
@@ -246,10 +208,6 @@ def inclusion_weights(strata: Sequence[str], pool: Mapping[str, int]) -> list[fl
 
     The weights add up to the pool where every stratum has an item. Not for items that were chosen rather than
     drawn.
-
-    Raises:
-        ValueError: a stratum is unknown.
-
     Source: Horvitz & Thompson 1952.
     """
     if unknown := set(strata) - set(pool):

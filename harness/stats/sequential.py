@@ -1,10 +1,7 @@
 """Repeated tests: e-processes valid at any time, CUSUM, interim analyses, corrections for many tests.
 
 Invariant: an e-process starts at 1 and exceeds 1/α at any time with a chance of at most α while its null
-hypothesis holds; a bet on a group never looks at that group. One-sided. The estimates at the looks have
-independent increments in information, as means of growing samples have. Stopping early for another reason
-costs power and never raises the error rate. An adjusted p-value is never below the original, and their order
-is kept.
+hypothesis holds; a bet on a group never looks at that group. An adjusted p-value is never below the original.
 """
 
 from collections.abc import Sequence
@@ -39,10 +36,6 @@ def betting_mixture(
     exp(−λ n m + λ² n² v/2) is divided out. On single items that got better, worse or stayed this is the
     one-sided sign process with a uniform prior. Not for items of a cluster, unless the cluster's mean is one
     change.
-
-    Raises:
-        ValueError: a group is empty, or a change is NaN or larger than `largest`.
-
     Source: Waudby-Smith & Ramdas 2024, arXiv:2010.09686, with Robbins' 1970 mixture over the bet.
     """
     n, d = np.array([len(group) for group in groups]), finite(np.concatenate(groups), "changes")
@@ -63,7 +56,6 @@ def log_mean_wealth(log_wealth: ArrayLike) -> Array:
     """Return the log of the mean wealth over all bets, (…, b) → (…): an e-process, as each bet's wealth is.
 
     Not for bets that were chosen by their results.
-
     Source: Robbins 1970, the mixture over the bet.
     """
     wealth = np.asarray(log_wealth, float)
@@ -88,10 +80,6 @@ def seed_effects(
     true mean change. The prediction is at most 0, so that a past gain allows no later loss. Groups with an
     empty name come from the reference's own weights, and nothing shifts them. A training that comes again
     after another counts as a new one. Not where seeds move single items independently of each other.
-
-    Raises:
-        ValueError: there are not as many makings as groups.
-
     Source: Henderson 1975, best linear unbiased prediction; the noise of items from the groups before.
     """
     effects = SharedEffects(np.zeros(len(groups)), np.zeros(len(groups)))
@@ -141,10 +129,6 @@ def cusum(values: ArrayLike, target: float, slack: float, limit: float) -> Cusum
     The alarm is on where a sum exceeds `limit`; all are in the unit of the values. A slack of half the shift
     to detect and a limit of 4 to 5 standard deviations are usual. Not for correlated values, nor without a
     fixed reference.
-
-    Raises:
-        ValueError: a value is NaN, the slack negative, or the limit not positive.
-
     Source: Page 1954; NIST/SEMATECH handbook, section 6.3.2.3.
     """
     x = finite(values)
@@ -168,10 +152,6 @@ def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
     """Return how much of a one-sided alpha may be spent at this fraction of the information.
 
     2(1 − Φ(z_{1−α/2}/√t)): little at first, all at the end. Not for looks timed by the results.
-
-    Raises:
-        ValueError: the fraction is not in (0, 1], or alpha not in (0, 1).
-
     Source: Lan & DeMets 1983, the function after O'Brien & Fleming 1979.
     """
     if not 0 < fraction <= 1:
@@ -187,10 +167,6 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
     bisected for the error that may be spent there. 1 − Φ(z) is the alpha at which an interval made at that
     look holds together with those of all other looks (a repeated confidence interval). Not for looks planned
     from earlier results, nor for an open-ended series (`betting_mixture`).
-
-    Raises:
-        ValueError: the fractions do not rise to 1, or alpha is not in (0, ½).
-
     Source: Armitage, McPherson & Rowe 1969; Jennison & Turnbull 2000, chapters 7, 9 and 19.
     """
     steps = np.diff([0.0, *fractions])
@@ -225,10 +201,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     max_{j ≤ i} min(1, (k − j + 1) p_(j)) over the sorted p-values, in the order given. Valid
     under any dependence. Not where the share of false discoveries is what matters
     (`benjamini_hochberg`).
-
-    Raises:
-        ValueError: a p-value is not in [0, 1].
-
     Source: Holm 1979.
     """
     p = _p_array(p_values)
@@ -245,10 +217,6 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     min_{j ≥ i} min(1, k p_(j)/j) over the sorted p-values, in the order given. Valid for independent or
     positively dependent tests, as comparisons with one reference are. Not where a single false alarm is too
     many (`holm`).
-
-    Raises:
-        ValueError: a p-value is not in [0, 1].
-
     Source: Benjamini & Hochberg 1995; Benjamini & Yekutieli 2001 for the dependence.
     """
     p = _p_array(p_values)

@@ -1,10 +1,8 @@
 """Variation of a mean between seeds and between the models of folds, and of answers to one item.
 
 Invariant: the variance between seeds is estimated on at least two degrees of freedom or is unknown; it is
-never offset against that over items, and never dropped for being small. Nothing is subtracted, and the
-models' part is never dropped for being small. No unbiased estimator of this variance exists, so the error of
-this one is known from simulation only. The diversity of no answers is unknown, not 0.
-Source: Bengio & Grandvalet 2004, No unbiased estimator of the variance of k-fold cross-validation, JMLR 5
+never offset against that over items, and never dropped for being small. Source: Bengio & Grandvalet 2004, No
+unbiased estimator of the variance of k-fold cross-validation, JMLR 5
 """
 
 from collections import Counter
@@ -51,10 +49,6 @@ def seed_variance(recipes: Sequence[Sequence[float]]) -> Variance | None:
     Σ (R − 1) s² / Σ (R − 1) on Σ (R − 1) degrees of freedom, where each recipe is given by the results of its
     R seeds; None with fewer than two degrees of freedom, as for a single recipe with two seeds. A recipe with
     one seed adds nothing. Not where the variance differs between recipes: pass one recipe only.
-
-    Raises:
-        ValueError: a result is NaN or infinite.
-
     Source: the pooled variance of one-way analysis of variance; Miller 2024, arXiv:2411.00640.
     """
     groups = [np.asarray(results, float) for results in recipes]
@@ -71,10 +65,6 @@ def satterthwaite(parts: Sequence[Variance]) -> Variance:
 
     The sum counts as known where every part that matters does, and where one part is infinite. Not for
     variances that are subtracted.
-
-    Raises:
-        ValueError: a variance is negative or NaN.
-
     Source: Satterthwaite 1946.
     """
     if not all(part.variance >= 0 for part in parts):
@@ -94,10 +84,6 @@ def detectable_mean(
     (t_{1−α/2, ν} + t_{power, ν}) √V, V = V_I/times + V_S on Satterthwaite's ν, where the degrees of freedom
     of the items grow with the items; with `times` inf only the variance between seeds is left. Not for more
     seeds, which would lower V_S.
-
-    Raises:
-        ValueError: `times` is not positive.
-
     Source: Satterthwaite 1946; the approximate power of the t test, Chow, Shao & Wang 2008.
     """
     if not times > 0:
@@ -120,10 +106,6 @@ def fold_variance(means: Sequence[float], sizes: Sequence[int]) -> Variance:
     Σ w_j² (d_j − d̄)² · k/(k−1) with w_j the share of fold j in the items, on k − 1 degrees of freedom: the
     variance of a mean over k clusters. It contains the differences between the models and, once more, those
     between the items. Not where one model answered all items.
-
-    Raises:
-        ValueError: there are fewer than three folds, or not as many sizes.
-
     Source: the cluster-robust variance of a mean, Miller 2024, arXiv:2411.00640.
     """
     if len(means) < MIN_FOLDS or len(means) != len(sizes):
@@ -140,10 +122,6 @@ def cross_validated_variance(items: Variance, means: Sequence[float], sizes: Seq
     spread between folds shows; counting the items twice makes up for it, as far as `reports/k_fold.md` shows.
     The estimand is the average over training sets of this size. Not for the result of one of these models,
     nor of a model trained on all rows.
-
-    Raises:
-        ValueError: as `fold_variance`.
-
     Source: Satterthwaite 1946; simulation, `reports/studies/k_fold.py`.
     """
     return satterthwaite([items, fold_variance(means, sizes)])
@@ -154,7 +132,6 @@ def commonest(outputs: Sequence[str]) -> tuple[str, float] | None:
 
     A collapsed model has a share of 1. Of equally frequent answers the first counts. Blanks around an answer
     are ignored. Not for comparing different numbers of answers below some 30: the share is at least 1/n.
-
     Source: Berger & Parker 1970, the dominance of the most abundant kind.
     """
     if not outputs:
@@ -168,7 +145,6 @@ def unique_share(outputs: Sequence[str]) -> float | None:
 
     Blanks around an answer are ignored. 1/k means a collapsed model or greedy decoding. Not for comparing
     different k: the share falls with k.
-
     Source: the simplest case of type-token ratios, Templin 1957.
     """
     return len({output.strip() for output in outputs}) / len(outputs) if outputs else None
@@ -178,10 +154,6 @@ def pass_at_k(n: int, n_right: int, k: int) -> float:
     """Return the chance that one of k answers is right, from n drawn answers of which `n_right` are right.
 
     1 − C(n − c, k)/C(n, k), unbiased. Not for k greedy answers, which are all the same.
-
-    Raises:
-        ValueError: not 0 ≤ c ≤ n, or not 1 ≤ k ≤ n.
-
     Source: Chen et al. 2021, Evaluating large language models trained on code, equation 1.
     """
     if not (0 <= n_right <= n and 1 <= k <= n):

@@ -177,7 +177,7 @@ def pair_arms(world: World, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Ar
     n, names = len(folds), (world.base, world.new)
     arm_folds = [folds if arm in LEARNERS else np.zeros_like(folds) for arm in names]
     base, new = (answer(arm, rows, own, rng)[:, None] for arm, own in zip(names, arm_folds, strict=True))
-    return Arms(tuple(map(str, range(n))), rows.clusters, np.ones(n), base, new, np.ones(n, bool), *arm_folds)
+    return Arms(tuple(map(str, range(n))), rows.clusters, np.ones(n), base, new, *arm_folds)
 
 
 def answer(arm: str, rows: Rows, folds: NDArray[np.intp], rng: Rng) -> Array:

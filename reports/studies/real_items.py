@@ -105,7 +105,6 @@ def comparison(gains: float, losses: float) -> Comparison:
     return Comparison(
         task="t",
         metric="accuracy",
-        slice="",
         n=N,
         n_clusters=N,
         base=0.6,
@@ -121,10 +120,6 @@ def comparison(gains: float, losses: float) -> Comparison:
         disagreement=(gains + losses) / N,
         lost=(),
         gained=(),
-        n_valid=N,
-        delta_valid=delta,
-        low_valid=lower,
-        high_valid=upper,
         estimator="tango",
         lower=lower,
         upper=upper,
