@@ -125,12 +125,7 @@ def test_lost_and_gained_items_are_named_and_unparsable_answers_count_in_the_hea
     assert (c.delta, c.n) == (pytest.approx(-1 / 3), 6)
 
 
-def test_weights_weigh_the_items_and_equal_ones_change_nothing():
-    weights = [1.0] * 10 + [3.0] * 10
-    base = [replace(r, weight=w) for r, w in zip(rows([1.0] * 20), weights, strict=True)]
-    new = [replace(r, weight=w) for r, w in zip(rows([1.0] * 10 + [0.0] * 10), weights, strict=True)]
-    c = compare_rows(EXACT, base, new)
-    assert (c.estimator, c.delta) == ("stratified", pytest.approx(-0.75))
+def test_equal_weights_change_nothing():
     base, new = flips(40, 3, 9)
     plain = compare_scores(base, new)
     weighted = compare_rows(EXACT, weight_rows(base, np.full(40, 7.0)), weight_rows(new, np.full(40, 7.0)))
@@ -313,14 +308,6 @@ def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
     assert verdict.outcome == "inconclusive"
 
 
-@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
-def test_all_ties_have_a_width_and_do_not_pass_by_it(score):
-    compared, verdict = judge_arms([score] * 10, [score] * 10)
-    assert compared.delta == 0
-    assert compared.se > 0.05
-    assert verdict.outcome == "inconclusive"
-
-
 def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
     tasks = [("small", *flips(3, 0, 3)), *((f"t{i}", *flips(400, 3, 3)) for i in range(7))]
     compared = [
@@ -343,7 +330,7 @@ margins = st.sampled_from([0.02, 0.5, 0.95, "10%", "50%"])
 
 
 @pytest.mark.e2e
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(arm_pairs, st.integers(1, 12), chances), min_size=1, max_size=3), margins, margins)
 def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):
     compared = []
@@ -372,11 +359,6 @@ def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
     file.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(UserError, match="doc_id 4"):
         release.gate_folders(old, new, GatePolicy())
-
-
-@pytest.mark.parametrize("margin", ["0.5%", "5 %", "99%"])
-def test_a_margin_may_be_any_share_between(folder, margin):
-    assert config.load(folder / "harness.yaml", [f"gate.macro={margin}"]).experiment.gate.macro == margin
 
 
 def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished_run):

@@ -193,7 +193,7 @@ def task_of(name):
     return Task(name="t", data=TaskData(), metrics=(name,), labels=("yes", "no"))
 
 
-@pytest.mark.parametrize("name", ["macro_f1", "precision", "recall", "chrf", "bleu", "token_f1", "rouge"])
+@pytest.mark.parametrize("name", ["macro_f1", "bleu"])
 def test_a_failed_answer_is_the_worst_of_a_metric_of_several_parts(name):
     metric = load_metrics(task_of(name))[name]
     worst, best = extremes(metric, ("yes",) if metric.parts[0].startswith("tp") else ("a cat sat on a mat",))

@@ -126,13 +126,8 @@ def test_tasks_that_cannot_show_forgetting_stay_out_of_the_macro_and_without_oth
     assert "left out, cannot show forgetting: riddles" in rule(found, "macro").sentence
     assert rule(found, "macro").numbers["left_out"] == ["riddles: at chance"]
 
-    metric = ratio_metric()
-    base = np.stack([np.random.default_rng(0).gamma(5, 10, 50), np.full(50, 50.0)], axis=1)
-    c = compare_rows(metric, rows(base, metric), rows(base * [3, 1], metric))
-    english = TaskComparison(task("english", kind="bits_per_byte"), "capability", c, True, "")
-    found = verdict([*EQUAL, english])
-    assert found.outcome == "pass"
-    assert rule(found, "macro").numbers["n_tasks"] == 8
+    found = verdict([*EQUAL, text(3.0)])
+    assert (found.outcome, rule(found, "macro").numbers["n_tasks"]) == ("pass", 8)
 
     found = verdict(
         [compare_task("riddles", 300, 0, 0, admitted=False), compare_task("goal", 300, 9, 0, role="target")]
@@ -152,7 +147,7 @@ def test_equal_weights_pass_by_identity():
     ("role", "n", "gained", "lost", "outcome"),
     [
         *(("critical", 200, 0, 2, "pass"), ("critical", 200, 0, 25, "fail")),
-        *(("critical", 200, 0, 15, "inconclusive"), ("critical", 20, 0, 0, "inconclusive")),
+        ("critical", 200, 0, 15, "inconclusive"),
         # Of 100 items, 20 fewer is beyond 5 points for sure; 8 fewer is a loss that may be of 5 points.
         *(("safety", 100, 0, 20, "fail"), ("safety", 100, 30, 42, "pass")),
         *(("safety", 100, 0, 8, "inconclusive"), ("safety", 100, 0, 0, "pass")),
@@ -181,8 +176,6 @@ def test_a_critical_task_or_suite_has_to_be_measured_and_gains_make_up_for_nothi
 @pytest.mark.parametrize(
     ("bad", "worse", "said"),
     [
-        (5, 15, "leaks: 10 of 95 items that the base passed are lost"),
-        (0, 10, "leaks: 10 of 100 items that the base passed are lost"),
         (20, 30, "leaks: 10 of 80 items that the base passed are lost"),
         (100, 100, "leaks: losses cannot be counted, the base passed no item"),
     ],
@@ -210,11 +203,6 @@ def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
 def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
     found = verdict(EQUAL, validity=compare_invalid(n, 0, n_new))
     assert rule(found, "validity").outcome == found.outcome == outcome
-
-
-def test_fewer_invalid_answers_are_welcome_and_a_target_that_was_not_measured_is_open():
-    assert rule(verdict(EQUAL, validity=compare_invalid(300, 90, 0)), "validity").outcome == "pass"
-    assert verdict(EQUAL, GatePolicy(target=TargetPolicy(min=0.8))).outcome == "inconclusive"
 
 
 WER = Unit(1.0, "wer", higher_is_better=False)
@@ -285,7 +273,7 @@ def test_a_task_is_admitted_where_the_base_is_above_chance(passed, admitted):
     assert "chance (25.0 %), n = 100" in said
 
 
-@pytest.mark.parametrize("n", [3, 7, 50, 150, 300])
+@pytest.mark.parametrize("n", [3, 300])
 def test_a_base_that_passed_nothing_has_nothing_to_lose(n):
     """Rounding puts the lower end of Wilson's interval at 1e-18 for some n: that is not above chance 0."""
     found, said = admit(task("sums"), EXACT, rows([0.0] * n))
@@ -455,13 +443,6 @@ def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
     assert found.macro.score == pytest.approx(-0.08)
     (why,) = rule(found, "macro").numbers["left_out"]
     assert "points has no bounds, so its changes are not points; declare bounds: of the task" in why
-
-
-def test_no_number_of_items_is_promised_where_too_few_clusters_have_no_interval():
-    arms = (rows(np.ones(300), task="facts", cluster_size=100) for _ in range(2))
-    found = judge_measurements(Measurement(task("facts"), "capability", "", {EXACT.name: EXACT}, *arms))
-    assert (found.outcome, found.items_needed) == ("inconclusive", None)
-    assert "items of other clusters" in found.sentence
 
 
 def text(factor):

@@ -42,7 +42,7 @@ def judge_tasks(
 
 
 @pytest.mark.e2e
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(st.integers(1, 60), fractions, fractions, st.sampled_from([1, 1, 4])),
@@ -70,7 +70,7 @@ def test_what_is_asked_for_is_at_least_one_item_and_is_said(tasks, macro, each, 
 
 
 @pytest.mark.e2e
-@settings(max_examples=20)  # each counts up to 20,000 items
+@settings(max_examples=8)  # each counts up to 20,000 items
 @given(st.integers(20, 300), fractions, st.floats(0, 1.1), st.floats(0.3, 0.95))
 def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(n, lost, gained, low):
     # Of four on, six flips or more are expected below: fewer, rounded to whole items, are another share.
@@ -119,7 +119,6 @@ DRAWN = SpareItems("a", (), 160, 800)
 LIMIT_A = "suites.s.tasks.a.limit"
 LIMIT_B = "suites.s.tasks.b.limit={0} suites.s.tasks.b.data.limits.test={0}"
 ON_90, ON_113 = (f"compare {LIMIT_A}={n + 300} judges again, on {n} more items" for n in (90, 113))
-NONE_HELD = "tasks hold no unused items, and some {} more are needed"
 WIDER = "harness gate --candidate lora gate.macro=0.032 judges by the least margin that these items can show; the "
 OTHER_TASKS = "harness compare judges again, once suites: lists other tasks"
 
@@ -128,17 +127,13 @@ OTHER_TASKS = "harness compare judges again, once suites: lists other tasks"
     ("verdicts", "spare", "advice"),
     [
         ([need(90, "a 90")], [A], f"{ON_90} that .* \\(a 390\\)$"),
-        ([need(40, "a 40"), need(90, "a 90")], [A, B], ON_90),
         ([need(1_113, "a 113", "b 1,000")], [A, B], f"{LIMIT_A}=413 {LIMIT_B.format('1100')} judges again, on 1,113"),
-        ([need(1_200, "a 200", "b 1,000")], [A, B], f"{LIMIT_A}=413 {LIMIT_B.format('1500')} judges again, on 1,513"),
         ([need(100, "a and c 100")], [A], ON_113),
         ([need(90, name="validity")], [A], ON_113),
         ([need(300, "a 300")], [DRAWN], r"harness compare judges again, on 640 more items that the tasks hold \(a 800\)$"),
         ([need(1_975, "a 1,975")], [A], f"{WIDER}tasks hold only 113 unused items, and some 1,975 more are needed"),
-        ([need(1_975, "a 1,975")], [], WIDER + NONE_HELD.format("1,975")),
         ([need(90, "a 90", lower=-0.4)], [], OTHER_TASKS),
         # A rule on one task needs the items of that task.
-        ([need(90, "a 90", name="each")], [A, B], ON_90),
         ([need(500, "a 500", name="each")], [A, B], "once suites: lists other tasks, .* only 113 unused items"),
         ([join(need(90, "a 90"), need(700, "b 700", name="critical"))], [A, B],
          f"{LIMIT_A}=390 {LIMIT_B.format('800')} judges again, on 790 more items"),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_facts import candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
-from fake_rows import LOWER, rows
+from fake_rows import rows
 
 from harness import config, formatting, report, store
 from harness.analysis import comparison, human_preferences
@@ -22,7 +22,6 @@ from harness.analysis.labelled_answers import (
     answer_digest,
     calibrate,
     draw_items,
-    is_correctable,
     latest_labels,
 )
 from harness.analysis.target_rules import target_rule
@@ -39,7 +38,6 @@ from harness.report.escape import spreadsheet_lines
 from harness.spec import GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
 from tests import tiny_experiment
-from tests.fake_rows import ratio_metric
 
 JUDGE = mean_metric("judge:helpful", lambda output, example: None)
 N, N_LABELS = 600, 150
@@ -275,15 +273,6 @@ def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_w
     assert corrected[1].validation < 0.85
 
 
-def test_only_means_in_0_to_1_are_corrected_and_a_score_beyond_one_chooses_as_it_is():
-    assert is_correctable(JUDGE)
-    assert not is_correctable(ratio_metric())
-    assert not is_correctable(mean_metric("stars", lambda output, example: None, bounds=(1.0, 5.0)))
-    arm = rows([1.8, 2.4, 2.0], LOWER)
-    facts = replace(candidate("prompt", 2.1), target=comparison.estimate(LOWER, arm))
-    assert correct_reached(LOWER, facts, arm, {}).validation == 2.1
-
-
 def test_a_difference_whose_labels_or_answers_are_too_few_shows_nothing(long_winded):
     (short, long), _, labels = long_winded
     old, now = ([replace(row, cluster=f"c{i % 2}") for i, row in enumerate(arm)] for arm in (short, long))
@@ -424,13 +413,11 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):
     assert "kappa of judge_long with people" in whole
 
 
-@pytest.mark.parametrize("form", [(), ("--pairs",)])
-def test_the_import_that_an_export_names_reads_the_same_experiment(harness, project, form):
+def test_the_import_that_an_export_names_reads_the_same_experiment(harness, project):
     at = ("-c", "project/harness.yaml")
-    done = harness("rate", "export", "labels.csv", *form, *at, *BOTH, cwd=project.parent, check=0)
-    column, word = ("better", "tie") if form else ("label", "1")
+    done = harness("rate", "export", "labels.csv", "--pairs", *at, *BOTH, cwd=project.parent, check=0)
     file = project.parent / "labels.csv"
-    write(file, [{**row, column: word} for row in read(file)])
+    write(file, [{**row, "better": "tie"} for row in read(file)])
     step = shlex.split(done.stderr.rpartition("then ")[2])
     assert step[0] == "harness"
     harness(*step[1:], cwd=project.parent, check=0)
@@ -500,13 +487,13 @@ def test_the_later_of_two_imports_within_a_second_counts(project):
     path = project / "harness.yaml"
     label_file.export_answers(path, project / "labels.csv", n_items=2, candidates=("prompt",))
     written = read(project / "labels.csv")
-    for i in range(12):
+    for i in range(4):
         write(project / "saved.csv", [{**row, "label": str(i % 2)} for row in written])
         label_file.import_labels(path, project / "saved.csv", rater="ann")
     labels = latest_labels(store.list_labels(Store(project / "runs")), "judge_long")
     assert set(labels.values()) == {1.0}
     kept = [of.labels[0].label for of in store.list_labels(Store(project / "runs"))]
-    assert kept == [0.0, 1.0] * 6
+    assert kept == [0.0, 1.0] * 2
 
 
 @pytest.mark.parametrize(
@@ -514,14 +501,11 @@ def test_the_later_of_two_imports_within_a_second_counts(project):
     [
         (("import", "empty.csv"), "no column key and label"),
         (("import", "blank.csv"), "found no label"),
-        (("import", "nowhere.csv"), "nowhere.csv"),
-        (("import", "blank.csv", "--scale", "5,1"), "--scale"),
         (("import", "blank.csv", "--scale", "0,inf"), "--scale"),
         (("import", "two.csv"), "more than one column label"),
         (("export", "blank.csv"), "a new name"),
         (("export", "new.txt"), "ends with .csv"),
         (("export", "new.csv", "--metric", "bleu"), "which is none"),
-        (("export", "new.csv", "--candidates", "nobody"), "nobody"),
     ],
 )
 def test_what_cannot_be_rated_ends_with_2(harness, project, words, found):
@@ -724,22 +708,6 @@ def test_a_label_is_held_to_the_grade_of_the_answer_that_has_it_where_several_we
     assert arm.confusion.judge_alone == arm.confusion.people_alone == 0
 
 
-@pytest.mark.e2e
-def test_labels_of_first_answers_correct_the_mean_of_all_without_bias():
-    found = []
-    for seed in range(60):
-        draw = np.random.default_rng(seed)
-        truth = draw.random((120, 4)) < 0.6
-        grades = np.maximum(truth, draw.random((120, 4)) < 0.5)  # passes half of what people do not
-        made = make_sampled_rows("a", grades.astype(float), seed)
-        labels = label_set(JUDGE, [(row, float(y)) for row, y in zip(made, truth[:, 0], strict=True)])
-        (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms
-        found.append((arm.corrected.score, arm.corrected.low <= 0.6 <= arm.corrected.high))
-    scores, held = zip(*found, strict=True)
-    assert np.mean(scores) == pytest.approx(0.6, abs=3 * np.std(scores) / 60**0.5)
-    assert np.mean(held) >= 0.9
-
-
 def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(long_winded):
     (short, _), _, labels = long_winded
     before = calibrate(JUDGE, {"short": short}, [], [labels]).arms[0]
@@ -758,16 +726,3 @@ def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(lon
     assert "1 answer on which as many raters said yes as no is left out" in " ".join(label_sentences(found))
     stars = replace(bob, labels=tuple(replace(one, label=0.5) for one in bob.labels))
     assert calibrate(JUDGE, {"short": short}, [], [stars]).arms[0].agreement is None
-
-
-def test_raters_who_contradict_each_other_are_named_and_those_a_grade_apart_are_not(long_winded):
-    (short, _), _, labels = long_winded
-
-    def write_notes(change):
-        bob = replace(
-            labels, rater="bob", labels=tuple(replace(one, label=change(one.label)) for one in labels.labels)
-        )
-        return " ".join(label_sentences(calibrate(JUDGE, {"short": short}, [], [labels, bob])))
-
-    assert "the raters agree too little with each other" in write_notes(lambda label: 1 - label)
-    assert "agree too little" not in write_notes(lambda label: 0.25 + label / 2)

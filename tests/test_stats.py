@@ -155,17 +155,6 @@ def test_tangos_statistic_is_the_score_at_the_numerically_likeliest_rates(gains,
     assert stats.tango_z(gains, losses, n, delta) == pytest.approx(z, abs=1e-4)
 
 
-@pytest.mark.e2e
-def test_the_standard_error_of_equal_clusters_agrees_with_statsmodels():
-    import statsmodels.api as sm
-
-    rng = np.random.default_rng(0)
-    clusters = rng.permutation(160) % 20
-    x = rng.normal(size=160) + rng.normal(size=20)[clusters]
-    fit = sm.OLS(x, np.ones(160)).fit(cov_type="cluster", cov_kwds={"groups": clusters})
-    assert stats.clustered_mean(x, clusters).se == pytest.approx(fit.bse[0], rel=1e-9)
-
-
 def test_the_paired_t_interval_agrees_with_scipy():
     rng = np.random.default_rng(1)
     base, new = rng.random(30), rng.random(30)
@@ -202,10 +191,6 @@ def test_noninferiority_power_is_near_the_simulated_table(n, equal, at_margin):
     assert stats.noninferiority_power(0.0, 0.02, stats.paired_se(0.1, n)) == pytest.approx(equal, abs=0.02)
     at = stats.noninferiority_power(-0.02, 0.02, stats.paired_se(0.1, n, -0.02))
     assert at == pytest.approx(at_margin, abs=0.01)
-
-
-def test_a_veto_at_its_own_margin_fires_at_its_level():
-    assert stats.regression_power(-0.05, 0.05, 0.02, alpha=0.01) == pytest.approx(0.01)
 
 
 @given(counts)
@@ -299,11 +284,11 @@ FUNCTIONS = {name: f for name, f in vars(stats).items() if inspect.isfunction(f)
 QUANTILES = {"t_quantile", "z_quantile"}  # nobody has to be warned of them
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_statistic_names_its_source_and_when_not_to_use_it(name):
-    said = inspect.getdoc(FUNCTIONS[name])
-    assert re.search(r"\nSource: \S", said)
-    assert name in QUANTILES or re.search(r"\bNot\b|\bnot\s+(for|below|where)\b", said)
+def test_a_statistic_names_its_source_and_when_not_to_use_it():
+    docs = {name: inspect.getdoc(function) for name, function in FUNCTIONS.items()}
+    assert [name for name, doc in docs.items() if not re.search(r"\nSource: \S", doc)] == []
+    warning = r"\bNot\b|\bnot\s+(for|below|where)\b"
+    assert {name for name, doc in docs.items() if not re.search(warning, doc)} == QUANTILES
 
 
 SIXTY_TO_FORTY = golden("bt_2p_60_40")[0]["elo"]

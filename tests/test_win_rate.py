@@ -17,7 +17,6 @@ from harness.analysis.estimators import Estimate
 from harness.analysis.human_preferences import (
     AnswerPairs,
     Wins,
-    preference_gain,
     wins_by_judge,
     wins_by_people,
 )
@@ -85,7 +84,7 @@ def test_where_no_answers_differ_some_of_other_items_may(alike):
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("n", "n_clusters", "differ", "win"),
-    [(500, 500, 0.3, 0.95), (20, 20, 0.05, 0.95), (400, 40, 0.5, 0.9)],
+    [(20, 20, 0.05, 0.95), (400, 40, 0.5, 0.9)],
 )
 def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clusters, differ, win):
     rng = np.random.default_rng(3)
@@ -145,7 +144,10 @@ def test_fewer_ratings_of_people_than_the_decision_needs_pass_no_gate():
     assert few.rate.low > 0.55
     rule = judge_wins(few)
     assert rule.outcome == "inconclusive"
-    assert "rests on 7 ratings of people; it takes 3 more ratings" in rule.sentence
+    assert (
+        "people have rated 7 pairs of these answers against those of prompt, and 3 more ratings"
+        in rule.sentence
+    )
     assert judge_wins(wins_by_people("prompt", PAIRS, dict.fromkeys(ITEMS[:10], 1.0))).outcome == "pass"
 
 
@@ -206,7 +208,7 @@ def test_people_correct_the_judge_on_stored_pairs_or_decide_alone_and_the_gate_s
     path, judge = desk
     by_people = "gate.target.by=people"
     _, rule = rule_of(tiny_experiment.run(path, by_people))
-    assert "there are no ratings of the answers against those of base" in rule.sentence
+    assert "there are no ratings of these answers against those of base" in rule.sentence
     assert not judge.asked
     wins, rule = rule_of(tiny_experiment.run(path))
     n = len(wins_items(path))
@@ -460,19 +462,6 @@ def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_tab
     assert "labels of people" not in plain._repr_html_()
 
 
-def test_the_next_step_draws_pairs_where_ratings_of_them_lack():
-    text = markdown(experiment_document(write_decision(JUDGED)))
-    assert "harness rate export pairs.csv --pairs" in text
-    assert "--pairs" not in markdown(experiment_document(write_decision(PEOPLE_RATED)))
-    second = make_fine_tune(
-        "lora", 0.39, -0.3, seed=1, run_id="lora-1", wins=PEOPLE_RATED._replace(rate=None)
-    )
-    found = write_decision(PEOPLE_RATED)
-    undecided = replace(found.decision, candidate=None)
-    with_seed = replace(found, facts=(*found.facts, second), decision=undecided)
-    assert "harness rate export pairs.csv --pairs" in markdown(experiment_document(with_seed))
-
-
 def pairs(n, won, first, lengths, vote=lambda i: None):
     return {f"item-{i}": JudgedPair(won(i), first(i), lengths(i), f"item-{i}", vote(i)) for i in range(n)}
 
@@ -495,11 +484,6 @@ def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
     assert long_new.longer_beside_people.is_length
     assert long_new.favour.score == pytest.approx(0.0)
     assert long_new.favour.low < 0 < long_new.favour.high
-
-
-def test_a_win_rate_at_the_border_is_as_sure_as_its_wider_side():
-    won = preference_gain(Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1))
-    assert won.se == pytest.approx(0.79 / 1.96, abs=0.001)
 
 
 def test_a_gain_that_labels_correct_is_not_called_unchecked_for_a_candidate_that_lacks_them():

@@ -127,64 +127,48 @@ class Advice(NamedTuple):
     slices: tuple[str, ...] = ()
 
 
+_FACTS_SLICE, _BEHAVIOUR_SLICE, _BOTH_SLICES = ("knowledge",), ("behaviour",), ("knowledge", "behaviour")
 _ADVICE: Mapping[Need, Advice] = {
     "changing_facts": Advice(
-        "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
-        _RETRIEVES,
-        ("knowledge",),
+        "facts that change belong into documents; a fine-tune would soon be old", _RETRIEVES, _FACTS_SLICE
     ),
     "private_knowledge": Advice(
-        "knowledge that the base never saw is found by retrieval, which can name its source",
-        _RETRIEVES,
-        ("knowledge",),
+        "retrieval finds what the base never saw, and can name its source", _RETRIEVES, _FACTS_SLICE
     ),
     "new_domain": Advice(
-        "the language of a domain that the base hardly saw is learned by a fine-tune; its facts are found"
-        " by retrieval",
-        _TUNES,
-        ("knowledge", "behaviour"),
+        "a fine-tune learns the language of a new domain; retrieval finds its facts", _TUNES, _BOTH_SLICES
     ),
     "style_or_format": Advice(
-        "style and format are learned by a fine-tune; retrieval does not bring them", _TUNES, ("behaviour",)
+        "a fine-tune learns style and format; retrieval does not bring them", _TUNES, _BEHAVIOUR_SLICE
     ),
     "low_latency": Advice(
-        "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
-        ("fine-tune", "classifier"),
+        "the prompt of a fine-tune needs no shots or passages", ("fine-tune", "classifier")
     ),
     "little_data": Advice(
         "below some 100 examples a prompt with shots; a fine-tune varies with their draw", _PROMPTED
     ),
     "knowledge_and_behaviour": Advice(
-        "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
-        ("hybrid",),
-        ("knowledge", "behaviour"),
+        "measure retrieval on tuned weights (weights_of with rag)", ("hybrid",), _BOTH_SLICES
     ),
     "sensitive_data": Advice("the model has to run here: one behind an external API is left out"),
     "general_purpose": Advice(
-        "a model that serves many tasks stays as it is, for a fine-tune on one may lose others", _PROMPTED
+        "a model that serves many tasks stays as it is: a fine-tune on one may lose others", _PROMPTED
     ),
     "rapid_iteration": Advice(
-        "what changes every few days is prompted; a fine-tune is trained and judged again each time",
-        _PROMPTED,
+        "prompt for what changes every few days: a fine-tune is trained and judged again", _PROMPTED
     ),
-    "no_compute": Advice(
-        "where nothing can be trained, prompts, retrieval or a plain classifier", (*_PROMPTED, "classifier")
-    ),
+    "no_compute": Advice("prompts, retrieval or a plain classifier", (*_PROMPTED, "classifier")),
     "low_resource_language": Advice(
-        "a language that the base hardly saw is learned by a fine-tune; shots show too little of it", _TUNES
+        "a fine-tune learns a language that the base hardly saw; shots show too little of it", _TUNES
     ),
     "answers_with_sources": Advice(
-        "retrieval knows which passages an answer rests on and can name them; trained weights cannot",
-        _RETRIEVES,
+        "retrieval can name the passages that an answer rests on; trained weights cannot", _RETRIEVES
     ),
     "missing_capability": Advice(
-        "a prompt brings out only what the base can do; the rest takes a fine-tune on many rows, or a larger"
-        " base",
-        _TUNES,
+        "a prompt brings out only what the base can do; the rest takes many rows, or a larger base", _TUNES
     ),
     "cheaper_than_a_larger_model": Advice(
-        "a fine-tune on a larger model's answers (harness data distill) comes near it at the small one's"
-        " price; keep the larger model as a candidate to see how near",
+        "a fine-tune on a larger model's answers (harness data distill) comes near it at a smaller price",
         _TUNES,
     ),
 }
@@ -369,22 +353,15 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         if action_of(gaining) == "hybrid":
             scenarios, why = _parts(case, gaining)
             return _write_scenario(scenarios, f"{gained}{why}{kept}")
-        told = "" if "behaviour" in list_fixed_slices(case) else "; on the slice behaviour it is not shown to"
-        if not list_measured_slices(case):
-            told = "; no slices knowledge and behaviour tell a behaviour from facts here"
+        no_slices = "; no slices knowledge and behaviour tell a behaviour from facts here"
+        told = "" if list_measured_slices(case) else no_slices
         return _write_scenario([_BEHAVIOUR], f"{gained}{told}{kept}")
     if is_fine_tuned(chosen):
         return (
             f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
             " budgets, which nothing untrained keeps."
         )
-    prompt, prompt_text = best_of(case, "prompt"), ""
-    if prompt is not None and prompt.name != chosen.name:
-        prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
-    recall_text = ""
-    if chosen.recall is not None:
-        recall_text = f" with {formatting.percent(chosen.recall)} % of the documents found"
-    reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
+    reached = f"{chosen.name} reaches {score_text(case, chosen)}"
     if case.judged is None:
         reached += ", as far as was measured: no fine-tune was compared"
     elif g := gain(case.judged.vs_untrained):
