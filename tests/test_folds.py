@@ -156,13 +156,11 @@ def test_folds_go_with_a_judges_metric_only_where_it_may_decide_uncorrected(metr
 
 def test_the_variance_between_folds_is_that_of_a_mean_over_clusters_and_unknown_of_few():
     # By hand: d̄ = 0.3; Σ (1/4)² (d − d̄)² · 4/3 = 0.05 / 16 · 4/3.
-    variance = stats.fold_variance([0.2, 0.4, 0.2, 0.4], [8, 8, 8, 8])
-    assert variance == pytest.approx((0.04 / 16 * 4 / 3, 3))
     total = stats.cross_validated_variance(Variance(0.01, None), [0.2, 0.4, 0.2, 0.4], [8] * 4)
     assert total.variance == pytest.approx(0.01 + 0.04 / 12)
     assert total.df == pytest.approx(total.variance**2 / ((0.04 / 12) ** 2 / 3))
     with pytest.raises(ValueError, match="at least 3 folds"):
-        stats.fold_variance([0.1, 0.2], [5, 5])
+        stats.cross_validated_variance(Variance(0.01, None), [0.1, 0.2], [5, 5])
 
 
 def test_the_interval_widens_with_the_folds_and_items_of_few_or_other_folds_show_nothing():

@@ -127,26 +127,6 @@ def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
     assert calibrate(JUDGE, {"one": even[0]}, [], [labels]).length is None
 
 
-def test_a_judge_that_passes_what_is_long_is_unmasked_where_every_answer_of_one_candidate_is():
-    draw = np.random.default_rng(5)
-    truth = [(draw.random(200) < share).astype(float) for share in (0.7, 0.5)]
-    arms = [
-        answers(np.full(200, grade), np.full(200, n), name)
-        for grade, n, name in ((0.0, 60, "short"), (1.0, 200, "long"))
-    ]
-    pick, labels = draw_places(arms[0], 120), label_arms(arms, truth, 120)
-    found = calibrate(JUDGE, dict(zip(("short", "long"), arms, strict=True)), [("short", "long")], [labels])
-    assert found.length is None  # within a candidate all answers are as long as each other
-    between = found.pairs[0].longer
-    wanted = np.mean([1 - truth[1][i] + truth[0][i] for i in pick])
-    assert between.favour.score == pytest.approx(wanted)
-    assert between.favour.low > 1.0
-    assert (between.new_longer, between.is_length) == (0.0, False)
-    assert "what else sets the two candidates apart may be the cause as well" in " ".join(
-        label_sentences(found)
-    )
-
-
 def test_such_a_judge_is_corrected(long_winded):
     (short, long), truth, labels = long_winded
     own = comparison.compare_rows(JUDGE, short, long)

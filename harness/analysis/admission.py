@@ -84,8 +84,7 @@ def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> 
     parts = []
     for m in measured:
         if m.role != "regression":
-            rest = cut.rows(m.base, find_other_half(half))
-            m = m._replace(base=cut.rows(m.base, half), new=cut.rows(m.new, half), admitting=rest)
+            m = select_half(m, cut, half)._replace(admitting=cut.rows(m.base, find_other_half(half)))
         if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1:
             parts.append(m)
     return parts
@@ -154,7 +153,7 @@ def compare_metrics(
     """
     primary = m.task.primary_metric
     metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
-    differences = (_compare(metric, m.base, m.new, alpha, identical) for metric in metrics)
+    differences = (_compare(metric, m, alpha, identical) for metric in metrics)
     out = [TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
     if not out or out[0].comparison.metric != primary:
         return out
@@ -162,7 +161,7 @@ def compare_metrics(
     halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
     only = halves[0] if len(halves) == 1 else None
     metric, half = m.metrics[primary], None
-    if only and (c := compare_half(m, admitted.cut, only, alpha, identical=identical)):
+    if only and (c := compare_task(select_half(m, admitted.cut, only), alpha, identical=identical)):
         rest = admitted.cut.rows(m.base, find_other_half(only))
         half = AdmittedHalf(only, c, comparison.estimate(metric, rest).score, why_not)
     may_be_admitted = not _explain_reported(m.task, metric)
@@ -209,30 +208,23 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
     return any(row.parts[metric.name] is not None for row in rows)
 
 
-def compare_task(m: Measurement, alpha: float) -> Comparison | None:
-    """Compare both arms on a whole task by its primary metric; None if no item can be compared."""
-    return _compare(m.metrics[m.task.primary_metric], m.base, m.new, alpha)
+def compare_task(m: Measurement, alpha: float, *, identical: bool = False) -> Comparison | None:
+    """Compare both arms on the rows of a task by its primary metric; None if no item can be compared."""
+    return _compare(m.metrics[m.task.primary_metric], m, alpha, identical)
 
 
-def _compare(
-    metric: Metric,
-    base: Sequence[SampleResult],
-    new: Sequence[SampleResult],
-    alpha: float,
-    identical: bool = False,
-) -> Comparison | None:
+def _compare(metric: Metric, m: Measurement, alpha: float, identical: bool) -> Comparison | None:
     """Compare two arms as verdicts do: answers that the base failed to give widen the interval."""
-    if not comparison.is_comparable(metric, base, new):
+    if not comparison.is_comparable(metric, m.base, m.new):
         return None
-    return comparison.compare_rows(metric, base, new, alpha=alpha, identical=identical, base_errors="bounds")
+    return comparison.compare_rows(
+        metric, m.base, m.new, alpha=alpha, identical=identical, base_errors="bounds"
+    )
 
 
-def compare_half(
-    m: Measurement, cut: HalfSplit, half: Half, alpha: float, *, identical: bool = False
-) -> Comparison | None:
-    """Compare both arms on one half of a task by its primary metric; None if no item can be compared."""
-    metric, base, new = m.metrics[m.task.primary_metric], cut.rows(m.base, half), cut.rows(m.new, half)
-    return _compare(metric, base, new, alpha, identical)
+def select_half(m: Measurement, cut: HalfSplit, half: Half) -> Measurement:
+    """Reduce both arms of a task to one half of its items."""
+    return m._replace(base=cut.rows(m.base, half), new=cut.rows(m.new, half))
 
 
 def compare_invalid_rates(

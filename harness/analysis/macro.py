@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting, stats
-from harness.analysis.admission import Measurement, compare_half, cut_tasks
+from harness.analysis.admission import Measurement, compare_task, cut_tasks, select_half
 from harness.analysis.alignment import align
 from harness.analysis.estimators import Comparison, Estimate, mean_change
 from harness.analysis.halves import HalfSplit, documents_of
@@ -254,7 +254,7 @@ def macro_between(
             continue
         whole, half = compared[t.task.name], t.half
         if half is not None:
-            own = compare_half(by_task[t.task.name], cut, half.name, whole.alpha)
+            own = compare_task(select_half(by_task[t.task.name], cut, half.name), whole.alpha)
             if own is None:
                 continue
             half = half._replace(comparison=own)

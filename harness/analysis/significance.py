@@ -320,8 +320,8 @@ def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: st
         return ""
     delta = -2 * margin
     se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
-    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
-    power = min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
+    found_beyond = stats.noninferiority_power(-delta, -margin, se, alpha=0.5)
+    power = min(stats.noninferiority_power(-delta, 0.0, se, alpha), found_beyond)
     if power >= POWER:
         return ""
     growth = max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))

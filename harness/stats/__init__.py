@@ -30,7 +30,7 @@ from harness.stats.means import (
 )
 from harness.stats.paired import (
     StratumFlips, inclusion_weights, mcnemar, neyman_allocation, noninferiority_power, paired_se,
-    regression_power, stratified_flips_interval, tango_interval, tango_regression_p, tango_z,
+    stratified_flips_interval, tango_interval, tango_regression_p,
 )
 from harness.stats.sequential import (
     alpha_spent, benjamini_hochberg, betting_mixture, cusum, holm, interim_bounds, log_mean_wealth,
@@ -38,7 +38,7 @@ from harness.stats.sequential import (
 )
 from harness.stats.variation import (
     MIN_FOLDS, MIN_SEEDS, Variance, VarianceComponents, commonest, cross_validated_variance,
-    detectable_mean, fold_variance, pass_at_k, satterthwaite, seed_variance, unique_share,
+    detectable_mean, pass_at_k, satterthwaite, seed_variance, unique_share,
 )
 # isort: on
 # fmt: on

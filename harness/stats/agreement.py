@@ -19,25 +19,17 @@ from harness.stats.means import Mean, cluster_df, has_few_clusters
 from harness.stats.paired import mcnemar
 
 
-class Kappa(NamedTuple):
-    """Agreement beyond chance, 1 complete and 0 as by chance, with its interval."""
+class Bounded(NamedTuple):
+    """An estimate with the ends of its interval."""
 
-    kappa: float
-    low: float
-    high: float
-
-
-class CorrectedRate(NamedTuple):
-    """A rate corrected for a judge's false passes and false fails, with its interval in [0, 1]."""
-
-    rate: float
+    estimate: float
     low: float
     high: float
 
 
 def cohen_kappa(
     first: ArrayLike, second: ArrayLike, clusters: ArrayLike | None = None, *, seed: int = 0
-) -> Kappa | None:
+) -> Bounded | None:
     """Return how far two raters of the same items (n,) agree beyond chance, with a 95 % interval.
 
     κ = 1 − mean((x − y)²)/(Var x + Var y + (x̄ − ȳ)²): Cohen's kappa for labels 0 and 1, and kappa with
@@ -55,12 +47,12 @@ def cohen_kappa(
         return None
     boot = bootstrap(lambda weights: _kappa(weights @ parts / weights.sum(axis=1)[:, None]), codes, seed=seed)
     low, high = bca_interval(boot[0])
-    return Kappa(boot[0].estimate, max(low, -1.0), min(high, 1.0))
+    return Bounded(boot[0].estimate, max(low, -1.0), min(high, 1.0))
 
 
 def rogan_gladen(
     rate: float, n: int, specificity: float, n_negative: int, sensitivity: float, n_positive: int
-) -> CorrectedRate | None:
+) -> Bounded | None:
     """Correct the `rate` of n answers that a judge passed for the judge's errors, with a 95 % interval.
 
     θ = (p + q₀ − 1)/(q₀ + q₁ − 1), cut to [0, 1]; q₀ is the judge's specificity on `n_negative` answers that
@@ -89,7 +81,7 @@ def rogan_gladen(
     spread = p * (1 - p) / n_all + (1 - theta) ** 2 * variance_negative + theta**2 * variance_positive
     half_width = z * sqrt(spread) / youden_adjusted
     rates = (rate + specificity - 1) / youden, centre - half_width, centre + half_width
-    return CorrectedRate(*(min(max(x, 0.0), 1.0) for x in rates))
+    return Bounded(*(min(max(x, 0.0), 1.0) for x in rates))
 
 
 def _kappa(means: Array) -> Array:

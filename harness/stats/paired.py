@@ -38,24 +38,10 @@ def mcnemar(gains: int, losses: int) -> McNemar:
     return McNemar(min(2 * at_most, 1.0), midp)
 
 
-def tango_z(gains: float, losses: float, n: float, delta: float) -> float:
-    """Return Tango's score statistic for a true delta in [−1, 1]; of scores that are 0 or 1.
-
-    z = (b − c − nΔ)/√(n (2p̃ + Δ(1 − Δ))), p̃ = (√(B² − 4AC) − B)/2A the likeliest loss rate at
-    Δ, A = 2n, B = −b − c + (2n − b + c)Δ, C = −cΔ(1 − Δ); b gains, c losses. Counts may be
-    effective ones. Not for graded scores.
-    Source: Tango 1998.
-    """
-    _check_counts(gains, losses, n)
-    if not -1 <= delta <= 1:
-        raise ValueError(f"expected a delta (or a margin) of at most 1, found {abs(delta):g}")
-    return _tango_z(gains, losses, n, delta)
-
-
 def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -> Interval:
     """Return the score interval of (gains − losses)/n; valid even where no item differs.
 
-    The deltas at which |`tango_z`| = z_{1−α/2}. Each end alone is a one-sided 1 − α/2 bound. Not for
+    The deltas at which Tango's |z| = z_{1−α/2}. Each end alone is a one-sided 1 − α/2 bound. Not for
     clustered items unless all three counts are divided by the design effect.
     Source: Tango 1998.
     """
@@ -69,10 +55,13 @@ def tango_interval(gains: float, losses: float, n: float, alpha: float = 0.05) -
 def tango_regression_p(gains: float, losses: float, n: float, margin: float) -> float:
     """Return the one-sided p of H0: delta ≥ −margin; a small p shows a loss beyond the margin.
 
-    Φ(`tango_z` at −margin). Not for clustered items unless the counts are effective.
+    Φ(Tango's z at −margin). Not for clustered items unless the counts are effective.
     Source: Tango 1998.
     """
-    return float(special.ndtr(tango_z(gains, losses, n, -margin)))
+    _check_counts(gains, losses, n)
+    if not -1 <= margin <= 1:
+        raise ValueError(f"expected a margin of at most 1, found {abs(margin):g}")
+    return float(special.ndtr(_tango_z(gains, losses, n, -margin)))
 
 
 def _check_counts(gains: float, losses: float, n: float) -> None:
@@ -81,6 +70,11 @@ def _check_counts(gains: float, losses: float, n: float) -> None:
 
 
 def _tango_z(b: float, c: float, n: float, delta: float) -> float:
+    """Return Tango's score statistic of b gains and c losses for a true delta in [−1, 1].
+
+    z = (b − c − nΔ)/√(n (2p̃ + Δ(1 − Δ))), p̃ = (√(B² − 4AC) − B)/2A the likeliest loss rate at Δ, A = 2n,
+    B = −b − c + (2n − b + c)Δ, C = −cΔ(1 − Δ).
+    """
     a2, c2 = 2 * n, -c * delta * (1 - delta)
     b2 = -b - c + (2 * n - b + c) * delta
     loss_rate = (sqrt(max(b2 * b2 - 4 * a2 * c2, 0.0)) - b2) / (2 * a2)
@@ -114,31 +108,13 @@ def paired_se(disagreement: float, n: float, delta: float = 0.0, effect: float =
 def noninferiority_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
     """Return the chance to show delta > −margin (one-sided α) for a true delta.
 
-    Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m this is the chance to miss the loss. A normal
-    approximation: not below some five differing items.
+    Φ((δ + m)/SE − z_{1−α}); for a δ at or beyond −m this is the chance to miss the loss, and with the signs
+    of δ and m turned the chance to show it. A normal approximation: not below some five differing items.
     Source: Chow, Shao & Wang 2008.
     """
-    return _power((delta + margin) / _positive(se), alpha)
-
-
-def regression_power(delta: float, margin: float, se: float, alpha: float = 0.05) -> float:
-    """Return the chance to show delta < −margin (one-sided α) for a true delta.
-
-    Φ(−(δ + m)/SE − z_{1−α}); a veto misses the rest. Under Holm over k tasks pass α/k, its hardest step. A
-    normal approximation: not below some five differing items.
-    Source: Chow, Shao & Wang 2008.
-    """
-    return _power(-(delta + margin) / _positive(se), alpha)
-
-
-def _power(distance: float, alpha: float) -> float:
-    return float(special.ndtr(distance - z_quantile(1 - alpha)))
-
-
-def _positive(se: float) -> float:
     if se <= 0:
         raise ValueError("a standard error of 0 says nothing about power: use a score interval's width")
-    return se
+    return float(special.ndtr((delta + margin) / se - z_quantile(1 - alpha)))
 
 
 class StratumFlips(NamedTuple):

@@ -100,31 +100,21 @@ def detectable_mean(
 MIN_FOLDS = 3
 
 
-def fold_variance(means: Sequence[float], sizes: Sequence[int]) -> Variance:
-    """Estimate the variance of a mean over folds, each answered by its own model, from how the folds differ.
+def cross_validated_variance(items: Variance, means: Sequence[float], sizes: Sequence[int]) -> Variance:
+    """Add the variance over items to that between folds, each answered by its own model.
 
-    Σ w_j² (d_j − d̄)² · k/(k−1) with w_j the share of fold j in the items, on k − 1 degrees of freedom: the
-    variance of a mean over k clusters. It contains the differences between the models and, once more, those
-    between the items. Not where one model answered all items.
-    Source: the cluster-robust variance of a mean, Miller 2024, arXiv:2411.00640.
+    Between folds: Σ w_j² (d_j − d̄)² · k/(k−1) with w_j the share of fold j in the items, on k − 1 degrees of
+    freedom. It contains the items' variance once more, which makes up for the correlation of models that
+    share most of their training rows, as far as `reports/k_fold.md` shows. The estimand is the average over
+    training sets of this size. Not for the result of one of these models, nor of a model trained on all rows.
+    Source: the cluster-robust variance of a mean, Miller 2024, arXiv:2411.00640; Satterthwaite 1946.
     """
     if len(means) < MIN_FOLDS or len(means) != len(sizes):
         raise ValueError(f"expected at least {MIN_FOLDS} folds with their sizes: {means}, {sizes}")
     x, weights = np.asarray(means, float), np.asarray(sizes, float) / sum(sizes)
     mean, k = float(weights @ x), len(x)
-    return Variance(float((weights**2 * (x - mean) ** 2).sum()) * k / (k - 1), k - 1)
-
-
-def cross_validated_variance(items: Variance, means: Sequence[float], sizes: Sequence[int]) -> Variance:
-    """Add the variance over items to that between folds, on Satterthwaite's ν.
-
-    The models of k folds share most of their training rows, so their results are correlated more than the
-    spread between folds shows; counting the items twice makes up for it, as far as `reports/k_fold.md` shows.
-    The estimand is the average over training sets of this size. Not for the result of one of these models,
-    nor of a model trained on all rows.
-    Source: Satterthwaite 1946; simulation, `reports/studies/k_fold.py`.
-    """
-    return satterthwaite([items, fold_variance(means, sizes)])
+    between = float((weights**2 * (x - mean) ** 2).sum()) * k / (k - 1)
+    return satterthwaite([items, Variance(between, k - 1)])
 
 
 def commonest(outputs: Sequence[str]) -> tuple[str, float] | None:
