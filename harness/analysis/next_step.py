@@ -20,14 +20,12 @@ from harness.analysis.candidate_facts import (
     gain,
     is_cross_validated,
     is_gain_shown,
-    passes_alone,
     seeds_of,
 )
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.goals import open_rating
 from harness.analysis.significance import find_settling
 from harness.analysis.verdict import Verdict
-from harness.spec import PEOPLE
 
 _WORTH_SAYING = 0.01  # points: smaller gains do not matter
 Kind = Literal["test items", "training rows"]
@@ -114,9 +112,6 @@ def value_next_spend(case: Case, worth: float | None, wanted: RowsNeeded | None)
     if fails_gate(seed) or (seed.verdict is not None and seed.verdict.outcome == "harness-drift"):
         return None
     g = gain(run.vs_untrained)
-    is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
-    if unrated := (run.wins.unrated if is_open and run.wins is not None else 0):
-        return Spend(None, None, 0, unrated)
     items = None
     if worth is not None and g:  # as many test items again: each costs a label, and both candidates answer it
         prices = [f.cost_per_1k_usd for f in (run, other)]
@@ -170,14 +165,8 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
     if spend is None:
         return []
     if spend.labels or spend.ratings:
-        why = (
-            "What more test items or training rows would bring is counted by a judge that too few of them"
-            " check yet, so no worth is put on either."
-        )
-        if run.wins is not None and run.wins.by == PEOPLE:
-            why = "Pairs of answers that exist but have no rating yet come before new test items."
-        waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
-        return [f"Next best spend: {spend.text}{waits}. {why}", *_open_gate_text(case, seed)]
+        others = "more test items and training rows have no value before"
+        return [f"Next best spend: {spend.text}, which the decision waits for; {others}."]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     if spend.items is None:
         items = "What more test items would bring is not known: the gain has no spread."
@@ -198,10 +187,7 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
             usd = formatting.usd(economics.answer_usd(case.policy))
             answer = economics.answer_text(case.by_wins).capitalize()
             prices += f" {answer} counts as {usd} USD (decide.right_answer_usd)."
-    return [
-        f"Next best spend: {first}. {items} {_rows_text(case, run, spend)}{prices}",
-        *_open_gate_text(case, seed),
-    ]
+    return [f"Next best spend: {first}. {items} {_rows_text(case, run, spend)}{prices}"]
 
 
 def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
@@ -232,17 +218,6 @@ def more_items_text(case: Case, open_verdicts: Sequence[Verdict]) -> str:
     if not open_verdicts or not all(verdict.items_needed for verdict in open_verdicts):
         return "the gate's sentence says what would settle it"
     return find_settling(open_verdicts, case.spare, relative=case.relative).text
-
-
-def _open_gate_text(case: Case, run: CandidateFacts) -> list[str]:
-    """Say that a gate which is still open comes first."""
-    if run.verdict is None:
-        return ["Before either: what the fine-tune forgot is not measured (suites:)."]
-    open_verdict = run.corrected if passes_alone(run) else run.verdict
-    if open_verdict is None or open_verdict.outcome != "inconclusive":
-        return []
-    settle = more_items_text(case, [open_verdict])
-    return [f"Before either: the gate of {run.label} is open ({settle}); no worth is put on that."]
 
 
 MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
