@@ -88,30 +88,11 @@ def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -
     elif is_fine_tuned(other) and other.verdict and not passes(other):
         outcome = "fails" if other.verdict.outcome == "fail" else "is not shown to pass"
         yield f"the gate of {other.name} {outcome}"
-    yield from _difference(case, other, chosen)
+    for run, over in ((other, chosen), (chosen, other)):
+        if case.alternative and over.name == case.alternative.name and (g := gain(run.vs_untrained)):
+            yield f"{run.name} gains {gain_text(g)} over {over.name}"
     if other.recall is not None and other.recall < 1:
         yield f"its retrieval found {formatting.percent(other.recall)} % of the documents needed"
-    if (use := other.retrieval) is not None and use.found and use.unused:
-        wrong = f"{formatting.count(use.unused)} were answered wrongly"
-        yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
-
-
-def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Describe how two candidates differ on the same items, or which one validation prefers."""
-    untrained = case.alternative
-    if untrained and chosen.name == untrained.name and (g := gain(other.vs_untrained)):
-        if g.low > 0:
-            yield f"its gain of {gain_text(g)} over {chosen.name} is shown, and does not decide alone"
-        else:
-            shown = "which is a loss" if g.high < 0 else "which is not shown to be a gain"
-            yield f"it gains {gain_text(g)} over {chosen.name}, {shown}"
-    elif untrained and other.name == untrained.name and (g := gain(chosen.vs_untrained)):
-        yield f"{chosen.name} gains {gain_text(g)} over it"
-    elif other.validation is not None and chosen.validation is not None:
-        unit = other.target.unit if other.target else case.unit
-        a, b = (formatting.score(unit, f.validation) for f in (chosen, other))
-        if unit.sign * chosen.validation > unit.sign * other.validation:
-            yield f"on validation {chosen.name} reaches {a} and {other.name} {b}"
 
 
 _PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
@@ -215,10 +196,6 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         if run and need == "answers_with_sources" and run.citations:
             cited = [f"{formatting.score(e.unit, *e[:3])} {name}" for name, e in run.citations.items()]
             parts.append(f"the citations of {run.name} reach {' and '.join(cited)}")
-        elif need == "answers_with_sources" and parts:
-            parts.append(
-                "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
-            )
         return ", and ".join(parts)
     if need == "sensitive_data":
         leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)

@@ -49,7 +49,7 @@ def judge_missing_tasks(missing: Sequence[str]) -> Rule:
     """Leave the verdict open if tasks are missing: an unmeasured task may be the one that was lost."""
     found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
     text = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
-    return Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED]), "n_missing": len(missing)})
+    return Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED])})
 
 
 def errors_rule(
@@ -68,12 +68,7 @@ def errors_rule(
     too_many = [c for c in failed if c.errors.is_scored and c.errors.share > policy.max_errors]
     if not failed and not unscored:
         return None
-    facts: dict[str, Number] = {
-        "max_errors": policy.max_errors,
-        "n_errors": sum(c.errors.total for c in failed),
-        "largest_share": max((c.errors.share for c in (*failed, *unscored)), default=0.0),
-        "tasks": [c.task for c in (*unscored, *too_many)][:NAMED],
-    }
+    facts: dict[str, Number] = {"largest_share": max(c.errors.share for c in (*failed, *unscored))}
     most = formatting.percent(policy.max_errors)
     if unscored or too_many:
         causes = []
@@ -182,7 +177,6 @@ def regressions_rule(
         return Rule("regressions", "inconclusive", f"regressions: {text}", facts)
     unknown = [f"{t.task.name}/{i}" for t in pinned for i in t.comparison.errors.open]
     if unknown:
-        facts["open_items"] = unknown[:NAMED]
         text = (
             f"regressions: {list_ids(unknown)} may be lost: the base did not answer, the candidate is wrong"
         )

@@ -92,7 +92,6 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         least = f"against at least {formatting.percent(wanted.win_rate)} %"
         reached = f"preferred to {wins.over} by {wins.by} on {shown} {least}"
         judged.append((_target_outcome(rate.low, rate.high, wanted.win_rate), reached))
-        facts |= {"win_rate": wanted.win_rate, "n_ratings": wins.n_ratings}
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
     sentence = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
     outcome = worst_outcome([outcome for outcome, _ in judged])
@@ -236,7 +235,6 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"
     text = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
-    facts |= {"lost": len(c.lost), "won": len(c.gained)}
     return Rule("export", outcome, f"{text}margin {margin_text(margin)}: {judged}", facts)
 
 
