@@ -36,7 +36,6 @@ def rows(
     task: str = "task",
     cluster_size: int = 1,
     status: Sequence[Status] | None = None,
-    slices: Sequence[str] | None = None,
 ) -> list[SampleResult]:
     """Make one row an item; `parts` holds one number (or a row of numbers, or None for an error) an item."""
     return [
@@ -46,7 +45,7 @@ def rows(
             references=(),
             parts={metric.name: None if part is None else tuple(np.atleast_1d(part).astype(float).tolist())},
             cluster="" if cluster_size == 1 else f"family-{i // cluster_size}",
-            slice=slices[i] if slices else "", error="no answer" if part is None else "",
+            error="no answer" if part is None else "",
         )
         for i, part in enumerate(parts)
     ]  # fmt: skip
