@@ -186,12 +186,6 @@ def test_an_unbounded_metric_whose_items_all_agree_says_nothing_of_others(parts)
     assert more is None or -inf < more.low < more.high < inf
 
 
-@pytest.mark.parametrize("size", [2, 5])
-def test_a_regression_p_falls_below_alpha_just_where_the_bound_passes_the_margin(size):
-    c = compare_scores(*flips(200, 2, 40), cluster_size=size)
-    assert regression_p(c, -c.upper + 1e-6) > 0.05 > regression_p(c, -c.upper - 1e-6)
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(binary_arms, graded_arms), sizes)
 def test_swapping_the_arms_flips_the_sign(arms, size):
@@ -234,13 +228,6 @@ def test_every_figure_is_finite_and_inside_its_interval(arms, size):
     assert c.low <= max(c.lower, -1) <= min(c.upper, 1) <= c.high
     assert 0 <= c.base_low <= c.base <= c.base_high <= 1
     assert c.se > 0
-
-
-def test_the_interval_of_two_clusters_ends_where_the_metric_does():
-    c = compare_scores([0, 0, 0, 0], [0, 0, 0, 1], cluster_size=3)
-    assert (c.low, c.high) == (-1, 1)
-    assert c.se > 0.15
-    assert c.upper > 1
 
 
 def weight_rows(scores, weights):
@@ -302,9 +289,6 @@ def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
     compared, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
     assert compared.n_clusters == 1
     assert compared.high - compared.low > 1
-    assert verdict.outcome == "inconclusive"
-    compared, verdict = judge_arms([0.8] * 20, [0.7] * 20, cluster_size=20)
-    assert compared.se > 0
     assert verdict.outcome == "inconclusive"
 
 

@@ -108,12 +108,11 @@ def admit(
     found = f"the base scores {formatting.score(score.unit, *score[:3])}{percent}"
     chance = f"chance ({formatting.percent(task.chance)} %), n = {formatting.count(score.n)}"
     noise = sqrt((flip_rate or 0.0) / (2 * score.n))
-    if score.low > task.chance + stats.TIE and score.score - task.chance < _SIGNAL_TO_NOISE * noise:
+    is_above = score.low > task.chance + stats.TIE
+    if is_above and score.score - task.chance < _SIGNAL_TO_NOISE * noise:
         moved = f"less than three times what its layout alone moves it by ({formatting.percent(noise)} pp)"
         return False, f"{found}, above {chance} by {moved}"
-    if score.low > task.chance + stats.TIE:
-        return True, f"{found}, above {chance}"
-    return False, f"{found}, not above {chance}"
+    return is_above, f"{found}, {'' if is_above else 'not '}above {chance}"
 
 
 def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:

@@ -276,8 +276,7 @@ def _seeds(run: CandidateFacts, n: int) -> str:
     if is_cross_validated(run):
         return (
             "Each item was answered by a model that was trained without it: the gain is the average over"
-            " training sets of that size, and its interval holds what these models differ by. What ships is"
-            " trained on all rows; its answers to them would show nothing, so its score is not measured."
+            " training sets of that size. What ships is trained on all rows, and is not measured itself."
         )
     if spread is None:
         return (

@@ -212,8 +212,8 @@ def power_warnings(
         warnings.append(f"macro margin {margin_text(show.macro)}: {known}")
     else:
         margin, n_judged, se = margin_share(show.macro), sum(one.n for one in judged), _macro_se(judged)
-        power = stats.noninferiority_power(0.0, margin, se, show.alpha)
-        if power < POWER:
+        power = chance_of_an_equal_model(suites, n, policy, n_members)
+        if power is not None and power < POWER:
             needed = _times(n_judged, find_settling_growth(se, margin, show.alpha))
             warnings.append(
                 f"macro margin {formatting.percent(margin)} points: with {formatting.count(n_judged)} items"
