@@ -130,37 +130,20 @@ def compare_rows(
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
     shown = clip_to_bounds(metric, both_ends)
+    is_passed = is_binary(metric, arms) and plain.estimator != "stratified"
     return Comparison(
-        task=base[0].task,
-        metric=metric.name,
-        n=len(arms.ids),
-        n_clusters=n_clusters,
-        base=found.base.score,
-        base_low=found.base.low,
-        base_high=found.base.high,
-        new=found.new.score,
-        new_low=found.new.low,
-        new_high=found.new.high,
-        delta=found.delta,
-        low=shown.low,
-        high=shown.high,
+        task=base[0].task, metric=metric.name, unit=metric.unit, n=len(arms.ids), n_clusters=n_clusters,
+        base=found.base.score, base_low=found.base.low, base_high=found.base.high,
+        new=found.new.score, new_low=found.new.low, new_high=found.new.high,
+        delta=found.delta, low=shown.low, high=shown.high, lower=one_end.low, upper=one_end.high,
         se=(both_ends.high - both_ends.low) / (2 * quantile(found.df, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
         lost=select_ids(arms.ids, moved & (changes < 0)),
         gained=select_ids(arms.ids, moved & (changes > 0)),
-        unit=metric.unit,
-        estimator=found.estimator,
-        lower=one_end.low,
-        upper=one_end.high,
-        alpha=alpha,
+        estimator=found.estimator, alpha=alpha, df=found.df, refused=found.refused, errors=errors,
         design_effect=stats.design_effect(changes, arms.clusters),
-        base_passed=int((arms.base == float(metric.higher_is_better)).sum())
-        if is_binary(metric, arms) and plain.estimator != "stratified"
-        else None,
-        df=found.df,
-        refused=found.refused,
-        errors=errors,
-    )
+        base_passed=int((arms.base == float(metric.higher_is_better)).sum()) if is_passed else None,
+    )  # fmt: skip
 
 
 def compare_on_target(

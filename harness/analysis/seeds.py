@@ -171,18 +171,9 @@ def _mean_pair(
     both, one = (mean_interval(delta, components.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
     low, high = _cut(both, own.unit, -1.0)
     return replace(
-        own,
-        delta=delta,
-        low=low,
-        high=high,
-        lower=one.low,
-        upper=one.high,
-        se=sqrt(variance),
-        df=df,
-        estimator="seeds",
-        base_passed=None,
-        components=components,
-    )
+        own, estimator="seeds", delta=delta, low=low, high=high, lower=one.low, upper=one.high,
+        se=sqrt(variance), df=df, base_passed=None, components=components,
+    )  # fmt: skip
 
 
 def average_pairs(pairs: Sequence[Comparison | None]) -> RecipeDifference | None:
