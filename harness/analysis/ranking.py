@@ -88,7 +88,7 @@ def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[n
 
 def _pair(base: Arms, new: Arms) -> Arms:
     """Pair two candidates on the items that both have a score of."""
-    both = ~np.isnan(base.base).any(axis=1) & ~np.isnan(new.new).any(axis=1)
+    both = ~np.asarray(np.isnan(np.hstack([base.base, new.new])).any(axis=1), bool)
     arms = base._replace(new=new.new, new_folds=new.new_folds)
     return arms if both.all() else arms.only(both)
 

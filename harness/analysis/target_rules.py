@@ -68,8 +68,8 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     if wanted.win_rate is not None:
         rating = find_open_rating(target.wins, "these answers") if target.wins else _NO_UNTRAINED
         if rating:
-            rate = f"a win rate of {formatting.percent(wanted.win_rate)} %"
-            sentence = f"target: {rate} is open: {rating.why}; {rating.then}"
+            goal = f"a win rate of {formatting.percent(wanted.win_rate)} %"
+            sentence = f"target: {goal} is open: {rating.why}; {rating.then}"
             return Rule("target", "inconclusive", sentence, {"win_rate": wanted.win_rate})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
