@@ -109,7 +109,7 @@ def test_an_item_that_several_tasks_hold_is_counted_once():
     for measured, n in (([a], 200), ([a, b], 200), ([a, half], 300), ([a, b, half], 300)):
         found = verdict(measured)
         numbers = macro_of(found).numbers
-        assert (found.macro.n, numbers["n_items"]) == (n, n)
+        assert (found.macro.n, numbers["n_items"], numbers["n_clusters"]) == (n, n, n)
 
 
 def test_tasks_that_share_clusters_show_no_more_than_one_of_them():

@@ -68,7 +68,10 @@ def errors_rule(
     too_many = [c for c in failed if c.errors.is_scored and c.errors.share > policy.max_errors]
     if not failed and not unscored:
         return None
-    facts: dict[str, Number] = {"largest_share": max(c.errors.share for c in (*failed, *unscored))}
+    facts: dict[str, Number] = {
+        "largest_share": max(c.errors.share for c in (*failed, *unscored)),
+        "tasks": [c.task for c in (*unscored, *too_many)][:NAMED],
+    }
     most = formatting.percent(policy.max_errors)
     if unscored or too_many:
         causes = []

@@ -8,6 +8,7 @@ veto next to a pass; Clopper & Pearson 1934 for exact one-sided bounds.
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import ceil
+from statistics import fmean
 from typing import Literal
 
 from harness import formatting, stats
@@ -173,6 +174,8 @@ def macro_rule(
     facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
+    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.n_repeated_clusters}
+    facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = f", {formatting.points(macro.delta)} % of the base's skill"
     # The printed interval is in points, with which a share of the base's skill cannot be compared.
     low = macro.lower if is_relative(policy.macro) else estimate.low

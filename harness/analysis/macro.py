@@ -32,13 +32,14 @@ class SharedItems(NamedTuple):
     """Items that tasks share: `copies` maps a task to all tasks with nearly all of its items and itself.
 
     `correlations` are those of the deltas of two tasks, `said` describes the sharing for readers.
-    `n_repeated` items are in an earlier task, too.
+    `n_repeated` and `n_repeated_clusters` count items and clusters that an earlier task also has.
     """
 
     copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
     said: tuple[str, ...]
     n_repeated: int = 0
+    n_repeated_clusters: int = 0
 
     def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
         """List the copies of a task, itself included."""
@@ -105,9 +106,13 @@ def find_shared_items(
             joined = tuple(sorted(group_of[a] + group_of[b]))
             group_of |= dict.fromkeys(joined, joined)
     groups = sorted({group for group in group_of.values() if len(group) > 1})
-    n_repeated, seen = 0, set[str]()
+    n_items = n_clusters = 0  # items, and clusters of only such items, that an earlier task also has
+    seen: set[str] = set()
     for m in moves.values():
-        n_repeated += len(m.cluster_of.keys() & seen)
+        old = m.cluster_of.keys() & seen
+        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
+        n_items += len(old)
+        n_clusters += len({m.cluster_of[document] for document in old} - new)
         seen |= m.cluster_of.keys()
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
     texts = [
@@ -121,7 +126,8 @@ def find_shared_items(
         {name: group for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
         tuple(texts + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
-        n_repeated,
+        n_items,
+        n_clusters,
     )
 
 
