@@ -243,19 +243,6 @@ def wins_items(path):
 
 
 @pytest.mark.e2e
-def test_a_judge_that_fails_costs_the_win_rate_alone(desk):
-    path, judge = desk
-    judge.faults.extend([Fault()] * 100)
-    report = tiny_experiment.run(path)
-    assert any("not all pairs could be judged" in note for note in report.notes)
-    wins, rule = rule_of(report)
-    assert wins.rate is None
-    assert rule.outcome == "inconclusive"
-    judge.faults.clear()
-    assert rule_of(tiny_experiment.run(path))[0].rate is not None
-
-
-@pytest.mark.e2e
 def test_preferences_that_cannot_be_read_are_counted_and_favour_neither_answer(desk):
     path, judge = desk
     judge.model = Rule(
@@ -279,10 +266,16 @@ def test_preferences_that_cannot_be_read_are_counted_and_favour_neither_answer(d
 
 
 @pytest.mark.e2e
-def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
+def test_a_judge_that_fails_costs_the_win_rate_alone_and_a_rescues_trial_is_judged_beside_its_reference(desk):
     path, judge = desk
     tiny_experiment.run(path, "gate={}")
     assert judge.asked == []
+    judge.faults.extend([Fault()] * 100)
+    report = tiny_experiment.run(path)
+    assert any("not all pairs could be judged" in note for note in report.notes)
+    wins, rule = rule_of(report)
+    assert (wins.rate, rule.outcome) == (None, "inconclusive")
+    judge.faults.clear()
     session = tiny_experiment.session(path)
     runs = tiny_experiment.runs_of(path)
     reader = Reader(session.store, session.tasks)
