@@ -32,7 +32,7 @@ def arms(folder, n=300, tasks=4, gains=8, losses=8, zipped=True, **changes):
 
 
 def read_logs(path):
-    return read_arm("--base", path, find_evaluations(path), path)
+    return read_arm("--base", path, find_evaluations(path))
 
 
 def read_tasks(path):
@@ -194,17 +194,6 @@ def test_of_logs_of_two_evaluations_in_one_folder_the_printed_step_names_one(tmp
     named = re.findall(r"--candidate (\S+\.eval)", str(refused.value))
     (task,) = gate(old, Path(named[-1])).tasks
     assert len(task.comparison.lost) == 9
-
-
-def test_tasks_of_one_model_that_was_served_at_two_addresses_are_one_arm_and_that_is_said(tmp_path):
-    for arm, right in (("a", [1] * 30), ("b", [1] * 20 + [0] * 10)):
-        for port, task in enumerate(("sums", "chat"), 8000):
-            url = f"http://localhost:{port}/v1"
-            inspect_logs.write(tmp_path / arm, {task: right}, model="vllm/tuned", model_base_url=url)
-    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
-    assert [t.task.name for t in judged.tasks] == ["chat", "sums"]
-    served = "one model by its name, served at http://localhost:8000/v1 and http://localhost:8001/v1"
-    assert f"--candidate: {served}" in judged.notes
 
 
 def test_a_log_as_both_arms_or_with_an_item_twice_is_refused(tmp_path):

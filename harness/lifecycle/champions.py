@@ -1,7 +1,7 @@
 """Promotion, rollback and retirement of a target's champions, and removal of unreferenced files.
 
-Invariant: everything that a rollback may need stays: rows and weights of nights and kept champions, and these
-champions' exports. Files of unfinished work stay too, unless their removal is requested.
+Invariant: rows and weights of nights and kept champions stay, and these champions' exports; files of
+unfinished work too, unless their removal is requested.
 """
 
 from dataclasses import replace
@@ -27,9 +27,6 @@ def promote(
     """Make a run the champion of the target; return the file.
 
     `judged` is the gate's result for it, or the reason why it could not be judged.
-
-    Raises:
-        HarnessError: rows of the run are missing.
     """
     study, _ = add_lm_eval(stored)
     scores: dict[str, Estimate] = {}
@@ -92,9 +89,6 @@ def record_again(
     """Roll back to the champion of an earlier entry, by default the previous one, or retire a champion.
 
     By default the current champion is retired: no rollback returns to it, and its files may be removed.
-
-    Raises:
-        UserError: there is no such champion, or a rollback goes to the current one, or its rows are gone.
     """
     stored = load_study(config.load(path))
     target = stored.experiment.target.name
@@ -141,7 +135,7 @@ def record_again(
 
 
 def missing_files(at: Store, champion: Champion) -> list[str]:
-    """List which of a champion's files a store no longer has: rows, weights."""
+    """List which rows and weights of a champion a store no longer has."""
     rows = [f"rows of {key}" for key, of in champion.rows.items() if not at.parquet(of).exists()]
     trained = champion.fit_key and not at.weights(champion.fit_key).exists()
     return [*rows, *([f"weights {champion.fit_key}"] if trained else [])]
@@ -168,7 +162,6 @@ def remove_run(at: Store, run_id: str) -> None:
 
     Raises:
         UserError: there is no such run, or it is a champion, or a rollback may return to it.
-        HarnessError: a comparison is running in the folder.
     """
     store.get_run(at, run_id)
     targets = [champion.target for champion in store.champions(at.folder.parent) if champion.run_id == run_id]
@@ -190,9 +183,6 @@ def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFil
 
     Files of unfinished work cannot be told from leftovers, so while there is such work nothing may be removed
     unless its files are requested too, with `unfinished`.
-
-    Raises:
-        HarnessError: the file of a run or a champion cannot be read.
     """
     runs = store.all_runs(at)
     behind, unneeded = store.split_trials(at, runs)
@@ -208,11 +198,7 @@ def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFil
 
 
 def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
-    """Delete the removable files of `list_unreferenced`; return them.
-
-    Raises:
-        HarnessError: a comparison is running in the folder, or a file of a run or champion cannot be read.
-    """
+    """Delete the removable files of `list_unreferenced`; return them."""
     with store.hold(at):
         found = list_unreferenced(at, unfinished=unfinished)
         store.remove(at.folder, (left.path for left in found.removable))

@@ -1,8 +1,7 @@
 """Training rows, pairs and test items made from users' feedback for an experiment's target.
 
 Invariant: no training row or pair has the prompt of an evaluated item, and no test item that of a training
-row; the rows from one sender are capped. Feedback becomes a test item only if a file names the person who
-marked it.
+row; the rows of one sender are capped. A test item needs a file that names the person who marked it.
 """
 
 from collections import Counter
@@ -38,11 +37,7 @@ class FeedbackEdit(NamedTuple):
 
 
 def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
-    """Make training rows from corrections: the request, and the answer that a person wrote.
-
-    Raises:
-        UserError: there is no correction, or the task's columns cannot hold one.
-    """
+    """Make training rows from corrections: the request, and the answer that a person wrote."""
     prompt, reference = _columns(session.target.task)
     labels = {normalize(label): label for label in session.target.task.labels}
 
@@ -56,11 +51,7 @@ def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, ou
 
 
 def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
-    """Make preference pairs of a preferred and a rejected answer.
-
-    Raises:
-        UserError: there is no preference.
-    """
+    """Make preference pairs of a preferred and a rejected answer."""
 
     def answers(row: FeedbackRow) -> _Answers | str:
         if row.preference == row.answer:
@@ -145,11 +136,7 @@ def make_test_items(
 ) -> FeedbackEdit:
     """Make test items from stored rows that a person marked in a file with columns id and marked_by.
 
-    The reference is the file's column `reference`, or the stored correction; personal data is masked as of a
-    region.
-
-    Raises:
-        UserError: marks lack a person, a stored row or an answer; all of them are listed.
+    The reference is the file's column `reference`, or the stored correction; personal data is masked.
     """
     (prompt, reference), by_id = _columns(target.task), {row.row_id: row for row in rows}
     problems, chosen = list[Problem](), list[tuple[FeedbackRow, str, str]]()
@@ -183,11 +170,7 @@ def make_test_items(
 
 
 def _columns(task: Task) -> tuple[str, str]:
-    """Return the columns of question and answer in the target's files.
-
-    Raises:
-        UserError: its templates are not single columns, so a row cannot be split into them.
-    """
+    """Return the columns of question and answer in the target's files; templates are refused."""
     if task.fields == Fields():
         return "prompt", "reference"
     found = [FIELD.fullmatch(template) for template in (task.fields.prompt, task.fields.reference)]

@@ -1,11 +1,10 @@
 """Evaluation logs of other evaluators, by task: items with scores, prompts and settings.
 
 Invariant: an arm has the evaluations of one model, and each task once. Two arms are comparable only with the
-same items, prompts and settings, and different answers; values that are unknown for one of them are ignored.
+same items, prompts and settings, and different answers; values unknown for one of them are ignored.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 
 from harness.analysis.admission import Measurement
 from harness.errors import Problem, UserError, as_argument
-from harness.formatting import pluralize
 from harness.metrics import mean_metric
 from harness.records import SampleResult, Status, digest
 from harness.spec import Kind, Task, TaskData
@@ -34,7 +32,7 @@ NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
-    """One item: its score within the task's bounds, named digests of the prompt, cluster, choices.
+    """One item: its score within the task's bounds, and named digests of its prompt.
 
     `answer` is the digest of the model's answer; `n_choices` is 0 if there are no choices.
     """
@@ -50,8 +48,8 @@ class LoggedItem(NamedTuple):
 class TaskLog(NamedTuple):
     """One task as answered by one model; `settings` are None if unknown.
 
-    `kind` is "generate" if the items say which answers were truncated or refused; `not_compared` has the
-    means of other scores and filters. If the direction is not logged, the metric's name decides it.
+    `kind` is "generate" if the items say which answers were truncated or refused. If the direction is not
+    logged, the metric's name decides it.
     """
 
     task: str
@@ -63,16 +61,14 @@ class TaskLog(NamedTuple):
     evaluator: str
     same_items: str  # advice if the items differ
     bounds: tuple[float, float] = (0.0, 1.0)
-    not_compared: Mapping[str, float] = {}
     is_direction_logged: bool = False
 
 
 class Evaluation(NamedTuple):
     """One evaluation logged by another evaluator; `file` names it unless it is a whole folder.
 
-    `identity` is equal for evaluations of the same model; it is None and `model` is empty if the model is not
-    named. `tasks` maps each task to its samples, read on demand, or to the reason why it cannot be compared;
-    `unfinished` are tasks without samples. `address` is where the model was served.
+    `identity` is equal for evaluations of the same model, None if the model is not named. `tasks` maps each
+    task to a reader of its samples, or of the reason why it cannot be compared; `unfinished` have no samples.
     """
 
     file: Path
@@ -80,7 +76,6 @@ class Evaluation(NamedTuple):
     identity: Mapping[str, Any] | None
     tasks: Mapping[str, Callable[[], TaskLog | Problem]]
     unfinished: tuple[str, ...] = ()
-    address: str = ""
 
     def is_like(self, other: "Evaluation") -> bool:
         """Tell whether both are known to have the same model and configuration."""
@@ -90,8 +85,7 @@ class Evaluation(NamedTuple):
 class Arm(NamedTuple):
     """Logged tasks of one model, over all its evaluations; other fields are those of the newest one.
 
-    `names` are the finished tasks; `tasks` has those that were read, and `not_compared` the reasons why
-    others cannot be compared. `addresses` are where the model was served.
+    `names` are the finished tasks; `tasks` has those that were read and can be compared.
     """
 
     model: str
@@ -100,74 +94,55 @@ class Arm(NamedTuple):
     tasks: Mapping[str, TaskLog]
     not_compared: Mapping[str, Problem]
     unfinished: tuple[str, ...]
-    addresses: tuple[str, ...]
 
 
-def read_arm(
-    option: str, path: Path, evaluations: Sequence[Evaluation], other: Path, wanted: Collection[str] = ()
-) -> Arm:
-    """Read one arm from a path, given by an option next to the other arm's path.
-
-    If tasks are `wanted`, only these are read.
+def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], wanted: Collection[str] = ()) -> Arm:
+    """Read one arm from the path that an option gives; only the `wanted` tasks, if any are named.
 
     Raises:
-        UserError: the evaluations are of several models, a task is in several of them, or a file is damaged.
+        UserError: the evaluations are of several models, a task is in several of them, or a file is
+            damaged.
     """
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
-    _refuse_several_models(option, path, finished, other)
+    _refuse_several_models(option, path, finished)
     counts = Counter(task for evaluation in finished for task in evaluation.tasks)
     if repeated := [task for task, n in counts.items() if n > 1]:
-        several = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
-        more = f" and {pluralize(len(repeated) - 1, 'other task')}" if len(repeated) > 1 else ""
-        files = ", ".join(file.name for file in several)
-        twice = f"{len(several)} evaluations of {repeated[0]}{more} ({files})"
-        newest_alone = f"{option} {as_argument(str(several[-1]))} judges the newest alone"
-        step = f"{newest_alone}; or move the others out of the folder"
-        raise UserError(Problem(f"{option} {path}", twice, "every task once", step))
+        files = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
+        found = f"{len(files)} evaluations of {repeated[0]} ({', '.join(file.name for file in files)})"
+        step = f"{option} {as_argument(str(files[-1]))}, the newest; or move the others out of the folder"
+        raise UserError(Problem(f"{option} {path}", found, "every task once", step))
     newest = finished[-1]
     logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))
-    found = {name: read() for name, read in logged.items() if not wanted or name in wanted}
+    read_tasks = {name: read() for name, read in logged.items() if not wanted or name in wanted}
     begun = {name for one in evaluations if one.is_like(newest) for name in one.unfinished}
     return Arm(
         newest.model,
         newest.identity,
         tuple(logged),
-        {name: log for name, log in found.items() if isinstance(log, TaskLog)},
-        {name: problem for name, problem in found.items() if isinstance(problem, Problem)},
+        {name: log for name, log in read_tasks.items() if isinstance(log, TaskLog)},
+        {name: problem for name, problem in read_tasks.items() if isinstance(problem, Problem)},
         tuple(sorted(begun - logged.keys())),
-        tuple(sorted({one.address for one in finished})),
     )
 
 
-def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evaluation], other: Path) -> None:
-    groups: list[list[Evaluation]] = []
-    for evaluation in evaluations:
-        known = next((group for group in groups if group[0].is_like(evaluation)), None)
-        groups.append([evaluation]) if known is None else known.append(evaluation)
-    if len(groups) == 1:
+def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evaluation]) -> None:
+    models: list[Evaluation] = []  # the newest evaluation of each model
+    for evaluation in reversed(evaluations):
+        if not any(evaluation.is_like(model) for model in models):
+            models.append(evaluation)
+    if len(models) == 1:
         return
-    places = []
-    for group in groups:
-        # The folder of exactly these evaluations, or the file of the newest one.
-        folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
-        is_shared = any(e.file.is_relative_to(folder) for e in evaluations if e not in group)
-        places.append(group[-1].file if is_shared else folder)
-    named = ", ".join(
-        f"{group[0].model or 'an unnamed one'} in {place.relative_to(path)}"
-        for group, place in zip(groups, places, strict=True)
-    )
-    difference, identities = "", [group[0].identity or {} for group in groups]
-    if len({group[0].model for group in groups}) < len(groups):
-        keys = dict.fromkeys(key for identity in identities for key in identity)
+    models.reverse()
+    named = ", ".join(f"{e.model or 'an unnamed one'} in {e.file.relative_to(path)}" for e in models)
+    difference = ""
+    if len({model.model for model in models}) < len(models):
+        identities = [model.identity or {} for model in models]
+        keys = sorted({key for identity in identities for key in identity})
         differing = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
-        difference = f"; they differ in {', '.join(differing)}"
-        if not differing:
-            difference = "; no results file names their model"
-    found = f"logs of {len(groups)} models or configurations ({named}{difference})"
-    choices = [place for place in places if place.resolve() != path.resolve()]
-    others = [place for place in choices if not other.resolve().is_relative_to(place.resolve())]
-    step = " or ".join(f"{option} {as_argument(str(place))}" for place in others or choices)
-    step = step or "move the files of each, results included, into a folder of its own"
+        difference = f"; they differ in {', '.join(differing) or 'nothing that names their model'}"
+    found = f"logs of {len(models)} models or configurations ({named}{difference})"
+    choices = [f"{option} {as_argument(str(e.file))}" for e in models if e.file.resolve() != path.resolve()]
+    step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
     raise UserError(Problem(f"{option} {path}", found, "those of one model, each task once", step))
 
 
@@ -236,11 +211,7 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
 
 
 def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, LoggedItem]:
-    """Join items with the same document but other ids into one cluster.
-
-    Raises:
-        UserError: every document occurs several times.
-    """
+    """Join items with the same document but other ids into one cluster; refuse a log of copies only."""
     documents = {name: item.digests.get("doc_hash", "") for name, item in items.items()}
     counts = Counter(documents.values())
     if min(counts.values()) > 1 and "" not in counts:
@@ -270,12 +241,6 @@ def is_named(metric: str, names: str) -> bool:
     """Tell whether a metric's name contains one of these words."""
     words = "_".join(re.findall("[a-z]+", metric.lower()))
     return re.search(f"_({names})_", f"_{words}_") is not None
-
-
-def average_scores(values: Mapping[str, Iterable[object]]) -> dict[str, float]:
-    """Average each score over its numbers; scores without numbers are left out."""
-    numbers = {name: [x for x in found if isinstance(x, int | float)] for name, found in values.items()}
-    return {name: fmean(found) for name, found in numbers.items() if found}
 
 
 def find_text_cluster(fields: object) -> str:

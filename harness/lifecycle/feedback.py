@@ -1,9 +1,8 @@
 """Users' feedback, imported from logs of served models into the store: masked, keyed, each row once.
 
-Supported are OpenAI's JSON Lines, our own, and tables with the same columns. Invariant: neither stored rows
-nor messages contain unmasked text, and senders are keyed digests. Unusable rows are left out and named by
-file and line; a value of a known column that is not understood refuses the file; unread columns are named. A
-file is added completely or not at all. Source: OpenAI's API reference, chat completions and preference data
+Reads OpenAI's JSON Lines (API reference, chat completions and preference data), our own, and tables with the
+same columns. Invariant: neither stored rows nor messages contain unmasked text, and senders are keyed
+digests. A file is added completely or not at all.
 """
 
 import hashlib
@@ -297,8 +296,8 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
     """Mask the rows of a log and store new ones; equal rows within one log all count.
 
     Raises:
-        UserError: the region or the file cannot be read, a value is not understood, or no row can be used.
-        HarnessError: the disk is full; no partial file remains.
+        UserError: the region or the file cannot be read, a value is not understood, or no row can be
+            used.
     """
     region = check_region(region)
     notes, masked, held, models = LogNotes(), Counter[str](), Counter[str](), Counter[str]()

@@ -1,10 +1,7 @@
 """Gate of stored runs against the base or the champion, or of two models' external logs; without a model.
 
-Invariant: the identities of both arms' rows may differ only in the weights, so items, prompts, versions,
-precision and layout are the same; if items were added, fixed or dropped since, the different digest refuses
-the comparison. A champion without answers to suites (a classifier or baseline) has no capabilities to
-compare, so a run's capabilities are judged against the base, and only the target against the champion. Items
-of external logs (of lm-eval or inspect) are paired by id, and only if both models had the same prompt.
+Invariant: the rows of both arms may differ only in the weights. A champion without answers to suites is
+compared on the target alone, and the base judges capabilities. Items of external logs are paired by id.
 """
 
 import re
@@ -40,7 +37,7 @@ from harness.experiment import (
     refuse_lost_folds,
     verdict_change,
 )
-from harness.formatting import count, figure, pluralize
+from harness.formatting import count, pluralize
 from harness.lifecycle import eval_logs, inspect_logs, lm_eval_logs
 from harness.lifecycle.eval_logs import Arm
 from harness.records import FEWER, Run, SamplingRecord, digest
@@ -103,10 +100,6 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
 
     A single run is named by its id, or with its seed as in reports: `lora (seed 1)`. With `sampled`, runs of
     `--sequential` replace seeds that have not answered whole tasks.
-
-    Raises:
-        UserError: neither a candidate nor a run has this name, or the candidate answers nothing.
-        IncompatibleRuns: the candidate has no finished run, or only of another recipe.
     """
     known, runs = stored.experiment.candidates, store.list_runs(stored.store)
     if candidate in known:
@@ -236,12 +229,7 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:
-    """Refuse a run whose rows were graded by another judge or rubric than the files name now.
-
-    Raises:
-        UserError: a rubric cannot be used.
-        IncompatibleRuns: another judge or rubric graded one of the tasks.
-    """
+    """Refuse a run whose rows were graded by another judge or rubric than the files name now."""
     _refuse_other_grades(stored, stored.experiment.target, "target", run)
     for suite in stored.experiment.suites:
         for task in suite.tasks:
@@ -264,12 +252,7 @@ def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> Non
 
 
 def find_run(stored: Study, name: str) -> Run:
-    """Find a run by id, the best seed of a candidate on validation, or the champion of a target.
-
-    Raises:
-        UserError: neither a candidate, a run nor a target has this name.
-        IncompatibleRuns: the candidate has no finished run, or the champion's was removed.
-    """
+    """Find a run by id, the best seed of a candidate on validation, or the champion of a target."""
     champion = store.read_champion(stored.folder, name) if name == stored.target.name else None
     is_champion = champion is not None and name not in stored.experiment.candidates
     return best_run(stored, candidate_runs(stored, champion.run_id if champion and is_champion else name))
@@ -317,13 +300,8 @@ def _gain_text(study: Study, run: Run, champion: Champion) -> str:
 def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     """Judge one model's logged samples against another's, over the tasks that both hold.
 
-    A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge. One without
-    a rate of each item is named and not compared, unless it is named there. Every task is a capability task.
-    A path is a folder, or a file that names one evaluation.
-
-    Raises:
-        UserError: there is nothing to read, a file is damaged, or an arm is several models or the other arm.
-        IncompatibleRuns: no task is in both, or items, prompts, versions or precision differ.
+    A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge; one without
+    a rate of each item is not compared. A path is a folder, or a file that names one evaluation.
     """
     old, new = _read_arms(base, candidate, policy.tasks)
     known = list(dict.fromkeys([*old.names, *new.names, *old.unfinished, *new.unfinished]))
@@ -385,7 +363,7 @@ def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Ar
     """Read both arms; problems of both are raised together."""
     problems: list[Problem] = []
     arms = []
-    for option, path, other in (("--base", base, candidate), ("--candidate", candidate, base)):
+    for option, path in (("--base", base), ("--candidate", candidate)):
         with gather(problems):
             samples = lm_eval_logs.find_evaluations(path)
             logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
@@ -398,7 +376,7 @@ def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Ar
                 expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
                 step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
                 raise UserError(Problem(str(path), found, expected, step))
-            arms.append(eval_logs.read_arm(option, path, samples or logs, other, wanted))
+            arms.append(eval_logs.read_arm(option, path, samples or logs, wanted))
     refuse(problems)
     old, new = arms
     return old, new
@@ -423,28 +401,23 @@ def _list_notes(
         yield f"{name} is not compared: {problem.found}"
     for link in links:
         yield f"{link} is a link to a folder, which is not followed; next: name that folder itself"
-    for option, arm in (("--base", old), ("--candidate", new)):
-        if len(arm.addresses) > 1:
-            yield f"{option}: one model by its name, served at {' and '.join(arm.addresses)}"
-    if old.identity is not None and (old.identity, old.addresses) == (new.identity, new.addresses):
+    if old.identity is not None and old.identity == new.identity:
         yield f"the logs of both arms name one model, {new.model}, under one configuration"
     if same:
         yield f"the same answers to every item in both arms, as if copied: {', '.join(same)}"
-    unknown, worse, guessed = list[str](), list[str](), list[str]()
-    for name, log in ((name, new.tasks[name]) for name in shared):
-        if not all("doc_hash" in item.digests for item in old.tasks[name].items.values()):
-            unknown.append(name)
-        for score, after in log.not_compared.items():
-            before = old.tasks[name].not_compared.get(score)
-            if before is not None and (
-                after > before if eval_logs.is_lower_better(score) else after < before
-            ):
-                worse.append(f"{score} of {name} {figure(before)} → {figure(after)}")
-        if not log.is_direction_logged and not eval_logs.is_named(log.metric, eval_logs.HIGHER):
-            guessed.append(f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}")
+    unknown = [
+        name
+        for name in shared
+        if not all("doc_hash" in item.digests for item in old.tasks[name].items.values())
+    ]
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
-    if worse:
-        yield f"worse and not compared, as the first rate of a task decides: {', '.join(worse)}"
+    guessed = [
+        f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}"
+        for name, log in new.tasks.items()
+        if name in shared
+        and not log.is_direction_logged
+        and not eval_logs.is_named(log.metric, eval_logs.HIGHER)
+    ]
     if guessed:
         yield f"whether higher or lower is better is not logged and told by the name: {', '.join(guessed)}"

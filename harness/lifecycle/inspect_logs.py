@@ -1,9 +1,8 @@
 """Logs of inspect (`inspect_ai`): one evaluation of one task per file, as JSON or zipped `.eval`.
 
-Invariant: only JSON is read; logs that ended early or were declared invalid never count. Checksums of zip
-members are verified.
-Source: the format that inspect_ai 0.3 documents as its log file format, version 2; PKWARE's application
-note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
+Invariant: logs that ended early or were declared invalid never count; checksums of zip members are verified.
+Source: inspect_ai 0.3, log file format, version 2; PKWARE's application note 6.3.10, section 4.3.7 (local
+headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
 """
 
 import struct
@@ -52,11 +51,7 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     """List the logs in a file or below a folder, the newest last; each is of one task with its arguments.
 
     JSON files that are not logs are ignored. The score is the first rate that a log lists; epochs are
-    averaged. Chance is one over the number of choices if exactly one is right. Truncated and filtered answers
-    are distinguished.
-
-    Raises:
-        UserError: there are logs and none is finished, or a file is damaged.
+    averaged. Chance is one over the number of choices if exactly one is right.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.eval"))
     for file in sorted(path.rglob("*.json")) if path.is_dir() else ():
@@ -77,9 +72,8 @@ def find_evaluations(path: Path) -> list[Evaluation]:
             task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
         identity = {key: spec.get(key) for key in _WHO}
         tasks = {task: partial(_score_items, task, log)} if finished else {}
-        unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
-        model = str(spec.get("model"))
-        evaluations.append(Evaluation(log.path, model, identity, tasks, unfinished, address))
+        unfinished = () if finished else (task,)
+        evaluations.append(Evaluation(log.path, str(spec.get("model")), identity, tasks, unfinished))
     return evaluations
 
 
@@ -142,7 +136,6 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             found_none = f"no score that is a rate in [0, 1] ({', '.join(by_score) or 'none at all'})"
             step = "add a scorer, and run inspect score"
             return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
-        others = [score for score in by_score if score != metric]
         scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
         if bad := [name for name, values in scores.items() if None in values]:
             # If left out on one side only, they would change the other's mean.
@@ -163,9 +156,6 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             "generate",
             "inspect",
             "use the same --limit and --sample-id",
-            not_compared=eval_logs.average_scores(
-                {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
-            ),
         )
 
 

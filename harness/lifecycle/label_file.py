@@ -1,10 +1,8 @@
 """Label files: CSV files of answers for people to label, exported and imported.
 
-Invariant: rows are read back with their line numbers, whatever delimiter, encoding or extra columns a
-spreadsheet has introduced. A row does not reveal the candidate: the answers to an item are sorted by their
-keys, which are digests, and equal answers of two candidates appear once. Items, not answers, are sampled, in
-a random order that later exports continue, so the labels up to any row are a random sample. A file is
-imported completely or not at all, and a judge's file only under the criteria and scale in its keys.
+Invariant: a row does not reveal the candidate. Items, not answers, are sampled, in a random order that later
+exports continue, so the labels up to any row are a random sample. A file is imported completely or not at
+all, and a judge's file only under the criteria and scale in its keys.
 """
 
 import csv
@@ -57,11 +55,7 @@ def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]
 def read_rows(
     file: Path, columns: Sequence[str], needed: Sequence[str]
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield the line number of each row with its `needed` cells, in any form that spreadsheets write.
-
-    Raises:
-        UserError: a needed column is missing or occurs twice.
-    """
+    """Yield the line number of each row with its `needed` cells, in any form that spreadsheets write."""
     with _open(file) as stream:
         above, head = _head(stream)
         stream.seek(0)
@@ -133,8 +127,8 @@ _WORDS = {"no": 0.0, "yes": 1.0}
 class LabelExport(NamedTuple):
     """Result of an export: numbers of items and answers, the metric and the runs.
 
-    `criteria` and `scale` are those of a judge's rubric, empty for other metrics. `waiting` are runs of other
-    seeds whose answers lack labels, too.
+    `criteria` and `scale` are those of a judge's rubric. `waiting` are runs of other seeds whose answers lack
+    labels, too.
     """
 
     metric: str
@@ -176,14 +170,8 @@ def export_answers(
 ) -> LabelExport:
     """Write the answers of candidates to randomly sampled test items of the target, for labelling.
 
-    The default `candidates` are the best fine-tune and the best untrained candidate on validation, if labels
-    correct a judge; the default `metric` is the deciding one. Of several seeds the one with the fewest labels
-    is exported. Items with labels for all answers are left out.
-
-    Raises:
-        UserError: the file exists, is no .csv or lies in no folder, the metric or a candidate is unknown,
-            or the metric is no mean in [0, 1].
-        IncompatibleRuns: nothing is stored of a candidate as it is written now, or no answer lacks a label.
+    The default `candidates` are the best fine-tune and the best untrained candidate on validation, the
+    default `metric` the deciding one. Of several seeds the one with the fewest labels is exported.
     """
     refuse_unwritable(file)
     stored = load_study(config.load(path, overrides))
@@ -237,10 +225,7 @@ def import_labels(
 ) -> LabelImport:
     """Read the labels of a file and store them with the ratings; `scale` is the scale of its labels.
 
-    By default labels are from 0 to 1, or yes and no.
-
-    Raises:
-        UserError: with every problem of the file at once; nothing is stored then.
+    By default labels are from 0 to 1, or yes and no. All problems are refused together.
     """
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
@@ -315,11 +300,7 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
 
 
 def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
-    """List the runs of the selected candidates as written now, with their scores on the target.
-
-    Raises:
-        IncompatibleRuns: none has answered it.
-    """
+    """List the runs of the selected candidates as written now, with their scores on the target."""
     task = stored.experiment.target
     metric, runs = load_metrics(task)[task.primary_metric], list[Run]()
     for name in stored.selected:

@@ -1,9 +1,7 @@
 """Samples of lm-eval (`--log_samples`): a folder with one file of samples per task, and the results.
 
-`harness eval -s` writes the same files, without a date in their names.
-
-Invariant: only JSON is read; an evaluation consists of the samples of one date in one folder, with its
-results. Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
+`harness eval -s` writes the same files, without a date in their names. An evaluation consists of the samples
+of one date in one folder. Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py`.
 """
 
 import re
@@ -15,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.text_files import open_text
-from harness.errors import Problem, UserError, as_argument, refuse_unreadable
+from harness.errors import Problem, UserError, refuse_unreadable
 from harness.lifecycle import eval_logs
 from harness.lifecycle.eval_logs import Evaluation, LoggedItem, TaskLog
 from harness.records import parse_json, read_object
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
 _RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
-_NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # lm-eval replaces these in folder names
 _HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and the hashed fields
 _WHO = ("model_name", "model_source", "model", "precision", "engine")
 _WANTED = ("a metric such as acc or exact_match", "leave the task out")
@@ -37,12 +34,8 @@ _SETTINGS = (
 def find_evaluations(path: Path) -> list[Evaluation]:
     """List the evaluations below a folder, the newest last, or the one in a file of results or samples.
 
-    A file of samples gives only that task. The metric is the first rate that lm-eval lists for a task, or an
-    error rate per word, which has no upper bound. Chance is one over the number of choices. These files do
-    not say which answers were truncated.
-
-    Raises:
-        UserError: a results file is damaged, or is of another model than its folder.
+    The metric is the first rate that lm-eval lists for a task, or an error rate per word. Chance is one over
+    the number of choices.
     """
     results = _RESULTS.match(path.name) if path.is_file() else None
     if path.is_dir():
@@ -77,13 +70,6 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
     names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
     model = next((str(name) for name in names if name), "")
     identity = {key: results[key] for key in _WHO if key in results} | configuration
-    own = folder.absolute().name  # lm-eval names the folder after the model
-    has_name = bool(results_file and results_file.name.startswith("results_") and model and "__" in own)
-    if has_name and results_file != path and own != _NOT_IN_FOLDERS.sub("__", model):
-        found = f"results of {model} in the folder {own}"
-        step = f"name {as_argument(str(results_file))} itself to take it as {model}"
-        expected = "those of the model that the folder is named after"
-        raise UserError(Problem(str(results_file), found, expected, step))
     tasks = {task: partial(_score_items, task, file, results) for task, file in sorted(samples.items())}
     (first, *more) = samples.values()
     unfinished = () if path == first else tuple(_dict(results, "configs").keys() - samples.keys())
@@ -95,10 +81,9 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
     with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
         rows = _rows(path)
         samples = _keep_first_filter(path, rows)
-        metrics = _metrics(path, list(samples.values()))
-        if isinstance(metrics, Problem):
-            return metrics
-        metric, *others = metrics
+        metric = _deciding_metric(path, list(samples.values()))
+        if isinstance(metric, Problem):
+            return metric
         # If left out on one side only, items without a score would change the other's mean.
         scores = {item: row.get(metric) for item, row in samples.items()}
         unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
@@ -124,11 +109,6 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         settings["num_fewshot"] = _dict(results, "n-shot").get(task)
         settings["filter"] = rows[0].get("filter")
         items = eval_logs.join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
-        # Other metrics of the first filter, and the metric by other filters, do not decide.
-        values = {name: [row.get(name) for row in samples.values()] for name in others}
-        first_filter = next(iter(samples.values())).get("filter")
-        for row in (row for row in rows if row.get("filter") != first_filter):
-            values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
         # Kind "choice": whether an answer was unparsable or truncated is not in these files.
         return TaskLog(
             task,
@@ -140,7 +120,6 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
             "lm-eval",
             "use the same --limit",
             bounds,
-            eval_logs.average_scores(values),
             direction is not None,
         )
 
@@ -161,23 +140,18 @@ def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
 
 def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Keep each item once: there is one line per filter, and the first filter decides."""
-    # Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
-    # same responses, filtered in other ways.
     kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
     counts = Counter(str(row["doc_id"]) for row in kept)
     if len(set(counts.values())) > 1:
         found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
         raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
-    first = {str(row["doc_id"]): row for row in reversed(kept)}
-    again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
-    # Without filter names: the lines repeat the first ones' responses, filtered differently.
-    same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
-    if again and not (same and any(row != of for row, of in again)):
-        times, named = len(kept) // len(first), ", ".join(list(counts)[:5])
-        found = f"each of its {len(first)} items {times} times (doc_id {named})"
-        step = "keep the lines of one evaluation, or evaluate again"
+    by_id = {str(row["doc_id"]): row for row in kept}
+    if len(by_id) < len(kept):
+        times, named = len(kept) // len(by_id), ", ".join(list(counts)[:5])
+        found = f"each of its {len(by_id)} items {times} times (doc_id {named})"
+        step = "keep the lines of one evaluation and one filter, or evaluate again"
         raise UserError(Problem(str(path), found, "every item once", step))
-    return dict(reversed(first.items()))
+    return by_id
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -199,10 +173,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Problem:
-    """Return the names of the metrics, the first rate first, or the reason why none can be compared."""
-    # Margins are losses from 0 to 1. Where there is no rate, a rate of errors per word is compared, which has
-    # no upper bound and counts in no mean of tasks.
+def _deciding_metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str | Problem:
+    """Return the first rate, else an error rate per word, or the reason why neither can be compared."""
+    # Margins are losses from 0 to 1. Errors per word have no upper bound and count in no mean of tasks.
     row = rows[0]
     listed = row.get("metrics") or [
         k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
@@ -218,8 +191,7 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Probl
     if not rates + errors:
         found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored))})"
         return Problem(str(path), found, *_WANTED)
-    deciding = (rates + errors)[0]
-    return [str(name) for name in dict.fromkeys([deciding, *scored])]
+    return str((rates + errors)[0])
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """One nightly run: the base and all watched candidates are evaluated again and compared with references.
 
-Invariant: one process at a time; a failed candidate is recorded and the others continue; repeating a night
-evaluates only what is missing, and nothing if it was finished. An alarm is raised once and stays until it is
-acknowledged; an unchanged candidate raises one with a probability of at most `nightly.alpha`, however many
-nights are evaluated.
+Invariant: one process at a time; a failed candidate does not end the night; repeating a night evaluates only
+what is missing. An alarm is raised once and stays until it is acknowledged; an unchanged candidate raises one
+with a probability of at most `nightly.alpha`, however many nights are evaluated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,10 +56,6 @@ def run_night(
 
     `night` is its date, today by default. `publish` gets the report before its alarms count as raised, so if
     publishing fails or is killed, the same night raises them again.
-
-    Raises:
-        UserError: with every problem of the files at once, or there is no candidate to watch.
-        HarnessError: another nightly run or comparison uses the same runs folder.
     """
     loaded = config.load(Path(path), overrides)
     session = prepare_session(loaded, Scope(), progress or SilentProgress())
@@ -347,11 +342,7 @@ class Status:
 
 
 def status(path: Path, today: str) -> Status:
-    """Report the state of an experiment's nights; no model is loaded.
-
-    Raises:
-        UserError: with every problem of the file at once, or a night's file cannot be read.
-    """
+    """Report the state of an experiment's nights; no model is loaded."""
     loaded = config.load(path)
     folder = nightly_state.home(Store(loaded.folder / "runs"), loaded.experiment.name)
     state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
@@ -367,10 +358,6 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
     """Acknowledge the open alarms about a candidate, `harness`, or all; evidence then starts again.
 
     With `new_reference` the next night compares with the newest stored run.
-
-    Raises:
-        UserError: there is no open alarm.
-        HarnessError: a nightly run is in progress.
     """
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
@@ -393,12 +380,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
 
 
 def send(path: Path, webhook: str, night: str) -> str:
-    """Send unsent open alarms to a webhook; return the error, if any.
-
-    Raises:
-        UserError: the address does not begin with http:// or https://.
-        HarnessError: a nightly run is in progress.
-    """
+    """Send unsent open alarms to a webhook; return the error, if any."""
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
     folder = nightly_state.home(at, loaded.experiment.name)

@@ -1,9 +1,7 @@
 """Verdicts over the nights so far, and the report of a night: document, webhook message, issue.
 
-Invariant: nights with harness drift, with more failed answers than the policy allows, or written by earlier
-code are no evidence about a candidate, and the report says so. Names and model texts are escaped; an alarm is
-sent once, and again the next night if sending failed. Source: the e-processes of `changes`; the e-detector of
-Shin, Ramdas & Rinaldo 2022
+Invariant: nights with harness drift or too many failed answers are no evidence about a candidate. An alarm is
+sent once, and again the next night if sending failed. Source: the e-detector of Shin, Ramdas & Rinaldo 2022.
 """
 
 import json
@@ -46,8 +44,8 @@ DRIFT_E = 1000.0  # on average at most one false alarm in this many nights
 def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
     """Return the evidence that the base's scores change more often than the A/A rate, after all nights.
 
-    max(1, M) times the likelihood ratio for three times the rate (at least five points more). It restarts
-    whenever it falls below 1, so late changes are found quickly, too.
+    max(1, M) times the likelihood ratio for three times the rate (at least five points more), so late changes
+    are found quickly, too.
     """
     other = min(max(3 * rate, rate + 0.05), 0.99)
     m = 1.0
@@ -109,10 +107,7 @@ class NightReport:
 def build_report(
     experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
 ) -> NightReport:
-    """Report on the last of the finished nights; the alarms that it raises are not yet in the state.
-
-    Next steps repeat the options of the command as `typed`.
-    """
+    """Report on the last of the finished nights; the alarms that it raises are not yet in the state."""
     last = nights[-1]
     drifts = _drifts(nights, state)
     sound = [n for n in nights if n.night not in drifts]
@@ -404,10 +399,7 @@ def to_json(found: NightReport) -> dict[str, Any]:
 
 
 def write(found: NightReport, folder: Path) -> list[Path]:
-    """Write the page and, for new alarms, the text of an issue; return the files.
-
-    The text of an issue stays until somebody removes it to confirm that the issue was opened.
-    """
+    """Write the page and, for new alarms, the text of an issue, which stays until it is removed."""
     make_private_folder(folder)
     texts = {
         folder / f"{found.experiment}.nightly.md": report.markdown(night_document(found)),

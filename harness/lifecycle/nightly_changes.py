@@ -1,11 +1,9 @@
 """Changes of a night, and the evidence over all nights of a series: by cluster, e-processes and a chart.
 
-Invariant: pure. A change is (candidate − reference) minus that of the control arm. An item counts only if its
-question and references are unchanged and all answers could be scored; failed answers of the candidate score
-worst. However many nights are evaluated, a series that loses nothing is called a regression with a
-probability of at most its alpha. A cluster counts once per pass, by its first answer, and increments are
-never revised. Metrics without bounds are charted and never called a regression. Source: the betting mixture
-and the CUSUM of `stats`; a union bound over passes.
+A change is (candidate − reference) minus that of the control arm. However many nights are evaluated, a series
+that loses nothing is called a regression with a probability of at most its alpha: a cluster counts once per
+pass, by its first answer. Metrics without bounds are charted and never called a regression. Source: the
+betting mixture and the CUSUM of `stats`; a union bound over passes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,9 +50,8 @@ def compare_series(
     """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
 
     Changes are keyed by the first item of a cluster, as shares of the metric's range, or by task if it has no
-    range. `lost` names items that got worse, `left_out` counts items that could not be compared. The result
-    is not valid if a larger share of the candidate's or the base's answers failed than `max_errors`; one
-    failed answer is always allowed unless `max_errors` is 0.
+    range. The result is not valid if a larger share of answers failed than `max_errors`; one failed answer is
+    always allowed unless `max_errors` is 0.
     """
     new, fixed, unbounded = dict[str, float](), dict[str, float](), dict[str, dict[str, float]]()
     lost, left_out = list[str](), 0
@@ -248,8 +245,8 @@ NO_SEEDS = Seeds()
 class Evidence(NamedTuple):
     """Evidence of the nights of one series in one pass through its items.
 
-    `delta` is the mean change with the ends of a confidence sequence, if there are clusters. `more_nights` at
-    the current rate would settle a suspicion; None without one.
+    `delta` is the mean change with the ends of a confidence sequence. `more_nights` at the current rate would
+    settle a suspicion; None without one.
     """
 
     verdict: Verdict

@@ -27,9 +27,8 @@ class SeriesNight:
     """One series of one candidate in one night; changes are adjusted by the control arm.
 
     `changes` maps rotating clusters to their mean change as a share of the metric's range, `anchors` the
-    clusters of every night, `unbounded` those of tasks without a range, by task and in their unit. `lost`
-    names items that got worse, `left_out` counts items that could not be compared. `errors` of `n_asked`
-    answers failed; if these are more than the policy allows, the night is not `valid`.
+    clusters of every night, `unbounded` those of tasks without a range, by task. `lost` names items that got
+    worse, `left_out` counts items that could not be compared, `errors` failed answers.
     """
 
     changes: dict[str, float]
@@ -68,13 +67,11 @@ class JudgedChange:
 class NightCandidate:
     """One candidate in one night.
 
-    `reference` names what it is compared with. `tested` is the digest of what answered (weights, prompting,
-    environment); the same digest on the same items is no new evidence. `tests` describes what is new. `since`
-    is the night since which an endpoint gives its current anchor answers, empty if they equal the
-    reference's. `fit_keys` names the folders of the answering weights and of those they are based on.
-    `making` is the digest of weights that differ from the reference's, which is then the mean of
-    `n_references` makings. `judged` has the changes by a judge's grades. `unwatched` names targets without
-    rows in the reference.
+    `tested` is the digest of what answered (weights, prompting, environment); the same digest on the same
+    items is no new evidence. `tests` describes what is new. `since` is the night since which an endpoint
+    gives its current anchor answers, empty if they equal the reference's. `fit_keys` names the folders of the
+    weights. `making` is the digest of weights that differ from the reference's, which is then the mean of
+    `n_references` makings. `unwatched` names targets without rows in the reference.
     """
 
     name: str
@@ -108,7 +105,7 @@ class BaseNight:
 class Night:
     """One finished night; `taken` and `left` count clusters of each series' pool.
 
-    `production` describes drift in the feedback stored since the night before; empty without feedback.
+    `production` describes drift in the feedback stored since the night before.
     """
 
     night: str

@@ -1,9 +1,8 @@
 """Pair file: CSV with pairs of answers to randomly sampled items, in which people mark their preference.
 
 Invariant: nothing reveals the candidate: sides are random for each item, and keys are digests. Pairs are
-sampled as on the Rate page, from items with different answers, in an order that later exports continue.
-Imported ratings count like those of the page, for win rates and to correct a judge. A file is imported
-completely or not at all.
+sampled as on the Rate page, in an order that later exports continue. A file is imported completely or not at
+all.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,8 +48,8 @@ class PairExport(NamedTuple):
 class PairImport(NamedTuple):
     """Result of an import: ratings read, rows left blank, and rated items per pair of runs.
 
-    `counted` says how many of these form a random sample of the different pairs: up to the one at which 95 %
-    of the sampled pairs are rated.
+    `counted` says how many of these form a random sample: up to the one at which 95 % of the sampled pairs
+    are rated.
     """
 
     n_ratings: int
@@ -91,11 +90,7 @@ def export_pairs(
     """Write the answers of two candidates to randomly sampled test items of the target, for comparison.
 
     The default `candidates` are a fine-tune and the best untrained candidate on validation. Of several seeds
-    and fine-tunes the one with the fewest ratings is exported, ties by rank. Rated items are left out.
-
-    Raises:
-        UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.
-        IncompatibleRuns: nothing is stored of a candidate as it is written now, or no pair lacks a rating.
+    and fine-tunes the one with the fewest ratings is exported, ties by rank.
     """
     label_file.refuse_unwritable(file)
     stored = load_study(config.load(path, overrides))
@@ -156,11 +151,7 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
 
 
 def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> PairImport:
-    """Read people's preferences, and store them like the Rate page.
-
-    Raises:
-        UserError: with every problem of the file at once; nothing is stored then.
-    """
+    """Read people's preferences, and store them like the Rate page; all problems are refused together."""
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]

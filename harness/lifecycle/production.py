@@ -1,13 +1,8 @@
 """Feedback from production: drift of requests and answers, and thumbs of two models.
 
-Drift compares stored requests with the test items, and answers with the champion's. Invariant: nothing is
-written and no language model is loaded. One row of each sender and of each cluster of test items counts, and
-a repeated text counts once, so that rows which belong together raise no alarm. What is not shown to have
-moved comes with the share of requests that would have been seen.
-
-Without random assignment models met other requests, so no difference of thumbs is estimated; each experiment,
-`random:NAME`, is compared by itself, since the shares of its models may differ from another's.
-Source: Gretton et al. 2012, A Kernel Two-Sample Test; Holm 1979.
+Stored requests are compared with the test items, answers with the champion's. One row of each sender, of each
+cluster of test items and of each text counts. Without random assignment models met other requests, so no
+difference of thumbs is estimated. Source: Gretton et al. 2012, A Kernel Two-Sample Test; Holm 1979.
 """
 
 import os
@@ -55,8 +50,8 @@ Embed = Callable[[Sequence[str]], tuple[Array, str]]
 class DriftTest:
     """One trait of requests or answers: its `effect` in words, its p, and that by Holm over all.
 
-    It cannot move where all splits are equally far apart, as where no answer is a refusal, and is left out
-    of Holm.
+    It cannot move where all splits are equally far apart, as where no answer is a refusal, and is left out of
+    Holm.
     """
 
     of: Kind
@@ -84,8 +79,7 @@ class NearRow(NamedTuple):
 class Drift:
     """Result of all tests; `power` maps shares of requests that turn to one topic to the chance to see them.
 
-    `embedding` says what compared the texts. `n_requests` stored requests count as `n_compared` that are
-    independent.
+    `n_requests` stored requests count as `n_compared` that are independent.
     """
 
     n_requests: int
@@ -135,12 +129,7 @@ def open_embedding() -> Embed:
 
 
 def monitor(path: Path, overrides: Sequence[str] = (), *, since: str = "") -> Drift:
-    """Compare the stored feedback of an experiment with its test set; `since` is the first date to read.
-
-    Raises:
-        UserError: with every problem of the files at once, or there is no feedback.
-        HarnessError: stored rows are damaged.
-    """
+    """Compare the stored feedback of an experiment with its test set; `since` is the first date to read."""
     loaded = config.load(path, overrides)
     stored = store.read_feedback(Store(loaded.folder / "runs"))
     rows = [row for row in stored if row.time >= since]
@@ -154,12 +143,7 @@ def monitor(path: Path, overrides: Sequence[str] = (), *, since: str = "") -> Dr
 
 
 def find_drift(loaded: LoadedExperiment, rows: Sequence[FeedbackRow], notes: Sequence[str] = ()) -> Drift:
-    """Compare rows of feedback with the test items of the target, and with the champion's answers to them.
-
-    Raises:
-        UserError: with every problem of the target's files at once.
-        HarnessError: the champion's rows are missing or damaged.
-    """
+    """Compare rows of feedback with the test items of the target, and with the champion's answers to them."""
     target = loaded.experiment.target
     rows_of_test = data.load_task(target, loaded.experiment.seeds[0]).evaluated["test"]
     items = [mask_example(row.example, loaded.experiment.feedback.region) for row in rows_of_test]
@@ -184,11 +168,7 @@ def compare_samples(
     embed: Embed = embed_parts_of_words,
     seed: int = 0,
 ) -> Drift:
-    """Compare samples of test items, answers to them and rows of production; `measure` measures anew.
-
-    Raises:
-        UserError: there is no test item, or no row of production.
-    """
+    """Compare samples of test items, answers to them and rows of production; `measure` measures anew."""
     before = _draw([(item.prompt, item.cluster) for item in items], seed)
     after = _draw([(row.request, row.sender) for row in rows], seed)
     n_before, n_after = len(before), len(after)
@@ -397,9 +377,8 @@ class ThumbRate(NamedTuple):
 class ThumbDifference(NamedTuple):
     """Difference of two models' rates in one experiment, in [−1, 1], with its 95 % interval.
 
-    `new` is the model of the higher rate, `base` the other one. Both ends are None where `reason` says why
-    there is no interval. `senders` counts who gave thumbs; `unknown` thumbs have no sender and count as one
-    person each.
+    `new` is the model of the higher rate. Both ends are None where `reason` says why there is no interval.
+    `senders` counts who gave thumbs; `unknown` thumbs have no sender and count as one person each.
     """
 
     assignment: str

@@ -1,10 +1,7 @@
 """Release decisions on stored results: gate, promote, pin; and on results made elsewhere.
 
-Invariant: verdicts come from stored rows alone, so they take a second and no torch. Only `exact` computes
-answers again, in fp32, and a promoted run of sampled items first answers whole tasks, with which later gates
-compare. A pinned regression keeps the wording, answer and settings of its task; pinning it twice changes
-nothing. Rescoring by metric is atomic; in fp32 only the precision differs, which separates lost items from
-rounding.
+Invariant: verdicts come from stored rows alone, so they take a second and no torch. A pinned regression keeps
+the wording, answer and settings of its task; pinning it twice changes nothing.
 """
 
 import json
@@ -83,8 +80,8 @@ def gate(
 
     Raises:
         UserError: an option, a file or a name cannot be used.
-        IncompatibleRuns: a run or the baseline is missing, the arms must not be compared, or the files of a
-            task have changed since.
+        IncompatibleRuns: a run or the baseline is missing, the arms must not be compared, or a task's
+            files have changed.
     """
     if not candidate:
         step = "--base DIR --candidate DIR"
@@ -142,10 +139,7 @@ def advise_more_items(
     typed: CommandLine,
     judging: Sequence[str],
 ) -> Command:
-    """Describe how to settle open verdicts; the tasks' files are read to count their items.
-
-    `judging` is the command that would judge by another margin.
-    """
+    """Describe how to settle open verdicts; `judging` is the command that would judge by another margin."""
     experiment, catalogue = find_lm_eval_tasks(config.load(path, overrides).experiment)
 
     def count_held(task: Task) -> int:
@@ -181,13 +175,9 @@ def promote_named(
 ) -> tuple[Path, Champion]:
     """Promote a run, or the seed of a candidate that is best on validation, if the gate passes it.
 
-    `despite` is the reason to promote it although the gate does not pass it; it is stored in the file. `by`
-    is the promoting person, by default git's user. If the gate passes a run of `--sequential`, its weights
-    answer whole tasks, the run of these is judged again, and that one becomes the champion.
-
-    Raises:
-        UserError: there is no such run or candidate, or the gate does not pass it and no reason is given.
-        IncompatibleRuns: the candidate has no finished run, or cannot be judged.
+    `despite` is the reason to promote it although the gate does not pass it; `by` is the promoting person. If
+    the gate passes a run of `--sequential`, its weights answer whole tasks, the run of these is judged again,
+    and that one becomes the champion.
     """
     loaded = config.load(path, overrides)
     stored = load_study(loaded)
@@ -215,11 +205,7 @@ def promote_named(
 
 
 def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) -> list[str]:
-    """List the artefacts of a run that do not pass the gate, with their verdicts.
-
-    Raises:
-        IncompatibleRuns: rows of the base are missing, or must not be compared.
-    """
+    """List the artefacts of a run that do not pass the gate, with their verdicts."""
     stored = load_study(config.load(path, overrides))
     runs = store.list_runs(stored.store, stored.experiment.name)
     made = {run.candidate: run for run in runs if run.parity.get("own_run") == run_id}
@@ -228,11 +214,7 @@ def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) 
 
 
 def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:
-    """Describe how often one of a champion's competing fine-tunes passes by chance; empty if there are none.
-
-    Raises:
-        UserError: with every problem of the file at once.
-    """
+    """Describe how often one of a champion's competing fine-tunes passes by chance."""
     experiment = config.load(path, overrides).experiment
     return family_text(count_members(experiment, champion.candidate), experiment.gate.alpha)
 
@@ -271,9 +253,6 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     """Pin items of a run's suites, given as `task/item`.
 
     Returns the suite's file, the number of new items, and whether the experiment lists the suite.
-
-    Raises:
-        UserError: the run or items are unknown, or tasks cannot be pinned; all problems at once.
     """
     stored = load_study(config.load(path))
     chosen = _find_items(stored, candidate_runs(stored, name)[0], items)
@@ -375,11 +354,7 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:
-    """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32.
-
-    Raises:
-        HarnessError: the weights cannot be opened.
-    """
+    """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32."""
     weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
     pinned = tuple(m for m in session.suites if m.role == "regression")
     exact = replace(session.switch_to_fp32(), suites=pinned)

@@ -1,11 +1,7 @@
 """Rescue of a fine-tune that gains but forgets too much: trials, cheapest first, on the search half of items.
 
-A trial that passes there is judged again on the other half.
-
-Invariant: nothing is computed before it is known that there is something to rescue. The weights of a run of
-sampled items first answer whole tasks: one half of all items chooses, the other judges. A trial is an
-ordinary run, so a second call reuses what the first one made; the confirmation half is evaluated for at most
-one trial.
+A trial that passes there is judged again on the other half, which is evaluated for at most one trial. A trial
+is an ordinary run, so a second call reuses what the first one made.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,8 +93,7 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
 def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -> str:
     """Answer whole tasks with the weights that a rescue of a run of `--sequential` needs.
 
-    These are all seeds of its recipe, and the untrained candidates. Returns the id of the run on whole tasks,
-    or the `wanted` name; nothing is computed if that is not a run of sampled items.
+    Returns the id of the run on whole tasks, or the `wanted` name if that is not a run of sampled items.
     """
     every = store.list_runs(session.store)
     of_sampled = [run for run in every if run.experiment == f"{session.experiment.name}{FEWER}"]
@@ -185,8 +180,8 @@ def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:
 class OtherTarget(NamedTuple):
     """Additional target: the runs with which a trial is compared there, and whether the run gains.
 
-    `untrained` is the best untrained candidate on that target's validation rows; without one, gains are
-    measured against the plain `prompt`.
+    Gains are measured against the best untrained candidate on that target's validation rows, else the plain
+    `prompt`.
     """
 
     measured: MeasuredTask
@@ -237,10 +232,6 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
     """Find the run with a candidate's name or a run's id, and list its trials.
 
     Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
-
-    Raises:
-        UserError: there is no such candidate or run, nothing to rescue, or the target is tested in folds.
-        IncompatibleRuns: there is no run of it as written now.
     """
     experiment.refuse_folds(
         session.folds, "harness rescue", "where every trial would have to be made again in each"
@@ -269,12 +260,7 @@ def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
 
 
 def run(prepared: PreparedRescue) -> Rescue:
-    """Run the trials that are not done yet, one after the other.
-
-    Raises:
-        UserError: a trial cannot be run as things are, for example for want of room on the disk.
-        HarnessError: another process is working in the same runs folder.
-    """
+    """Run the trials that are not done yet, one after the other."""
     session, case, found = prepared.session, prepared.case, prepared.schedule
     names = [trial.name for trial in found.trials]
     noted = store.StoredProgress(session.progress, session.store, "A rescue", names)

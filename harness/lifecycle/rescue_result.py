@@ -1,7 +1,4 @@
-"""Result of a rescue: every trial with its verdicts on the two halves of the suites' items.
-
-Invariant: at most one trial is evaluated on the confirmation half.
-"""
+"""Result of a rescue: every trial with its verdicts on the two halves of the suites' items."""
 
 import json
 import re
@@ -28,9 +25,9 @@ _UNDECIDED = ("inconclusive", "harness-drift")
 class HalfVerdict:
     """Verdict of the gate on one half of the suites' items, `n_items` of `n_all`.
 
-    `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test
-    in the confirmation. `lost_on` names more targets on which the fine-tune gains and the trial does not.
-    While `labels_missing` of people keep a judge's grades from deciding, no gain on the target is shown.
+    `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test in the
+    confirmation. `lost_on` names more targets on which the trial does not gain any more. While
+    `labels_missing` of people keep a judge's grades from deciding, no gain on the target is shown.
     """
 
     half: Half

@@ -1,9 +1,8 @@
 """Trial recipes that may keep what a fine-tune forgot, cheapest first, and what each of them costs.
 
-Invariant: no plugin is known by its name. Every trial changes one thing of the recipe, so what helped can be
-told. What is stored costs nothing more.
-Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Biderman et al. 2024
-(arXiv:2405.09673); the others are those of the methods and regularisers that declare them.
+Every trial changes one thing of the recipe. Source: small learning rates Lin et al. 2025 (arXiv:2509.20758);
+lower rank Biderman et al. 2024 (arXiv:2405.09673); the others are those of the methods and regularisers that
+declare them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +55,8 @@ class TrialSchedule(NamedTuple):
 def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSituation) -> TrialSchedule:
     """List what to try for a candidate.
 
-    `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that
-    borrows. The parameters of the `case` are those of the source.
+    `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that borrows.
+    The parameters of the `case` are those of the source.
     """
     changes: list[RescueTrial] = []  # of the source, each under its mark
     left_out: list[str] = []

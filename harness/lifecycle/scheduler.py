@@ -1,7 +1,6 @@
 """Scheduler units that run a night every day: cron line, systemd timer or GitHub workflow.
 
-Invariant: the platform's own scheduler runs it; nothing here stays running, and no secret is written.
-Units are named by their experiment, so that several stand side by side.
+Units are named by their experiment, so that several stand side by side; no secret is written.
 """
 
 import shlex
@@ -79,9 +78,6 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file.
 
     `path` is the experiment's file, `at` a time of day, hh:mm.
-
-    Raises:
-        UserError: the time is not a time of day, or the experiment's file is missing or cannot be used.
     """
     hour, minute = (int(part) if part.isdigit() else 99 for part in at.partition(":")[::2])
     if hour > 23 or minute > 59:
@@ -140,11 +136,7 @@ def next_step(
 
 
 def write(files: dict[Path, str]) -> list[Path]:
-    """Write the files of a unit.
-
-    Raises:
-        UserError: it is a cron line, or a file is there with another content.
-    """
+    """Write the files of a unit; a file with another content is refused."""
     if Path() in files:
         step = "leave --write out, and add the line by crontab -e"
         raise UserError(Problem("--write", "a cron line", "files", step))

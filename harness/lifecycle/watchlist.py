@@ -1,11 +1,8 @@
 """Watch list of a night: the champion and the named candidates, their pinned references, and the items asked.
 
-Invariant: a reference is pinned once and stays, so that a slow loss adds up; another champion, or
-`nightly ack --new-reference`, pins again. A cluster is evaluated whole; clusters of several tasks that ask
-the same document are one, and so are those of one name. The order depends on the items and the seed alone,
-and goes through the tasks in turn. Rows lie in the night's folder and nowhere else, where a killed night goes
-on; an answer is written before the next task is evaluated, and before a judge sees it, whose grades lie in
-its book.
+A reference is pinned once and stays, so that a slow loss adds up; another champion, or `nightly ack --new-
+reference`, pins again. A cluster is evaluated whole. The order of items depends on the items and the seed
+alone. An answer is written before the next task is evaluated, and before a judge sees it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,9 +58,6 @@ def targets(
     """List the watched candidates, the champion first; one without anything to compare with is its error.
 
     A candidate with a pinned reference needs no stored run: its recipe may have changed since.
-
-    Raises:
-        UserError: there is no candidate to watch.
     """
     known, named = session.candidates, session.experiment.nightly.candidates
     champion = store.read_champion(loaded.folder, session.experiment.target.name)
@@ -112,11 +106,7 @@ def targets(
 
 
 def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
-    """Return what a candidate is compared with: as pinned before, unless the champion is another one.
-
-    Raises:
-        IncompatibleRuns: rows of the candidate or of its base are missing.
-    """
+    """Return what a candidate is compared with: as pinned before, unless the champion is another one."""
     if before is not None and (not target.name.startswith("champion ") or before.id == target.reference):
         for rows in (before.rows, before.base, *before.makings):
             _refuse_missing(session.store, rows)
@@ -314,11 +304,7 @@ class ItemBatch(NamedTuple):
 def reevaluate(
     session: Session, folder: Path, who: str, weights: Weights, batches: Sequence[ItemBatch]
 ) -> Rows:
-    """Return the rows of the batches, evaluated now or earlier in the same night; judges grade new answers.
-
-    Raises:
-        HarnessError: the weights cannot be opened, a judge cannot be asked, or the disk is full.
-    """
+    """Return the rows of the batches, evaluated now or earlier in the same night."""
     files = [batch_file(folder, who, batch) for batch in batches]
     known = [store.read_measured(file) for file in files]
     missing = [

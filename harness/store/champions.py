@@ -1,15 +1,10 @@
 """Champions of targets, in files that are reviewed; and the verdicts and decisions of a runs folder.
 
-A champion is the released run, `baselines/champions/<target>.json`, with the history that led to it,
-`<target>.history.jsonl`.
-
-Invariant: the files hold digests and numbers, never a path of a machine. The rows that the digests name are
-the baseline, even after the run was renamed or removed. A line of the history is never changed. The lines
-alone say who is the champion and what a rollback returns to. An entry is on disk before `<target>.json`
-follows it and takes its number, so after a kill that file is one entry behind at most, and the next reader
-writes it again; a file ahead of its history shows that lines were lost. A line that a kill cut short is no
-entry; the next one takes its number. A verdict's file is named by its content, so a repeated verdict writes
-nothing; only the last decision of an experiment is kept.
+`baselines/champions/<target>.json` holds the released run, `<target>.history.jsonl` how it came there.
+Invariant: the files hold digests and numbers, never a path of a machine. A line of the history is never
+changed, and the lines alone say who is the champion. An entry is on disk before `<target>.json` follows it,
+so after a kill that file is at most one entry behind and is written again; a file ahead of its history shows
+that lines were lost.
 """
 
 import json
@@ -33,13 +28,11 @@ Event = Literal["promotion", "rollback", "retirement"]
 class Champion:
     """The run that gates compare with; `scores` maps "task metric" to [score, low, high, n] on test.
 
-    `units` holds the units of scores other than rates where higher is better. `verdict` is the gate's verdict
-    at promotion (empty without one), `sentence` the evidence, `despite` the reason for promoting a run that
-    had not passed. `first_base` is the digest of the base that the target's first champion was judged
-    against, `cumulative` the macro change against that base as [delta, low, high, n]; empty if it was not
-    measured. `fit_key` names the folder of its own weights, empty where it has none; `files` maps each file
-    of it to its SHA-256 at promotion. `entry` is, in the champion's own file, the number of the last entry of
-    the history when it was written; in the history it is 0.
+    `units` holds the units of scores other than rates where higher is better. `verdict` and `sentence` are
+    the gate's at promotion, `despite` the reason for promoting a run that had not passed. `cumulative` is the
+    macro change against `first_base`, the base of the target's first champion, as [delta, low, high, n];
+    empty if unknown. `files` maps each file of its own weights to its SHA-256. `entry` is, in the champion's
+    own file, the number of the last entry of the history; in the history it is 0.
     """
 
     target: StoredName
@@ -71,10 +64,7 @@ def champion_file(folder: Path, target: str) -> Path:
 
 
 def hash_weights(store: Store, fit_key: str) -> dict[str, str]:
-    """Map each file of trained weights, below their folder, to the SHA-256 of its content as it is now.
-
-    Checkpoints along the training are not read. Empty without a key, or where the folder is gone.
-    """
+    """Map each file of trained weights, without tracked checkpoints, to the SHA-256 of its content now."""
     folder = store.weights(fit_key) if fit_key else store.folder / "weights"
     kind = read_object(folder / "fit.json").get("kind")
     own = folder.glob(f"{kind}*") if isinstance(kind, str) and is_bare_name(kind) else ()
@@ -86,10 +76,9 @@ def hash_weights(store: Store, fit_key: str) -> dict[str, str]:
 class ChampionEntry:
     """A promotion, rollback or retirement: its number, from 1, and when, by whom and why.
 
-    `promoted` is the number of the promotion that it is about, its own for a promotion, and `champion` what
-    was promoted then. `keep` is how many champions were to be kept from then on. `code` is the code that made
-    the run; `data` maps "task/split" to the version of its items; `exports` maps each export of the run to
-    the SHA-256 of its files.
+    `promoted` is the number of the promotion that it is about, and `champion` what was promoted then. `keep`
+    is how many champions are kept from then on. `data` maps "task/split" to the version of its items;
+    `exports` maps each export of the run to the SHA-256 of its files.
     """
 
     number: int
@@ -129,10 +118,7 @@ class History(NamedTuple):
 
     @property
     def way_back(self) -> list[int]:
-        """The promotions that rollbacks go back through, the last first, without the present one.
-
-        What a rollback left behind is not among them.
-        """
+        """The promotions that rollbacks go back through, the last first, without the present one."""
         stack: list[int] = []
         for one in self.entries:
             if one.event == "retirement":
@@ -244,9 +230,6 @@ def record_champion(store: Store, entry: ChampionEntry) -> Path:
     """Append an entry to the history of its target and let the champion's file follow; returns that file.
 
     The caller holds the champions, and took the entry's number while it did.
-
-    Raises:
-        HarnessError: the disk is full.
     """
     folder, target = store.folder.parent, entry.champion.target
     path = _history_file(folder, target)
@@ -262,8 +245,8 @@ def _follow(store: Store, target: str) -> Champion | None:
     """Write the champion's file as its history says, or remove it; returns the champion.
 
     Raises:
-        UserError: the file holds a champion that neither the last entry nor the one before it left, or the
-            history lost entries.
+        UserError: the file holds a champion that neither the last entry nor the one before it left, or
+            the history lost entries.
     """
     folder, path = store.folder.parent, champion_file(store.folder.parent, target)
     history, written = read_history(folder, target), _read_written(folder, target)
@@ -284,21 +267,13 @@ def _follow(store: Store, target: str) -> Champion | None:
 
 
 def champions(folder: Path) -> list[Champion]:
-    """Read the champions of all targets, below the experiment's folder.
-
-    Raises:
-        UserError: a file does not hold a champion.
-    """
+    """Read the champions of all targets, below the experiment's folder."""
     found = (read_champion(folder, target) for target in _list_targets(folder))
     return [champion for champion in found if champion is not None]
 
 
 def kept_champions(folder: Path) -> list[Champion]:
-    """List the champions of all targets whose files stay, the present ones included.
-
-    Raises:
-        UserError: a file does not hold what was written.
-    """
+    """List the champions of all targets whose files stay, the present ones included."""
     present = champions(folder)  # which refuses a file that its history did not write
     histories = (read_history(folder, target) for target in _list_targets(folder))
     return [*present, *(one.champion for history in histories for one in history.kept)]
@@ -310,11 +285,7 @@ def _list_targets(folder: Path) -> list[str]:
 
 
 def find_first_base(folder: Path, target: str) -> str:
-    """Return the digest of the base that the first champion was judged against; empty without a champion.
-
-    Raises:
-        UserError: the file does not hold a champion.
-    """
+    """Return the digest of the base that the first champion was judged against; empty without a champion."""
     champion = read_champion(folder, target)
     return (champion.first_base or champion.base_digest) if champion else ""
 
@@ -334,9 +305,8 @@ class VerdictRecord:
     """A verdict with its numbers and its inputs: row sets, baseline, policy, version of harness.
 
     `macro` is the change on the admitted capability tasks as score, low, high and n; `policy` holds the
-    gate's settings as written, with those of `decide` that define a gain, and `policy_digest` is their
-    digest. `tasks` maps each judged task to its settings (chance, margin, metric, direction, bounds, kind,
-    role).
+    gate's settings as written, with those of `decide` that define a gain. `tasks` maps each judged task to
+    its settings (chance, margin, metric, direction, bounds, kind, role).
     """
 
     run_id: str

@@ -1,8 +1,4 @@
-"""The stored tables as pandas frames, for notebooks: `harness.frames.scores("runs")`.
-
-Invariant: a frame has the columns that `harness sql --tables` documents, and the content that the folders
-have now.
-"""
+"""The stored tables as pandas frames, for notebooks: `harness.frames.scores("runs")`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,10 +1,8 @@
 """Disk use of a store, garbage collection, and the machine's cache of base models' rows on capability suites.
 
-Invariant: anything that a run, a champion or a night refers to is never garbage, nor are the files that a
-stored run is compared with, confirmed by or selected with. The name of unfinished work stays however its
-process ended. A cached file is <cache>/base_rows/<key>.<CRC-32>.parquet, its key the digest of everything
-that its rows depend on; so a damaged file counts as absent, and concurrent writers do not conflict. The size
-is bounded; the least recently used files are deleted first.
+Invariant: what a run, a champion or a night refers to is never garbage, nor are the rows that a stored run is
+compared with, confirmed by or selected with. A cached file is <cache>/base_rows/<key>.<CRC-32>.parquet, its
+key the digest of everything that its rows depend on; the least recently used files are deleted first.
 """
 
 import os
@@ -31,10 +29,7 @@ class Leftover(NamedTuple):
 
 
 def run_references(runs: Iterable[Run]) -> set[str]:
-    """Collect what runs refer to: digests of row sets and weights, keys of weight folders, their own ids.
-
-    The exports of a run are referred to by its id.
-    """
+    """Collect what runs refer to: digests of row sets and weights, keys of weight folders, their own ids."""
     names = {""}
     for run in runs:
         behind = weights_behind(run)
@@ -105,9 +100,8 @@ def _leftovers(paths: Iterable[Path]) -> list[Leftover]:
 def disk_use(store: Store, runs: Sequence[Run]) -> tuple[dict[str, int], dict[str, int]]:
     """Measure the files of a store by kind, and map each run to what removing it would free, in bytes.
 
-    `unfinished` are incomplete blocks of rows and checkpoints of incomplete trainings, `control arm` and
-    `nights` their answers, `others` everything else: the files of runs, ratings, measurements of noise, smoke
-    runs. The small JSON files of a run do not count as freed.
+    `unfinished` are incomplete blocks of rows and checkpoints of incomplete trainings. The small JSON files
+    of a run do not count as freed.
     """
     rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
     whole = {name for name in rows if store.parquet(name).exists()}
@@ -157,12 +151,7 @@ def count_needed_keys(runs: Iterable[Run]) -> Counter[str]:
 
 
 def begin(store: Store, name: str) -> None:
-    """Note that some work has begun.
-
-    Raises:
-        UserError: the name is not a valid file name.
-        HarnessError: the disk is full.
-    """
+    """Note that some work has begun; its name stays however the process ends."""
     write_whole(store, store.place(".begun", name), "")
 
 

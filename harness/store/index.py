@@ -1,9 +1,9 @@
 """The DuckDB file: locks, connections, and read-only SQL over the documented tables.
 
-Invariant: DuckDB lets either one process write or many read, and any process may keep the file open. So no
-run waits for it: while it is locked the folders are read instead, and the next process that opens it brings
-it up to date. One SELECT at a time; it reads the index and the stored rows, and no other file or address.
-Source: DuckDB's documentation, *Securing DuckDB*
+DuckDB lets either one process write or many read, and any process may keep the file open. So no run waits for
+it: while it is locked the folders are read instead, and the next process that opens it brings it up to date.
+A query is one SELECT; it reads the index and the stored rows, and no other file or address. Source: DuckDB's
+documentation, *Securing DuckDB*.
 """
 
 import re
@@ -52,11 +52,7 @@ class _IndexLocked(Exception):
 
 
 def update(store: Store) -> bool:
-    """Bring the index up to date with the folders; False where another process holds it.
-
-    Raises:
-        HarnessError: the file is damaged or written by a newer harness, or the disk is full.
-    """
+    """Bring the index up to date with the folders; False where another process holds it."""
     try:
         with clear_errors(store, str(store.index), REINDEX), writer_lock(store, _BRIEF_S):
             if store.index.exists():
@@ -72,11 +68,7 @@ def update(store: Store) -> bool:
 
 
 def reindex(store: Store) -> Counts:
-    """Rebuild the index from the folders and replace the old one, even while other processes have it open.
-
-    Raises:
-        HarnessError: the disk is full, or another process keeps rebuilding.
-    """
+    """Rebuild the index from the folders and replace the old one, even while other processes have it open."""
     try:
         with clear_errors(store, str(store.index), REINDEX), writer_lock(store, store.wait_s):
             return _rebuild(store)
@@ -87,11 +79,7 @@ def reindex(store: Store) -> Counts:
 
 @contextmanager
 def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
-    """Open an up-to-date index to read it; where another process holds it, a copy built in memory.
-
-    Raises:
-        HarnessError: the file is damaged or written by a newer harness.
-    """
+    """Open an up-to-date index to read it; where another process holds it, a copy built in memory."""
     db = _open_current(store)
     if db is None and update(store):
         db = _open_current(store, despite_skipped=True)

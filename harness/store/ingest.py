@@ -99,8 +99,7 @@ def list_unread_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
 def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     """Bring an index up to date with the folders; return unreadable files with the reason.
 
-    Files are written in one transaction and row sets in another. If the writer is killed in between, the
-    index is behind and the next writer goes on.
+    Files are written in one transaction and row sets in another; the next writer goes on after a kill.
     """
     with transaction(db):
         gone_files, new_files = _find_changed_files(db, store)

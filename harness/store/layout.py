@@ -1,8 +1,7 @@
 """The folders of a store, how files are written into them, and the progress of the process that holds it.
 
 Invariant: a file is written under another name, synced and renamed, so one with its final name is complete;
-when the disk is full, no partial file stays. The note of progress is about the process that holds the store;
-one that cannot be written stops no work.
+when the disk is full, no partial file stays.
 """
 
 import errno
@@ -60,11 +59,7 @@ class Store:
         return self.folder / ".progress.json"
 
     def place(self, *names: str) -> Path:
-        """Return the path of a file or folder whose names may come from a file written by others.
-
-        Raises:
-            UserError: a name is a path, or too long for a file name.
-        """
+        """Return the path of a file or folder; names that are paths or too long are refused."""
         for name in names:
             if not is_bare_name(name):
                 found = f"the name {name[:LONGEST_NAME]!r} in a stored file"
@@ -91,11 +86,7 @@ class Store:
 
 @contextmanager
 def hold(store: Store) -> Iterator[None]:
-    """Hold a store while runs are created or removed in it; a killed holder's progress note is deleted.
-
-    Raises:
-        HarnessError: another process holds it.
-    """
+    """Hold a store while runs are created or removed in it; a killed holder's progress note is deleted."""
     where, found = f"{store.folder} is in use", "another harness compare at work there"
     with hold_file(store.folder / "compare.lock", where, found, wait_s=1):
         with suppress(OSError):
@@ -105,11 +96,7 @@ def hold(store: Store) -> Iterator[None]:
 
 @contextmanager
 def hold_file(lock: Path, where: str, found: str, wait_s: float) -> Iterator[None]:
-    """Hold a lock; where another process holds it for longer, say `where` and what was `found` there.
-
-    Raises:
-        HarnessError: another process holds it.
-    """
+    """Hold a lock; where another process holds it for longer, say `where` and what was `found` there."""
     from filelock import FileLock, Timeout
 
     make_private_folder(lock.parent)
@@ -133,13 +120,7 @@ def claim(store: Store, name: str) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Read the lines of a JSON Lines file; only a newline ends one.
-
-    Answers may hold other characters at which `str.splitlines` ends a line.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Read the lines of a JSON Lines file; only a newline ends one, as answers may hold other line ends."""
     return path.read_bytes().removesuffix(b"\n").split(b"\n")
 
 
@@ -151,12 +132,7 @@ def write_whole(store: Store, path: Path, text: str) -> None:
 
 
 def write_record(store: Store, path: Path, record: Any) -> None:
-    """Write a dataclass, or its plain form, as JSON so that it appears completely or not at all.
-
-    Raises:
-        ValueError: it holds NaN or infinity.
-        HarnessError: the disk is full; nothing is left behind.
-    """
+    """Write a dataclass, or its plain form, as JSON so that it appears completely or not at all."""
     plain = record if isinstance(record, dict) else asdict(record)
     write_whole(store, path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -242,11 +218,7 @@ def remove(below: Path, paths: Iterable[Path]) -> None:
 
 
 def in_own_folder(run: Run, file: Path) -> Run:
-    """Return a run after checking that its file lies in the folder of its id.
-
-    Raises:
-        ValueError: the folder belongs to another run or holds something else, or the recipe is invalid.
-    """
+    """Return a run after checking that its file lies in the folder of its id; ValueError otherwise."""
     Recipe.model_validate(run.recipe)
     folder = file.parent.name
     if run.run_id != folder or folder in _OF_OTHERS or folder.startswith("."):
@@ -316,8 +288,7 @@ _EVERY_S = 1.0
 class StoredProgress:
     """Passes progress on, and notes it in the store at most once a second; the note is deleted on exit.
 
-    `what` names the running work as the start of a sentence, on `candidates`; other finished work, such as
-    the measurement of a base, is not counted.
+    `what` names the running work as the start of a sentence, on `candidates`.
     """
 
     def __init__(self, inner: Progress, store: Store, what: str, candidates: Iterable[str]) -> None:

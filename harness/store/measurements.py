@@ -1,11 +1,8 @@
 """Small records beside the rows: origins, control arm, noise, ratings, labels, grades, feedback.
 
-Invariant: nothing here changes a stored row; a record is written once, atomically, before the index is
-updated. The newest measurement of a precision counts, the latest rating of one rater, pair and item, and the
-latest label of one rater and answer. A grade is appended, never overwritten; a line that a kill cut short is
-ignored. Feedback from production is one Parquet file for each file that was added: it appears whole or not at
-all, holds masked texts alone, and no row twice. Its folder and its key, with which rows and senders are
-digested, can be read by their owner alone.
+Invariant: a record is written once, atomically, before the index is updated. The newest measurement of a
+precision counts, the latest rating of one rater, pair and item, and the latest label of one rater and answer.
+Feedback is one Parquet file for each file that was added, with masked texts, in a folder of its owner alone.
 """
 
 import json
@@ -136,10 +133,6 @@ def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
     """Write ratings, all of them or none, and update the index once, unless another process holds it.
 
     A missing index is not created: the next reader builds it from all stored records.
-
-    Raises:
-        UserError: an id is not a valid file name.
-        HarnessError: the disk is full.
     """
     paths = [store.place("ratings", f"{rating.rating_id}.json") for rating in ratings]
     with _SAVING:
@@ -176,8 +169,8 @@ def list_labels(store: Store, task: str | None = None) -> list[LabelSet]:
 def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
     """Map the keys of graded answers to the grades of a book; empty without a book.
 
-    For each answer this is the first readable one of its first `attempts` grades, else the last of them.
-    Answers with fewer attempts and no readable grade are left out.
+    For each answer this is the first readable one of its first `attempts` grades, else the last of them;
+    answers with fewer attempts are left out.
     """
     path = _grades_file(store, book)
     return _count_grades(path, attempts, *_state(path))
@@ -288,7 +281,8 @@ def feedback_key(store: Store) -> str:
     """Return the key that rows and senders of feedback are digested with; the first call makes it.
 
     Raises:
-        UserError: rows are stored and their key is lost or damaged: repeated rows would not be recognised.
+        UserError: rows are stored and their key is lost or damaged: repeated rows would not be
+            recognised.
     """
     folder = store.folder / _FEEDBACK
     make_private_folder(store.folder)
@@ -305,11 +299,7 @@ def feedback_key(store: Store) -> str:
 
 
 def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> int:
-    """Write the rows of one added file, all of them or none, and return their number; none write no file.
-
-    Raises:
-        HarnessError: the disk is full; nothing is left behind.
-    """
+    """Write the rows of one added file, all of them or none, and return their number; none write no file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -335,7 +325,7 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
 
 
 def list_feedback_ids(store: Store) -> set[str]:
-    """List the ids of all stored rows of feedback; errors are those of `read_feedback`."""
+    """List the ids of all stored rows of feedback."""
     return {row["row_id"] for row in _read_feedback_rows(store, ["row_id"])}
 
 
@@ -345,9 +335,6 @@ def read_feedback(
     """Read the rows of feedback, by time; rows without a time come first. Without `texts` these are empty.
 
     Those of all files, or of the files that were added at a time or later.
-
-    Raises:
-        NotStored: a file is damaged.
     """
     columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _FEEDBACK_TEXTS]
     found = _read_feedback_rows(store, columns, added_since)

@@ -28,9 +28,8 @@ from harness.store.rows import attach_folds, read_folds
 class MetricColumns(NamedTuple):
     """One metric's parts of a row set, with the items' ids, clusters and weights, ordered by id.
 
-    `parts` is None if an item could not be scored; `failed` says that its answer, or one of several, was
-    an error; `references` holds the references of such items. `folds` are the folds whose models answered;
-    empty if one model answered all items.
+    `parts` is None if an item could not be scored; `failed` says that its answer, or one of several, was an
+    error; `references` holds the references of such items. `folds` is empty if one model answered all items.
     """
 
     ids: tuple[str, ...]
@@ -54,13 +53,7 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
 
 
 def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
-    """Read a complete row set by position, with only the fields that a comparison by one metric needs.
-
-    Other metrics, token counts and texts, except the references of errors, are left empty.
-
-    Raises:
-        HarnessError: the set is missing or unreadable.
-    """
+    """Read a complete row set by position, with only the fields that a comparison by one metric needs."""
     path = store.parquet(rows_digest)
     if not path.exists():
         raise describe_missing_rows(store, [rows_digest])
@@ -117,10 +110,7 @@ _DOCUMENTS = FileMemo(_documents_in, _documents_in_all)
 
 
 class ItemFilter(NamedTuple):
-    """Filter of a task's items: by text, slice, status or ids.
-
-    An empty field matches all items; `ids` None likewise.
-    """
+    """Filter of a task's items by text, slice, status or ids; an empty field, or None, matches all."""
 
     text: str = ""
     slice: str = ""

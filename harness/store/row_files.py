@@ -1,8 +1,7 @@
 """Files of row sets: their checksums, their columns in Parquet, the ids in them, and a memo of what was read.
 
-Invariant: none is deleted, so a whole file is never taken for a damaged one. A replaced file is read again;
-one that cannot be read together with others is read alone. Parquet is read and written by one in-memory
-database per process. A damaged file has no ids, even if part of it is readable.
+Invariant: no checksum is deleted, so a whole file is never taken for a damaged one, which has no ids. A
+replaced file is read again. One in-memory database per process reads and writes Parquet.
 """
 
 import json
@@ -141,11 +140,7 @@ def feedback_files(store: Store) -> list[Path]:
 
 
 def whole_feedback_files(store: Store) -> list[Path]:
-    """List the files of stored feedback.
-
-    Raises:
-        NotStored: one is damaged.
-    """
+    """List the files of stored feedback; a damaged one is refused."""
     for path in filter(is_damaged, files := feedback_files(store)):
         found, step = "other bytes than were written", f"rm -r {as_argument(str(path.parent))}"
         step += ", then add its log again"
@@ -164,11 +159,7 @@ def quote_texts(texts: Iterable[str]) -> str:
 
 
 def whole_file(path: Path) -> str:
-    """Return the pattern of a file of rows, which may be missing.
-
-    Raises:
-        NotStored: the file is damaged.
-    """
+    """Return the pattern of a file of rows, which may be missing; a damaged one is refused."""
     with suppress(FileNotFoundError):
         if is_damaged(path):
             found = f"{path} of other bytes than were written"
@@ -235,11 +226,7 @@ _PARTS = _FIELDS.index("parts")
 
 
 def row_line(row: SampleResult) -> str:
-    """Write a row as a line of JSON.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-    """
+    """Write a row as a line of JSON; ValueError if a number is NaN or infinite."""
     try:
         return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
     except ValueError as error:

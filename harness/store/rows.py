@@ -1,8 +1,7 @@
 """Row sets: blocks, one Parquet file when they are complete, drawn answers and folds.
 
 Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set computed under a limit grows by
-whole blocks. A checksum is noted before its file gets its name, and none is deleted, so a whole file is never
-taken for a damaged one. Rows for a comparison are read with their folds.
+whole blocks. A checksum is noted before its file gets its name.
 """
 
 import json
@@ -61,11 +60,7 @@ if TYPE_CHECKING:
 
 
 def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] | None = None) -> set[int]:
-    """List the blocks that need not be computed again.
-
-    With `ids`, the example ids in the order of their positions, only blocks with exactly these examples
-    count: neither one cut short by a limit nor one in another order.
-    """
+    """List the blocks that need not be computed again; with `ids`, those with exactly these examples."""
     ids_by_block = _chunks(parquet_ids(store.parquet(identity.digest)) or [])
     ids_by_block |= _readable_blocks(store, identity.digest)
     if identity.decoding:
@@ -78,12 +73,7 @@ def list_stored_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str] 
 
 
 def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequence[SampleResult]) -> None:
-    """Write one finished block: positions BLOCK·index, BLOCK·index + 1, … in this order.
-
-    Raises:
-        ValueError: a number is NaN or infinite, or the positions are not those of the block.
-        HarnessError: the disk is full.
-    """
+    """Write one finished block: positions BLOCK·index, BLOCK·index + 1, … in this order."""
     positions = [row.position for row in rows]
     if not 0 < len(rows) <= BLOCK or positions != [BLOCK * index + i for i in range(len(rows))]:
         raise ValueError(f"block {index} holds positions from {BLOCK * index} without gaps, not {positions}")
@@ -107,9 +97,6 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
 
     A block written again replaces the rows at its positions. Older rows beyond `n_rows` in another order (an
     example would occur twice) are dropped.
-
-    Raises:
-        HarnessError: a block is missing, or the disk is full.
     """
     path, blocks = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
     stored = parquet_ids(path) or []
@@ -166,11 +153,7 @@ def read_rows(
 ) -> list[SampleResult]:
     """Read a complete row set by position; with `n`, at most the first n rows.
 
-    Without `texts` the answers, prompts, passages and references (except those of errors) are left empty;
-    statistics do not need them.
-
-    Raises:
-        HarnessError: the set is missing or unreadable.
+    Without `texts` the answers, prompts, passages and references (except those of errors) are left empty.
     """
     path = store.parquet(rows_digest)
     if not path.exists():
@@ -185,11 +168,7 @@ def read_rows(
 def read_many(
     store: Store, rows_digests: Iterable[str], *, texts: bool = True
 ) -> dict[str, list[SampleResult]]:
-    """Read many complete row sets at once, each as `read_rows` reads one; twice as fast.
-
-    Raises:
-        HarnessError: a set is missing or unreadable.
-    """
+    """Read many complete row sets at once, each as `read_rows` reads one; twice as fast."""
     wanted = dict.fromkeys(rows_digests)
     if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
         raise describe_missing_rows(store, missing)
@@ -211,11 +190,7 @@ def read_many(
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
-    """Read the identity of a row set.
-
-    Raises:
-        HarnessError: the set is missing, or its identity is damaged.
-    """
+    """Read the identity of a row set; one that is missing or damaged is refused."""
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
         raise describe_missing_rows(store, [rows_digest])
@@ -348,11 +323,7 @@ def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None
 
 
 def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
-    """Read which fold's model answered each item; None if one model answered all items.
-
-    Raises:
-        HarnessError: the file cannot be read.
-    """
+    """Read which fold's model answered each item; None if one model answered all items."""
     path = store.rows(rows_digest) / "folds.json"
     if not path.exists():
         return None
@@ -365,10 +336,6 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
 
 
 def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
-    """Return the rows of a set with their folds, if it has any.
-
-    Raises:
-        HarnessError: the file of folds cannot be read.
-    """
+    """Return the rows of a set with their folds, if it has any."""
     folds = read_folds(store, rows_digest)
     return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows

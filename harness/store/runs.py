@@ -2,9 +2,7 @@
 
 Invariant: runs are listed from the folders; the index is updated afterwards, once no other process holds it.
 A trial's id ends with the key of its weights, or of a prompt's answers, so a trial shared by several searches
-is one run. A trial that a run was chosen from or depends on is not removed before the run. A trial of a
-prompt has no weights of its own. The record of an export, `export.json`, names no path of a machine; whether
-its folder is still whole is asked of the content alone, never of a remembered checksum.
+is one run. A trial that a run was chosen from or depends on is not removed before the run.
 """
 
 from collections import Counter
@@ -188,15 +186,7 @@ def _file(store: Store, run_id: str) -> Path:
 
 
 def save_run(store: Store, run: Run) -> None:
-    """Write `run.json`, then update the index unless another process holds it: it catches up later.
-
-    A run saved again replaces itself.
-
-    Raises:
-        ValueError: the run holds NaN, or its id is the name of another kind of folder.
-        UserError: its id is not a valid folder name.
-        HarnessError: a row set is not complete, the disk is full, or the index is damaged.
-    """
+    """Write `run.json`, then update the index unless another process holds it: it catches up later."""
     file = store.run_file(run.run_id)
     layout.in_own_folder(run, file)
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
@@ -255,11 +245,7 @@ def digest_of_base(store: Store, run: Run, key: str) -> str | None:
 
 
 def get_run(store: Store, run_id: str) -> Run:
-    """Find a run by its id, whether a candidate's or a trial's.
-
-    Raises:
-        UserError: there is no such run.
-    """
+    """Find a run by its id, whether a candidate's or a trial's."""
     runs = {run.run_id: run for run in list_runs(store)}
     if run_id not in runs and (trial := find_trial(store, run_id)):
         return trial.run
@@ -316,11 +302,7 @@ def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
 
 
 def all_runs(store: Store) -> list[Run]:
-    """Read every run from its folder, to know what they share.
-
-    Raises:
-        HarnessError: a run's file is unreadable, so its references are unknown.
-    """
+    """Read every run from its folder, to know what they share; an unreadable one is refused."""
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
         expected = "readable run files, which tell what is shared"
@@ -379,10 +361,8 @@ class Export:
     """One run's weights in a format of other programs; `files` maps relative names to their content.
 
     `types` counts the tensors of each type that was really written. `limits` are those of the target's
-    answers (`max_new_tokens`, `stop`, `temperature`, `top_p`), `chat` says that the chat template wrote its
-    prompts, `prompt` what else did (`system`, `template`, `prompting`, `answer`). `chat_template` is the
-    sha256 of the template's text, empty without one. `merge_gap` is the largest change of a logit by merging
-    in fp32.
+    answers, `chat` says that the chat template wrote its prompts, `prompt` what else did. `chat_template` is
+    the sha256 of the template's text. `merge_gap` is the largest change of a logit by merging in fp32.
     """
 
     format: str
@@ -413,11 +393,7 @@ class Export:
 
 
 def read_export(folder: Path) -> Export:
-    """Read the record of an export.
-
-    Raises:
-        UserError: the folder holds none, or one that cannot be read.
-    """
+    """Read the record of an export."""
     with refuse_unreadable(folder / EXPORT_RECORD, "what harness export wrote", _EXPORT_AGAIN):
         return load(Export, (folder / EXPORT_RECORD).read_bytes())
 
@@ -454,10 +430,6 @@ def main_file(folder: Path, export: Export) -> Path:
 
 
 def exports_of(store: Store, run_id: str) -> dict[Path, Export]:
-    """Map the folders of a run's exports in the store to their records; unfinished ones are left out.
-
-    Raises:
-        UserError: a record cannot be read.
-    """
+    """Map the folders of a run's exports in the store to their records; unfinished ones are left out."""
     found = sorted(store.place("exports", run_id).glob(f"[!.]*/{EXPORT_RECORD}"))
     return {file.parent: read_export(file.parent) for file in found}

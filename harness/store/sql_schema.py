@@ -1,7 +1,6 @@
 """The tables that people query: each view of the index with its columns, units and meanings.
 
-Invariant: the description matches the views; `harness sql --tables` and the docs are generated from it.
-Unknown values are NULL. Measured figures are those of `records/run_records.py`.
+`harness sql --tables` and the docs are generated from it. Unknown values are NULL.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,10 +10,7 @@ from harness.records import PARITY, SERVING, TRAINING, Figure
 
 
 class Column(NamedTuple):
-    """A column: its name, DuckDB type, unit (may be empty) and meaning.
-
-    `place` is its JSON path in a record; by default the name.
-    """
+    """A column: its name, DuckDB type, unit (may be empty), meaning, and JSON path in a record."""
 
     name: str
     type: str
