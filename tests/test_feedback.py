@@ -183,7 +183,6 @@ REFUSED = [
     ),
     ({"model": "of ann.lee@example.org"}, "log.jsonl:2: found what is no name, or looks like personal data"),
     ({"time": "0001-01-01T00:00:00+05:00"}, "log.jsonl:2: found another value in 'time'"),
-    ({"thumb": "-1"}, "log.jsonl:1: found thumbs of 0, and of -1 at log.jsonl:2"),
 ]
 
 
@@ -203,13 +202,6 @@ def test_a_log_that_is_not_utf8_is_refused_without_the_personal_data_of_its_line
     assert "as the first: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in told
     assert "ann.lee" not in told
     assert "901820" not in told
-
-
-@pytest.mark.parametrize(("thumb", "is_up"), [("👍🏽", True), ("👎\ufe0f", False), (-1.0, False)])
-def test_a_thumb_is_read_in_each_skin_and_form(tmp_path, thumb, is_up):
-    row = {"request": "Where?", "answer": "late", "thumb": thumb, "model": "C:\\models\\desk (1).gguf"}
-    (found,) = read_log(str(log(tmp_path, [row])), LogNotes())
-    assert (found.thumb, found.model) == (is_up, row["model"])
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)

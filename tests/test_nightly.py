@@ -402,7 +402,7 @@ def test_a_recipe_that_changed_is_compared_with_its_pinned_reference_until_a_new
     nights.worlds.write_training(changed.session, changed.session.candidates["lora"])
     found = changed.night(2, STILL)
     assert line(found).verdict == "ok"
-    assert line(found).tests[0] == "another prompting"
+    assert line(found).tests[0] == "another prompting, other shots or passages on desk"
     assert set(read_state(folder_of(path)).references) == {"lora"}
     nightly.acknowledge(path, "lora", new_reference=True)
     assert read_state(folder_of(path)).references == {}
@@ -414,15 +414,14 @@ def test_what_a_night_tests_is_named(path):
     calendar.night(1)
     session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
     weights = ensure_weights(session, session.candidates["lora"], 0)
-    now = (weights, reference.prompting, reference.environment)
-    for prompting, was, expected in (
-        ("zero_shot", {}, "only the harness: the weights answer as before"),
-        ("zero_shot", {"weights": "w"}, "the recipe trained again; the harness"),
-        ("zero_shot", {"weights": "w", "data": "d"}, "the recipe trained again on new data; the harness"),
-        ("rag", {"prompting": "p", "data": "d"}, "a rebuilt retrieval index on new data; the harness"),
-        ("few_shot", {"prompting": "p", "data": "d"}, "shots chosen again on new data; the harness"),
-        ("rag", {"prompting": "p"}, "another prompting; the harness"),
+    now = (weights, reference.promptings, reference.environment)
+    prompting = "another prompting, other shots or passages on desk"
+    for was, expected in (
+        ({}, "only the harness: the weights answer as before"),
+        ({"weights": "w"}, "the recipe trained again; the harness"),
+        ({"weights": "w", "data": "d"}, "the recipe trained again on new data; the harness"),
+        ({"promptings": {}, "data": "d"}, f"{prompting}, on new data; the harness"),
+        ({"promptings": {}}, f"{prompting}; the harness"),
     ):
-        recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
-        said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
+        said = watchlist.describe_tested(session, replace(reference, **was), *now)
         assert "; ".join(said) == expected

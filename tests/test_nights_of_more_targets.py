@@ -84,14 +84,8 @@ def test_another_prompting_on_a_further_target_is_named(path):
     calendar = Calendar(path)
     calendar.night(2, STILL)
     session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
-    recipe, weights = (
-        session.experiment.candidates["lora"],
-        ensure_weights(session, session.candidates["lora"], 0),
-    )
-    now = (weights, reference.prompting, reference.environment)
-    more = reference.more_promptings
-    assert set(more) == {"counter/test"}
-    said = watchlist.describe_tested(session, recipe, reference, *now, more=more)
-    assert said == ("only the harness: the weights answer as before",)
-    said = watchlist.describe_tested(session, recipe, reference, *now, more={"counter/test": "another"})
+    weights = ensure_weights(session, session.candidates["lora"], 0)
+    assert set(reference.promptings) == {"desk/test", "counter/test"}
+    now = {**reference.promptings, "counter/test": "another"}
+    said = watchlist.describe_tested(session, reference, weights, now, reference.environment)
     assert said == ("another prompting, other shots or passages on counter", "the harness")

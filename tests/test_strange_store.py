@@ -245,9 +245,7 @@ def test_what_nights_refer_to_is_wanted(store):
     for fit_key in ("tonight", "before"):
         write_fit(store, fit_key, fit_key)
     folder = state.home(store, "desk")
-    reference = state.Reference(
-        "r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", "p", "d", "e"
-    )
+    reference = state.Reference("r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", {}, "d", "e")
     state.write_state(store, folder, state.State({"lora": reference}))
     for day, fit_key in (("2025-01-01", "before"), ("2025-01-02", "tonight")):
         watched = state.NightCandidate("lora", "r", "t", (), fit_keys=(fit_key,))
@@ -264,7 +262,7 @@ def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(stor
         write_fit(store, name, f"weights of {name}")
         stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
     folder = state.home(store, "desk")
-    reference = state.Reference("r", {"a/test": OTHER.digest}, {}, "weights of pinned", "p", "d", "e")
+    reference = state.Reference("r", {"a/test": OTHER.digest}, {}, "weights of pinned", {}, "d", "e")
     state.write_state(store, folder, state.State({"lora": reference}))
     watched = state.NightCandidate("lora", "r", "t", (), fit_keys=("tonight",))
     night = state.Night("2025-01-01", "", "", "", "fp32", "e", {}, (watched,), {}, {})
@@ -372,7 +370,7 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
     save_two_runs(store)
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     write_champion(store, "b")
-    with pytest.raises(UserError, match=r"b, the champion of desk.*promote another run first"):
+    with pytest.raises(UserError, match=r"b, a champion of desk.*retire it first"):
         release.remove_run(store, "b")
     release.remove_run(store, "a")
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]

@@ -6,7 +6,7 @@ unfinished work too, unless their removal is requested.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import config, provenance, store
 from harness.analysis import comparison
@@ -36,13 +36,11 @@ def promote(
             own = reached_on_target(study, run).target if task.name == study.target.name else None
             whole = study.rows.whole(run.rows[f"{task.name}/test"])
             scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
-    # The macro against the first base as [delta, low, high, n], if known.
-    cumulative: list[float] = []
-    if isinstance(judged, Verdict) and (rule := cumulative_of(judged)):
-        numbers = [rule.numbers.get(name) for name in ("delta", "low", "high", "n_items")]
-        cumulative = [float(x) for x in numbers if isinstance(x, float | int)]
-    elif isinstance(judged, Verdict) and judged.macro:
-        cumulative = list(judged.macro[:4])
+    numbers: list[Any] = []  # of the macro against the first base: delta, low, high, n
+    if isinstance(judged, Verdict):
+        rule = cumulative_of(judged)
+        names = ("delta", "low", "high", "n_items")
+        numbers = [rule.numbers.get(name) for name in names] if rule else list((judged.macro or ())[:4])
     champion = Champion(
         target=stored.experiment.target.name,
         run_id=run.run_id,
@@ -61,7 +59,7 @@ def promote(
         despite=despite,
         units={key: e.unit for key, e in scores.items() if e.unit != RATE},
         first_base=store.find_first_base(stored.folder, stored.experiment.target.name) or run.base_digest,
-        cumulative=[round(x, 6) for x in cumulative] if len(cumulative) == 4 else [],
+        cumulative=[] if None in numbers else [round(float(x), 6) for x in numbers],
         fit_key=run.training.fit_key,
         files=store.hash_weights(stored.store, run.training.fit_key),
     )
@@ -100,22 +98,23 @@ def record_again(
             default = next(iter(history.way_back), None)
         asked = default if number is None else number
         named = next((entry for entry in history.entries if entry.number == asked), None)
-        if named is None or named.promoted not in history.recent:
-            none = "no earlier champion" if event == "rollback" else "no champion"
-            found = f"{asked}, which is retired" if named else none if asked is None else f"no {asked}"
-            left = [history.entries[number - 1] for number in sorted(history.recent)]
-            if event == "rollback":
-                left = [entry for entry in left if entry.champion != history.champion]
+        left = [history.entries[number - 1] for number in sorted(history.recent)]
+        if event == "rollback":
+            left = [entry for entry in left if entry.champion != history.champion]
+        if named is None or named.promoted not in {entry.number for entry in left}:
+            reason = "the present champion" if named and named.promoted in history.recent else "retired"
+            found = f"{asked}, which is {reason}" if named else "none" if asked is None else f"no {asked}"
             numbers = ", ".join(str(entry.number) for entry in left)
             expected = f"one of the numbers: {numbers}" if left else "a run that was promoted and not retired"
-            step = stored.typed.command("champions", "list") if left else ""
-            step = step or f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
-            raise UserError(Problem(f"champions of {target}", found, expected, step))
+            listed, promote = (
+                stored.typed.command("champions", "list"),
+                stored.typed.command("promote", "RUN"),
+            )
+            listed = stored.typed.command("champions", "list")
+            step = listed if left else f"{promote} makes a run the champion"
+            raise UserError(Problem(f"{event}, champions of {target}", found, expected, step))
         earlier = history.entries[named.promoted - 1]
         name = f"champion {earlier.number} of {target}"
-        if event == "rollback" and earlier.champion == history.champion:
-            step = f"name another one, as {stored.typed.command('champions', 'list')} numbers them"
-            raise UserError(Problem(name, "the present champion", "an earlier one", step))
         lost = [gone for gone in missing_files(stored.store, earlier.champion) if gone.startswith("rows")]
         if event == "rollback" and lost:
             step = f"{stored.typed.command('compare')}, then {stored.typed.command('promote', 'RUN')}"
@@ -136,9 +135,10 @@ def record_again(
 
 def missing_files(at: Store, champion: Champion) -> list[str]:
     """List which rows and weights of a champion a store no longer has."""
-    rows = [f"rows of {key}" for key, of in champion.rows.items() if not at.parquet(of).exists()]
-    trained = champion.fit_key and not at.weights(champion.fit_key).exists()
-    return [*rows, *([f"weights {champion.fit_key}"] if trained else [])]
+    missing = [f"rows of {key}" for key, rows in champion.rows.items() if not at.parquet(rows).exists()]
+    if champion.fit_key and not at.weights(champion.fit_key).exists():
+        missing.append(f"weights {champion.fit_key}")
+    return missing
 
 
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
@@ -164,16 +164,11 @@ def remove_run(at: Store, run_id: str) -> None:
         UserError: there is no such run, or it is a champion, or a rollback may return to it.
     """
     store.get_run(at, run_id)
-    targets = [champion.target for champion in store.champions(at.folder.parent) if champion.run_id == run_id]
-    if targets:
-        found = f"{run_id}, the champion of {', '.join(targets)}"
-        step = "promote another run first: harness promote"
-        raise UserError(Problem("run", found, "a run that no gate compares with", step))
-    for earlier in store.kept_champions(at.folder.parent):
-        if earlier.run_id == run_id:
-            found = f"{run_id}, an earlier champion of {earlier.target}"
+    for champion in store.kept_champions(at.folder.parent):
+        if champion.run_id == run_id:
+            found = f"{run_id}, a champion of {champion.target}"
             step = "retire it first: harness champions list shows its number for harness champions retire"
-            raise UserError(Problem("run", found, "a run that no rollback returns to", step))
+            raise UserError(Problem("run", found, "a run that no gate or rollback needs", step))
     with store.hold(at):
         store.remove_run(at, run_id, keep=_kept_references(at))
 
@@ -210,6 +205,6 @@ def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedF
 def _kept_references(at: Store) -> set[str]:
     """List the files that champions and nights use."""
     names = nightly_state.references(at)
-    for one in store.kept_champions(at.folder.parent):
-        names |= {one.run_id, one.fit_key, one.weights_digest, one.base_digest, *one.rows.values()}
+    for kept in store.kept_champions(at.folder.parent):
+        names |= {kept.run_id, kept.fit_key, kept.weights_digest, kept.base_digest, *kept.rows.values()}
     return names - {""}

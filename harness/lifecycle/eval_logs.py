@@ -109,7 +109,7 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], wanted:
     if repeated := [task for task, n in counts.items() if n > 1]:
         files = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
         found = f"{len(files)} evaluations of {repeated[0]} ({', '.join(file.name for file in files)})"
-        step = f"{option} {as_argument(str(files[-1]))}, the newest; or move the others out of the folder"
+        step = f"{option} {as_argument(str(files[-1]))} judges the newest; or move the others elsewhere"
         raise UserError(Problem(f"{option} {path}", found, "every task once", step))
     newest = finished[-1]
     logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))

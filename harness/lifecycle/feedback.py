@@ -34,12 +34,11 @@ _ANSWERS = ("answer", "choices", "non_preferred_output", "response", "completion
 _TIMES = ("time", "timestamp", "created_at", "created")
 _SENDERS = ("sender", "user", "user_id", "safety_identifier")
 _THUMBS = {
-    **dict.fromkeys(("up", "thumbs_up", "👍", "+1", "1", "true", "positive"), True),
-    **dict.fromkeys(("down", "thumbs_down", "👎", "-1", "0", "false", "negative"), False),
+    **dict.fromkeys(("up", "👍", "1", "true"), True),
+    **dict.fromkeys(("down", "👎", "0", "false"), False),
+    **dict.fromkeys(("", "none", "neutral"), None),
 }
-_NO_THUMB = ("", "none", "null", "neutral")
 _LONGEST_NAME = 200  # most characters of a model's name
-_LOOKS_OF_EMOJI = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")  # variation selectors and skin tones
 _COLUMN = re.compile(r"[A-Za-z][\w.-]{0,39}")
 _SECONDS, _MILLISECONDS = 1e8, 1e11  # smallest numbers that are read as Unix times
 
@@ -66,7 +65,6 @@ class LogNotes:
 
     unread: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    thumbs: dict[str, str] = field(default_factory=dict)  # each spelling with its first place
 
 
 class _Unusable(Exception):
@@ -95,9 +93,6 @@ def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow
             for p in error.problems
         )
         raise UserError(list(masked)) from None
-    if {"0", "-1"} <= notes.thumbs.keys():
-        found = f"thumbs of 0, and of -1 at {notes.thumbs['-1']}: whether 0 is down or none is unknown"
-        problems.append(Problem(notes.thumbs["0"], found, "up, down or nothing", "write these words"))
     if problems:
         raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
 
@@ -138,7 +133,7 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
         row.where,
         messages,
         answer,
-        _read_thumb(thumb, row.where, notes),
+        _read_thumb(thumb, row.where),
         correction,
         preference,
         _check_name(text("model"), "model", row.where),
@@ -219,14 +214,10 @@ def _choose(answers: list[str], preferred: Any, preferred_output: str, where: st
     return answers[1 - int(number)], answers[int(number)]
 
 
-def _read_thumb(value: Any, where: str, notes: LogNotes) -> bool | None:
-    spelt = _LOOKS_OF_EMOJI.sub("", str(value if value is not None else "")).strip().lower()
-    spelt = spelt.removesuffix(".0")
-    if spelt in _NO_THUMB:
-        return None
+def _read_thumb(value: Any, where: str) -> bool | None:
+    spelt = str(value if value is not None else "").strip().lower().removesuffix(".0")
     if spelt not in _THUMBS:
         raise UserError(_misread(where, "thumb", "another value", "up, down, 1, 0, true, false or nothing"))
-    notes.thumbs.setdefault(spelt, where)
     return _THUMBS[spelt]
 
 

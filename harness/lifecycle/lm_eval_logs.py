@@ -145,13 +145,16 @@ def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, 
     if len(set(counts.values())) > 1:
         found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
         raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
-    by_id = {str(row["doc_id"]): row for row in kept}
-    if len(by_id) < len(kept):
-        times, named = len(kept) // len(by_id), ", ".join(list(counts)[:5])
-        found = f"each of its {len(by_id)} items {times} times (doc_id {named})"
-        step = "keep the lines of one evaluation and one filter, or evaluate again"
+    first = {str(row["doc_id"]): row for row in reversed(kept)}
+    again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
+    # Old versions of lm-eval name no filter: further lines hold the same responses, filtered in other ways.
+    same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
+    if again and not (same and any(row != of for row, of in again)):
+        times, named = len(kept) // len(first), ", ".join(list(counts)[:5])
+        found = f"each of its {len(first)} items {times} times (doc_id {named})"
+        step = "keep the lines of one evaluation, or evaluate again"
         raise UserError(Problem(str(path), found, "every item once", step))
-    return by_id
+    return dict(reversed(first.items()))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -201,6 +201,8 @@ class _NightRun:
         weights = ensure_weights(session, target.candidate, target.seed)
         # The targets, and the suites if the weights are not the base's.
         own = watchlist.list_test_sets(session, target.candidate.recipe, weights, target.seed)
+        promptings = {s.name: s.identity.prompting_digest for s in own if s.name in reference.rows}
+        unwatched = tuple(s.measured.task.name for s in own if s.name not in reference.rows)
         if weights.is_language_model and weights.digest != target.candidate.base.weights_digest:
             own += suite_sets(session, weights)
         sets = self._comparable_sets(own, reference.rows)
@@ -211,9 +213,6 @@ class _NightRun:
         makings = [reference.rows, *(reference.makings if making else ())]
         then = [self._reference_rows(sets, rows) for rows in makings]
         self.references[target.name] = reference
-        prompting, further = own[0].identity.prompting_digest, {m.task.name for m in session.more_targets}
-        more = {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in further}
-        unwatched = [s.measured.task.name for s in own if s.name not in reference.rows]
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
@@ -228,23 +227,16 @@ class _NightRun:
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,
-            tested=digest([weights.digest, prompting, self.environment, *filter(None, [since, more])]),
+            tested=digest([weights.digest, promptings, self.environment, since]),
             tests=watchlist.describe_tested(
-                session,
-                target.candidate.recipe,
-                reference,
-                weights,
-                prompting,
-                self.environment,
-                served,
-                more,
+                session, reference, weights, promptings, self.environment, served
             ),
             since=since,
             fit_keys=tuple(stands_on(weights)),
             making=making,
             n_references=1 + len(reference.makings),
             judged=judged,
-            unwatched=tuple(name for name in unwatched if name in further),
+            unwatched=unwatched,
             series=self._compare_series(sets, now, then, control),
         )
 

@@ -297,14 +297,9 @@ def describe_judged_change(change: JudgedChange) -> str:
         by_judge = formatting.points(change.delta)
         said = f"people's labels correct tonight's {by_judge} pp of {change.metric} to"
         return f"{said} {formatting.points(*change.corrected)} pp"
-    said = f"{change.metric} grades it, uncorrected"
-    if change.corrected_score is None:
-        lacking = formatting.pluralize(change.n_missing, "answer")
-        return f"{said}: {lacking} of the reference lack people's labels (harness rate export)"
     some = f"{formatting.count(change.n_unlabelled)} of the {formatting.count(change.n_changed)} answers"
-    own = f"{formatting.percent(change.score)} to {formatting.interval(*change.corrected_score)} %"
-    why = f"{some} that differ from the reference have no label from people"
-    return f"{said}: {why}, whose labels correct its score of the reference from {own}"
+    why = f"{some} that differ from the reference have no label from people (harness rate export)"
+    return f"{change.metric} grades it, uncorrected: {why}"
 
 
 _TIMEOUT_S = 10

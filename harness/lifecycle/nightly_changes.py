@@ -191,19 +191,12 @@ def compare_judged_answers(
         return None
     pairs = [(row, before) for row, before in zip(new, old, strict=True) if row.status != "error"]
     changed = [row for row, before in pairs if row.text != before.text]
-    reference = comparison.estimate(metric, then)
-    n_missing = comparison.labels_missing(metric.name, labels, then)
-    own = comparison.correct_estimate(metric, reference, then, labels)
     return JudgedChange(
         metric=metric.name,
-        n=len(new),
         n_changed=len(changed),
         n_unlabelled=sum(answer_digest(metric.name, row) not in labels for row in changed),
         delta=by_judge.delta,
-        score=reference.score,
-        n_missing=n_missing,
         corrected=(by_people.delta, by_people.low, by_people.high) if by_people.estimator == "ppi" else None,
-        corrected_score=None if n_missing else own[:3],
     )
 
 

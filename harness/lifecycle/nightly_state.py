@@ -19,7 +19,6 @@ from harness.records import load
 from harness.store import Store
 
 _WRITTEN = "what a night wrote"
-Ends = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +46,14 @@ class JudgedChange:
     """Tonight's answers to the target compared with the reference's by a judge's grades.
 
     `n_changed` answers differ from the reference's; `n_unlabelled` of them have no label by people. `delta`
-    is the change by the judge's grades, `corrected` that corrected by labels, with its interval; `score` is
-    the whole reference's score by the judge, `corrected_score` that corrected by labels, of which `n_missing`
-    are missing. Numbers are in [0, 1], and None if there are too few labels.
+    in [−1, 1] is the change by the judge's grades, `corrected` that corrected by labels, with its interval.
     """
 
     metric: str
-    n: int
     n_changed: int
     n_unlabelled: int
     delta: float
-    score: float
-    n_missing: int
-    corrected: Ends | None = None
-    corrected_score: Ends | None = None
+    corrected: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +119,18 @@ class Reference:
     """Reference of a candidate: digests of row sets by task and split, of it and of its base.
 
     `makings` are those of the same recipe with other seeds, for comparing weights that are trained again.
-    `more_promptings` maps the test rows of additional targets to the digests of the prompting.
+    `promptings` maps the test rows of all targets to the digests of the prompting.
     """
 
     id: str
     rows: dict[str, str]
     base: dict[str, str]
     weights: str
-    prompting: str
+    promptings: dict[str, str]
     data: str
     environment: str
     seed: int = 0
     makings: tuple[dict[str, str], ...] = ()
-    more_promptings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

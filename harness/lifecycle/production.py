@@ -39,7 +39,6 @@ _NEAREST = 3
 _POWER = 0.8
 _ROUNDING = 1e-7
 _BEYOND = 0.05  # share of test items that are less like another than a request "beyond" is like any
-_RARE = 0.01  # languages of a smaller share count together: a short text is taken for a wrong one
 
 Kind = Literal["requests", "answers"]
 # Texts to vectors (n, k) of length 1, and what they are called.
@@ -248,9 +247,7 @@ def _test_requests(weights: stats.Weights, kernel: stats.Weights, requests: _Tex
     )
     yield _test("requests", "texts", effect, distances)
     yield _test_lengths("requests", weights, requests)
-    named = [classify(text[:_READ]) for text in requests.texts]
-    common = {language for language, n in Counter(named).items() if n >= _RARE * len(named)}
-    languages = [language if language in common else "other" for language in named]
+    languages = [classify(text[:_READ]) for text in requests.texts]
     shares = {name: requests.shares([language == name for language in languages]) for name in set(languages)}
     largest = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))[:3]
     effect = ", ".join(

@@ -129,16 +129,15 @@ def pin_reference(session: Session, target: Target, before: Reference | None) ->
         rows=wanted,
         base=there,
         weights=target.weights,
-        prompting=store.read_identity(session.store, wanted[target_key]).prompting_digest,
+        promptings={
+            key: store.read_identity(session.store, wanted[key]).prompting_digest
+            for key in (target_key, *more_keys)
+            if key in wanted
+        },
         data=data_digest(session.target, session.training.values()),
         environment=next(iter(origins.values())).environment if origins else "",
         seed=target.seed,
         makings=target.makings,
-        more_promptings={
-            key: store.read_identity(session.store, wanted[key]).prompting_digest
-            for key in more_keys
-            if key in wanted
-        },
     )
 
 
@@ -173,31 +172,26 @@ def data_digest(target: MeasuredTask, training: Iterable[MeasuredTask]) -> str:
 
 def describe_tested(
     session: Session,
-    recipe: Recipe,
     reference: Reference,
     weights: Weights,
-    prompting: str,
+    promptings: Mapping[str, str],
     environment: str,
     served: str = "",
-    more: Mapping[str, str] = {},
 ) -> tuple[str, ...]:
-    """Say in words what is another than in the reference; the harness itself always is tested.
+    """Say in words what differs from the reference; the harness itself is always tested.
 
-    `served` says how an endpoint answers, whose weights cannot be seen. `more` maps more targets to the
-    prompting of tonight.
+    `served` says how an endpoint answers, whose weights cannot be seen.
     """
     same_data = reference.data == data_digest(session.target, session.training.values())
     said = [served] if served else []
     if weights.digest != reference.weights:
         said.append("the recipe trained again" + ("" if same_data else " on new data"))
-    if prompting != reference.prompting:
-        drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen again"}
-        named = [how for name, how in drawn.items() if name in recipe.prompting] or ["a prompting"]
-        said.append("another prompting" if same_data else f"{' and '.join(named)} on new data")
-    then = reference.more_promptings
-    if changed := [key for key, digests in more.items() if digests != then.get(key, digests)]:
-        on = ", ".join(key.removesuffix("/test") for key in changed)
-        said.append(f"another prompting, other shots or passages on {on}")
+    if changed := [
+        key for key, prompting in promptings.items() if prompting != reference.promptings.get(key)
+    ]:
+        tasks = ", ".join(key.removesuffix("/test") for key in changed)
+        on_data = "" if same_data else ", on new data"
+        said.append(f"another prompting, other shots or passages on {tasks}{on_data}")
     if environment != reference.environment and reference.environment:
         keys = (reference.environment, environment)
         changes = provenance.changes(*(store.read_environment(session.store, key) for key in keys))
