@@ -74,17 +74,6 @@ def test_seeds_explain_a_small_loss_of_weights_made_anew_and_of_none_other():
     assert judge(year("making {}"), ALPHA, 1, Seeds(0.0)).verdict == "regression"
 
 
-def test_what_has_no_bounds_is_suspected_and_never_a_regression():
-    rng = np.random.default_rng(4)
-    lost = [
-        NightChanges({}, "t", unbounded={"perplexity": {f"{k}-{i}": d for i, d in enumerate(of)}})
-        for k, of in enumerate(rng.normal(-40, 30, (20, 60)))
-    ]
-    assert judge(lost, ALPHA).verdict == "suspect"
-    same = [one._replace(unbounded={"perplexity": {"a": 0.0}}) for one in lost]
-    assert judge(same, ALPHA).verdict == "ok"
-
-
 def test_the_mean_change_lies_in_its_ends_which_exclude_none_where_the_evidence_suffices():
     nights = draw_nights(NIGHTS, np.random.default_rng(10), 0.02, 0.08)
     few, many = judge(nights[:5], ALPHA), judge(nights, ALPHA)

@@ -205,25 +205,13 @@ def test_a_run_is_promoted_without_a_pass_or_suites_only_for_a_reason_that_is_ke
     )
 
 
-def test_against_a_champion_without_suites_the_base_judges_and_the_change_on_the_target_is_said_if_known(
-    finished_run, copy
-):
-    reached = {f.name: f.target.score for f in finished_run[1].facts}
+def test_against_a_champion_without_suites_the_base_judges(copy):
     (before,) = release.gate(copy, "lora")
-    path, champion = release.promote_named(copy, "bag", despite="it is enough")
-    for name in ("lora", "ranked"):
-        (judged,) = release.gate(copy, name)
-        (said,) = judged.notes
-        assert said.startswith(f"the champion bag ({champion.run_id}) answers no task of the suites")
-        change = re.search(r"letters against the champion: (\S+) \[.*\] pp exact_match, n = 12$", said)
-        delta = float(change[1].replace("−", "-")) / 100
-        assert delta == pytest.approx(reached[name] - reached["bag"], abs=0.001)
-        if name == "lora":
-            assert (judged.baseline, judged.verdict) == ("the base", before.verdict)
-
-    rewrite_champion(path, run_id="tiny-bag-elsewhere")
-    (said,) = release.gate(copy, "lora")[0].notes
-    assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
+    _, champion = release.promote_named(copy, "bag", despite="it is enough")
+    (judged,) = release.gate(copy, "lora")
+    (note,) = judged.notes
+    assert note.startswith(f"the champion bag ({champion.run_id}) answers no task of the suites")
+    assert (judged.baseline, judged.verdict) == ("the base", before.verdict)
     _, champion = release.promote_named(copy, "prompt")
     assert champion.verdict == "pass"
 

@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import formatting, plugins, store
+from harness import plugins, store
 from harness.analysis import gating
 from harness.analysis.candidate_facts import best
-from harness.analysis.estimators import orient
 from harness.analysis.gating import GateResult
 from harness.analysis.seeds import family_of
 from harness.data import version_of_test
@@ -26,8 +25,6 @@ from harness.evaluation.row_sets import rows_version, scoring_digest
 from harness.experiment import (
     Study,
     add_lm_eval,
-    compare_on,
-    count_missing,
     is_of_recipe,
     is_target_only,
     judge_stored_run,
@@ -157,8 +154,7 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     if champion and not gated_against:
         notes.append(
             f"the champion {champion.candidate} ({champion.run_id}) answers no task of the suites: those are"
-            f" judged against the base, and {study.target.name} against the champion:"
-            f" {_gain_text(study, run, champion)}"
+            f" judged against the base; {study.typed.command('decide')} compares both on {study.target.name}"
         )
     result = judge_stored_run(study, run, gated_against)
     digest, against = run.base_digest, "the base"
@@ -271,30 +267,6 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
     """Tell whether a candidate of this recipe answers the suites: a language model that is not a baseline."""
     method = recipe["method"]
     return plugins.find_method(method).makes_language_model and not is_target_only(method, recipe)
-
-
-def _gain_text(study: Study, run: Run, champion: Champion) -> str:
-    """Say what a run gains over the champion on the target, or why that is not known."""
-    at, task = study.store, study.target
-    key = f"{task.name}/test"
-    other = next((one for one in store.list_runs(at) if one.run_id == champion.run_id), None)
-    if other is None:
-        return f"unknown, for its run is no longer in {at.folder}"
-    for one in (run, other):
-        if key not in one.rows or not at.parquet(one.rows[key]).exists():
-            return f"unknown, for the answers of {one.label} are not in {at.folder}"
-    versions = {store.read_identity(at, one.rows[key]).task_version for one in (run, other)}
-    if len(versions) > 1:
-        return f"unknown, for {champion.candidate} answered other items or was scored by other code"
-    if missing := count_missing(study, run, other):
-        return f"unknown, for its judge's grades need {pluralize(missing, 'more label')} of people"
-    gain = compare_on(study, run, other)
-    if gain is None:
-        return "unknown, for they share no item with a score"
-    c = orient(gain)
-    refused = f" ({c.refused})" if c.refused else ""
-    found = formatting.change(c.unit, c.delta, c.low, c.high)
-    return f"{found} {'pp ' if c.unit.is_rate else ''}{c.metric}, n = {count(c.n)}{refused}"
 
 
 def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:

@@ -19,11 +19,11 @@ from typing import NamedTuple, TextIO
 from harness import config, report, store
 from harness.analysis.candidate_facts import CandidateFacts, alternative, strongest_run
 from harness.analysis.economics import apply_budgets
-from harness.analysis.estimators import is_judge
 from harness.analysis.labelled_answers import Labels, answer_digest, draw_items, is_correctable, select_scored
 from harness.config import digest_question, rubric_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment import Study, load_study, reached_on_target, read_labels
+from harness.formatting import count
 from harness.lifecycle.gates import candidate_runs
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
@@ -193,14 +193,13 @@ def export_answers(
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
     if not open_:
-        found = (
-            f"no answer without a label for {measured.name}, of {' and '.join(arm.label for arm in drawn)}"
+        labels_of = " and ".join(arm.label for arm in drawn)
+        found = f"no answer without a label for {measured.name}, of {labels_of}"
+        failed = sum(arm.n_failed for arm in drawn)
+        also = f" ({count(failed)} failed or could not be scored)" if failed else ""
+        raise IncompatibleRuns(
+            f"{at.folder}: found {found}{also}; expected one to label; next: harness report"
         )
-        failed = [f"{arm.n_failed} of {arm.label}" for arm in drawn if arm.n_failed]
-        also = f" ({' and '.join(failed)} failed or could not be scored)" if failed else ""
-        again = ", or attempts: 2 in the rubric, which asks about grades again that could not be read"
-        step = f"harness report{again if failed and is_judge(measured.name) else ''}"
-        raise IncompatibleRuns(f"{at.folder}: found {found}{also}; expected one to label; next: {step}")
     begins = _key_begins(task, measured.name)
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels, begins))
     write_rows(file, COLUMNS, rows)

@@ -22,7 +22,7 @@ from harness.analysis.target_rules import aa_rate
 from harness.cache import make_private_folder
 from harness.config import CommandLine
 from harness.errors import Problem, UserError
-from harness.lifecycle.nightly_changes import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
+from harness.lifecycle.nightly_changes import Evidence, NightChanges, Seeds, Verdict, judge
 from harness.lifecycle.nightly_state import (
     Alarm,
     JudgedChange,
@@ -215,9 +215,7 @@ def _judge_candidate(
             if found and found.reference == one.reference and key in found.series and found.series[key].valid:
                 then = found.series[key]
                 largest = 2.0 if then.adjusted else 1.0  # both arms can change by the metric's whole range
-                changes.append(
-                    NightChanges(then.changes, found.tested, found.making, largest, then.unbounded)
-                )
+                changes.append(NightChanges(then.changes, found.tested, found.making, largest))
         seeds = Seeds(policy.seed_sd, one.n_references)
         series[key] = judge(changes, policy.alpha, len(one.series), seeds)
     anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors and s.valid}
@@ -248,8 +246,8 @@ def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str
         yield f"{said}: {counted}" if series.valid else f"{said}{invalid}"
     if series.unbounded:
         yield (
-            f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are only charted "
-            f"({e.chart_sd:.1f} sd of {LIMIT_SD:.0f}); bounds: of the task declares them"
+            f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are not judged; "
+            "bounds: of the task declares them"
         )
     if not e.n:
         return

@@ -2,7 +2,7 @@
 
 A change is (candidate − reference) minus that of the control arm. However many nights are evaluated, a series
 that loses nothing is called a regression with a probability of at most its alpha: a cluster counts once per
-pass, by its first answer. Metrics without bounds are charted and never called a regression. Source: the
+pass, by its first answer. Metrics without bounds are not judged. Source: the
 betting mixture and the CUSUM of `stats`; a union bound over passes.
 """
 
@@ -49,27 +49,21 @@ def compare_series(
 ) -> SeriesNight:
     """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
 
-    Changes are keyed by the first item of a cluster, as shares of the metric's range, or by task if it has no
-    range. The result is not valid if a larger share of answers failed than `max_errors`; one failed answer is
-    always allowed unless `max_errors` is 0.
+    Changes are keyed by the first item of a cluster, as shares of the metric's range. The result is not valid
+    if a larger share of answers failed than `max_errors`; one failure is allowed unless `max_errors` is 0.
     """
-    new, fixed, unbounded = dict[str, float](), dict[str, float](), dict[str, dict[str, float]]()
-    lost, left_out = list[str](), 0
-    for cluster, changes, charted in (
-        *((cluster, new, unbounded) for cluster in fresh),
-        *((cluster, fixed, dict[str, dict[str, float]]()) for cluster in anchors),
-    ):
-        of_items = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
-        known = {item: d for item, d in of_items.items() if d is not None}
-        left_out += len(of_items) - len(known)
-        lost += (name(item) for item, d in known.items() if d < -stats.TIE)
-        parts: dict[str, list[Item]] = {}  # items of metrics with a range under "", others by task
-        for item in cluster:
-            parts.setdefault("" if isfinite(_range(metrics, item)) else item[0], []).append(item)
-        for task, items in parts.items():
-            by_cluster = charted.setdefault(task, {}) if task else changes
-            if own := [known[i] / (1.0 if task else _range(metrics, i)) for i in items if i in known]:
-                by_cluster[name(items[0])] = round(fmean(own), 9)
+    changes, anchor_changes = dict[str, float](), dict[str, float]()
+    lost, left_out, unbounded = list[str](), 0, set[str]()
+    for clusters, by_cluster in ((fresh, changes), (anchors, anchor_changes)):
+        for cluster in clusters:
+            of_items = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
+            known = {item: change for item, change in of_items.items() if change is not None}
+            left_out += len(cluster) - len(known)
+            lost += (name(item) for item, change in known.items() if change < -stats.TIE)
+            bounded = [item for item in cluster if isfinite(_range(metrics, item))]
+            unbounded |= {item[0] for item in cluster} - {item[0] for item in bounded}
+            if shares := [known[item] / _range(metrics, item) for item in bounded if item in known]:
+                by_cluster[name(bounded[0])] = round(fmean(shares), 9)
     evaluated = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
     errors = 0
     for item in evaluated:
@@ -79,12 +73,12 @@ def compare_series(
         has_failed = _is_failed(now, then, metric) or _is_failed(base_now, [base_then], metric)
         errors += is_incomplete or has_failed
     return SeriesNight(
-        new,
-        fixed,
+        changes,
+        anchor_changes,
         tuple(lost),
         left_out,
         adjusted=arms.base_now is not None and arms.base_then is not None,
-        unbounded=unbounded,
+        unbounded=tuple(sorted(unbounded)),
         errors=errors,
         n_asked=len(evaluated),
         # One failure of 80 is not a rate, and scored worst it can only raise an alarm, never hide a loss.
@@ -214,15 +208,13 @@ _STEP = 1e-4  # precision of an interval's ends: a hundredth of a point
 class NightChanges(NamedTuple):
     """Changes of one night by cluster, as shares of the metric's range, at most `largest`.
 
-    `unbounded` maps tasks without a range to their clusters' changes. `tested` is the digest of what
-    answered, `making` that of the weights if they differ from the reference's.
+    `tested` is the digest of what answered, `making` that of the weights if they differ from the reference's.
     """
 
     changes: Mapping[str, float]
     tested: str
     making: str = ""
     largest: float = 2.0
-    unbounded: Mapping[str, Mapping[str, float]] = {}
 
 
 class Seeds(NamedTuple):
@@ -252,7 +244,6 @@ class Evidence(NamedTuple):
     high: float | None
     e_value: float
     needed: float
-    chart_sd: float
     more_nights: int | None = None
     n_pass: int = 1
 
@@ -290,29 +281,14 @@ def judge(
         _Pass(k, groups, _log_wealth(groups, seeds), n_series / pass_alpha(k, alpha))
         for k, groups in _sort_by_pass(nights).items()
     ]
-    # The highest chart of the tasks without bounds, each in its own standard deviations.
-    charts = [0.0]
-    for task in dict.fromkeys(task for night in nights for task in night.unbounded):
-        seen: set[tuple[str, str]] = set()
-        groups = []
-        for night in nights:
-            changes = night.unbounded.get(task, {})
-            new = {c: d for c, d in changes.items() if (night.tested, c) not in seen}
-            seen |= {(night.tested, c) for c in new}
-            groups += [np.array(list(new.values()))] if new else []
-        square = float((np.concatenate(groups) ** 2).mean()) if groups else 0.0
-        if square:
-            charts.append(_lower_sum(np.array([g.mean() * np.sqrt(len(g) / square) for g in groups])))
-    chart = max(_chart(nights, seeds), *charts)
     if not passes:
-        verdict: Verdict = "suspect" if chart > LIMIT_SD else "ok"
-        return Evidence(verdict, 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha), chart)
+        return Evidence("ok", 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha))
     crossed = [one for one in passes if one.log_e.max() >= log(one.needed)]
     likely = [one for one in passes[-2:] if one.log_e[-1] >= log(one.needed * SUSPECT_SHARE)]
     nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # closest to an alarm
     shown = [*crossed, *nearest, passes[-1]][0]
-    verdict = "regression" if crossed else "suspect" if likely or chart > LIMIT_SD else "ok"
-    return _evidence(shown, verdict, seeds, chart)
+    is_suspect = bool(likely) or _chart(nights, seeds) > LIMIT_SD
+    return _evidence(shown, "regression" if crossed else "suspect" if is_suspect else "ok", seeds)
 
 
 def pass_alpha(number: int, alpha: float) -> float:
@@ -348,7 +324,7 @@ def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0,
     return stats.betting_mixture(changes, [g.largest for g in groups], shared, mean)
 
 
-def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evidence:
+def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds) -> Evidence:
     d = np.concatenate([g.changes for g in shown.groups])
     gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
     e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
@@ -361,7 +337,7 @@ def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evi
         more = int(nights[enough.argmax()]) if enough.any() else None
     return Evidence(
         verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
-        e_value, shown.needed, chart, more, shown.number,
+        e_value, shown.needed, more, shown.number,
     )  # fmt: skip
 
 
@@ -406,8 +382,5 @@ def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
     square = (sum(float((g**2).sum()) for g in groups) + _PRIOR_SQUARE * _PRIOR_N) / (n.sum() + _PRIOR_N)
     shared = stats.seed_effects(groups, makings, seeds.sd, seeds.n_references)
     means = np.array([g.mean() for g in groups])
-    return _lower_sum((means - shared.mean) / np.sqrt(square / n + shared.variance))
-
-
-def _lower_sum(z: Array) -> float:
+    z = (means - shared.mean) / np.sqrt(square / n + shared.variance)
     return float(stats.cusum(z, 0.0, SLACK_SD, LIMIT_SD).low[-1])

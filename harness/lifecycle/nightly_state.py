@@ -26,8 +26,8 @@ class SeriesNight:
     """One series of one candidate in one night; changes are adjusted by the control arm.
 
     `changes` maps rotating clusters to their mean change as a share of the metric's range, `anchors` the
-    clusters of every night, `unbounded` those of tasks without a range, by task. `lost` names items that got
-    worse, `left_out` counts items that could not be compared, `errors` failed answers.
+    clusters of every night. `lost` names items that got worse, `left_out` counts items that could not be
+    compared, `errors` failed answers; `unbounded` names tasks without a range, which are not judged.
     """
 
     changes: dict[str, float]
@@ -35,7 +35,7 @@ class SeriesNight:
     lost: tuple[str, ...] = ()
     left_out: int = 0
     adjusted: bool = True
-    unbounded: dict[str, dict[str, float]] = field(default_factory=dict)
+    unbounded: tuple[str, ...] = ()
     errors: int = 0
     n_asked: int = 0
     valid: bool = True
