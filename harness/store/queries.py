@@ -4,11 +4,9 @@ Invariant: reads only Parquet files, never the index, so no writer is blocked.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.errors import HarnessError
 from harness.records import SampleResult, Status, many_rows
 from harness.store.layout import ANEW, Store, clear_errors, describe_missing_rows
 from harness.store.row_files import (
@@ -76,7 +74,7 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     if not path.exists():
         return {}
     with clear_errors(store, f"rows {rows_digest}", ANEW):
-        return dict(_DOCUMENTS.get(path))
+        return dict(_DOCUMENTS.get(path) or {})
 
 
 def read_documents(store: Store, rows_digests: Iterable[str]) -> None:
@@ -87,26 +85,17 @@ def read_documents(store: Store, rows_digests: Iterable[str]) -> None:
 _DOCUMENT = 'md5(list_prepend(prompt, "references")::VARCHAR)'
 
 
-def _documents_in(path: Path) -> Mapping[str, str]:
+def _read_documents(paths: Sequence[Path]) -> Mapping[Path, Mapping[str, str]]:
+    files = {str(path): path for path in paths}
+    documents: dict[Path, dict[str, str]] = {path: {} for path in paths}
+    query = f"SELECT filename, example_id, {_DOCUMENT} FROM {READ_NAMED}"
     with memory() as db:
-        query = f"SELECT example_id, {_DOCUMENT} FROM {READ_PARQUET}"
-        return dict(db.execute(query, [whole_file(path)]).fetchall())
+        for name, example_id, document in db.execute(query, [[*map(whole_file, paths)]]).fetchall():
+            documents[files[name]][example_id] = document
+    return documents
 
 
-def _documents_in_all(paths: Mapping[str, Path]) -> Mapping[str, Mapping[str, str]]:
-    import duckdb
-
-    query = f"SELECT {DIGEST}, example_id, {_DOCUMENT} FROM {READ_NAMED}"
-    with suppress(duckdb.Error, HarnessError), memory() as db:
-        documents: dict[str, dict[str, str]] = {rows_digest: {} for rows_digest in paths}
-        files = [*map(whole_file, paths.values())]
-        for rows_digest, example_id, document in db.execute(query, [files]).fetchall():
-            documents[rows_digest][example_id] = document
-        return documents
-    return {}
-
-
-_DOCUMENTS = FileMemo(_documents_in, _documents_in_all)
+_DOCUMENTS = FileMemo(_read_documents)
 
 
 class ItemFilter(NamedTuple):

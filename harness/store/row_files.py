@@ -7,14 +7,14 @@ replaced file is read again. One in-memory database per process reads and writes
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from harness.errors import NotStored, as_argument
+from harness.errors import HarnessError, NotStored, as_argument
 from harness.records import (
     FeedbackRow,
     RowsIdentity,
@@ -97,41 +97,43 @@ _MOST = 1024  # files; beyond these the oldest is dropped
 
 
 class FileMemo(Generic[_Value]):
-    """Values of files; opening one file takes milliseconds, a hundred at once not many more.
+    """Values of files, read again when a file is replaced.
 
-    `read` reads one file; `read_all` reads those of row sets, by their digests, in one query.
+    `read` maps files to their values in one query, because opening one takes milliseconds and a hundred at
+    once not many more; it may leave files out.
     """
 
-    def __init__(
-        self, read: Callable[[Path], _Value], read_all: Callable[[Mapping[str, Path]], Mapping[str, _Value]]
-    ) -> None:
-        self._read, self._read_all = read, read_all
-        self._known: dict[tuple[Path, tuple[int, int, int]], _Value] = {}
+    def __init__(self, read: Callable[[Sequence[Path]], Mapping[Path, _Value]]) -> None:
+        self._read = read
+        self._known: dict[tuple[Path, tuple[int, int, int]], _Value | None] = {}
 
-    def get(self, path: Path) -> _Value:
-        """Return the value of a file in its current state."""
+    def get(self, path: Path) -> _Value | None:
+        """Return the value of a file in its current state; None if `read` leaves it out."""
         file = path, file_version(path)
         if file not in self._known:
-            self._keep(file, self._read(path))
+            self._keep({path: file}, self._read([path]))
         return self._known[file]
 
     def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
         """Read those files of row sets that will be needed and are not known yet."""
+        import duckdb
+
         files = {}
         for rows_digest in set(rows_digests):
             with suppress(OSError):
                 path = store.parquet(rows_digest)
-                files[rows_digest] = path, file_version(path)
-        unread = {rows_digest: file for rows_digest, file in files.items() if file not in self._known}
-        if unread:
-            values = self._read_all({rows_digest: path for rows_digest, (path, _) in unread.items()})
-            for rows_digest, value in values.items():
-                self._keep(unread[rows_digest], value)
+                files[path] = path, file_version(path)
+        unread = {path: file for path, file in files.items() if file not in self._known}
+        with suppress(OSError, HarnessError, duckdb.Error):  # a damaged file is named when it is read alone
+            self._keep(unread, self._read([*unread]) if unread else {})
 
-    def _keep(self, file: tuple[Path, tuple[int, int, int]], value: _Value) -> None:
-        if len(self._known) >= _MOST:
-            del self._known[next(iter(self._known))]
-        self._known[file] = value
+    def _keep(
+        self, files: Mapping[Path, tuple[Path, tuple[int, int, int]]], values: Mapping[Path, _Value]
+    ) -> None:
+        for path, file in files.items():
+            if len(self._known) >= _MOST:
+                del self._known[next(iter(self._known))]
+            self._known[file] = values.get(path)
 
 
 def feedback_files(store: Store) -> list[Path]:
@@ -260,39 +262,26 @@ def read_ids(store: Store, rows_digests: Iterable[str]) -> None:
 
 def parquet_ids(path: Path) -> list[str] | None:
     """Return the ids of a file by position; None if it is missing or damaged."""
-    try:
+    import duckdb
+
+    with suppress(OSError, duckdb.Error):
         return _IDS.get(path)
-    except OSError:
-        return None
+    return None
 
 
-def _read(path: Path) -> list[str] | None:
-    import duckdb
-
-    try:
-        whole = is_as_written(path)
-        if whole is False:
-            return None
-        # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
-        columns = "example_id" if whole else "example_id, hash(file)"
-        query = f"SELECT {columns} FROM {READ_PARQUET} AS file ORDER BY position"
+def _read_ids(paths: Sequence[Path]) -> Mapping[Path, list[str]]:
+    as_written = {path: is_as_written(path) for path in paths}
+    ids: dict[Path, list[str]] = {}
+    # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
+    for columns, is_noted in (("example_id", True), ("example_id, hash(file)", None)):
+        files = {str(path): path for path in paths if as_written[path] is is_noted}
+        query = f"SELECT filename, {columns} FROM {READ_NAMED} AS file ORDER BY filename, position"
         with memory() as db:
-            return [example_id for example_id, *_ in db.execute(query, [pattern(path)]).fetchall()]
-    except (OSError, duckdb.Error):
-        return None
+            for name, example_id, *_ in (
+                db.execute(query, [[*map(pattern, files.values())]]).fetchall() if files else ()
+            ):
+                ids.setdefault(files[name], []).append(example_id)
+    return ids
 
 
-def _read_all(paths: Mapping[str, Path]) -> Mapping[str, list[str]]:
-    import duckdb
-
-    with suppress(OSError, duckdb.Error), memory() as db:
-        ids_of: dict[str, list[str]] = {name: [] for name, path in paths.items() if is_as_written(path)}
-        query = f"SELECT {DIGEST} AS digest, example_id FROM {READ_NAMED} ORDER BY digest, position"
-        files = [pattern(paths[name]) for name in ids_of]
-        for rows_digest, example_id in db.execute(query, [files]).fetchall() if files else ():
-            ids_of[rows_digest].append(example_id)
-        return ids_of
-    return {}
-
-
-_IDS = FileMemo(_read, _read_all)
+_IDS = FileMemo(_read_ids)

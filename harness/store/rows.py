@@ -155,37 +155,23 @@ def read_rows(
 
     Without `texts` the answers, prompts, passages and references (except those of errors) are left empty.
     """
-    path = store.parquet(rows_digest)
-    if not path.exists():
-        raise describe_missing_rows(store, [rows_digest])
-    limit = "" if n is None else f"WHERE position < {n:d}"
-    with clear_errors(store, f"rows {rows_digest}", ANEW), memory() as db:
-        return attach_folds(
-            store, rows_digest, rows_from(db, f"{READ_PARQUET} {limit}", whole_file(path), texts=texts)
-        )
+    return read_many(store, [rows_digest], n, texts=texts)[rows_digest]
 
 
 def read_many(
-    store: Store, rows_digests: Iterable[str], *, texts: bool = True
+    store: Store, rows_digests: Iterable[str], n: int | None = None, *, texts: bool = True
 ) -> dict[str, list[SampleResult]]:
     """Read many complete row sets at once, each as `read_rows` reads one; twice as fast."""
     wanted = dict.fromkeys(rows_digests)
     if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
         raise describe_missing_rows(store, missing)
     rows_by_digest: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
-    if not wanted:
-        return rows_by_digest
-    selected = SELECTED if texts else WITHOUT_TEXTS
-    query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} ORDER BY digest, position"
+    selected, limit = SELECTED if texts else WITHOUT_TEXTS, "" if n is None else f"WHERE position < {n:d}"
+    query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} {limit} ORDER BY digest, position"
     files = [whole_file(store.parquet(digest)) for digest in wanted]
-    import duckdb
-
-    try:
-        with many_rows(), memory() as db:
-            for digest, *values in db.execute(query, [files]).fetchall():
-                rows_by_digest[digest].append(row_of(values))
-    except duckdb.Error:  # reading one by one finds the damaged set
-        return {digest: read_rows(store, digest, texts=texts) for digest in wanted}
+    with clear_errors(store, f"rows {', '.join(wanted)}", ANEW), many_rows(), memory() as db:
+        for digest, *values in db.execute(query, [files]).fetchall() if files else ():
+            rows_by_digest[digest].append(row_of(values))
     return {digest: attach_folds(store, digest, rows) for digest, rows in rows_by_digest.items()}
 
 
