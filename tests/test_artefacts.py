@@ -103,7 +103,6 @@ def file_and_report(tiny, own_cache, tmp_path_factory):
     ("opened", "further"),
     [
         ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"),
-        ("m.onnx", "m.onnx_data_1"),
         ("m.onnx", "m.onnx.data"),
     ],
 )
@@ -127,10 +126,8 @@ def test_each_file_of_an_artefact_in_parts_belongs_to_its_digest_and_size(tmp_pa
     [
         (lambda file: os.truncate(file, 0), "cannot mmap an empty file"),
         (lambda file: os.truncate(file, file.stat().st_size - 1), r"of at least 1\d\d,\d\d\d bytes"),
-        (lambda file: os.truncate(file, 700), "700 of at least"),
         (lambda file: overwrite(file, 0, b"GGML"), "it begins with b'GGML'"),
         (lambda file: overwrite(file, 4, b"\x09"), "version 9"),
-        (lambda file: overwrite(file, 8, b"\xff" * 8), "of at least"),
         (lambda file: overwrite(file, 16, b"\xff" * 8), "of at least"),
         (lambda file: overwrite(file, 52, b"\x63"), "a value of the unknown type 99"),
     ],

@@ -30,7 +30,7 @@ YAML_BOMBS = {
     "itself as a key": "gate: &a {*a : 1}\n",
     "merged into itself": "gate: &a {<<: *a}\n",
 }
-UNREADABLE = ["9" * 5000, f"0x{'f' * 5000}", "2020-99-99", "0000-00-00", "!!int x", "!!bool x", "!!float x"]
+UNREADABLE = ["9" * 5000, f"0x{'f' * 5000}", "2020-99-99", "!!int x"]
 RUBRIC = "judge: {model: m}\nprompt: x\n"
 
 
@@ -112,11 +112,10 @@ def test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound(tmp_path,
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command, packed):
+def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command):
     old, new = (inspect_logs.write(tmp_path / name, {"quiz": ["C"] * 9}) for name in ("a", "b"))
     (file,) = (path for path in new.rglob("*") if path.is_file())
-    with zipfile.ZipFile(file, "a", packed) as archive:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
         for i in range(3):
             archive.writestr(f"samples/{i}_epoch_9.json", json.dumps({"a": "x" * 20 * MIB}))
     code, _, said = command("gate", "--base", old, "--candidate", new)
@@ -126,7 +125,7 @@ def test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound(tmp_pat
 DEEP = "[" * 20_000 + "]" * 20_000
 
 
-@pytest.mark.parametrize("depth", [101, 2_000, 100_000])
+@pytest.mark.parametrize("depth", [101, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
 def test_what_is_nested_too_deep_is_no_json(depth, opening, closing):
     text = opening * depth + "1" + closing * depth

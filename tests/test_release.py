@@ -248,21 +248,6 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
     assert f"harness compare --candidates lora -c {copy}, then harness promote lora -c" in str(refused.value)
 
 
-def test_rows_of_a_champion_in_another_precision_are_refused(command, copy):
-    path, champion = release.promote_named(copy, "lora", despite="a test")
-    at = Store(copy.parent / "runs")
-    other = replace(
-        store.read_identity(at, champion.rows["facts/test"]), precision="bf16", weights_digest="f" * 16
-    )
-    shutil.copytree(at.rows(champion.rows["facts/test"]), at.rows(other.digest))
-    file = at.rows(other.digest) / "identity.json"
-    file.write_text(file.read_text().replace('"fp32"', '"bf16"').replace(champion.weights_digest, "f" * 16))
-    rewrite_champion(path, weights_digest="f" * 16, rows=champion.rows | {"facts/test": other.digest})
-    done = command("gate", "--candidate", "prompt", "-c", str(copy))
-    assert done.returncode == 5
-    assert "precision 'bf16' and 'fp32'" in done.stderr
-
-
 # Pinned items
 
 
@@ -401,7 +386,7 @@ def change_hash(name):
 OTHER_ARMS = {
     **{
         name: ({}, change_hash(name), f"task_0: {name} differs on 1 of 30 items")
-        for name in ("doc_hash", "prompt_hash", "target_hash")
+        for name in ("doc_hash", "prompt_hash")
     },
     "precision": ({"model_dtype": "torch.float32"}, list, "differ in model_dtype"),
     "items": ({}, lambda lines: lines[:20], r"10 items are in one of the two only.*--limit"),
@@ -466,7 +451,6 @@ FOLDERS_THAT_ARE_REFUSED = {
         *(SECOND, {"model_dtype": "torch.float32"}, None),
         "org/m in .*org/m in .*; they differ in model_dtype",
     ),
-    "an adapter": (SECOND, {"model_args": "pretrained=org/m,peft=./lora"}, None, "they differ in model_args"),
     "two models side by side": (
         *(SECOND, {"model": "org/tuned"}, partial(flatten, base="org/m", tuned="org/tuned")),
         f"org/m in base_{lmeval_folder.DATE}.json, org/tuned in tuned_{LATER}.json",
@@ -571,8 +555,8 @@ def copy_renamed(old, new):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda old, new: new.symlink_to(old), shutil.copytree, copy_renamed],
-    ids=["link", "copy", "renamed"],
+    [lambda old, new: new.symlink_to(old), copy_renamed],
+    ids=["link", "renamed"],
 )
 def test_a_model_is_not_compared_with_itself(command, tmp_path, make):
     old, _ = arms(tmp_path, n=30)
@@ -747,7 +731,7 @@ def test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound(tm
 
 @pytest.mark.parametrize(
     ("metric", "higher"),
-    [("answer_match", True), ("after_edit", True), ("wer", False), ("word_perplexity", False)],
+    [("after_edit", True), ("wer", False)],
 )
 def test_without_the_results_file_a_metrics_words_say_which_way_is_better(tmp_path, metric, higher):
     (evaluation,) = find_evaluations(write_log(tmp_path, metric, [1.0, 0.0]))
@@ -779,18 +763,15 @@ def test_real_samples_of_lm_eval_are_read(tmp_path):
     assert len(lost) == len(by_task)
 
 
-@pytest.mark.parametrize(
-    ("metric", "better", "n_lost"), [("toxicity_score", "lower", 160), ("helpful", "higher", 0)]
-)
-def test_a_direction_that_is_not_logged_is_told_by_the_name_and_said(tmp_path, metric, better, n_lost):
+def test_a_direction_that_is_not_logged_is_told_by_the_name_and_said(tmp_path):
     arms = [
         lmeval_folder.write(tmp_path / name, {"t": values}, n_choices=1)
         for name, values in (("base", [0, 0, 0, 0, 1] * 80), ("tuned", [1, 0, 1, 0, 1] * 80))
     ]
     for samples in tmp_path.rglob("samples_*.jsonl"):
-        text = samples.read_text().replace('"acc_norm"', '"other"').replace('"acc"', f'"{metric}"')
+        text = samples.read_text().replace('"acc_norm"', '"other"').replace('"acc"', '"toxicity_score"')
         samples.write_text(text)
     judged = judge(*arms)
-    assert len(judged.tasks[0].comparison.lost) == n_lost
-    said = f"whether higher or lower is better is not logged and told by the name: {metric} of t, {better}"
+    assert len(judged.tasks[0].comparison.lost) == 160
+    said = "whether higher or lower is better is not logged and told by the name: toxicity_score of t, lower"
     assert said in judged.notes

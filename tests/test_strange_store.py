@@ -42,12 +42,8 @@ PLACES = {  # of a name in a run
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        *((place, name) for place in ("rows", "run") for name in (*HOSTILE_NAMES, "ABSOLUTE")),
-        *(
-            (p, n)
-            for p in ("weights", "weights behind", "candidate")
-            for n in (*HOSTILE_NAMES[:2], "ABSOLUTE")
-        ),
+        *(("rows", name) for name in (*HOSTILE_NAMES, "ABSOLUTE")),
+        *((place, "..") for place in PLACES if place != "rows"),
     ],
     ids=lambda one: ascii(one)[:20],
 )
@@ -66,16 +62,14 @@ def test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it(project
     assert (code, "lora-0/run.json" in skipped) == (0, True)
 
 
-@pytest.mark.parametrize(
-    "name", ["../precious", "/", "..", "rows", "trials", "verdicts", ".unfinished", "a\nb"]
-)
+@pytest.mark.parametrize("name", ["../precious", "/", "rows", ".unfinished"])
 def test_no_name_on_the_command_line_leads_out_of_the_store(project, command, name):
     code, _, said = command("runs", "rm", name, "--runs", project / "runs")
     assert (code, "next:" in said) == (2, True)
     assert (project / "runs" / "rows").is_dir()
 
 
-@pytest.mark.parametrize("folder", ["rows", "verdicts", ".unfinished", "smoke"])
+@pytest.mark.parametrize("folder", ["rows", ".unfinished", "smoke"])
 def test_a_run_in_a_folder_of_something_else_is_no_run(project, command, folder):
     (project / "runs" / folder).mkdir(exist_ok=True)
     run = json.loads((project / "runs" / "lora-0" / "run.json").read_text()) | {"run_id": folder}
@@ -159,7 +153,7 @@ def test_a_champion_that_names_a_path_is_refused(project, command, change):
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        *(("experiment", name) for name in ("..", ".hidden", "-x", "a/b", "~", "x" * 101)),
+        *(("experiment", name) for name in ("..", "-x", "a/b", "x" * 101)),
         *(("task", ".."), ("candidate", "..")),
     ],
 )

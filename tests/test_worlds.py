@@ -166,15 +166,9 @@ def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tm
     # The items show a gain of 43 points beyond doubt: more of them are worth nothing, 8 points more are.
     assert report.decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8, abs=3)
     dear = worlds.report_world(tmp_path, truth, ["decide.label_cost_usd=5000"])
+    assert dear.curve == curve, "the stored curve is found again"
     assert find_reason(dear.decision, "Next best spend: none, choose now.")
     assert "## Learning curve: lora" in markdown(experiment_document(report))
-
-
-def test_a_stored_curve_is_found_again_and_a_flat_one_promises_nothing(tmp_path):
-    truth = Truth(answers(20, 25, 20, 60), lost=1, gained=1)
-    first = worlds.report(tmp_path, truth, FEW, learning_curve=True)
-    assert all(a.gain.low <= 0 <= a.gain.high for a in first.curve.ahead)
-    assert worlds.report_world(tmp_path, truth).curve == first.curve
 
 
 def test_more_data_are_advised_only_where_the_gain_ahead_is_worth_the_labels(tmp_path):

@@ -142,7 +142,6 @@ def missing_files(at: Store, champion: Champion) -> list[str]:
 
 
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
-    """Map each export of a run, by folder name, to the recorded SHA-256 of each file."""
     return {
         folder.name: {name: file.sha256 for name, file in made.files.items()}
         for folder, made in store.exports_of(at, run_id).items()
@@ -203,7 +202,6 @@ def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedF
 
 
 def _kept_references(at: Store) -> set[str]:
-    """List the files that champions and nights use."""
     names = nightly_state.references(at)
     for kept in store.kept_champions(at.folder.parent):
         names |= {kept.run_id, kept.fit_key, kept.weights_digest, kept.base_digest, *kept.rows.values()}

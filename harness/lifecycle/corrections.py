@@ -108,8 +108,6 @@ def _make(
 
 
 class _Leak(NamedTuple):
-    """Location of a row with the same question as stored feedback, and how the wording differs."""
-
     where: str
     how: str
 
@@ -127,7 +125,6 @@ def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -
 
 
 def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
-    """Mask the questions of rows, so that they can be matched with stored feedback."""
     return [row._replace(example=mask_example(row.example, region)) for row in rows]
 
 

@@ -177,7 +177,6 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
 def _refuse_unfit(
     study: Study, catalogue: Mapping[str, lm_eval.LmEvalTask], run: Run, sampling: SamplingRecord | None
 ) -> None:
-    """Refuse a run without answers to the suites, or with answers to files that have changed."""
     tasks = list(study.suite_tasks())
     if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
         # It never answers the suites, or has not answered them yet.
@@ -233,7 +232,6 @@ def refuse_regraded(stored: Study, run: Run) -> None:
 
 
 def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> None:
-    """Refuse rows of one task that were graded by another judge, by another rubric, or in another way."""
     key = f"{task.name}/test"
     if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
         return
@@ -332,7 +330,6 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
 
 
 def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Arm, Arm]:
-    """Read both arms; problems of both are raised together."""
     problems: list[Problem] = []
     arms = []
     for option, path in (("--base", base), ("--candidate", candidate)):
@@ -355,7 +352,6 @@ def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Ar
 
 
 def _list_links(path: Path) -> list[Path]:
-    """List the symbolic links to folders below a folder."""
     below = path.rglob("*") if path.is_dir() else ()
     return sorted(one for one in below if one.is_symlink() and one.is_dir())
 
@@ -368,7 +364,6 @@ def _list_notes(
     not_compared: Mapping[str, Problem],
     links: Sequence[Path],
 ) -> Iterator[str]:
-    """List what the verdict leaves out, then the doubts that logs leave: models, items and scores."""
     for name, problem in not_compared.items():
         yield f"{name} is not compared: {problem.found}"
     for link in links:

@@ -160,7 +160,6 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse a log without samples, with repeated items in an epoch, or with other items than the task."""
     if not by_item:
         step = "evaluate again without --no-log-samples"
         raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
@@ -238,7 +237,6 @@ def _content(value: Any) -> Any:
 
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that both models must share: version, solvers, scorers, decoding, precision."""
     spec, plan = header["eval"], header.get("plan") or {}
     decoding = {**(spec.get("model_generate_config") or {}), **(plan.get("config") or {})}
     given = spec.get("model_args") or {}
@@ -258,7 +256,6 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name
 
 
 def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
-    """Return the members whose name is wanted, in the archive's order."""
     with path.open("rb") as raw:
         archive = _open_archive(raw)
         members = [info for info in archive.infolist() if wanted(info.filename)]

@@ -269,7 +269,6 @@ def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
 
 
 def _metric(task: Task, name: str) -> Metric:
-    """Find the metric to be labelled."""
     metrics = load_metrics(task)
     chosen = metrics.get(name or task.primary_metric)
     if chosen is None:
@@ -282,7 +281,6 @@ def _metric(task: Task, name: str) -> Metric:
 
 
 def _choose_runs(stored: Study, candidates: Sequence[str]) -> list[list[Run]]:
-    """Find the runs to be labelled, all seeds of each candidate, the best fine-tune first."""
     if candidates:
         return [candidate_runs(stored, name) for name in candidates]
     measured = list_measured_runs(stored)
@@ -331,7 +329,6 @@ def _file_rows(
     labels: Labels,
     begins: str,
 ) -> Iterator[tuple[str, ...]]:
-    """Yield a row per answer without a label, grouped by item and sorted by key."""
     # The question is the shortest prompt, because a longer one may reveal the candidate.
     for item in items:
         rows = [arm[item] for arm in arms if item in arm]

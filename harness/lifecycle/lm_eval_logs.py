@@ -198,5 +198,4 @@ def _deciding_metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str | Pro
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return an object within another one; empty if it is missing or not an object."""
     return found if isinstance(found := value.get(key), dict) else {}

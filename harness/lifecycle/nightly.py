@@ -96,21 +96,16 @@ def run_prepared(
 
 
 def _night_lock(folder: Path) -> AbstractContextManager[None]:
-    """Lock the nights of an experiment."""
     return store.hold_file(folder / ".lock", str(folder), "another nightly run at work there", wait_s=0)
 
 
 class _BaseRows(NamedTuple):
-    """Rows of a base, from tonight and from the reference."""
-
     now: Rows
     then: Rows
     night: nightly_state.BaseNight
 
 
 class _NightRun:
-    """Running night: what is evaluated, and the rows of each base."""
-
     def __init__(
         self,
         session: Session,
@@ -377,8 +372,10 @@ def send(path: Path, webhook: str, night: str) -> str:
     at = Store(loaded.folder / "runs")
     folder = nightly_state.home(at, loaded.experiment.name)
     with _night_lock(folder):
-        before = nightly_state.read_state(folder)
-        state, error = tell(before, loaded.experiment.name, webhook, night)
-        if state != before:
-            nightly_state.write_state(at, folder, state)
+        state = nightly_state.read_state(folder)
+        untold = [alarm for alarm in nightly_state.open_alarms(state) if not alarm.told]
+        error = tell(untold, loaded.experiment.name, webhook) if untold else ""
+        if untold and not error:
+            alarms = tuple(replace(a, told=night) if a in untold else a for a in state.alarms)
+            nightly_state.write_state(at, folder, replace(state, alarms=alarms))
     return error

@@ -269,7 +269,6 @@ def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str
 
 
 def _strength(e_value: float) -> str:
-    """Format evidence, capped at a million."""
     if e_value >= 1e6:
         return f"over {formatting.count(1e6)}"
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
@@ -367,22 +366,15 @@ def refuse_webhook(webhook: str) -> None:
         raise UserError(Problem("--webhook", found, expected, step))
 
 
-def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
-    """Send unsent open alarms; return the updated state and an error, if any."""
+def tell(alarms: Sequence[Alarm], experiment: str, webhook: str) -> str:
+    """Send alarms to a webhook; return the error, if any."""
     refuse_webhook(webhook)
-    untold = [a for a in open_alarms(state) if not a.told]
-    if not untold:
-        return state, ""
-    body = json.dumps(slack(untold, experiment)).encode()
-    request = Request(webhook, body, {"Content-Type": "application/json"})
+    body = json.dumps(slack(alarms, experiment)).encode()
     try:
-        with urlopen(request, timeout=_TIMEOUT_S):
-            pass
+        with urlopen(Request(webhook, body, {"Content-Type": "application/json"}), timeout=_TIMEOUT_S):
+            return ""
     except (URLError, OSError, ValueError) as error:
-        return state, f"the webhook did not take it ({type(error).__name__}); the next night sends it again"
-    return replace(
-        state, alarms=tuple(replace(a, told=night) if a in untold else a for a in state.alarms)
-    ), ""
+        return f"the webhook did not take it ({type(error).__name__}); the next night sends it again"
 
 
 def to_json(found: NightReport) -> dict[str, Any]:

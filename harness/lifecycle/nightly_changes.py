@@ -249,8 +249,6 @@ class Evidence(NamedTuple):
 
 
 class _MakingGroup(NamedTuple):
-    """Changes of one making that a night adds to a pass, and the largest possible change."""
-
     changes: Array
     making: str
     largest: float

@@ -59,8 +59,6 @@ class PairImport(NamedTuple):
 
 
 class _Sides(NamedTuple):
-    """Two runs, sorted by id, with the digests of their rows."""
-
     runs: tuple[Run, Run]
     rows: tuple[str, str]
 
@@ -140,7 +138,6 @@ def _phrase_not_two(labels: Iterable[str]) -> UserError:
 
 
 def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:
-    """Sample the pairs of two runs; unrated ones in the order of rating."""
     sides = _sides(task, one, other)
     shown = _pair_rows(at, task, sides)
     rated = human_preferences.map_preference_shares(ratings, *sides.rows)
@@ -195,7 +192,6 @@ def _key(sides: _Sides, turn: Turn) -> str:
 def _read(
     file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str
 ) -> tuple[list[Rating], int]:
-    """Read the ratings of a file; count the rows left blank."""
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     lines = list(label_file.read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))

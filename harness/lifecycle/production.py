@@ -235,7 +235,6 @@ def _find_shared(texts: Sequence[str]) -> str:
 
 
 def _test_requests(weights: stats.Weights, kernel: stats.Weights, requests: _Texts) -> Iterator[DriftTest]:
-    """Yield the tests of meaning (by MMD, and the share beyond the test items), length and language."""
     distances, n_before = stats.kernel_distances(weights, kernel), requests.n_before
     known = kernel[:, :n_before].copy()  # (n, n before)
     known[np.arange(n_before), np.arange(n_before)] = -1  # no item is its own neighbour
@@ -264,7 +263,6 @@ def _test_lengths(about: Kind, weights: stats.Weights, of: _Texts) -> DriftTest:
 
 
 def _answered(rows: Sequence[FeedbackRow]) -> tuple[list[FeedbackRow], list[str]]:
-    """Keep the rows with an answer of the model that answered most, and say which others there are."""
     models = Counter(row.model for row in rows if row.answer)
     if len(models) < 2:
         return [row for row in rows if row.answer], []
@@ -277,7 +275,6 @@ def _answered(rows: Sequence[FeedbackRow]) -> tuple[list[FeedbackRow], list[str]
 def _test_answers(
     answers: Sequence[SampleResult], rows: Sequence[FeedbackRow], labels: Sequence[str], seed: int
 ) -> Iterator[DriftTest]:
-    """Yield the tests of length, refusals and unparsable answers, read alike on both sides."""
     sound = [row for row in answers if row.status not in ("error", "incomplete")]
     before = _draw([(row.prompt, row.cluster) for row in sound], seed)
     after = _draw([(row.request, row.sender) for row in rows], seed)

@@ -285,7 +285,6 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
 
 
 def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
-    """Find each item in its task's data; all items that cannot be pinned are refused together."""
     tasks = {
         t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
     }
@@ -312,7 +311,6 @@ def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tupl
 
 
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
-    """Return a task without defaults, with paths relative to the suite's folder."""
     plain = task.model_dump(mode="json", exclude_defaults=True)
     plain["data"] = {
         name: os.path.relpath(path, folder) if Path(path).exists() else path

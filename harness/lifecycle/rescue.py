@@ -206,8 +206,6 @@ def _shows_gain(score: TargetScore) -> bool:
 
 
 class _Context(NamedTuple):
-    """Context for judging trials: the study, and the run against which gains are measured."""
-
     session: Session
     reader: experiment.Reader
     study: experiment.Study
@@ -305,7 +303,6 @@ def run(prepared: PreparedRescue) -> Rescue:
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:
-    """List the tasks judged on one half or none, and additional targets whose gain must be kept."""
     everything = experiment.measure(context.study, run)
     for half in HALVES:
         there = {m.task.name for m in experiment.measure(context.study, run, half)}
@@ -324,7 +321,6 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
 
 
 def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialResult, Run]:
-    """Run a trial and judge it on the search half; a failed one is recorded and the next one starts."""
     session, recipes = context.session, {n: r.model_dump(mode="json") for n, r in trial.recipes.items()}
     run, facts = experiment.attempt(session, context.reader, session.candidates[trial.name], seed)
     session.progress.finish(trial.name, live_line(facts, session.target.task.primary_metric))

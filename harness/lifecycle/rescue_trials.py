@@ -83,7 +83,6 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
 
 
 def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[RescueTrial] | str:
-    """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
     if mending := plugins.list_mending_methods(step):
         kind = case.makes or method.makes
@@ -192,7 +191,6 @@ def _situation(
 def _list_other_adapters(
     candidates: Mapping[str, ResolvedCandidate], candidate: ResolvedCandidate
 ) -> list[ResolvedCandidate]:
-    """List the candidates that train other adapters on the base of one."""
     return [
         one
         for one in candidates.values()

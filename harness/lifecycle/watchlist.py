@@ -279,7 +279,6 @@ def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
 
 
 def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
-    """Count the first clusters that together hold so many items."""
     n_so_far = accumulate(map(len, clusters), initial=0)
     return next((n for n, total in enumerate(n_so_far) if total >= n_items), len(clusters))
 

@@ -246,7 +246,6 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
 
 
 def _problem(error: "Error") -> Problem:
-    """Turn DuckDB's error into a problem, with the suggested name or our nearest one."""
     import duckdb
 
     if isinstance(error, duckdb.PermissionException):

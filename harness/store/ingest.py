@@ -228,7 +228,6 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> None:
-    """Create the views; that of the samples reads all row sets of the folder, if there are any."""
     # After damage it reads the files known to be whole, until the next sync.
     import duckdb
 

@@ -241,7 +241,6 @@ def find_grades(
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return modification time and size of a file, to detect changes; empty if it is missing."""
     try:
         file_stat = path.stat()
     except OSError:

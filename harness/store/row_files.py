@@ -25,7 +25,8 @@ from harness.records import (
     load,
     many_rows,
 )
-from harness.store.layout import AGAIN, ANEW, Store, clear_errors, failure, rename_when_whole, write_whole
+from harness.store import layout
+from harness.store.layout import Store
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -36,13 +37,13 @@ _PIECE = 1 << 20  # bytes
 def note_checksum(store: Store, path: Path, written: Path) -> None:
     """Note the checksum of a finished file before it gets its final name."""
     known = {*(_read_checksums(path) or ()), _checksum(written)}
-    write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
+    layout.write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
 
 
 @contextmanager
 def write_checked(store: Store, path: Path) -> Iterator[Path]:
     """Yield a file to fill, whose checksum is noted before it gets its name."""
-    with clear_errors(store, str(path), AGAIN), rename_when_whole(store, path) as part:
+    with layout.clear_errors(store, str(path), layout.AGAIN), layout.rename_when_whole(store, path) as part:
         yield part
         note_checksum(store, path, part)
 
@@ -146,7 +147,7 @@ def whole_feedback_files(store: Store) -> list[Path]:
     for path in filter(is_damaged, files := feedback_files(store)):
         found, step = "other bytes than were written", f"rm -r {as_argument(str(path.parent))}"
         step += ", then add its log again"
-        raise failure(str(path), found, "the file as it was written", step, NotStored)
+        raise layout.failure(str(path), found, "the file as it was written", step, NotStored)
     return files
 
 
@@ -166,7 +167,7 @@ def whole_file(path: Path) -> str:
         if is_damaged(path):
             found = f"{path} of other bytes than were written"
             expected = "the file as it was written"
-            raise failure(f"rows {path.parent.name}", found, expected, ANEW, NotStored)
+            raise layout.failure(f"rows {path.parent.name}", found, expected, layout.ANEW, NotStored)
     return pattern(path)
 
 

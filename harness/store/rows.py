@@ -23,18 +23,8 @@ from harness.records import (
     many_rows,
     parse_json,
 )
-from harness.store.layout import (
-    AGAIN,
-    ANEW,
-    Store,
-    clear_errors,
-    describe_missing_rows,
-    failure,
-    read_lines,
-    rename_when_whole,
-    write_record,
-    write_whole,
-)
+from harness.store import layout
+from harness.store.layout import Store
 from harness.store.row_files import (
     COLUMNS,
     DIGEST,
@@ -82,14 +72,14 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
     if not _read_identity(folder / "identity.json"):
         if parquet_ids(path := store.parquet(identity.digest)) is None:  # rows of another identity
             path.unlink(missing_ok=True)
-        write_record(store, folder / "identity.json", identity)
+        layout.write_record(store, folder / "identity.json", identity)
     drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
     samples = "".join(canonical_json({"example_id": item, **asdict(one)}) + "\n" for item, one in drawn)
     if samples:
         path = folder / "samples" / f"{index:05d}.jsonl"
         with write_checked(store, path) as part:
             part.write_text(samples, "utf-8", newline="\n")
-    write_whole(store, _block_path(folder, index), lines)
+    layout.write_whole(store, _block_path(folder, index), lines)
 
 
 def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
@@ -102,7 +92,7 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
     stored = parquet_ids(path) or []
     if not blocks and len(stored) >= n_rows:
         return
-    with clear_errors(store, f"rows {identity.digest}", AGAIN), memory() as db:
+    with layout.clear_errors(store, f"rows {identity.digest}", layout.AGAIN), memory() as db:
         _merge(db, [_block_path(path.parent, index) for index in blocks], path if stored else None)
         # Rows at positions 0, 1, 2, … without a gap or a repeated example are kept.
         ordered = "SELECT *, row_number() OVER (ORDER BY position) - 1 AS expected FROM merged"
@@ -111,10 +101,10 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
         if n_whole < n_rows:
             where = f"rows {identity.digest} of {identity.task}/{identity.split}"
             found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
-            raise failure(where, found, "every block", AGAIN)
+            raise layout.failure(where, found, "every block", layout.AGAIN)
         n_kept = int(n_whole) if n_distinct == n_whole else n_rows
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
-        with rename_when_whole(store, path) as part:
+        with layout.rename_when_whole(store, path) as part:
             quoted = str(part).replace("'", "''")
             db.execute(f"COPY ({select}) TO '{quoted}' (FORMAT parquet)")
             note_checksum(store, path, part)
@@ -164,12 +154,12 @@ def read_many(
     """Read many complete row sets at once, each as `read_rows` reads one; twice as fast."""
     wanted = dict.fromkeys(rows_digests)
     if missing := [digest for digest in wanted if not store.parquet(digest).exists()]:
-        raise describe_missing_rows(store, missing)
+        raise layout.describe_missing_rows(store, missing)
     rows_by_digest: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
     selected, limit = SELECTED if texts else WITHOUT_TEXTS, "" if n is None else f"WHERE position < {n:d}"
     query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} {limit} ORDER BY digest, position"
     files = [whole_file(store.parquet(digest)) for digest in wanted]
-    with clear_errors(store, f"rows {', '.join(wanted)}", ANEW), many_rows(), memory() as db:
+    with layout.clear_errors(store, f"rows {', '.join(wanted)}", layout.ANEW), many_rows(), memory() as db:
         for digest, *values in db.execute(query, [files]).fetchall() if files else ():
             rows_by_digest[digest].append(row_of(values))
     return {digest: attach_folds(store, digest, rows) for digest, rows in rows_by_digest.items()}
@@ -179,11 +169,11 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     """Read the identity of a row set; one that is missing or damaged is refused."""
     path = store.rows(rows_digest) / "identity.json"
     if not path.exists():
-        raise describe_missing_rows(store, [rows_digest])
+        raise layout.describe_missing_rows(store, [rows_digest])
     if identity := _read_identity(path):
         return identity
     step = f"remove {path.parent}, then harness compare, which computes its rows again"
-    raise failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
+    raise layout.failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
@@ -244,11 +234,10 @@ def _block_path(folder: Path, index: int) -> Path:
 
 
 def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
-    """Map the blocks whose files are whole to the ids of their examples."""
     ids_by_block = {}
     for path in sorted((store.rows(rows_digest) / "blocks").glob("*.jsonl")):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            rows, index = [parse_json(line) for line in read_lines(path)], int(path.stem)
+            rows, index = [parse_json(line) for line in layout.read_lines(path)], int(path.stem)
             ids = [row["example_id"] for row in rows]
             if [row["position"] for row in rows] == [BLOCK * index + i for i in range(len(rows))]:
                 ids_by_block[index] = ids
@@ -278,7 +267,7 @@ def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
     samples_by_item: dict[str, list[Sample]] = {}
     for path in _drawn_files(store, rows_digest):
         with suppress(OSError, ValueError, TypeError):
-            for line in read_lines(path) if is_as_written(path) else ():
+            for line in layout.read_lines(path) if is_as_written(path) else ():
                 values = parse_json(line)
                 parts = {k: None if v is None else tuple(v) for k, v in values.pop("parts").items()}
                 samples_by_item.setdefault(values.pop("example_id"), []).append(Sample(parts=parts, **values))
@@ -298,14 +287,14 @@ def read_drawn_items(store: Store, rows_digest: str) -> set[str]:
 def _items_in(path: Path, *_version: int) -> frozenset[str]:
     with suppress(OSError, ValueError, KeyError, TypeError):
         if is_as_written(path):
-            return frozenset(parse_json(line)["example_id"] for line in read_lines(path))
+            return frozenset(parse_json(line)["example_id"] for line in layout.read_lines(path))
     return frozenset()
 
 
 def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None:
     """Note which fold's model answered each item of a row set, before its rows are written."""
     path = store.rows(rows_digest) / "folds.json"
-    write_whole(store, path, json.dumps(dict(folds), sort_keys=True) + "\n")
+    layout.write_whole(store, path, json.dumps(dict(folds), sort_keys=True) + "\n")
 
 
 def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
@@ -318,7 +307,7 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
     except (OSError, ValueError) as error:
         step = f"remove {path}, then harness compare, which writes it again"
         cause = str(error).splitlines()[0]
-        raise failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
+        raise layout.failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
 
 
 def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
