@@ -286,11 +286,6 @@ def test_the_run_has_a_control_arm_and_its_first_rows_have_none(file_and_lines):
     assert controls["letters/test"] == {""}
 
 
-@pytest.mark.e2e
-def test_what_the_base_was_asked_before_leaves_the_order_as_it_was(file_and_lines):
-    assert not any("a first result" in line for line in lines(file_and_lines[0], "target.max_new_tokens=3"))
-
-
 class Stops(ProgressLog):
     """Progress of a call that is ended when the base is asked."""
 

@@ -114,18 +114,6 @@ def test_a_zipped_log_that_was_cut_short_is_refused_as_not_finished(tmp_path):
         read_tasks(tmp_path)
 
 
-@pytest.mark.e2e
-def test_an_equal_model_passes_and_a_task_that_neither_finished_leaves_the_verdict_open(tmp_path):
-    old, new = arms(tmp_path, n=1000, tasks=6, gains=20, losses=20)
-    judged = gate(old, new)
-    assert (judged.verdict.outcome, judged.verdict.macro.n) == ("pass", 6000)
-    for arm in (old, new):
-        inspect_logs.write(arm, {"hard": ["C"] * 9}, status="cancelled")
-    judged = gate(old, new)
-    assert judged.verdict.outcome == "inconclusive"
-    assert "not finished by both, left out: hard" in judged.notes
-
-
 def test_a_task_given_other_arguments_is_another_task(tmp_path):
     for subject in ("law", "music"):
         given = {"subject": subject}
@@ -143,7 +131,6 @@ WARM = {"max_tokens": 64, "temperature": 0.7}
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ({}, {"task_version": 1}, "differ in task_version: 0 and 1"),
         ({}, {"model_generate_config": WARM}, "differ in temperature: 'the default'"),
         ({}, {"scorers": [{"name": "match", "options": {}}]}, "differ in scorers"),
         (
@@ -159,16 +146,13 @@ def test_another_version_decoding_scorer_precision_or_grader_is_refused_by_its_n
         gate(*arms)
 
 
-@pytest.mark.parametrize(
-    ("field", "said"), [("input", "doc_hash"), ("messages", "prompt_hash"), ("target", "target_hash")]
-)
-def test_other_items_or_prompts_are_refused_by_the_name_of_their_digest(tmp_path, field, said):
+def test_other_prompts_are_refused_by_the_name_of_their_digest(tmp_path):
     old, new = arms(tmp_path, n=30, tasks=1, zipped=False)
     file = next(new.iterdir())
     log = json.loads(file.read_text())
-    log["samples"][3][field] = [{"role": "user", "content": "other"}] if field == "messages" else "other"
+    log["samples"][3]["messages"] = [{"role": "user", "content": "other"}]
     file.write_text(json.dumps(log))
-    with pytest.raises(IncompatibleRuns, match=f"task_0: {said} differs on 1 of 30 items"):
+    with pytest.raises(IncompatibleRuns, match="task_0: prompt_hash differs on 1 of 30 items"):
         gate(old, new)
 
 

@@ -258,14 +258,6 @@ def run_and_die(path):
     Calendar(path).night(1, asked=hears)
 
 
-def run_and_wait(path, begun, refused):
-    def hears(prompt):
-        begun.set()
-        refused.wait(PATIENCE_S)
-
-    Calendar(path).night(1, asked=hears)
-
-
 @pytest.mark.e2e
 def test_a_night_whose_process_is_killed_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path, tmp_path):
     shutil.copytree(path.parent, tmp_path / "other")
@@ -286,27 +278,13 @@ def test_a_night_whose_process_is_killed_goes_on_where_it_was_and_ends_as_an_und
 
 
 @pytest.mark.e2e
-def test_two_processes_that_run_one_night_do_not_collide(path):
-    begun, refused = SPAWN.Event(), SPAWN.Event()
-    process = SPAWN.Process(target=run_and_wait, args=(path, begun, refused))
-    process.start()
-    assert begun.wait(PATIENCE_S)
-    calendar = Calendar(path)
-    with pytest.raises(HarnessError, match="another nightly run at work"):
-        calendar.night(1)
-    refused.set()
-    process.join(PATIENCE_S)
-    assert process.exitcode == 0
-    assert [night.night for night in read_nights(folder_of(path))] == ["2026-03-01"]
-    assert calendar.night(1).verdict == "ok"
-    assert calendar.asked == [], "the night of the other process is found"
-
-
-@pytest.mark.e2e
 def test_nothing_is_acknowledged_while_a_night_is_at_work_and_a_webhook_hears_of_an_alarm_once(path):
     Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
-    with FileLock(folder_of(path) / ".lock"), pytest.raises(HarnessError, match="another nightly run"):
-        nightly.acknowledge(path, "lora")
+    with FileLock(folder_of(path) / ".lock"):
+        with pytest.raises(HarnessError, match="another nightly run"):
+            nightly.acknowledge(path, "lora")
+        with pytest.raises(HarnessError, match="another nightly run"):
+            Calendar(path).night(2)
 
     assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
     with inbox.open_inbox() as (address, received):

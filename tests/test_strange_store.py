@@ -102,16 +102,6 @@ def test_a_link_in_a_store_is_named_before_anything_is_removed(project, command,
     assert sorted(path.name for path in elsewhere.rglob("*")) == before
 
 
-def test_unused_rows_behind_a_link_are_named_and_stay(project, command):
-    unused = project / "runs" / "rows" / "unused"
-    unused.mkdir()
-    (unused / "rows.parquet").write_bytes(b"")
-    move_behind_link(project, "rows", "unused")
-    code, _, said = command("runs", "rm", "--unused", "--yes", "--runs", project / "runs")
-    assert (code, "found a link to" in said) == (2, True)
-    assert (project.parent / "elsewhere" / "rows.parquet").exists()
-
-
 @pytest.mark.parametrize("name", ["loop", "dangling", "a folder"])
 def test_a_run_file_that_cannot_be_read_is_named(project, command, name):
     folder = project / "runs" / "odd"
@@ -246,25 +236,6 @@ def test_what_nights_refer_to_is_wanted(store):
         night = state.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
         state.write_night(store, folder, night)
     assert list_unused(store) == {"weights/before"}
-
-
-@pytest.mark.e2e
-def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(store):
-    complete(store, OTHER, make_rows(3))
-    names = ("tonight", "pinned", "own")
-    for name in names:
-        write_fit(store, name, f"weights of {name}")
-        stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
-    folder = state.home(store, "desk")
-    reference = state.Reference("r", {"a/test": OTHER.digest}, {}, "weights of pinned", {}, "d", "e")
-    state.write_state(store, folder, state.State({"lora": reference}))
-    watched = state.NightCandidate("lora", "r", "t", (), fit_keys=("tonight",))
-    night = state.Night("2025-01-01", "", "", "", "fp32", "e", {}, (watched,), {}, {})
-    state.write_night(store, folder, night)
-    for name in names:
-        release.remove_run(store, name)
-    assert [store.weights(name).exists() for name in names] == [True, True, False]
-    assert store.parquet(OTHER.digest).exists()
 
 
 def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):

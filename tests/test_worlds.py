@@ -83,15 +83,6 @@ def test_too_few_items_leave_it_undecided_and_the_number_named_would_do(tmp_path
     assert (verdict(more).outcome, more.decision.action) == ("pass", "fine-tune")
 
 
-def test_at_a_tiny_volume_the_prompt_is_shipped_though_the_fine_tune_is_better(tmp_path):
-    truth = Truth(answers(70, 70, 70, 90), lost=1, gained=1)
-    rare = ["decide.requests_per_month=10", "decide.label_cost_usd=0.5"]
-    report = worlds.report(tmp_path, truth, FEW, overrides=rare)
-    assert (report.decision.action, report.decision.candidate) == ("prompt", "prompt")
-    assert verdict(report).outcome == "pass"
-    assert worlds.report_world(tmp_path, truth, ["decide.label_cost_usd=0.5"]).decision.candidate == "lora"
-
-
 def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp_path):
     # Two shots take the oracle 0.60 s an answer, a prompt 0.30 s, the fine-tune 0.20 s, retrieval 0.90 s.
     truth = Truth(answers(20, 90, 20, 70), lost=1, gained=1)
