@@ -157,11 +157,7 @@ class UnreferencedFiles(NamedTuple):
 
 
 def remove_run(at: Store, run_id: str) -> None:
-    """Delete a run with its rows and weights that no other run, champion or night uses.
-
-    Raises:
-        UserError: there is no such run, or it is a champion, or a rollback may return to it.
-    """
+    """Delete a run with its rows and weights that no other run uses; refused for kept champions."""
     store.get_run(at, run_id)
     for champion in store.kept_champions(at.folder.parent):
         if champion.run_id == run_id:

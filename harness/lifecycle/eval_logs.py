@@ -97,12 +97,7 @@ class Arm(NamedTuple):
 
 
 def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], wanted: Collection[str] = ()) -> Arm:
-    """Read one arm from the path that an option gives; only the `wanted` tasks, if any are named.
-
-    Raises:
-        UserError: the evaluations are of several models, a task is in several of them, or a file is
-            damaged.
-    """
+    """Read one arm from the path that an option gives; only the `wanted` tasks, if any are named."""
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
     _refuse_several_models(option, path, finished)
     counts = Counter(task for evaluation in finished for task in evaluation.tasks)

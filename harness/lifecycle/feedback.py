@@ -72,11 +72,7 @@ class _Unusable(Exception):
 
 
 def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow]:
-    """Yield the answered requests of a log, and note what is not read; errors are masked by region.
-
-    Raises:
-        UserError: the file is malformed, or a value of a known column is not understood; all are listed.
-    """
+    """Yield the answered requests of a log; values that are not understood are refused, all at once."""
     problems: list[Problem] = []
     shown = readers.display_path(path)
     try:
@@ -284,12 +280,7 @@ class AddedFeedback(NamedTuple):
 
 
 def add_feedback(store: Store, path: str, region: str, advance: Advance) -> AddedFeedback:
-    """Mask the rows of a log and store new ones; equal rows within one log all count.
-
-    Raises:
-        UserError: the region or the file cannot be read, a value is not understood, or no row can be
-            used.
-    """
+    """Mask the rows of a log and store new ones; equal rows within one log all count."""
     region = check_region(region)
     notes, masked, held, models = LogNotes(), Counter[str](), Counter[str](), Counter[str]()
     shown = readers.display_path(path)

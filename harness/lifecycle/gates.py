@@ -134,12 +134,7 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
 
 
 def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
-    """Judge one run against a champion, or against its own base.
-
-    Raises:
-        UserError: the run has no capability to lose.
-        IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
-    """
+    """Judge one run against a champion, or against its own base."""
     sampling = None
     if is_sampled(stored.experiment, run):
         stored, sampling = _as_analysed(stored, run)

@@ -222,10 +222,7 @@ def import_labels(
     rater: str = "",
     scale: tuple[float, float] | None = None,
 ) -> LabelImport:
-    """Read the labels of a file and store them with the ratings; `scale` is the scale of its labels.
-
-    By default labels are from 0 to 1, or yes and no. All problems are refused together.
-    """
+    """Read the labels of a file and store them with the ratings; `scale` is the scale of its labels."""
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     if scale and not -inf < scale[0] < scale[1] < inf:
@@ -345,10 +342,7 @@ def _file_rows(
 def _read(
     file: Path, known: Mapping[str, tuple[str, str]], scale: tuple[float, float], task: Task
 ) -> tuple[str, list[AnswerLabel], int, int]:
-    """Read a file's metric and labels from 0 to 1; count the rows with a label and those left blank.
-
-    `known` maps the keys of answers to their metric and item.
-    """
+    """Read a file's metric and labels from 0 to 1, and its numbers of labelled and blank rows."""
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):

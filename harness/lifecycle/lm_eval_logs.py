@@ -32,11 +32,7 @@ _SETTINGS = (
 
 
 def find_evaluations(path: Path) -> list[Evaluation]:
-    """List the evaluations below a folder, the newest last, or the one in a file of results or samples.
-
-    The metric is the first rate that lm-eval lists for a task, or an error rate per word. Chance is one over
-    the number of choices.
-    """
+    """List the evaluations below a folder, the newest last, or the one in a file of results or samples."""
     results = _RESULTS.match(path.name) if path.is_file() else None
     if path.is_dir():
         files = sorted(path.rglob("samples_*.jsonl"))

@@ -342,10 +342,7 @@ def status(path: Path, today: str) -> Status:
 
 
 def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[nightly_state.Alarm]:
-    """Acknowledge the open alarms about a candidate, `harness`, or all; evidence then starts again.
-
-    With `new_reference` the next night compares with the newest stored run.
-    """
+    """Acknowledge the open alarms about a candidate, `harness`, or all; evidence then starts again."""
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
     folder = nightly_state.home(at, loaded.experiment.name)

@@ -87,8 +87,7 @@ def export_pairs(
 ) -> PairExport:
     """Write the answers of two candidates to randomly sampled test items of the target, for comparison.
 
-    The default `candidates` are a fine-tune and the best untrained candidate on validation. Of several seeds
-    and fine-tunes the one with the fewest ratings is exported, ties by rank.
+    Of several seeds and fine-tunes the one with the fewest ratings is exported, ties by rank.
     """
     label_file.refuse_unwritable(file)
     stored = load_study(config.load(path, overrides))

@@ -325,11 +325,7 @@ def _plain(task: Task, folder: Path) -> dict[str, Any]:
 
 
 def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[str, Estimate]]]:
-    """Rescore a run, and its base and the champion on the suites; return it with its scores by task.
-
-    Raises:
-        IncompatibleRuns: some of its rows belong to another task, prompt or model than the file has now.
-    """
+    """Rescore a run, and its base and the champion on the suites; return it with its scores by task."""
     candidate = session.candidates.get(run_before.candidate)
     if candidate is None or Recipe.model_validate(run_before.recipe) != candidate.recipe:
         raise IncompatibleRuns(

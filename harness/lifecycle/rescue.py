@@ -227,10 +227,7 @@ class PreparedRescue(NamedTuple):
 
 
 def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
-    """Find the run with a candidate's name or a run's id, and list its trials.
-
-    Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
-    """
+    """Find the run with a candidate's name or a run's id, and list its trials."""
     experiment.refuse_folds(
         session.folds, "harness rescue", "where every trial would have to be made again in each"
     )

@@ -75,10 +75,7 @@ jobs:
 
 
 def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
-    """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file.
-
-    `path` is the experiment's file, `at` a time of day, hh:mm.
-    """
+    """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file."""
     hour, minute = (int(part) if part.isdigit() else 99 for part in at.partition(":")[::2])
     if hour > 23 or minute > 59:
         raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
@@ -114,10 +111,7 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
 def next_step(
     scheduler: Scheduler, files: Iterable[Path], options: Sequence[str] = (), *, written: bool = False
 ) -> str:
-    """Say what makes the unit of some files run, and how it gets the webhook and the keys of endpoints.
-
-    `options` are those that the unit was requested with, beside its scheduler.
-    """
+    """Say what makes the unit run, and how it gets the webhook and the keys of endpoints."""
     unit = next(path.stem for path in files)
     given = {
         "cron": "by a line NAME=value above it",

@@ -149,11 +149,7 @@ class History(NamedTuple):
 
 
 def read_history(folder: Path, target: str) -> History:
-    """Read the history of a target; empty if nothing was ever promoted.
-
-    Raises:
-        UserError: an entry is missing or damaged; a line that a kill cut short is only a note.
-    """
+    """Read the history of a target; a damaged entry is refused, a line that a kill cut short is a note."""
     path, again = _history_file(folder, target), _RESTORE
     if not path.exists():
         return History()
@@ -179,11 +175,7 @@ def read_history(folder: Path, target: str) -> History:
 
 
 def read_champion(folder: Path, target: str) -> Champion | None:
-    """Read the champion of a target; None without one. A file that is behind its history is written again.
-
-    Raises:
-        UserError: a file does not hold what was written, or the champion is not that of the history.
-    """
+    """Read the champion of a target; None without one. A file that is behind its history is written again."""
     history = read_history(folder, target)
     champion = history.champion
     if _read_written(folder, target) != history.file:  # perhaps as another process is at it
@@ -242,12 +234,7 @@ def record_champion(store: Store, entry: ChampionEntry) -> Path:
 
 
 def _follow(store: Store, target: str) -> Champion | None:
-    """Write the champion's file as its history says, or remove it; returns the champion.
-
-    Raises:
-        UserError: the file holds a champion that neither the last entry nor the one before it left, or
-            the history lost entries.
-    """
+    """Write the champion's file as its history says, or remove it; a changed or lost entry is refused."""
     folder, path = store.folder.parent, champion_file(store.folder.parent, target)
     history, written = read_history(folder, target), _read_written(folder, target)
     number = len(history.entries)

@@ -98,11 +98,7 @@ def _leftovers(paths: Iterable[Path]) -> list[Leftover]:
 
 
 def disk_use(store: Store, runs: Sequence[Run]) -> tuple[dict[str, int], dict[str, int]]:
-    """Measure the files of a store by kind, and map each run to what removing it would free, in bytes.
-
-    `unfinished` are incomplete blocks of rows and checkpoints of incomplete trainings. The small JSON files
-    of a run do not count as freed.
-    """
+    """Measure the files of a store by kind, and map each run to what removing it would free, in bytes."""
     rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
     whole = {name for name in rows if store.parquet(name).exists()}
     weights = {path.name: size(path) for path in (store.folder / "weights").glob("*")}

@@ -193,12 +193,7 @@ class QueryResult(NamedTuple):
 
 
 def query(store: Store, sql: str) -> QueryResult:
-    """Query the index after bringing it up to date.
-
-    Raises:
-        UserError: the folder has no run, or the query is not a single SELECT that DuckDB can answer.
-        HarnessError: the index is damaged or written by a newer harness.
-    """
+    """Query the index with one SELECT after bringing it up to date."""
     with _select(store, sql) as cursor:
         columns, rows = tuple(name for name, *_ in cursor.description or ()), cursor.fetchall()
         return QueryResult(columns, rows, tuple(ingest.list_unread_files(cursor, store)))

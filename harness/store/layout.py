@@ -192,11 +192,7 @@ def rename_when_whole(store: Store, path: Path) -> Iterator[Path]:
 
 
 def remove(below: Path, paths: Iterable[Path]) -> None:
-    """Delete files and folders below a folder if they exist; links inside them go, but not their targets.
-
-    Raises:
-        UserError: a path lies elsewhere, or is or lies behind a link; then nothing is deleted.
-    """
+    """Delete files and folders below a folder, or nothing if one lies elsewhere or behind a link."""
     chosen, problems = list(paths), list[Problem]()
     for path in chosen:
         names = path.relative_to(below).parts if path.is_relative_to(below) else ()

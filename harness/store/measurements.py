@@ -277,12 +277,7 @@ _FEEDBACK_TEXTS = ("messages", "answer", "correction", "preference", "source")
 
 
 def feedback_key(store: Store) -> str:
-    """Return the key that rows and senders of feedback are digested with; the first call makes it.
-
-    Raises:
-        UserError: rows are stored and their key is lost or damaged: repeated rows would not be
-            recognised.
-    """
+    """Return the key that rows and senders of feedback are digested with; the first call makes it."""
     folder = store.folder / _FEEDBACK
     make_private_folder(store.folder)
     make_private_folder(folder)
@@ -331,9 +326,7 @@ def list_feedback_ids(store: Store) -> set[str]:
 def read_feedback(
     store: Store, *, texts: bool = True, added_since: datetime | None = None
 ) -> list[FeedbackRow]:
-    """Read the rows of feedback, by time; rows without a time come first. Without `texts` these are empty.
-
-    Those of all files, or of the files that were added at a time or later.
+    """Read the rows of feedback, all or those added since a time, by time; without `texts` these are empty.
     """
     columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _FEEDBACK_TEXTS]
     found = _read_feedback_rows(store, columns, added_since)

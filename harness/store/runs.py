@@ -311,14 +311,9 @@ def all_runs(store: Store) -> list[Run]:
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
-    """Delete a run, its exports, and the rows and weights that no other run needs and `keep` does not name.
+    """Delete a run, its exports and trials, and the rows and weights that no other run needs.
 
-    The trials it was chosen from are deleted too, except those that another run needs. `keep` holds digests
-    of row sets and weights, and keys of weight folders.
-
-    Raises:
-        UserError: there is no such run, it is a trial that a run depends on, or a part is a link.
-        HarnessError: another run's file is unreadable, so its references are unknown.
+    `keep` holds digests of row sets and weights, and keys of weight folders, that stay.
     """
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
@@ -399,11 +394,7 @@ def read_export(folder: Path) -> Export:
 
 
 def verify_export(folder: Path) -> Export:
-    """Read an export whose files are those that were written, each hashed anew.
-
-    Raises:
-        UserError: a file is missing, has changed, or was added.
-    """
+    """Read an export whose files are those that were written, each hashed anew."""
     export, there, problems = read_export(folder), list_exported_files(folder), list[Problem]()
     expected = f"the file that was exported from {export.run_id}"
     for name, file in export.files.items():
