@@ -39,9 +39,7 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     at = store.Store(kept.folder)
     found, (_, unreadable) = store.list_runs(at), store.runs_on_disk(at)
     trials = store.trials_by_run(at, found)
-    used, freed = store.disk_use(at, found)
-    for run_id, n_bytes in store.count_freed_by_trials(at, found).items():
-        freed[run_id] = freed.get(run_id, 0) + n_bytes
+    used, freed = store.disk_use(at), store.count_freed_bytes(at, found)
     listed: dict[str, Any] = {}
     if as_json:  # facts without rows, recipe and measurements
         listed = {run.run_id: _facts(run) | {"frees_bytes": freed[run.run_id]} for run in found}

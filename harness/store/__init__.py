@@ -160,7 +160,7 @@ from harness.store.runs import (
     ExportedFile,
     TrialRun,
     all_runs,
-    count_freed_by_trials,
+    count_freed_bytes,
     digest_of_base,
     exports_of,
     find_trial,

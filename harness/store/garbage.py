@@ -7,7 +7,6 @@ key the digest of everything that its rows depend on; the least recently used fi
 
 import os
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -97,30 +96,20 @@ def _leftovers(paths: Iterable[Path]) -> list[Leftover]:
     return [Leftover(path, size(path)) for path in paths if path.exists()]
 
 
-def disk_use(store: Store, runs: Sequence[Run]) -> tuple[dict[str, int], dict[str, int]]:
-    """Measure the files of a store by kind, and map each run to what removing it would free, in bytes."""
+def disk_use(store: Store) -> dict[str, int]:
+    """Measure the files of a store by kind, in bytes."""
     rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
-    whole = {name for name in rows if store.parquet(name).exists()}
-    weights = {path.name: size(path) for path in (store.folder / "weights").glob("*")}
-    parts = sum(n for name, n in weights.items() if name.endswith(".part"))
-    blocks = sum(n for name, n in rows.items() if name not in whole)
+    blocks = sum(n for name, n in rows.items() if not store.parquet(name).exists())
+    parts = sum(map(size, (store.folder / "weights").glob("*.part")))
     used = {
         "rows": sum(rows.values()) - blocks,
-        "weights": sum(weights.values()) - parts,
+        "weights": size(store.folder / "weights") - parts,
         "index": size(store.index),
         "unfinished": parts + blocks + size(store.folder / ".unfinished"),
         "control arm": size(store.folder / "control"),
         "nights": size(store.folder / "nightly"),
     }
-    used["others"] = size(store.folder) - sum(used.values())
-    users = Counter(digest for run in runs for digest in set(run.rows.values()))
-    fit_keys, of_weights = count_needed_keys(runs), Counter(run.weights_digest for run in runs)
-    freed = {}
-    for run in runs:
-        freed[run.run_id] = sum(rows.get(key, 0) for key in set(run.rows.values()) if users[key] == 1)
-        freed[run.run_id] += size(store.place("exports", run.run_id))
-        freed[run.run_id] += weights.get(find_own_fit_key(run, fit_keys, of_weights) or "", 0)
-    return used, freed
+    return used | {"others": size(store.folder) - sum(used.values())}
 
 
 def size(path: Path) -> int:
@@ -133,17 +122,6 @@ def weights_behind(run: Run) -> dict[str, str]:
     """Map the keys of all weights that a run depends on, its own and its trials' included, to digests."""
     own = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
     return run.training.stands_on | own
-
-
-def find_own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) -> str | None:
-    """Return the key of a run's weights if no other run needs them; the counts are those of all runs."""
-    fit_key = run.training.fit_key
-    return fit_key if fit_key and fit_keys[fit_key] == 1 and weights[run.weights_digest] == 1 else None
-
-
-def count_needed_keys(runs: Iterable[Run]) -> Counter[str]:
-    """Count how many runs need each key of weights."""
-    return Counter(key for run in runs for key in weights_behind(run))
 
 
 def begin(store: Store, name: str) -> None:

@@ -5,7 +5,6 @@ A trial's id ends with the key of its weights, or of a prompt's answers, so a tr
 is one run. A trial that a run was chosen from or depends on is not removed before the run.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -115,26 +114,30 @@ def split_trials(store: Store, runs: Iterable[Run]) -> tuple[set[str], list[garb
     return rows, [garbage.Leftover(file, garbage.size(file)) for file in files]
 
 
-def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
-    """Map each run to the bytes of trials that only it needs, and each unneeded trial to its own bytes."""
-    trials_by_owner: dict[str, list[TrialRun]] = {}
-    runs_by_key = _map_runs_by_key(runs)
-    for trial in list_trials(store):
-        owners = runs_by_key.get(_key(trial.trial)) or [trial.run]
-        if len(owners) == 1 and (owners[0] is trial.run or find_choosers(trial, owners)):
-            trials_by_owner.setdefault(owners[0].run_id, []).append(trial)
-    run_by_id = {run.run_id: run for run in runs}
+def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
+    """Map each run, and each trial that no run needs, to what removing its folders would free, in bytes."""
+    trials, needed = list_trials(store), _map_runs_by_key(runs)
     freed = {}
-    for run_id, trials in trials_by_owner.items():
-        others = [run for run in runs if run.run_id != run_id]
-        parts = _map_own_parts(store, trials, others).values()
-        counted = set[Path]()  # with the run itself
-        if run := run_by_id.get(run_id):
-            counted.update(map(store.rows, run.rows.values()))
-        if run and run.training.fit_key:
-            counted.add(store.weights(run.training.fit_key))
-        freed[run_id] = sum(map(garbage.size, {path for folders in parts for path in folders} - counted))
+    for run in (*runs, *(trial.run for trial in trials if _key(trial.trial) not in needed)):
+        others = [other for other in runs if other is not run]
+        own_trials = [trial for trial in trials if trial.run is run or find_choosers(trial, [run])]
+        parts = _map_own_parts(store, own_trials, others).values() if own_trials else ()
+        folders = {*_list_own_folders(store, run, others), *(path for part in parts for path in part)}
+        freed[run.run_id] = sum(map(garbage.size, folders))
     return freed
+
+
+def _list_own_folders(
+    store: Store, run: Run, others: Sequence[Run], keep: Collection[str] = ()
+) -> list[Path]:
+    """List the exports of a run, and the rows and weights that no other run needs and `keep` does not name."""
+    own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
+    folders = [store.place("exports", run.run_id), *map(store.rows, own_rows)]
+    needed = {key for other in others for key in garbage.weights_behind(other)}
+    needed |= {other.weights_digest for other in others} | set(keep)
+    if run.training.fit_key and not {run.training.fit_key, run.weights_digest} & needed:
+        folders.append(store.weights(run.training.fit_key))
+    return folders
 
 
 def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -324,15 +327,8 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
             found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
             step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
             raise UserError(Problem("run", found, "a run that no other needs", step))
-    paths = [store.place(run_id), *(store.place(kind, run_id) for kind in ("verdicts", "exports"))]
-    own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
-    paths += map(store.rows, own_rows)
-    every = [run, *others]
-    fit_key = garbage.find_own_fit_key(
-        run, garbage.count_needed_keys(every), Counter(r.weights_digest for r in every)
-    )
-    if fit_key and not {fit_key, run.weights_digest} & set(keep):
-        paths.append(store.weights(fit_key))
+    paths = [store.place(run_id), store.place("verdicts", run_id)]
+    paths += _list_own_folders(store, run, others, keep)
     for trial_id, folders in _map_own_parts(store, trials, others, keep).items():
         paths += [*folders, _file(store, trial_id)]
     layout.remove(store.folder, paths)

@@ -155,7 +155,7 @@ def queries(at: Store) -> dict[str, float]:
 
 
 def measure_rows(at: Store, found: StoreCosts) -> list[Row]:
-    size_gb = disk_use(at, [])[0]["index"] / 1e9
+    size_gb = disk_use(at)["index"] / 1e9
     with duckdb.connect() as db:
         sets = [row_set(db, at, 2 * found.n_runs + i) for i in range(2)]
     start = time.perf_counter()
