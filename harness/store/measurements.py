@@ -326,7 +326,7 @@ def list_feedback_ids(store: Store) -> set[str]:
 def read_feedback(
     store: Store, *, texts: bool = True, added_since: datetime | None = None
 ) -> list[FeedbackRow]:
-    """Read the rows of feedback, all or those added since a time, by time; without `texts` these are empty."""
+    """Read the rows of feedback, or those added since a time, by time; without `texts` these are empty."""
     columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _FEEDBACK_TEXTS]
     found = _read_feedback_rows(store, columns, added_since)
     rows = (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in found)

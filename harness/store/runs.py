@@ -130,7 +130,7 @@ def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
 def _list_own_folders(
     store: Store, run: Run, others: Sequence[Run], keep: Collection[str] = ()
 ) -> list[Path]:
-    """List the exports of a run, and the rows and weights that no other run needs and `keep` does not name."""
+    """List the exports of a run, and the rows and weights that neither another run nor `keep` names."""
     own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
     folders = [store.place("exports", run.run_id), *map(store.rows, own_rows)]
     needed = {key for other in others for key in garbage.weights_behind(other)}
