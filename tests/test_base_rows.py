@@ -17,7 +17,6 @@ from harness import store as stores
 from harness.cache import cache_dir
 from harness.cli.progress_bar import TerminalProgress
 from harness.config.files import SHIPPED_SUITES, suite_files
-from harness.experiment.stored_rows import StoredRows
 from harness.records import Origin
 from harness.store import Store
 from harness.store.garbage import find_base_rows, keep_base_rows
@@ -273,17 +272,6 @@ def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_line
     mine, theirs = (runs_of(one)["prompt"] for one in (file_and_lines[0], path))
     assert (mine.run_id, mine.rows) == (theirs.run_id, theirs.rows)
     assert simplify_rows(rows_of(file_and_lines[0], mine)) == simplify_rows(rows_of(path, theirs))
-
-
-def test_the_run_has_a_control_arm_and_its_first_rows_have_none(file_and_lines):
-    path, run = file_and_lines[0], runs_of(file_and_lines[0])["prompt"]
-    at = Store(path.parent / "runs")
-    origins = {name: store.origins(at, digest).values() for name, digest in run.rows.items()}
-    controls = {name: {origin.control for origin in known} for name, known in origins.items()}
-    (measured,) = StoredRows(at).controls_of(run)
-    assert measured.n_same > 0
-    assert controls["letters/validation"] == {measured.id}
-    assert controls["letters/test"] == {""}
 
 
 class Stops(ProgressLog):

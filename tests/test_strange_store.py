@@ -7,7 +7,6 @@ from dataclasses import replace
 import fake_project
 import pytest
 import tiny_experiment
-from busy_store import keep_busy
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, save_two_runs
 
 from harness import store as stores
@@ -15,7 +14,6 @@ from harness.errors import HarnessError, UserError
 from harness.lifecycle import nightly_state as state
 from harness.lifecycle import release
 from harness.progress import SilentProgress
-from harness.store import Store
 from harness.store.garbage import size
 
 HOSTILE_NAMES = ["../../../precious", "..", "", "a/b", "a\\b", "~root", "a\0b", "x" * 300]
@@ -156,14 +154,6 @@ def test_a_name_in_an_experiment_file_is_one_of_a_file(tmp_path, command, place,
     (tmp_path / "harness.yaml").write_text(json.dumps(experiment))
     code, _, said = command("compare", "--dry-run", "-c", tmp_path / "harness.yaml")
     assert (code, "expected letters, digits and the signs _ . -" in said) == (2, True)
-
-
-def run_writers(folder, seconds):
-    store = Store(folder / "runs")
-    complete(store, IDENTITY, make_rows(640))
-    stores.save_run(store, make_run("first", [IDENTITY.digest]))
-    run = json.loads((store.folder / "first" / "run.json").read_text("utf-8"))
-    return store, keep_busy(store.folder, run, 8, seconds)
 
 
 SWEPT = """\

@@ -7,7 +7,6 @@ all, and a judge's file only under the criteria and scale in its keys.
 
 import csv
 import io
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -57,10 +56,8 @@ def read_rows(
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield the line number of each row with its `needed` cells, in any form that spreadsheets write."""
     with _open(file) as stream:
-        above, head = _head(stream)
+        head = stream.readline()
         stream.seek(0)
-        if above:
-            stream.readline()
         csv.field_size_limit(_LONGEST_CELL)
         reader = csv.DictReader(stream, delimiter=_delimiter(head, needed))
         found = [(name or "").strip().lower() for name in reader.fieldnames or ()]
@@ -68,28 +65,19 @@ def read_rows(
             if wrong := [name for name in needed if min(found.count(name), 2) == n]:
                 expected = f"the columns {', '.join(columns)}, as harness rate export writes them"
                 step = "remove or rename the others" if n else "keep the first line as it was"
-                raise UserError(
-                    Problem(f"{file}:{above + 1}", f"{what} {' and '.join(wrong)}", expected, step)
-                )
+                raise UserError(Problem(f"{file}:1", f"{what} {' and '.join(wrong)}", expected, step))
         reader.fieldnames = found
-        line = reader.line_num + above + 1
+        line = reader.line_num + 1
         for row in reader:
             yield line, tuple((row[name] or "").strip() for name in needed)
-            line = reader.line_num + above + 1
+            line = reader.line_num + 1
 
 
 def has_column(file: Path, name: str) -> bool:
-    """Tell whether a file's header, which a separator hint may precede, names a column."""
+    """Tell whether a file's header names a column."""
     with _open(file) as stream:
-        head = _head(stream)[1]
+        head = stream.readline()
     return name in _cells(head, _delimiter(head, [name]))
-
-
-def _head(stream: TextIO) -> tuple[int, str]:
-    """Read the header line and the number of lines before it, 1 if there is a separator hint."""
-    head = stream.readline()
-    is_hint = head.strip().strip('"').casefold().startswith("sep=")
-    return (1, stream.readline()) if is_hint else (0, head)
 
 
 def _delimiter(head: str, needed: Sequence[str]) -> str:
@@ -102,10 +90,8 @@ def _cells(head: str, delimiter: str) -> list[str]:
     return [cell.strip().lower() for cell in next(csv.reader([head], delimiter=delimiter), [])]
 
 
-def _open(file: Path) -> io.TextIOWrapper:
-    with file.open("rb") as raw:
-        encoding = "utf-16" if raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
-    return file.open(encoding=encoding, errors="replace", newline="")
+def _open(file: Path) -> TextIO:
+    return file.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
 def unknown_key(where: str, key: str, what: str) -> Problem:
