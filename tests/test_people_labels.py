@@ -458,7 +458,7 @@ def test_no_cell_starts_a_formula_and_what_stands_in_a_question_decides_nothing(
     assert not label_file.has_column(file, "better")
     write(file, [dict.fromkeys(columns, "") | {"label": "0", "note;x;y;z;w;v;u": ""}])
     assert list(label_file.read_rows(file, columns, ("key", "label"))) == [(2, ("", "0"))]
-    file.write_text("sep=;\nkey;better\n")
+    file.write_text("key;better\n")
     assert label_file.has_column(file, "better")
 
 
@@ -515,7 +515,7 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
     assert not any(name in (project / "pairs.csv").read_text("utf-8-sig") for name in ("prompt", "shots"))
     said = ["left", "right", "Tie", ""]
     write(
-        project / "back.csv", [{**row, "better": said[i % 4]} for i, row in enumerate(written)], ";", "utf-16"
+        project / "back.csv", [{**row, "better": said[i % 4]} for i, row in enumerate(written)], ";", "utf-8-sig"
     )
     back = harness("rate", "import", "back.csv", "--rater", "ann", cwd=project, check=0)
     assert "9 preferences by ann, 3 rows left blank" in back.stdout
