@@ -274,29 +274,6 @@ def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_line
     assert simplify_rows(rows_of(file_and_lines[0], mine)) == simplify_rows(rows_of(path, theirs))
 
 
-class Stops(ProgressLog):
-    """Progress of a call that is ended when the base is asked."""
-
-    @contextmanager
-    def stage(self, label, expected_s=0.0):
-        if label == ASKS_THE_BASE[0]:
-            raise KeyboardInterrupt
-        with super().stage(label, expected_s) as advance:
-            yield advance
-
-
-@pytest.mark.e2e
-def test_answers_that_are_stored_are_scored_by_other_metrics_and_not_asked_again(tiny, tmp_path):
-    path, stopped = tiny_experiment.write(tmp_path, tiny), Stops()
-    with pytest.raises(KeyboardInterrupt):
-        tiny_experiment.run(path, candidates=("prompt",), progress=stopped)
-    assert "a first result" in stopped.lines[-1]
-    assert items_of(stopped) == ["wrong"] * 3
-    said = lines(path, "target.metrics=[exact_match]", candidates=("prompt",))
-    assert said[:3] == ASKS_THE_BASE
-    assert "prompt: letters/test" not in said
-
-
 @pytest.mark.e2e
 def test_without_a_prompt_on_the_base_or_an_answer_there_is_none(tiny, tmp_path):
     assert lines(tiny_experiment.write(tmp_path, tiny), candidates=("bag",))[:3] == ASKS_THE_BASE

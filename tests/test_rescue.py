@@ -338,10 +338,3 @@ def test_a_gain_that_validation_promises_and_test_does_not_show_rescues_nothing(
     assert found.sentence.startswith("Nothing is rescued: lora+scale=0.75 passed on the search half, but on")
     assert "the gain on counter is gone" in found.sentence
     assert exit_code(found, GatePolicy()) == 3
-
-
-def test_a_target_of_test_rows_alone_is_judged_of_the_confirmed_trial_against_the_prompt(tmp_path, targets):
-    found = world_of_targets(tmp_path, targets, **{"75": Version(88, more=(("till", 15),))}).rescue()
-    (one,) = found.tried
-    assert (one.search.lost_on, one.confirm.lost_on) == ((), ("till",))
-    assert any(note.startswith("till: no validation rows") for note in found.notes)
