@@ -140,9 +140,10 @@ def test_half_a_character_of_yaml_or_json_has_a_digest():
 
 @pytest.mark.e2e
 def test_deep_nesting_in_an_experiment_or_an_override_is_refused(folder):
+    deep = "[" * 2000 + "]" * 2000
     with pytest.raises(UserError, match=r"override gate.macro=.*: found no YAML: '\[+…"):
-        config.load(folder / "harness.yaml", [f"gate.macro={DEEP}"])
-    (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {DEEP}\n")
+        config.load(folder / "harness.yaml", [f"gate.macro={deep}"])
+    (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {deep}\n")
     with pytest.raises(UserError, match=r"harness.yaml: found values in one another"):
         config.load(folder / "harness.yaml")
 

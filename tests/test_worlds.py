@@ -223,8 +223,10 @@ def test_every_way_of_asking_for_the_verdict_on_a_run_gives_the_same(judged_worl
     "policy",
     [
         {"gate.tasks": ["chat", "chat-pinned"], "gate.mode_collapse": None, "gate.target.min": None, "gate.drift": 0.1},
-        {"gate.critical": ["sums"], "gate.macro": "10%", "decide.max_latency_s": 0.4},
-        {"gate.uncalibrated_judge": "allow", "gate.max_errors": 0.0, "seeds": [0]},
+        {
+            "gate.critical": ["sums"], "gate.macro": "10%", "decide.max_latency_s": 0.4,
+            "gate.uncalibrated_judge": "allow", "gate.max_errors": 0.0, "seeds": [0],
+        },
     ],
 )  # fmt: skip
 def test_every_policy_is_judged_alike_by_a_report_and_the_gate(judged_world, policy):

@@ -275,14 +275,13 @@ class AddedFeedback(NamedTuple):
     thumbs: int
     corrections: int
     preferences: int
-    models: dict[str, int]
     without_sender: int
 
 
 def add_feedback(store: Store, path: str, region: str, advance: Advance) -> AddedFeedback:
     """Mask the rows of a log and store new ones; equal rows within one log all count."""
     region = check_region(region)
-    notes, masked, held, models = LogNotes(), Counter[str](), Counter[str](), Counter[str]()
+    notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
     shown = readers.display_path(path)
     n_rows = sum(1 for _ in read_log(path, notes, region))
     if not n_rows:
@@ -308,13 +307,12 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
                     row = _mask(row_id, logged, region, key, masked)
                     held.update(thumb=row.thumb is not None, correction=bool(row.correction))
                     held.update(preference=bool(row.preference), no_sender=not row.sender)
-                    models[row.model] += 1
                     yield row
 
         added = save_feedback(store, digest_of(path)[:16], rows())
     return AddedFeedback(
         *(shown, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
-        *(held["thumb"], held["correction"], held["preference"], dict(models), held["no_sender"]),
+        *(held["thumb"], held["correction"], held["preference"], held["no_sender"]),
     )
 
 
@@ -325,8 +323,6 @@ def describe_added(result: AddedFeedback) -> list[str]:
     if result.added:
         parts = ("thumb", "correction", "preference")
         lines.append("  " + ", ".join(pluralize(getattr(result, f"{part}s"), part) for part in parts))
-        named = (f"{name or 'without a name'} ({pluralize(n, 'row')})" for name, n in result.models.items())
-        lines.append(f"  models: {', '.join(named)}")
     if result.masked:
         lines.append("  masked: " + ", ".join(f"{count(n)} {kind}" for kind, n in result.masked.items()))
     if result.without_sender:

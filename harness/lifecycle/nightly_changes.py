@@ -6,6 +6,7 @@ pass, by its first answer. Metrics without bounds are not judged. Source: the
 betting mixture and the CUSUM of `stats`; a union bound over passes.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, isfinite, log, pi
 from operator import attrgetter
@@ -303,9 +304,7 @@ def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup
     for night in nights:
         new: dict[int, list[float]] = {}
         for cluster, change in night.changes.items():
-            known = seen.get(cluster)
-            if known is None:
-                known = seen[cluster] = set()
+            known = seen.setdefault(cluster, set())
             if night.tested not in known:
                 known.add(night.tested)
                 new.setdefault(len(known), []).append(change)
@@ -359,14 +358,12 @@ def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
     # Later answers count here: each is charted against the mean of its cluster's earlier answers, so that
     # random luck of the reference is not charted again in each pass.
     before: dict[str, set[str]] = {}  # digests of what has answered the cluster
-    total: dict[str, float] = {}  # sum of the cluster's changes
+    total = defaultdict[str, float](float)  # sum of the cluster's changes
     groups, makings = [], []
     for night in nights:
         changes = []
         for cluster, change in night.changes.items():
-            earlier = before.get(cluster)
-            if earlier is None:
-                earlier, total[cluster] = before.setdefault(cluster, set()), 0.0
+            earlier = before.setdefault(cluster, set())
             if night.tested not in earlier:
                 changes.append(change - total[cluster] / (len(earlier) or 1))
                 earlier.add(night.tested)
