@@ -106,12 +106,8 @@ def record_again(
             found = f"{asked}, which is {reason}" if named else "none" if asked is None else f"no {asked}"
             numbers = ", ".join(str(entry.number) for entry in left)
             expected = f"one of the numbers: {numbers}" if left else "a run that was promoted and not retired"
-            listed, promote = (
-                stored.typed.command("champions", "list"),
-                stored.typed.command("promote", "RUN"),
-            )
-            listed = stored.typed.command("champions", "list")
-            step = listed if left else f"{promote} makes a run the champion"
+            promote = f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
+            step = stored.typed.command("champions", "list") if left else promote
             raise UserError(Problem(f"{event}, champions of {target}", found, expected, step))
         earlier = history.entries[named.promoted - 1]
         name = f"champion {earlier.number} of {target}"

@@ -276,12 +276,13 @@ def _read_ids(paths: Sequence[Path]) -> Mapping[Path, list[str]]:
     # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
     for columns, is_noted in (("example_id", True), ("example_id, hash(file)", None)):
         files = {str(path): path for path in paths if as_written[path] is is_noted}
+        ids |= {path: [] for path in files.values()}
         query = f"SELECT filename, {columns} FROM {READ_NAMED} AS file ORDER BY filename, position"
         with memory() as db:
             for name, example_id, *_ in (
                 db.execute(query, [[*map(pattern, files.values())]]).fetchall() if files else ()
             ):
-                ids.setdefault(files[name], []).append(example_id)
+                ids[files[name]].append(example_id)
     return ids
 
 
