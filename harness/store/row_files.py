@@ -151,7 +151,7 @@ def whole_feedback_files(store: Store) -> list[Path]:
     return files
 
 
-def pattern(path: Path) -> str:
+def pattern(path: Path | str) -> str:
     """Escape a path so that DuckDB, which reads paths as patterns, finds just this file."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
 
@@ -276,13 +276,12 @@ def _read_ids(paths: Sequence[Path]) -> Mapping[Path, list[str]]:
     # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
     for columns, is_noted in (("example_id", True), ("example_id, hash(file)", None)):
         files = {str(path): path for path in paths if as_written[path] is is_noted}
-        ids |= {path: [] for path in files.values()}
-        query = f"SELECT filename, {columns} FROM {READ_NAMED} AS file ORDER BY filename, position"
-        with memory() as db:
-            for name, example_id, *_ in (
-                db.execute(query, [[*map(pattern, files.values())]]).fetchall() if files else ()
-            ):
-                ids[files[name]].append(example_id)
+        if files:
+            ids |= {path: [] for path in files.values()}
+            query = f"SELECT filename, {columns} FROM {READ_NAMED} AS file ORDER BY position"
+            with memory() as db:
+                for name, example_id, *_ in db.execute(query, [[*map(pattern, files)]]).fetchall():
+                    ids[files[name]].append(example_id)
     return ids
 
 

@@ -157,7 +157,7 @@ def read_many(
         raise layout.describe_missing_rows(store, missing)
     rows_by_digest: dict[str, list[SampleResult]] = {digest: [] for digest in wanted}
     selected, limit = SELECTED if texts else WITHOUT_TEXTS, "" if n is None else f"WHERE position < {n:d}"
-    query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} {limit} ORDER BY digest, position"
+    query = f"SELECT {DIGEST} AS digest, {selected} FROM {READ_NAMED} {limit} ORDER BY position"
     files = [whole_file(store.parquet(digest)) for digest in wanted]
     with layout.clear_errors(store, f"rows {', '.join(wanted)}", layout.ANEW), many_rows(), memory() as db:
         for digest, *values in db.execute(query, [files]).fetchall() if files else ():
