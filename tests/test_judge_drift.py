@@ -220,12 +220,12 @@ def watch(d, name="plain", day=1):
     return line_of(run_on(d, day), name)
 
 
-def test_a_night_of_unchanged_answers_asks_the_anchors_alone_and_says_nothing_of_labels(judged_desk):
+def test_a_night_of_unchanged_answers_asks_no_judge_and_says_nothing_of_labels(judged_desk):
     n_asked = len(judged_desk.judge.asked)
     quiet = run_on(judged_desk)
     assert quiet.verdict == "ok"
     assert "label" not in line_of(quiet, "plain").sentence
-    assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors alone"
+    assert len(judged_desk.judge.asked) == n_asked
 
 
 def test_new_answers_are_graded_once_uncorrected_and_what_got_worse_is_named(judged_desk):
@@ -275,7 +275,6 @@ def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk
     n_asked = len(judged_desk.judge.asked)
     found = run_on(judged_desk)
     assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors, once"
-    assert any(line.name.startswith("judge:helpful by") for line in found.lines)
     assert line_of(found, "plain").verdict not in ("ok", "regression")
     assert "got another grade" in line_of(found, "plain").sentence
     assert found.exit_code != 0

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -690,28 +689,6 @@ def small_disk(tmp_path):
         pytest.skip("mounting needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
-
-
-@contextmanager
-def switch_user():
-    """Be nobody where the tests run as root, who may read everything."""
-    me = os.geteuid()
-    os.seteuid(65534 if me == 0 else me)
-    try:
-        yield
-    finally:
-        os.seteuid(me)
-
-
-@pytest.mark.e2e
-def test_an_index_that_may_not_be_read_is_the_users_to_mend_and_not_rebuilt():
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        stores.save_run(store, make_run("a", []))
-        store.folder.chmod(0o755)
-        store.index.chmod(0)
-        with switch_user(), pytest.raises(UserError, match=r"Permission denied.*next: give this user"):
-            stores.query(store, "FROM runs")
 
 
 def fill(folder):

@@ -17,7 +17,6 @@ from harness.analysis.answers import add_samples
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, Problem, UserError, one_line
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.grading import check_judge
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, suite_sets
 from harness.evaluation.session import Session
@@ -154,20 +153,6 @@ class _NightRun:
                     found = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
                 self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
                 watched.append(found)
-        # Judges behind endpoints that grade their anchors differently than before; those that graded tonight
-        # were checked before.
-        judged = [metric for m in self.session.tasks for metric in m.judged.values()]
-        books = {judge.book: (metric, judge) for metric in judged for judge in metric.judges}
-        unchecked = (pair for book, pair in books.items() if book not in self.session.checked_judges)
-        for metric, judge in unchecked:
-            try:
-                if refused := self.session.refused_judges.get(judge.book):
-                    raise refused
-                check_judge(metric, judge)
-            except Exception as error:  # noqa: BLE001 (one judge must not end the night)
-                label = f"{metric.metric} by {judge.name}"
-                failed = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
-                watched.append(failed)
         # Drift in the feedback stored since the last night; empty without feedback.
         since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
         try:

@@ -31,7 +31,6 @@ _NO_ROOM_WORDS = (
     "inline_container.cc",  # torch's error for a file that it could not finish writing
     "PytorchStreamWriter failed writing",
 )
-_FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _OF_OTHERS = {  # folders of a store other than runs, besides those whose name begins with a dot
     *("answers", "control", "decisions", "environments", "exports", "feedback", "grades", "labels"),
@@ -266,10 +265,6 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
         programming_errors = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
         if not isinstance(error, duckdb.Error) or isinstance(error, programming_errors):
             raise
-        if first_line(error).endswith(_FORBIDDEN_WORDS):
-            step = "give this user permission, or run as the owner"
-            expected = "a file that may be read and written"
-            raise UserError(Problem(where, first_line(error), expected, step)) from error
         raise failure(where, first_line(error), "a file that DuckDB can use", next_step) from error
 
 
