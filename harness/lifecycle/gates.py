@@ -50,19 +50,16 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
 def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
     """Return the study as seen by the interim analysis of a run: its items, its name, its alpha."""
     sampling = store.read_sampling(stored.store, run.run_id)
+    sequential = stored.typed.command("compare", "--sequential")
     if sampling is None:
         raise IncompatibleRuns(
             f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next to "
-            f"run.json in {stored.store.folder / run.run_id}; next: "
-            f"{stored.typed.command('compare', '--sequential')}, which writes it and evaluates nothing again,"
-            " or --all-items"
+            f"run.json; next: {sequential}, which evaluates nothing again, or --all-items"
         )
     if sampling.of_alpha != stored.experiment.gate.alpha:
         raise IncompatibleRuns(
             f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
-            f"{stored.experiment.gate.alpha:g}, the gate's own; next: "
-            f"{stored.typed.command('compare', '--sequential')}, which plans again and evaluates only "
-            "what is not stored"
+            f"{stored.experiment.gate.alpha:g}, the gate's own; next: {sequential}, which plans again"
         )
     gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
