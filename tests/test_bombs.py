@@ -10,7 +10,6 @@ import pytest
 from conftest import EXPERIMENT
 
 from harness import config, report
-from harness.data import readers
 from harness.errors import UserError
 from harness.lifecycle import release
 from harness.lifecycle.rescue_result import read as read_rescue
@@ -146,15 +145,6 @@ def test_deep_nesting_in_an_experiment_or_an_override_is_refused(folder):
     (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {deep}\n")
     with pytest.raises(UserError, match=r"harness.yaml: found values in one another"):
         config.load(folder / "harness.yaml")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"), [("r.jsonl", f'{{"a": {DEEP}}}'), ("r.json", f'[{{"a": {DEEP}}}]')]
-)
-def test_deep_nesting_in_rows_is_refused(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=r"malformed JSON .*100 deep"):
-        readers.read(str(tmp_path / name), "train")
 
 
 def test_deep_nesting_in_logs_of_lm_eval_is_refused(tmp_path):
