@@ -515,7 +515,10 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
     assert not any(name in (project / "pairs.csv").read_text("utf-8-sig") for name in ("prompt", "shots"))
     said = ["left", "right", "Tie", ""]
     write(
-        project / "back.csv", [{**row, "better": said[i % 4]} for i, row in enumerate(written)], ";", "utf-8-sig"
+        project / "back.csv",
+        [{**row, "better": said[i % 4]} for i, row in enumerate(written)],
+        ";",
+        "utf-8-sig",
     )
     back = harness("rate", "import", "back.csv", "--rater", "ann", cwd=project, check=0)
     assert "9 preferences by ann, 3 rows left blank" in back.stdout
