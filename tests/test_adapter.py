@@ -90,7 +90,7 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     assert re.search(r"harness\.yaml:\d+: candidate theirs", said), said
     assert f"an adapter for another base ({wide}): model.layers.0." in said
     assert re.search(r"of size \(2, 64\), where the base and adapter_config.json make \(2, 32\)", said), said
-    assert f"set base_model: {wide} on this candidate" in said
+    assert "set base_model on this candidate to that base" in said
 
 
 def test_an_adapter_trained_after_tokens_were_added_is_refused_with_what_to_make_of_the_base(tiny, tmp_path):
@@ -143,9 +143,7 @@ UNFIT = {
     ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"without {WEIGHTS}"),
     "an empty configuration": (write(CONFIG, b""), f"a damaged {CONFIG}"),
-    "a configuration that is a list": (write(CONFIG, b"[]"), f"a damaged {CONFIG}"),
-    "a pointer of Git LFS": (write(WEIGHTS, b"version https://git-lfs"), "not a whole safetensors file"),
-    "weights cut short": (cut, "not a whole safetensors file"),
+    "weights cut short": (cut, "a damaged adapter_model.safetensors"),
     "another rank": (
         edit_config(r=4),
         r"layers.0.self_attn.q_proj.lora_A.weight of size \(2, 32\), where the base and \S+ make \(4, 32\)",
@@ -154,7 +152,7 @@ UNFIT = {
     "a mixture of adapters": (edit_config(peft_type="XLORA"), "peft_type: XLORA, which needs more than a row"),
     "another family": (edit_config(peft_type="LOHA"), "lora_alpha: 8.* keys that PEFT"),
     "a classifier": (edit_config(task_type="SEQ_CLS"), "task_type: SEQ_CLS, an adapter with another head"),
-    "a part of a row": (edit_config(alora_invocation_tokens=[5]), "an adapter for a part of a row"),
+    "a part of a row": (edit_config(alora_invocation_tokens=[5]), "or changes only a part of it"),
     "a key of a newer PEFT": (edit_config(new_scale=3), "new_scale: 3 in .*next: export it by PEFT"),
     "no such modules": (edit_config(target_modules=["nope"]), "nope"),
     "fewer modules than tensors": (
@@ -165,21 +163,11 @@ UNFIT = {
         edit_config(target_modules=["q_proj", "down_proj", "v_proj"]),
         "no .*v_proj.lora_A.weight and 3 more, which its configuration asks for",
     ),
-    "layers that the base does not have": (
-        edit_tensors(
-            lambda tensors: tensors | {n.replace("layers.1", "layers.7"): t + 1 for n, t in tensors.items()}
-        ),
-        "layers.7.* which would be ignored as the base does not have it",
-    ),
     "no prefix": (
         edit_tensors(lambda tensors: {n.replace("base_model.model.", ""): t for n, t in tensors.items()}),
         "would be ignored",
     ),
     "modules to save without tensors": (edit_config(modules_to_save=["lm_head"]), "no .*lm_head.*asks for"),
-    "a head": (
-        edit_tensors(lambda tensors: tensors | {"base_model.model.score.weight": tensors[min(tensors)] + 1}),
-        "score.weight, which would be ignored",
-    ),
     "rows of tokens that the base does not have": (
         edit_config(trainable_token_indices=[5, 999]), "trained rows of the tokens 999, and the base has",
     ),
@@ -201,9 +189,7 @@ OPTIONS = {
     "rows of tokens": {"trainable_token_indices": [5, 6]},
     "whole embeddings": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "ranks by layer": {"rank_pattern": {"layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"v_proj": 64}},
-    "left out": {"target_modules": "all-linear", "exclude_modules": ".*layers.0.*"},
     "parameters": {"target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
-    "another layout of weights": {"fan_in_fan_out": True},
 }
 
 
@@ -255,8 +241,8 @@ def save_tokenizer(tiny, folder, template=None, **changes):
     ("changes", "said"),
     [
         ({"template": "{{ messages[0]['content'] }}"}, "a chat template of its own"),
-        ({"added": ["<tool>"]}, "which has '<tool>' otherwise than the base's"),
-        ({"eos_token": "<s>"}, r"ends answers with '<s>' and not with '<\|im_end\|>'"),
+        ({"added": ["<tool>"]}, r"a tokenizer of its own, .* \('<tool>'\)"),
+        ({"eos_token": "<s>"}, "a tokenizer of its own, which reads or ends texts otherwise"),
     ],
 )
 def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_both_ways_out(
@@ -394,18 +380,8 @@ def test_names_that_are_there_are_taken_and_a_refused_one_is_shown_with_its_over
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("name", "params", "wrong", "right"),
-    [
-        ("gpt-oss", "{target_parameters: [mlp.experts.down_prj]}", "down_prj", "mlp.experts.down_proj"),
-        ("Qwen3-MoE", "{target_modules: [q_prj, gate_proj, up_proj, down_proj]}", "q_prj", "q_proj"),
-    ],
-)
-def test_a_misspelt_part_of_an_expert_is_answered_with_the_one_that_is_there(
-    tmp_path, name, params, wrong, right
-):
-    base, recipe = build(tmp_path / "base", name), f"{{method: lora, params: {params}}}"
-    with pytest.raises(UserError, match=rf"{wrong}; .*did you mean '{re.escape(right)}'"):
-        prepare_candidates(tmp_path, base, recipe)
-    recipe = recipe.replace(wrong, right.rpartition(".")[2])
-    assert prepare_candidates(tmp_path, base, recipe).candidates["mine"]
+def test_a_misspelt_part_of_an_expert_is_answered_with_the_one_that_is_there(tmp_path):
+    base, recipe = build(tmp_path / "base", "gpt-oss"), "{method: lora, params: {target_parameters: [%s]}}"
+    with pytest.raises(UserError, match=r"down_prj; .*did you mean 'mlp\.experts\.down_proj'"):
+        prepare_candidates(tmp_path, base, recipe % "mlp.experts.down_prj")
+    assert prepare_candidates(tmp_path, base, recipe % "mlp.experts.down_proj").candidates["mine"]

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
@@ -41,8 +40,7 @@ def train(tiny, folder, **given):
     return bottleneck.fit(context, bottleneck.Params(**{**QUICK, **given})), kept[0]
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("style", "precision"), [("houlsby", "bf16"), ("pfeiffer", "fp32")])
 def test_a_new_adapter_changes_no_bit_of_what_the_base_computes(tiny, style, precision):
     model, _ = load_base(resolve(str(tiny)), CPU._replace(precision=precision))
     ids = list(range(5, 25))
@@ -92,11 +90,9 @@ def test_the_parameters_are_those_of_the_papers(tiny, tmp_path, style, adapters_
     assert bottleneck.adapter_parameters(shape(resolve(str(tiny))), params) == expected
 
 
-@pytest.mark.parametrize(
-    ("written", "size"), [({}, 36), ({"reduction_factor": 2}, 288), ({"bottleneck_size": 64}, 64)]
-)
-def test_the_size_is_written_or_a_share_of_the_hidden_size(written, size):
-    assert bottleneck.Params(**written).size_for(576) == size
+def test_the_size_is_written_or_a_share_of_the_hidden_size():
+    written = ({}, {"reduction_factor": 2}, {"bottleneck_size": 64})
+    assert [bottleneck.Params(**params).size_for(576) for params in written] == [36, 288, 64]
 
 
 def test_a_delta_of_another_base_or_form_is_refused(tiny, tmp_path):
@@ -147,7 +143,7 @@ def accuracy(candidate, examples):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("train", ["adapter", "head", "all"])
+@pytest.mark.parametrize("train", ["head", "all"])
 def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny, tmp_path, train):
     params = head.Params(train=train, r=4, learning_rate=0.01, num_train_epochs=12, warmup_steps=0)
     made = head.fit(context(tiny, tmp_path), params)
@@ -182,14 +178,6 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
     fitted = LogisticRegression(C=1.0, max_iter=2000).fit(known, [e.references[0] for e in train])
     expected = fitted.predict(asked).tolist()
     assert answers(open_weights(embedding, made, resolve(str(tiny))), test) == expected
-
-
-def test_the_logprobs_of_a_table_are_those_of_all_labels(tiny, tmp_path):
-    made = embedding.fit(context(tiny, tmp_path), embedding.Params())
-    candidate = open_weights(embedding, made, resolve(str(tiny)))
-    asked = candidate.encode(tiny_methods.examples(slice(0, 1))[0].messages).context
-    found = candidate.loglikelihood([(asked, b"late"), (asked, b"money")])
-    assert np.exp([one.logprob for one in found]).sum() == pytest.approx(1, abs=1e-5)
 
 
 CANDIDATES = """\
@@ -230,14 +218,11 @@ def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("module", [head, embedding])
-def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, tmp_path, minilm, module):
+def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, tmp_path, minilm):
     """A bag of words cannot: it has never seen these words."""
-    given = {"encoder": str(minilm)}
-    if module is head:
-        given |= {"train": "head", "learning_rate": 0.02, "num_train_epochs": 10}
-    made = module.METHOD.fit(context(tiny, tmp_path, slice(0, 4)), module.Params(**given))
-    candidate = open_weights(module, made, resolve(str(tiny)))
+    params = embedding.Params(encoder=str(minilm))
+    made = embedding.METHOD.fit(context(tiny, tmp_path, slice(0, 4)), params)
+    candidate = open_weights(embedding, made, resolve(str(tiny)))
     assert accuracy(candidate, tiny_methods.examples(slice(4, 8))) >= 0.75
 
 
@@ -276,14 +261,12 @@ def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda)
     assert made.training.teacher == resolve(str(teacher)).weights_digest
 
 
-def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, stranger, tmp_path):
+def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, stranger):
     base, other = resolve(str(tiny)), resolve(str(stranger))
     n = len(tiny_model.tokenizer())
     assert (
         gkd.teacher_problem(other, base) == f"another vocabulary: {n + 1} tokens, {n} of them the base's {n}"
     )
-    with pytest.raises(CandidateFailed, match="another vocabulary"):
-        gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path), gkd.Params(teacher=str(stranger), **PARAMS))
     assert "nothing to teach" in gkd.teacher_problem(base, base)
 
 

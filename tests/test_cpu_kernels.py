@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from tiny_model import score_alone
 
 from harness.errors import CandidateFailed
-from harness.methods import dpo, full, lora
+from harness.methods import full, lora
 from harness.models.cpu_kernels import chunk_attention, multiplies_bf16, prepack
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
@@ -34,8 +34,7 @@ def layers(bias, dtype):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("n_rows", [1, 160])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("n_rows", "precision"), [(1, "bf16"), (160, "bf16"), (160, "fp32")])
 def test_a_product_stays_the_same_to_the_last_bit_and_in_full_precision_but_for_rounding(
     bias, n_rows, precision
 ):
@@ -105,7 +104,7 @@ def assert_same(model, **inputs):
     torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("n", [1, 128, 129, N])
+@pytest.mark.parametrize("n", [1, 129, N])
 def test_causal_rows_of_any_length_get_the_logits_of_fused_attention(small_llama, n):
     assert_same(small_llama, input_ids=ids(2, n))
 
@@ -198,7 +197,7 @@ def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     own = f"  own: {{method: lora, quantization: int8, {params}}}\n"
     plain = "  plain: {weights_of: own, serve_on: bf16}\n"
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{own}{plain}")
-    report = tiny_experiment.run(path)
+    report = tiny_experiment.run(path, "suites=[]")
     assert {fact.state for fact in report.facts} == {"done"}
     runs = runs_of(path)
     assert runs["own"].served_digest == quantize(resolve(str(tiny)), "int8").weights_digest
@@ -237,11 +236,10 @@ def train_steps(tiny, folder, method, machine):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("method", [lora, dpo])
-def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path, method):
-    losses, kinds = train_steps(tiny, tmp_path / "half", method, FP16)
-    whole, _ = train_steps(tiny, tmp_path / "whole", method, CPU)
-    assert kinds == [{"torch.float16"}] or method is dpo
+def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path):
+    losses, kinds = train_steps(tiny, tmp_path / "half", lora, FP16)
+    whole, _ = train_steps(tiny, tmp_path / "whole", lora, CPU)
+    assert kinds == [{"torch.float16"}]
     assert losses[-1] < losses[0]
     assert losses == pytest.approx(whole, abs=0.05)
 
@@ -254,14 +252,6 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
     assert {tensor.dtype for tensor in saved} == {"F16"}
     with pytest.raises(CandidateFailed, match="dtype: bfloat16 with products in fp16"):
         tiny_methods.fit(tiny, tmp_path, full, {"dtype": "bfloat16", "max_steps": 1}, machine=FP16)
-
-
-@pytest.mark.e2e
-def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
-    lora = "{method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}"
-    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  lora: {lora}\n")
-    found = tiny_experiment.run(path, "precision=fp16", "suites=[]")
-    assert {fact.name: fact.state for fact in found.facts} == {"prompt": "done", "lora": "done"}
 
 
 @pytest.fixture
@@ -279,12 +269,10 @@ def scaler(monkeypatch):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("method", [lora, full])
-def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler, method):
-    params = {"r": 2} if method is lora else {}
-    params |= {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
+def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler):
+    params = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
     params |= {"max_steps": 36, "learning_rate": 0.01}
-    made = tiny_methods.fit(tiny, tmp_path, method, params, machine=FP16).training
+    made = tiny_methods.fit(tiny, tmp_path, full, params, machine=FP16).training
     skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
     assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
     assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))

@@ -2,30 +2,28 @@
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
 import sys
-import threading
 import weakref
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import tiny_experiment
 import tiny_model
+from huggingface_hub.errors import GatedRepoError
 from hypothesis import example, given
 from hypothesis import strategies as st
 from test_failed_trials import Stages
 from tiny_methods import host_of
 from tiny_model import ASKED, QUESTIONS, adapter_on
 
-from harness.errors import CandidateFailed, UserError
+from harness.errors import UserError
+from harness.models import hub
 from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
 from harness.models.candidate import classifier
-from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.embedded_model import NAMES, save_tokenizer, unpack
 from harness.models.hf import ANSWERING, HFCandidate
 from harness.models.hub import load_tokenizer, resolve, set_switches
@@ -110,37 +108,12 @@ def test_the_parameters_of_quantised_files_are_those_of_the_model(kind):
     assert sum(parameters_of(tensors).values()) == (128 + 8 if kind == "HQQ" else 128)  # which has a bias
 
 
-class GatedHub(BaseHTTPRequestHandler):
-    """A hub that gives nothing away before its licence is accepted."""
-
-    def do_GET(self):
-        self.send_response(403)
-        self.send_header("X-Error-Code", "GatedRepo")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@pytest.mark.e2e
-def test_a_gated_model_is_refused_with_what_to_accept(tmp_path):
-    server = HTTPServer(("127.0.0.1", 0), GatedHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = (
-        "from harness.models.hub import resolve\nfrom harness.errors import UserError\n"
-        "try: resolve('meta-llama/Llama-3.1-8B')\nexcept UserError as error: print(error)"
-    )
-    endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
-    environment = os.environ | endpoint | {"HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    server.shutdown()
-    assert "https://huggingface.co/meta-llama/Llama-3.1-8B" in done.stdout
-    assert "HF_TOKEN" in done.stdout
+def test_a_gated_model_is_refused_with_what_to_accept():
+    asked = httpx.Request("GET", "https://huggingface.co")
+    gated = GatedRepoError("gated", response=httpx.Response(403, request=asked))
+    said = "accept it at https://huggingface.co/meta-llama/Llama-3.1-8B, and set HF_TOKEN"
+    with pytest.raises(UserError, match=said), hub._refuse_unknown("meta-llama/Llama-3.1-8B", "base_model"):
+        raise gated
 
 
 # Switches of the chat template
@@ -191,8 +164,7 @@ def test_digests_follow_weights_and_template_alone_and_where_an_answer_ends(tiny
     ("name", "said"),
     [
         (".", "without config.json"), ("smollm2-135", f"did you mean '{NAMES[0]}'?"),
-        ("./models/nothing", "./models/nothing"), ("somebody/some-model", "the network"),
-        ("somebody/some-model", "HF_HUB_OFFLINE"), ("model", "without weights"),
+        ("./models/nothing", "./models/nothing"), ("somebody/some-model", "the network"), ("model", "without weights"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_here_is_refused_with_what_to_check(copy, monkeypatch, name, said):
@@ -203,11 +175,10 @@ def test_what_is_no_model_here_is_refused_with_what_to_check(copy, monkeypatch, 
     assert refused.value.exit_code == 2
 
 
-@pytest.mark.parametrize("kept", [0, 100])
-def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path, kept):
+def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path):
     folder = Path(shutil.copytree(tiny, tmp_path / "cut"))
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"model\.safetensors: found a damaged file.*download it again"):
         resolve(str(folder))
 
@@ -255,23 +226,6 @@ def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answere
     assert held
 
 
-def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host):
-    import torch
-
-    kept = []
-
-    class SmallMemoryCandidate(HFCandidate):
-        def _answer_together(self, prompts, limits, seeds):
-            if not kept:
-                kept.append(weakref.ref(self._executor.prefixes.read(prompts[0])))
-                raise torch.OutOfMemoryError("no room")
-            assert kept[0]() is None
-            return super()._answer_together(prompts, limits, seeds)
-
-    crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
-    assert len(crowded.generate(prompts(crowded), Limits(1))) == 4
-
-
 def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_and_none_is_doubled(
     host, tiny, own_cache, tmp_path
 ):
@@ -313,20 +267,6 @@ def test_a_boundary_is_flagged_where_a_token_crosses_it_and_no_text_is_lost(host
     context, whole = tokens(host, written), tokens(host, written + after)
     assert found.merged == (whole[: len(context)] != context)
     assert (text(host.base, found.context), text(host.base, found.continuation)) == (written, after)
-
-
-@pytest.mark.parametrize("template", [tiny_model.CHATML, tiny_model.STARTED])
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_no_prompt_holds_two_beginnings(tmp_path, own_cache, template, adds_bos):
-    base = host_of(tiny_model.build(tmp_path / "m", template=template, adds_bos=adds_bos)).base
-    bos = base.tokenizer.bos_token_id
-    for chat, expected in ((True, template == tiny_model.STARTED), (False, adds_bos)):
-        for encoded in (
-            base.encode(ASKED, chat_template=chat),
-            base.encode(ASKED, " late", chat_template=chat),
-        ):
-            assert encoded.context.count(bos) == expected
-            assert encoded.continuation.count(bos) == 0
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
@@ -402,7 +342,7 @@ def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(
     pairs = [(context, ids(9)) for context in contexts for _ in range(4)]
     shared = count_shared_prefix(contexts)
     trees = grow(pairs, 1024, shared)
-    read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
+    read = plan([len(tree.ids) for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
     answered = plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)
     computed = digest([shared, trees, read, answered])
     assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, computed)
@@ -446,17 +386,7 @@ def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone_and_the_base
     assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
 
 
-def test_the_base_is_exactly_itself_after_an_adapter_that_failed_in_use_and_layers_are_laid_out_below_one(
-    tiny, own_cache, adapters
-):
-    # Else the cases above would say nothing of such layers.
-    host = host_of(tiny, "bf16")
-    packed = {id(module) for module in host.model.modules() if "forward" in vars(module)}
-    with host.use_adapter(adapters[0], "one") as candidate:
-        below = {id(m.base_layer) for m in candidate.model.modules() if hasattr(m, "base_layer")}
-    assert below
-    assert below <= packed or not multiplies_bf16()
-
+def test_the_base_is_exactly_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):
     host = host_of(tiny)
     before = scores(host.base)
     with pytest.raises(ZeroDivisionError), host.use_adapter(adapters[0], "one"):
@@ -490,27 +420,6 @@ def test_the_classifier_answers_and_ranks_by_probability_and_is_the_same_when_op
     first, second = classifier(bag, "bag"), classifier(bag, "bag")
     pair = encode_text(first, "the parcel and the money", "payment")
     assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
-
-
-def test_an_adapter_whose_weights_are_no_numbers_is_refused_and_leaves_the_base_alone(host, tiny, tmp_path):
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    before = host.base.loglikelihood([((5, 6, 7), (8,))])
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=2, target_modules=["q_proj"])
-    )
-    with torch.no_grad():
-        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
-    model.save_pretrained(tmp_path)
-    with (
-        pytest.raises(CandidateFailed, match=r"weights are not numbers .*lora_B"),
-        host.use_adapter(tmp_path, "d"),
-    ):
-        pass
-    assert host.base.loglikelihood([((5, 6, 7), (8,))]) == before
-    assert not hasattr(host.model, "peft_config")
 
 
 def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence(host):

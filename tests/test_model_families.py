@@ -162,27 +162,8 @@ def test_greedy_answers_are_those_of_transformers_alone(load_family, name):
             assert output.text == host.tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_a_family_that_refuses_our_cache_is_tried_once(load_family):
-    host, failed = load_family("Bloom"), []
-    forward = host.model.forward
-
-    def record_failures(*args, **kwargs):
-        try:
-            return forward(*args, **kwargs)
-        except Exception:
-            failed.append(1)
-            raise
-
-    host.base._executor.prefixes.is_apart = None
-    host.model.forward = record_failures
-    answers = [host.base.generate([PAIRS[0][0], (5, 6)], Limits(3)) for _ in range(3)]
-    host.model.forward = forward
-    assert len(failed) == 1
-    assert [[one.text for one in of] for of in answers[1:]] == 2 * [[one.text for one in answers[0]]]
-
-
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", ["Llama", "gpt-oss", "Mamba"])
 def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
     params = {"r": 2, "max_steps": 1, "warmup_steps": 0, "learning_rate": 0.05}
@@ -247,9 +228,7 @@ def count_trained(model):
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    ("name", "off"), [("Qwen3-MoE", 0.0), ("Granite-MoE", 0.0), ("Qwen2-MoE", 0.0), ("Doge", 0.1)]
-)
+@pytest.mark.parametrize(("name", "off"), [("Qwen2-MoE", 0.0), ("Doge", 0.1)])
 def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path, name, off):
     """Qwen2's experts are left alone, and those that all tokens pass are not; Doge has none unless it says so."""
     from transformers import AutoModelForCausalLM
@@ -263,20 +242,13 @@ _JAMBA = {
     "num_hidden_layers": 8, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 4,
     "attn_layer_offset": 2, "mamba_d_state": 4, "mamba_dt_rank": 6,
 }  # fmt: skip
-_LAGUNA = {"num_hidden_layers": 4, "num_experts": 4, "shared_expert_intermediate_size": 24, **_EXPERTS}
 
 
-@pytest.mark.parametrize(
-    ("family", "said"),
-    [
-        ("JambaConfig", _JAMBA | {"expert_layer_period": 4, "mamba_expand": 3}),
-        ("LagunaConfig", _LAGUNA | {"gating": "per-element", "num_attention_heads_per_layer": [4, 2, 4, 8]}),
-    ],
-)
-def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_builds_it(family, said):
+def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_builds_it():
     import transformers
 
-    written = getattr(transformers, family)(**{**_SMALL, "vocab_size": 100, "pad_token_id": 0, **said})
+    said = _JAMBA | {"expert_layer_period": 4, "mamba_expand": 3}
+    written = transformers.JambaConfig(**{**_SMALL, "vocab_size": 100, "pad_token_id": 0, **said})
     with torch.device("meta"):
         made = transformers.AutoModelForCausalLM.from_config(written)
     found = shapes.shape_of(json.loads(written.to_json_string()), 1e6)
@@ -327,15 +299,6 @@ def test_a_configuration_that_is_not_that_of_the_weights_is_refused_with_a_sente
         ModelHost(resolve(str(folder)), CPU)
 
 
-def test_a_classifier_is_no_base_as_its_output_layer_would_be_random(tmp_path):
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(build(tmp_path, "Llama"))
-    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(CandidateFailed, match=r"lack 1 of .* such as lm_head\.weight"):
-        ModelHost(resolve(str(tmp_path)), CPU)
-
-
 @pytest.mark.parametrize("token", ["<|mine|>", "<|picture|>"])
 def test_added_tokens_without_embeddings_are_refused_where_chats_are_written_by_them(tmp_path, token):
     tokenizer = tiny_model.tokenizer()
@@ -360,14 +323,14 @@ def test_what_does_not_read_from_left_to_right_by_what_a_cache_holds_or_at_all_i
 
 # As large as they are published, by the defaults of transformers' classes.
 PUBLISHED = {
-    "LlamaConfig": "packed", "GptOssConfig": "packed", "BloomConfig": "padded",
+    "GptOssConfig": "packed",
     "Gemma3Config": "packed",  # with a tower for pictures
 }  # fmt: skip
 
 UNTOLD = ("Mamba", "Llama-4", "GIT")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNTOLD])
+@pytest.mark.parametrize("name", [name for name in FAST if name not in UNTOLD])
 def test_a_copy_tells_the_engine_that_the_base_itself_shows(tmp_path, name):
     folder = build(tmp_path, name)
     model, _ = load_base(resolve(str(folder)), CPU)
@@ -406,22 +369,8 @@ def forward_without_masks(self, input_ids, position_ids=None, attention_mask=Non
     return MistralForCausalLM.forward(self, input_ids, use_cache=use_cache)
 
 
-def a_window_wider(self, input_ids, position_ids=None, attention_mask=None, use_cache=None, **_):
-    from transformers import MistralForCausalLM
-
-    if attention_mask is None:
-        self.config.sliding_window += 1
-    found = MistralForCausalLM.forward(
-        self, input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=use_cache
-    )
-    if attention_mask is None:
-        self.config.sliding_window -= 1
-    return found
-
-
-@pytest.mark.parametrize(("kind", "forward"), [("deaf", forward_without_masks), ("wider", a_window_wider)])
-def test_a_family_that_ignores_masks_or_whose_window_is_a_token_wider_is_not_packed(tmp_path, kind, forward):
-    register_family(kind, forward)().save_pretrained(tmp_path)  # a window of 4,096 tokens, as published
+def test_a_family_that_ignores_masks_is_not_packed(tmp_path):
+    register_family("deaf", forward_without_masks)().save_pretrained(tmp_path)
     assert find_copied_engine(tmp_path, "cpu") == "padded"
 
 

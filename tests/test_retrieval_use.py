@@ -1,7 +1,5 @@
 """What became of retrieval: planted failures are told apart, on made-up items and on XQuAD, and stand in the report."""
 
-import gzip
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -9,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 import tiny_experiment
-from conftest import find_shared_data
 from fake_facts import candidate
 from openai_server import Rule, serve_model
 from tiny_experiment import runs_of
@@ -124,38 +121,6 @@ def test_a_reference_in_a_wrong_passage_or_within_another_word_is_not_found():
 )  # fmt: skip
 def test_an_answer_is_grounded_where_the_passages_hold_the_words_of_each_sentence(answer, supported):
     assert is_supported(answer, "Lamp: The lamp costs 40 euros and burns for 900 hours. Yes.") is supported
-
-
-@pytest.mark.e2e
-def test_planted_failures_of_xquad_are_counted_as_planted():
-    """Plant into 1,190 questions: other articles' passages, wrong answers, and invented sentences."""
-    with gzip.open(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
-        stored = [json.loads(line) for line in file]
-    texts = {row["context"]: f"d{i}" for i, row in enumerate(stored)}
-    documents = [Document(i, "", text) for text, i in texts.items()]
-    by_text = {document.text: document for document in documents}
-    rows, scores, examples = [], {}, {}
-    planted = dict.fromkeys(("used", "ungrounded", "unused", "missed"), 0)
-    for i, row in enumerate(stored):
-        asked = ({"role": "user", "content": row["question"]},)
-        example = Example(row["id"], asked, tuple(row["answers"]), documents=(texts[row["context"]],))
-        answer = row["answers"][0]
-        others = [d for d in documents if answer.casefold() not in d.text.casefold()]
-        kind = ("used", "unused", "missed", "ungrounded", "used")[i % 5]
-        if kind == "missed" and not others:
-            kind = "used"
-        passage = others[i % len(others)] if kind == "missed" else by_text[row["context"]]
-        text = {"ungrounded": f"{answer}. Zebras zigzag quietly 77123 times."}.get(kind, answer)
-        text = "no idea whatsoever" if kind in ("unused", "missed") else text
-        examples[example.id] = example
-        scores[example.id] = float(kind in ("used", "ungrounded"))
-        rows.append(make_row(example, [passage], text))
-        planted[kind] += 1
-    found = retrieval_use(rows, scores, examples, documents)
-    assert found.n == len(stored)
-    assert {name: getattr(found, name) for name in planted} == planted
-    assert found.known == found.unclear == 0
-    assert found.retrieved.recall == pytest.approx(1 - planted["missed"] / found.n)
 
 
 def test_the_table_and_the_sentence_say_what_was_found_and_used():

@@ -1,9 +1,7 @@
 """Plan and execution of one export of a stored run's weights.
 
 Invariant: a folder appears with all its files or not at all. Weights are hashed again before they are read,
-and must have the run's digest. The record, `export.json`, contains no machine paths; whether a folder is
-still complete is decided by its content, never by a remembered checksum. The retrieval example in README.md
-of an export prints the run's prompt word for word, except in scripts without spaces.
+and must have the run's digest. The record, `export.json`, contains no machine paths.
 """
 
 import json
@@ -35,7 +33,6 @@ from harness.training import Weights
 _KINDS = ("base", "adapter", "delta", "model")
 _TOOLS = ("torch", "transformers", "peft", "tokenizers")
 _ONE, _OTHER = "weights of one language model", "export a candidate of another method"
-_OTHERS = {"classifier": "a text classifier", "head": "a classification head"}
 
 
 class ExportPlan(NamedTuple):
@@ -71,9 +68,9 @@ PRECISIONS = {"bf16": Bits(16, 16, 16), "fp16": Bits(16, 16, 16), "fp32": Bits(3
 class Format(NamedTuple):
     """Export format, as its file declares it.
 
-    `bits` are those of the types in which it can be written, `seconds` the fixed time and the time per 1e9
-    parameters. Without a `default` the type is the precision of the base's files. `problems(policy, type)`
-    yields what is missing here; `write(job, folder)` fills a new folder.
+    `bits` has the types in which it can be written, `seconds` the fixed time and that per 1e9 parameters.
+    Without a `default` the type is the precision of the base's files. `problems(policy, type)` yields what is
+    missing here; `write(job, folder)` fills a new folder.
     """
 
     bits: Mapping[str, Bits]
@@ -114,12 +111,7 @@ def plan_export(
     quantization: str = "",
     out: Path | None = None,
 ) -> ExportPlan:
-    """Plan the export of a finished run; nothing is written.
-
-    Raises:
-        UserError: the format or quantization is unknown, a tool is missing, or the run's weights are not one
-            language model, are no longer stored, or have changed.
-    """
+    """Plan the export of a finished run; nothing is written."""
     formats = plugins.names("exports")
     if format not in formats:
         raise UserError(Problem("--to", repr(format), ", ".join(formats), did_you_mean(format, formats)))
@@ -153,7 +145,6 @@ def plan_export(
 
 
 def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weights]:
-    """Find the stored weights of a run and refuse changed ones."""
     where, again = f"run {run.run_id}", f"harness compare --candidates {run.candidate}, then export its run"
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
@@ -161,9 +152,8 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         raise UserError(Problem(where, found, "candidates as they were", "write it into the file again"))
     candidate = session.resolve(run.candidate, recipe)
     if candidate.makes not in plugins.LANGUAGE_MODELS or candidate.is_remote:
-        kind = _OTHERS.get(candidate.makes, f"the kind {candidate.makes}")
-        kind = "a model behind an endpoint, which are not here" if candidate.is_remote else kind
-        found = f"the method {run.method}, whose weights are those of {kind}"
+        kind = "an endpoint, which are not here" if candidate.is_remote else f"the kind {candidate.makes}"
+        found = f"the method {run.method}, with weights of {kind}"
         raise UserError(Problem(where, found, _ONE, _OTHER))
     # By the run's key, because data, precision or borrowed recipes may have changed since.
     key = run.training.fit_key
@@ -208,13 +198,7 @@ def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Itera
 
 
 def export_run(session: Session, plan: ExportPlan) -> Exported:
-    """Make an export, or return an existing one with complete files and the same weights.
-
-    Raises:
-        UserError: the folder contains something else, or its files have changed.
-        CandidateFailed: the weights cannot be merged, or a program that writes the format failed.
-        HarnessError: the disk is full; nothing is left behind.
-    """
+    """Make an export, or return an existing one with complete files and the same weights."""
     folder, part = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / EXPORT_RECORD).is_file():
@@ -233,17 +217,8 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         part.mkdir(mode=0o700)
         try:
             made = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
-            # Of a candidate with retrieval its passages, and how to put them in front of a question.
-            task, items = session.target.task, session.target.items
-            context = PromptingContext(task, items.train, items.documents, plan.run.seed, dry_run=True)
-            for settings, passages in prompting.list_passages(plan.candidate.recipe.prompting, context):
-                lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
-                (part / _PASSAGES).write_text("".join(f"{line}\n" for line in lines), "utf-8")
-                but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
-                n, top_k, code = len(passages), settings["top_k"], _lines(settings)
-                with (part / "README.md").open("a", encoding="utf-8") as file:
-                    file.write(_PAGE.format(n=n, top_k=top_k, but=but, lines=code))
-            export = _describe(task, plan, made, part)
+            _write_passages(session, plan, part)
+            export = _describe(session.target.task, plan, made, part)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
             (part / EXPORT_RECORD).write_text(f"{text}\n", "utf-8")
             for path in (*list_exported_files(part).values(), part):
@@ -253,6 +228,19 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return Exported(folder, export, True)
+
+
+def _write_passages(session: Session, plan: ExportPlan, folder: Path) -> None:
+    """Write the passages of a candidate with retrieval, and how to put them in front of a question."""
+    task, items = session.target.task, session.target.items
+    context = PromptingContext(task, items.train, items.documents, plan.run.seed, dry_run=True)
+    for settings, passages in prompting.list_passages(plan.candidate.recipe.prompting, context):
+        lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
+        (folder / "passages.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
+        page = _PAGE.format(n=len(passages), top_k=settings["top_k"], but=but, lines=_lines(settings))
+        with (folder / "README.md").open("a", encoding="utf-8") as file:
+            file.write(page)
 
 
 def _describe(task: Task, plan: ExportPlan, written: Written, folder: Path) -> Export:
@@ -303,7 +291,6 @@ def write_whole(job: ExportJob, folder: Path, precision: str) -> float:
         return whole.gap
 
 
-_PASSAGES = "passages.jsonl"
 _BM25 = """\
 import bm25s
 index = bm25s.BM25(method="lucene")
@@ -365,7 +352,6 @@ texts = [f"{{p['title']}} {{p['text']}}" for p in passages]
 
 
 def _lines(settings: dict[str, Any]) -> str:
-    """Return the code lines that retrieve with these settings."""
     score = _DENSE.format(model=settings["model"]) if settings["retriever"] == "dense" else _BM25
     best, top_k = _BEST.format(top_k=settings["top_k"]), settings["top_k"]
     if settings.get("rerank"):

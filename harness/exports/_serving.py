@@ -1,10 +1,8 @@
 """Serving of a run's export by an existing server, which is ready once it gives the stored answers.
 
 Invariant: each served file was hashed again; the server ends with this process, and this process with the
-server. Keys never appear in a command line or file; a server without keys is reachable only from this
-machine. Answers are compared up to rounding: a prompt with another length, or more different answers than
-rounding explains, ends the server. Source: documentation of `vllm serve`, of llama.cpp's tools/server and of
-`transformers serve`; the rate at which rounding changes an answer is that of the quickstart's LoRA, whose
+server. Keys never appear in a command line or file. Source: documentation of `vllm serve`, of llama.cpp's
+tools/server and of `transformers serve`; rounding changes as many answers as in the quickstart's LoRA, whose
 bf16 answers differ from those in fp32 in 28 of 200 answers of 6.3 tokens
 """
 
@@ -19,7 +17,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from harness import plugins, store
 from harness.errors import CandidateFailed, HarnessError, Problem, UserError, did_you_mean, refuse
@@ -27,9 +25,9 @@ from harness.evaluation.session import Session
 from harness.experiment import SentPrompt, find_sent_prompts
 from harness.exports._plan import export_run, plan_export
 from harness.formatting import pluralize
-from harness.models import artefacts, openai_api, vllm
+from harness.models import artefacts, openai_api, supervision, vllm
 from harness.models.endpoints import is_loopback
-from harness.models.supervision import ServerProcess, start_server
+from harness.models.supervision import ServerProcess
 from harness.models.weight_files import content_digest
 from harness.records import Limits, PromptText, Run, SampleResult
 from harness.spec import Experiment, Recipe, VllmPolicy
@@ -39,7 +37,6 @@ from harness.store import EXPORT_RECORD, Export, exports_of, main_file, read_exp
 Way = Literal["gguf", "merged", "vllm"]
 FORMATS: Mapping[Way, str] = {"gguf": "gguf", "merged": "merged", "vllm": "merged"}  # export of each
 AT_ONCE = 4  # concurrent requests
-_ANY = "0.0.0.0"  # inside a container with one published port
 _LLAMA_IMAGE = "ghcr.io/ggml-org/llama.cpp:server"
 _LLAMA_SERVER = Path(artefacts.__file__).with_name("llama_server.py")
 _NEEDED = {"gguf": ("xllamacpp",), "merged": ("fastapi", "uvicorn", "openai")}
@@ -105,23 +102,24 @@ def describe_program(
     way: Way, file: Path, name: str, limits: Limits, address: Address, policy: VllmPolicy
 ) -> ServingProgram:
     """Describe the server of an exported file or folder."""
+    here, anywhere = (["--host", host, "--port", str(address.port)] for host in (address.host, "0.0.0.0"))
     if way == "gguf":
         shared = ["--alias", name, "--parallel", str(AT_ONCE)]
         key = ["--api-key-env", address.api_key_env] if address.api_key_env else []
         most = str(limits.max_new_tokens)
-        options = ["--max-tokens", most, *_listens(address.host, address), *key]
+        options = ["--max-tokens", most, *here, *key]
         command = [sys.executable, "-P", str(_LLAMA_SERVER), file.name, *shared, *options]
-        theirs = ["--n-predict", most, "--temp", "0", "--metrics", *_listens(_ANY, address)]
+        theirs = ["--n-predict", most, "--temp", "0", "--metrics", *anywhere]
         in_image = ["--model", f"/model/{file.name}", *shared, *theirs]
         compose = _compose(_LLAMA_IMAGE, in_image, file.parent, address, "LLAMA_API_KEY")
         return ServingProgram("llama.cpp's server", name, command, file.parent, {}, compose)
     if way == "merged":
         # If started in the parent folder, the server knows the model by the folder's name.
-        words = ["serve", file.name, *_listens(address.host, address)]
+        words = ["serve", file.name, *here]
         command = [sys.executable, "-P", "-m", "transformers.cli.transformers", *words]
         torch = version("torch").partition("+")[0]
         install = f"pip install 'transformers[serving]=={version('transformers')}' torch=={torch}"
-        inside = shlex.join(["transformers", "serve", file.name, *_listens(_ANY, address)])
+        inside = shlex.join(["transformers", "serve", file.name, *anywhere])
         script = ["sh", "-c", f"{install} && cd / && {inside}"]
         compose = _compose("python:3.11-slim", script, file, address, at=f"/{file.name}")
         variables = {"HF_HUB_OFFLINE": "1"}
@@ -130,9 +128,9 @@ def describe_program(
     assert program is not None, "a program that is not there is refused"
     defaults = dumps({"temperature": 0, "max_new_tokens": limits.max_new_tokens})
     shared = ["--served-model-name", name, "--override-generation-config", defaults, *policy.args]
-    command = [program, "serve", str(file.resolve()), *_listens(address.host, address), *shared]
+    command = [program, "serve", str(file.resolve()), *here, *shared]
     variables = {"VLLM_API_KEY": f"${address.api_key_env}"} if address.api_key_env else {}
-    in_image = ["--model", "/model", *_listens(_ANY, address), *shared]
+    in_image = ["--model", "/model", *anywhere, *shared]
     image = f"vllm/vllm-openai:v{vllm.release_of(policy)}"
     compose = _compose(image, in_image, file, address, "VLLM_API_KEY")
     variables |= {"VLLM_NO_USAGE_STATS": "1"}
@@ -140,11 +138,7 @@ def describe_program(
 
 
 def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
-    """Refuse a public address without a key, a key for a server without keys, and a missing server.
-
-    Raises:
-        UserError: with what is missing.
-    """
+    """Refuse a public address without a key, a key for a server without keys, and a missing server."""
     if way == "merged" and (address.api_key_env or not address.is_local):
         option = "--api-key-env" if address.api_key_env else f"--host {address.host}"
         found, expected = f"{option}, where `transformers serve` checks no key", "a server that checks one"
@@ -162,14 +156,9 @@ def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
             raise UserError(Problem(f"--to {way}", f"no package {package}", "the server's packages", step))
 
 
-def _listens(host: str, address: Address) -> list[str]:
-    return ["--host", host, "--port", str(address.port)]
-
-
 def _compose(
     image: str, command: list[str], folder: Path, address: Address, variable: str = "", at: str = "/model"
 ) -> dict[str, object]:
-    """Describe the compose service: the folder read-only, one port, the key from the environment."""
     key = {"environment": {variable: f"${{{address.api_key_env}:?}}"}} if address.api_key_env else {}
     return {
         "image": image,
@@ -200,12 +189,7 @@ class Readiness(NamedTuple):
 
 
 def plan_serving(session: Session, run: Run, to: str | None, address: Address) -> ServingPlan:
-    """Find or make the export of a run to serve; its files are hashed again.
-
-    Raises:
-        UserError: a server cannot give the run's answers, its export cannot be made or has changed, or the
-            server or a key is missing.
-    """
+    """Find or make the export of a run to serve; its files are hashed again."""
     # Refuse a run whose answers no server can reproduce by OpenAI's protocol.
     recipe, task = Recipe.model_validate(run.recipe), session.target.task
     found = ""
@@ -242,11 +226,7 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
 
 
 def _read_artefact(run: Run) -> dict[Path, Export]:
-    """Read the export with which a run of an artefact answered.
-
-    Raises:
-        UserError: it is not an export, or not the one that answered.
-    """
+    """Read the export with which a run of an artefact answered."""
     path = Path(run.recipe["path"])
     folder, found = artefacts.find_tokenizer_folder(path), ""
     if not (folder / EXPORT_RECORD).is_file():
@@ -263,24 +243,19 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
 
 def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> Way:
     """Choose the server: the named one, vLLM if its command is given, or that of the latest export."""
-    for way in FORMATS:
-        if way == to:
-            return way
+    if to in FORMATS:
+        return cast("Way", to)
     if to is not None:
         raise UserError(Problem("--to", repr(to), ", ".join(FORMATS), did_you_mean(to, FORMATS)))
     if experiment.engine == "vllm" or "command" in experiment.vllm.model_fields_set:
         return "vllm"
-    made = sorted((one.created, one.format) for one in known)
-    return "gguf" if [form for _, form in made if form in ("gguf", "merged")][-1:] == ["gguf"] else "merged"
+    servable = [export for export in known if export.format in ("gguf", "merged")]
+    latest = max(servable, key=lambda export: export.created, default=None)
+    return "gguf" if latest and latest.format == "gguf" else "merged"
 
 
 def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, Readiness]:
-    """Start the server and wait until it gives the stored answers.
-
-    Raises:
-        UserError: the port is taken, or there is no key.
-        HarnessError: the server ended, or its answers are not those of the run; it is ended.
-    """
+    """Start the server and wait until it gives the stored answers; otherwise end it and raise an error."""
     address, program = plan.address, plan.program
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with closing(socket.socket(family)) as trial:
@@ -307,7 +282,8 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, Readiness
     log.unlink(missing_ok=True)
     names = {name: os.path.expandvars(value) for name, value in program.environment.items()}
     inherited = {name: value for name, value in os.environ.items() if name not in vllm.OURS}
-    running = start_server(program.name, program.command, address.url, log, inherited | names, program.folder)
+    supervisor = supervision.start(program.command, program.folder, log, inherited | names)
+    running = ServerProcess(program.name, supervisor, address.url, log, [])
     try:
         with session.progress.stage(f"{program.name} starts") as advance:
             timeout_s = session.experiment.vllm.start_timeout
@@ -325,11 +301,7 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, Readiness
 
 
 def wait(running: ServerProcess) -> None:
-    """Wait for the end of the server.
-
-    Raises:
-        HarnessError: it ended; with its last lines.
-    """
+    """Wait for the end of the server, then raise a HarnessError with its last lines."""
     try:
         while running.supervisor.poll() is None:
             time.sleep(0.2)
@@ -345,12 +317,12 @@ def _choose_items(session: Session, run: Run) -> list[tuple[SampleResult, SentPr
     chosen = rows[:: max(1, len(rows) // N_ITEMS)][:N_ITEMS]
     prompts = find_sent_prompts(session, run, task, [row.example_id for row in chosen])
     asked = [(row, prompts[row.example_id]) for row in chosen]
-    same = [one for one in asked if one[1].digest == one[0].prompt_digest]
-    if len(same) < len(asked) or not asked:
+    n_other = sum(prompt.digest != row.prompt_digest for row, prompt in asked)
+    if n_other or not asked:
         raise HarnessError(
-            f"{run.run_id}: found {len(asked) - len(same)} of {len(asked)} prompts of {task} that are other"
-            " ones by today's files; expected those that were sent; next: harness compare --candidates "
-            f"{run.candidate}, then serve its run"
+            f"{run.run_id}: found {n_other} of {len(asked)} prompts of {task} that are other ones by today's "
+            f"files; expected those that were sent; next: harness compare --candidates {run.candidate}, then "
+            "serve its run"
         )
     return asked
 
@@ -358,7 +330,6 @@ def _choose_items(session: Session, run: Run) -> list[tuple[SampleResult, SentPr
 def _compare(
     settings: openai_api.Settings, plan: ServingPlan, asked: Sequence[tuple[SampleResult, SentPrompt]]
 ) -> Readiness:
-    """Send the stored prompts to the server, and compare prompt lengths and answers."""
     server = openai_api.Server(settings)
     candidate = openai_api.ChatCandidate(server, plan.run.weights_digest)
     prompts = [one.context for one in candidate.encode_all([PromptText(sent.messages) for _, sent in asked])]
@@ -391,7 +362,6 @@ def _compare(
 
 
 def _refusal(plan: ServingPlan, what: str, differences: Sequence[str], n: int, step: str) -> HarnessError:
-    """Describe how a server's answers differ from the run's, with the first differences."""
     shown = "; ".join(differences[:_MOST_SHOWN])
     return HarnessError(
         f"{plan.program.name} with {plan.folder}: found {len(differences)} of {n} {what} ({shown}); expected "

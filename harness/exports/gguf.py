@@ -55,11 +55,7 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the merged model in fp32, convert it, and quantise it further if the type needs that.
-
-    Raises:
-        CandidateFailed: the weights cannot be merged, a program failed, or the file lacks the chat template.
-    """
+    """Write the merged model in fp32, convert it, and quantise it further if the type needs that."""
     plan = job.plan
     program = find_converter(plan.policy.gguf.command)
     assert program is not None, "a program that is not there is refused"
@@ -97,11 +93,9 @@ def _run(job: ExportJob, command: Sequence[str], work: Path, what: str) -> None:
     if ended.code:
         said = supervision.last_words(log)
         how = f"by signal {-ended.code}" if ended.code < 0 else f"with exit code {ended.code}"
-        step = "--to merged"
+        step = "another version of the converter, or --to merged"
         if ended.code < 0:
             step = "building llama-cpp-python with CMAKE_ARGS=-DGGML_NATIVE=OFF, or --quantize q8_0"
-        elif "pre-tokenizer was not recognized" in said:
-            step = "a converter that knows this tokenizer, or --to merged"
         raise CandidateFailed(f"{what} ended {how}; {said}", step)
 
 

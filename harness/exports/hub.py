@@ -27,12 +27,7 @@ _UNKNOWN_LICENSE = (
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the merged model and its card: metadata for the hub, then sections for people.
-
-    Raises:
-        UserError: the report belongs to another run of the candidate.
-        CandidateFailed: the weights cannot be merged.
-    """
+    """Write the merged model and its card: metadata for the hub, then sections for people."""
     from huggingface_hub import ModelCard, ModelCardData
 
     plan, session = job.plan, job.session
@@ -90,7 +85,6 @@ def _weights(plan: ExportPlan, license_name: str | None) -> Section:
 
 
 def _rows(job: ExportJob) -> Section:
-    """Return the digests of the training and evaluation rows."""
     session, name = job.session, job.plan.candidate.source_name
     trained = session.training.get(name, session.target)
     of_splits: list[tuple[MeasuredTask, Split]] = [(trained, "train"), (session.target, "validation")]

@@ -10,11 +10,7 @@ from harness.models.weight_files import count_types
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the merged model.
-
-    Raises:
-        CandidateFailed: the weights cannot be merged.
-    """
+    """Write the merged model."""
     gap = write_whole(job, folder, job.plan.quantization)
     return Written(count_types(folder), {}, gap)
 

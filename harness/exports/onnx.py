@@ -31,11 +31,7 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the graph with its weights, and the tokenizer.
-
-    Raises:
-        CandidateFailed: the weights cannot be merged, or transformers cannot export this architecture.
-    """
+    """Write the graph with its weights, and the tokenizer."""
     from importlib.metadata import version
 
     import torch

@@ -1,8 +1,7 @@
-"""Checks of whether an adapter fits a base, made before anything is computed with it.
+"""Checks of whether an adapter fits a base, before anything is computed with it.
 
 Invariant: only the adapter's configuration and the header of its weights are read, and the base is built
-without weights; PEFT says which tensors the adapter has on that base. Adapters that compute with weights when
-they are applied are checked when they are opened.
+without weights. Adapters that compute with weights when they are applied are checked when they are opened.
 """
 
 import re
@@ -37,11 +36,7 @@ _SIZE = re.compile(
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration of an adapter.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
+    """Read the configuration of an adapter; a ValueError if it is not a JSON object."""
     config = parse_json((folder / CONFIG).read_text("utf-8"))
     if not isinstance(config, dict):
         raise ValueError("no JSON object")
@@ -50,20 +45,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield the first problem that keeps the adapter in a folder from being applied to a base."""
-    try:
-        tensors = tensors_of(folder / WEIGHTS)
-    except (ValueError, AttributeError, LookupError, TypeError) as error:
-        found = f"a damaged {WEIGHTS}, which is not a whole safetensors file ({one_line(error)})"
-        yield Problem(f"{folder / WEIGHTS}", found, "the adapter's weights", "copy or export it again")
-        return
-    try:
-        config = read_adapter_config(folder)
-    except ValueError:
-        found = f"a damaged {CONFIG}, which is not a JSON object"
-        yield Problem(f"{folder / CONFIG}", found, "PEFT's configuration", "copy or export it again")
-        return
+    for file, read in ((WEIGHTS, tensors_of), (CONFIG, lambda _: read_adapter_config(folder))):
+        try:
+            read(folder / file)
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            found = f"a damaged {file} ({one_line(error)})"
+            yield Problem(f"{folder / file}", found, "a whole adapter", "copy or export it again")
+            return
     if is_packed(source):
         return
+    tensors, config = tensors_of(folder / WEIGHTS), read_adapter_config(folder)
     misfit: list[str] = []
 
     def check() -> bool | None:
@@ -82,7 +73,6 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
 
 
 def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
-    """Describe how the adapter's tokenizer or chat template differs from the base's, and what to do."""
     files = [file.name for file in tokenizer_files(folder)]
     theirs = source._replace(path=folder, template="", switches="")
     own_template = chat_template(theirs).strip()
@@ -110,16 +100,14 @@ def _tokenizer_difference(theirs: ModelSource, source: ModelSource) -> str:
         own, base = load_tokenizer(theirs), load_tokenizer(source)
     except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
         return f"a tokenizer that cannot be loaded ({one_line(error)})"
-    known = base.get_vocab()
+    vocabulary = base.get_vocab()
     # The padding token appears in no prompt.
-    changed = {token for token, i in own.get_vocab().items() if known.get(token) != i} - {own.pad_token}
-    if changed:
-        return f"a tokenizer of its own, which has {_list_some(map(repr, changed))} otherwise than the base's"
-    if own.eos_token != base.eos_token:
-        return f"a tokenizer that ends answers with {own.eos_token!r} and not with {base.eos_token!r}"
-    if own(_PROBE)["input_ids"] != base(_PROBE)["input_ids"]:
-        return "a tokenizer of its own, which divides a text otherwise than the base's"
-    return ""
+    changed = {token for token, i in own.get_vocab().items() if vocabulary.get(token) != i} - {own.pad_token}
+    is_same = own.eos_token == base.eos_token and own(_PROBE)["input_ids"] == base(_PROBE)["input_ids"]
+    if is_same and not changed:
+        return ""
+    difference = f" ({_list_some(map(repr, changed))})" if changed else ""
+    return f"a tokenizer of its own, which reads or ends texts otherwise than the base's{difference}"
 
 
 def _misfit(
@@ -134,26 +122,19 @@ def _misfit(
         return []
     named = str(config.get("base_model_name_or_path") or source.name).rstrip("/")
     is_own = Path(named).name in (Path(source.name).name, source.path.name)
-    expected = f"an adapter for {source.name}"
+    what, step = "an adapter that does not fit", "save it again with PEFT's save_pretrained"
+    if not is_own:
+        what, step = f"an adapter for another base ({named})", "set base_model on this candidate to that base"
     if added := _ADDED.search(found):
         step = (
             f"resize_token_embeddings({added[1]}) on {named}, save_pretrained with the tokenizer of the "
             "training, and set base_model to that folder"
         )
-    elif is_own:
-        step = "save it again with PEFT's save_pretrained, where it was trained"
-    else:
-        can_be_set = Path(named).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", named)
-        step = f"set base_model: {named} on this candidate" if can_be_set else "set its base_model"
-    return [
-        f"{'an adapter that does not fit' if is_own else f'an adapter for another base ({named})'}: {found}",
-        expected,
-        step,
-    ]
+    return [f"{what}: {found}", f"an adapter for {source.name}", step]
 
 
 def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
-    """Apply the adapter in a folder to a base, and compare the result with the file once more.
+    """Apply the adapter in a folder to a base.
 
     Raises:
         CandidateFailed: a tensor is missing or unused, which PEFT ignores or only warns about.
@@ -182,18 +163,16 @@ def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind, installed = config.get("peft_type"), f"PEFT {peft.__version__}"
-    known = {str(getattr(one, "value", one)): made for one, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = {str(getattr(name, "value", name)): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
         found = f"peft_type: {kind} in {CONFIG}"
         return found, f"a family that {installed} knows", f"an adapter that {installed} can open"
-    if kind in _NOT_ALONE:
-        found = f"peft_type: {kind}, which needs more than a row to answer it"
+    if kind in _NOT_ALONE or config.get("alora_invocation_tokens"):
+        found = f"peft_type: {kind}, which needs more than a row, or changes only a part of it"
         return found, "an adapter that answers each row by itself", "another adapter"
     if (task := config.get("task_type")) not in _TASKS:
         found, step = f"task_type: {task}, an adapter with another head", "train it with CAUSAL_LM"
         return found, "an adapter of a causal language model", step
-    if config.get(part := "alora_invocation_tokens"):
-        return f"{part}: an adapter for a part of a row", "an adapter for whole rows", "another adapter"
     names = {field.name for field in fields(known[kind])} | {"runtime_config"}
     if unknown := {name: value for name, value in config.items() if name not in names and value}:
         found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
@@ -239,13 +218,10 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
     except Exception as error:  # noqa: BLE001 (PEFT refuses a configuration in many ways)
         if "meta tensor" in str(error):
             return ""
-        sizes = _SIZE.findall(str(error))
-        if not sizes:
+        if not (size := _SIZE.search(str(error))):
             return one_line(error)
-        name, theirs, ours = sizes[0]
-        more = f", and {len(sizes) - 1} more" if len(sizes) > 1 else ""
-        tensor = own_name(name).replace(".default", "")
-        return f"{tensor} of size ({theirs}), where the base and {CONFIG} make ({ours}){more}"
+        tensor = own_name(size[1]).replace(".default", "")
+        return f"{tensor} of size ({size[2]}), where the base and {CONFIG} make ({size[3]})"
 
 
 def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
@@ -267,6 +243,5 @@ def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> 
 
 
 def _list_some(names: Iterable[Any]) -> str:
-    """Join the first names, and say how many more there are."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else f"{first}"

@@ -4,9 +4,8 @@ Standard input is a socket. Requests and answers are one line of JSON each, `{"d
 their line as 32-bit floats. With `--describe gguf` or `--describe onnx` it prints the engine and exits.
 
 Invariant: it runs in the Python of another environment, so it imports only the standard library, numpy, and
-llama_cpp or onnxruntime. Each request begins with an empty cache, so its answer does not depend on earlier
-requests; within a request, shared prefixes are read once.
-Source: llama.cpp's include/llama.h; onnxruntime's InferenceSession
+llama_cpp or onnxruntime. Each request begins with an empty cache; within a request, shared prefixes are read
+once. Source: llama.cpp's include/llama.h; onnxruntime's InferenceSession
 """
 
 import ctypes
@@ -26,7 +25,7 @@ import numpy as np
 _CHUNK = 128  # tokens read together, and rows of logits held in memory
 _ASK_EVERY = 8  # tokens between questions to the client whether a stop string has appeared
 _FEWEST = 1024  # tokens of the smallest cache
-_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+_MAXRSS_BYTES = 1024
 
 
 class Gguf:
@@ -117,8 +116,8 @@ class Onnx:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = _threads()
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        names = {one.name: one for one in self._session.get_inputs()}
-        if not {"input_ids"} <= names.keys():
+        names = {given.name: given for given in self._session.get_inputs()}
+        if "input_ids" not in names:
             raise ValueError(f"an ONNX file without the input input_ids; it has {', '.join(names)}")
         self._names = names
         self._cache = [name for name in names if "past" in name]
@@ -137,7 +136,6 @@ class Onnx:
 
     def begin(self, longest: int) -> None:
         """Empty the cache."""
-        del longest
         self._past, self._length = [], 0
         for name in self._cache:
             batch, heads, _, size = self._names[name].shape

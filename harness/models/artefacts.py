@@ -1,8 +1,8 @@
 """Artefacts: model files as they are served (GGUF, ONNX, a whole model), and the worker that runs one.
 
 Invariant: llama.cpp and onnxruntime are never loaded in this process. The build of the engine's kernels is
-part of the identity of rows, because two builds may answer differently. Token ids come from the base's
-tokenizer and template; before scoring it is checked that the artefact's own give the same ids.
+part of the identity of rows. Token ids come from the base's tokenizer and template; before scoring it is
+checked that the artefact's own give the same ids.
 """
 
 import json
@@ -29,10 +29,10 @@ from harness.errors import CandidateFailed
 from harness.models import supervision
 from harness.models.batching import Pair, Tokens
 from harness.models.hub import ModelSource, context_length, load_tokenizer, tokenizer_files
-from harness.models.tokenization import PromptEncoder, answer, encode_all, stored_end_ids
+from harness.models.tokenization import PromptEncoder, answer, stored_end_ids
 from harness.models.weight_files import content_digest, find_matching, weights_bytes, weights_files
 from harness.provenance import versions_of
-from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
+from harness.records import Likelihood, Limits, Output, digest
 
 ENGINE = "artefact"  # prefix of the engine's name in the identity of rows
 FILE = "artefact"  # file in the weights folder: the artefact's path and the checksum of each of its files
@@ -92,7 +92,7 @@ def artefact_files(path: Path) -> list[Path]:
 
 
 def find_damage(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each damaged GGUF or ONNX file of an artefact with the damage; no tensor is read.
+    """Yield each damaged GGUF or ONNX file of an artefact with the damage, by its header.
 
     Source: docs/gguf.md of ggml; Protocol Buffers' encoding (only the outermost message is read).
     """
@@ -240,14 +240,13 @@ def find_converter(command: str | None) -> str | None:
 
 
 def gguf_python(command: str) -> str:
-    """Return the Python that has llama.cpp: beside a given converter, else in `.venv-gguf`, else this one."""
-    program = find_converter(command) if command else None
-    folders = [*([Path(program).parent] if program else []), *_gguf_folders()]
-    return next((str(one) for folder in folders if (one := folder / "python").exists()), sys.executable)
+    """Return the Python that has llama.cpp: next to the converter, else this one."""
+    program = find_converter(command)
+    python = Path(program).with_name("python") if program else None
+    return str(python) if python and python.exists() else sys.executable
 
 
 def _gguf_folders() -> list[Path]:
-    """List where `make gguf-tools` puts programs: next to this environment, and in a checkout."""
     roots = Path(sys.prefix).parent, Path(__file__).parents[2]
     return [root / GGUF_ENVIRONMENT / "bin" for root in roots]
 
@@ -260,7 +259,6 @@ def environment_of(python: str) -> dict[str, str]:
 
 @cache
 def _describe(kind: str, python: str) -> dict[str, Any]:
-    """Return the name, version and build of an engine, as reported in its own environment."""
     try:
         said = subprocess.run(
             [python, str(_WORKER), "--describe", kind],
@@ -273,15 +271,10 @@ def _describe(kind: str, python: str) -> dict[str, Any]:
         )
         engine: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
         return engine
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-        raise CandidateFailed(
-            f"the engine of {kind} cannot be loaded by {python}: {last}", _install(kind)
-        ) from None
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise CandidateFailed(
-            f"{python} does not describe the engine of {kind}: {error}", _install(kind)
-        ) from None
+        last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        found = f"the engine of {kind} cannot be loaded by {python}: {''.join(last)}"
+        raise CandidateFailed(found, _install(kind)) from None
 
 
 def _install(kind: str) -> str:
@@ -291,7 +284,10 @@ def _install(kind: str) -> str:
 
 
 class Worker:
-    """Process that runs a GGUF or ONNX file; a supervisor ends it together with this process."""
+    """Process that runs a GGUF or ONNX file; a supervisor ends it together with this process.
+
+    Its methods raise CandidateFailed if it has ended.
+    """
 
     def __init__(self, path: Path, log: Path, gguf_command: str = "") -> None:
         self.file, self._log, self._kind = main_file(path), log, format_of(path)
@@ -307,11 +303,7 @@ class Worker:
         self.peak_bytes = 0
 
     def ask(self, request: Mapping[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
-        """Send a request and yield its `n` answers as they arrive; `logits` are an array (rows, v).
-
-        Raises:
-            CandidateFailed: the worker has ended.
-        """
+        """Send a request and yield its `n` answers as they arrive; `logits` are an array (rows, v)."""
         self.send(request)
         for _ in range(n):
             yield self.read()
@@ -346,7 +338,6 @@ class Worker:
         supervision.end(self._supervisor, _END_S)
 
     def _failure(self) -> CandidateFailed:
-        """Return the failure of the worker, with its last lines of output and what to try."""
         time.sleep(0.1)  # the log may still be written to
         with suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(_END_S)
@@ -379,10 +370,6 @@ class ArtefactCandidate(PromptEncoder):
             found = f"an artefact of {said['vocabulary']} tokens, and a base of {len(self.tokenizer)}"
             raise CandidateFailed(found, "an export of this base")
         self.max_context = min(int(said["context"]), context_length(source) or 1 << 30)
-
-    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages and their continuations into token ids, in order (see `tokenization`)."""
-        return encode_all(self.tokenizer, prompts)
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt in turn, greedily or by draws from its seed."""
@@ -438,13 +425,8 @@ def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[
 def open_artefact(
     path: Path, weights_digest: str, source: ModelSource, log: Path, gguf_command: str = ""
 ) -> Iterator[ArtefactCandidate]:
-    """Run the worker of an artefact within the context.
-
-    Raises:
-        CandidateFailed: its engine is not installed, or the worker ends.
-    """
-    named = identity(path, gguf_command)
-    worker = Worker(path, log, gguf_command)
+    """Run the worker of an artefact within the context."""
+    named, worker = identity(path, gguf_command), Worker(path, log, gguf_command)
     try:
         yield ArtefactCandidate(worker, weights_digest, source, named)
     finally:

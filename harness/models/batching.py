@@ -18,9 +18,8 @@ _WORTH_SHARING = 8
 class PrefixTree(NamedTuple):
     """Sequences of token ids in one row of n tokens, depth first, without the prefix that all trees share.
 
-    A token attends to itself and to earlier tokens whose `ends` lie after it. `positions` are positions in
-    the token's own sequence. `numbers` are the pairs in the tree; `sources` are, for each pair, the tokens
-    that predict its continuation.
+    A token attends to itself and to earlier tokens whose `ends` lie after it. `positions` are those in the
+    token's own sequence; `sources` are, for each pair in `numbers`, the tokens that predict its continuation.
     """
 
     ids: list[int]
@@ -28,11 +27,6 @@ class PrefixTree(NamedTuple):
     ends: list[int]
     numbers: list[int]
     sources: list[list[int]]
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of computed tokens."""
-        return len(self.ids)
 
 
 class Size(NamedTuple):
@@ -45,10 +39,9 @@ class Size(NamedTuple):
 class PassCosts(NamedTuple):
     """Costs of a forward pass, in tokens; the defaults are those of a CPU.
 
-    A pass costs its tokens plus `reading` tokens. Each new token of a batch reads all weights once, which
-    costs as much as attending to `answering` padded tokens. Attention within a row of n tokens costs
-    n² / `attention` tokens; values of 300 to 1,000 measured alike on a CPU. The rows of a batch hold at most
-    `keys` keys together, including those of their shared prefix; 0 means no limit.
+    A pass costs its tokens plus `reading` tokens; each new token of a batch costs as much as attending to
+    `answering` padded tokens; attention within a row of n tokens costs n² / `attention` tokens. The rows of a
+    batch hold at most `keys` keys, including those of their shared prefix; 0 means no limit.
     """
 
     reading: int = 24
@@ -133,9 +126,8 @@ def plan(
 ) -> list[list[int]]:
     """Divide the indices of rows, sorted by length, into the cheapest batches.
 
-    A batch costs its number of rows times the longest length, plus `batch_cost` tokens; the cheapest division
-    is found by dynamic programming over the last batch's first row. The rows of a batch hold at most `keys`
-    keys, each including its `shared` prefix tokens; 0 means no limit.
+    A batch costs its number of rows times the longest length, plus `batch_cost` tokens. Its rows hold at most
+    `keys` keys, each including its `shared` prefix tokens; 0 means no limit.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     cheapest = [(0, 0)]  # for the first n rows: cost, and start of the last batch
@@ -161,10 +153,7 @@ def common_length(rows: Sequence[Tokens]) -> int:
 
 
 def count_shared_prefix(rows: Sequence[Tokens], least: int = 0) -> int:
-    """Count the common prefix tokens of all rows if worth sharing; each row keeps at least one token.
-
-    The first `least` tokens of each row are always shared.
-    """
+    """Count the common prefix tokens of all rows if worth sharing (at least `least`); a row keeps a token."""
     if len(rows) < 2:
         return least
     shared = min(common_length(rows), min(map(len, rows)) - 1)
@@ -174,10 +163,10 @@ def count_shared_prefix(rows: Sequence[Tokens], least: int = 0) -> int:
 def pack(trees: Sequence[PrefixTree], pairs: Sequence[Pair]) -> Pack:
     """Lay out trees, one per row; padding attends only to padding."""
     out = Pack([], [], [], [], [], [], [], [])
-    width = max(tree.n_tokens for tree in trees)
+    width = max(len(tree.ids) for tree in trees)
     numbers: dict[tuple[int, int], int] = {}  # of the sources
     for row, tree in enumerate(trees):
-        filling = width - tree.n_tokens
+        filling = width - len(tree.ids)
         out.ids.append(tree.ids + [0] * filling)
         out.positions.append(tree.positions + [0] * filling)
         out.ends.append(tree.ends + [width] * filling)

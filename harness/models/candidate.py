@@ -12,17 +12,7 @@ from typing import NamedTuple, Protocol
 
 from harness.models.batching import Pair, Tokens
 from harness.models.tokenization import PromptEncoder
-from harness.records import (
-    WORD,
-    Encoded,
-    Likelihood,
-    Limits,
-    Message,
-    Output,
-    PromptText,
-    digest,
-    split_into_grams,
-)
+from harness.records import WORD, Encoded, Likelihood, Limits, Output, PromptText, digest, split_into_grams
 
 
 class Candidate(Protocol):
@@ -32,11 +22,6 @@ class Candidate(Protocol):
     engine: str
     layout_digest: str
     max_context: int
-
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids."""
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Turn messages, and what would follow each, into token ids, in order."""
@@ -56,10 +41,9 @@ class TextTable(NamedTuple):
 
 
 class TextCandidate(PromptEncoder):
-    """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
+    """Candidate without a language model, whose token ids are UTF-8 bytes: it answers with the best label.
 
-    `predict` maps prompts to tables of labels; the best label is the answer. A label that a
-    table does not hold has log-probability −1e9. Used by the classifier.
+    `predict` maps prompts to tables of labels. A label that a table lacks has log-probability −1e9.
     """
 
     engine = "text"

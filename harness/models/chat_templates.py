@@ -1,8 +1,7 @@
 """Chat templates, shipped or the user's, for bases without one; rendered by a bounded Jinja environment.
 
 Invariant: a template in use ends each answer with an end token, and a rendered conversation begins with its
-prompt. A base's own template is never replaced; if it refuses or drops system messages, a prologue joins them
-to the next question. Rendering does not depend on the date. A template that would not finish is stopped after
+prompt. A base's own template is never replaced. Rendering does not depend on the date, and stops after
 `MOST_STEPS` steps or `MOST_SIGNS` characters; both are counted, so it stops at the same point everywhere.
 """
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUFFIX = ".jinja"
-_END_OF_TURN = {"chatml": "<|im_end|>"}  # end token, if the vocabulary has it
+_CHATML_END = "<|im_end|>"  # end token, if the vocabulary has it
 _KEY = "chat_template"
 _QUESTION = [{"role": "user", "content": "first"}]
 _SYSTEM = {"role": "system", "content": "before"}
@@ -57,8 +56,7 @@ def render_chat(
 ) -> Chat:
     """Render a conversation with a tokenizer's chat template; with `asks`, end where the assistant begins.
 
-    Raises:
-        CandidateFailed: the template refuses the conversation, fails, or does too much work.
+    Raises CandidateFailed if the template refuses the conversation, fails, or does too much work.
     """
     blocks: list[str] = []
     marked: list[tuple[int, int]] = []
@@ -116,18 +114,14 @@ def read_template(written: str) -> str:
 
 
 def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
-    """Set a tokenizer's chat template.
-
-    A shipped template ends turns with its own token if the vocabulary has it, and begins texts as the
-    tokenizer does.
-    """
+    """Set a tokenizer's chat template; a shipped one ends turns and begins texts as the vocabulary does."""
     tokenizer.chat_template = text
     name = next((name for name in template_names() if read_template(name) == text), "")
     if not name:
         return
-    end = _END_OF_TURN.get(name, "")
-    if end and tokenizer.convert_tokens_to_ids(end) not in (None, tokenizer.unk_token_id):
-        tokenizer.eos_token = end
+    ends_turn = name == "chatml" and tokenizer.convert_tokens_to_ids(_CHATML_END)
+    if ends_turn not in (False, None, tokenizer.unk_token_id):
+        tokenizer.eos_token = _CHATML_END
     bos = tokenizer.bos_token_id
     if bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]:
         tokenizer.chat_template = f"{{{{- bos_token -}}}}\n{text}"
@@ -149,11 +143,7 @@ def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
-    """Return the role of the first turn whose text does not reach the prompt; empty if all do.
-
-    Raises:
-        CandidateFailed: the template cannot render the conversation.
-    """
+    """Return the role of the first turn whose text does not reach the prompt; empty if all do."""
     text = render_chat(tokenizer, messages).text
     for place, message in enumerate(messages):
         if message["content"].strip() in text:
@@ -175,7 +165,6 @@ def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _write_probe(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """Render a question as a prompt, and with its answer."""
     answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
     return render_chat(tokenizer, _QUESTION).text, render_chat(tokenizer, answered, asks=False).text
 
@@ -292,7 +281,6 @@ def _measure(value: Any) -> int:
 
 
 def _charge(value: Any) -> Any:
-    """Charge the steps of reading a value, and return it."""
     _measure(value)
     return value
 

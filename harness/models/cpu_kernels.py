@@ -1,11 +1,9 @@
 """CPU kernels: attention in chunks of queries, and linear layers in oneDNN's layout.
 
-Invariant: prepacked bf16 products are bit-identical; only the reordering in each call is saved (a third of
-the time at 64 rows, half at one row). In fp32 they are identical from some 32 rows on, and take a fifth less
-time at 64 to 150 rows. Chunks depend on position alone. Fused attention in bf16 takes three times as long
-over 1,000 tokens.
-Source: oneDNN's blocked layouts, by the operators that PyTorch's compiler uses on CPUs; the tiles of
-FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of scores.
+Invariant: prepacked bf16 products are bit-identical (a third less time at 64 rows, half at one row); in fp32
+they are from some 32 rows on. Chunks depend on position alone. Fused attention in bf16 takes three times as
+long over 1,000 tokens. Source: oneDNN's blocked layouts, by the operators that PyTorch's compiler uses; the
+tiles of FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of scores.
 """
 
 from collections.abc import Iterator
@@ -46,13 +44,9 @@ def prepack(model: "torch.nn.Module") -> None:
     lay_out, multiply = (getattr(torch.ops.mkldnn, name) for name in _OPERATORS)
     for module in linear:
         if module.weight.dtype == torch.bfloat16:
-            layout, bias = lay_out(module.weight.detach()), module.bias
-            forward = partial(_multiply, multiply, layout, bias)
+            layout = lay_out(module.weight.detach())
+            forward = partial(multiply, W=layout, B=module.bias, attr="none", scalars=[], algorithm="")
             setattr(module, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
-
-
-def _multiply(multiply: Any, layout: Any, bias: Any, rows: Any) -> Any:
-    return multiply(rows, layout, bias, "none", [], "")
 
 
 def replace_weight(layer: Any, weight: "torch.Tensor") -> "torch.nn.Linear":

@@ -1,13 +1,10 @@
 """Deltas that PEFT does not have: bottleneck adapters, and replaced matrices.
 
-Invariant: a delta is applied to a base and removed again; the base is then bit-identical to before. A
-bottleneck after a sublayer with output h gives h + W_up f(W_down h + b_down) + b_up. New ones have W_up and
-b_up of 0, so they do not change what the base computes. Layer normalisation is not trained. A replaced layer
-gets the stored matrix and keeps its bias.
-Source: Ding et al. 2022 (arXiv:2203.06904) for the name; Houlsby et al. 2019 (arXiv:1902.00751), after the
-attention and the feed-forward part of each layer; Pfeiffer et al. 2020 (arXiv:2005.00247), after the
-feed-forward part only; non-linearity by AdapterHub (arXiv:2007.07779); Hartford et al. 2024
-(arXiv:2406.06623), who train whole matrices of some layers
+Invariant: after a delta is removed the base is bit-identical to before. A bottleneck after a sublayer with
+output h gives h + W_up f(W_down h + b_down) + b_up; new ones have W_up and b_up of 0.
+Source: Ding et al. 2022 (arXiv:2203.06904) for the name; Houlsby et al. 2019 (arXiv:1902.00751) and Pfeiffer
+et al. 2020 (arXiv:2005.00247) for the two styles; AdapterHub (arXiv:2007.07779) for the non-linearity;
+Hartford et al. 2024 (arXiv:2406.06623), who train whole matrices of some layers
 """
 
 import json
@@ -50,11 +47,7 @@ def delta_digest(folder: Path, base_digest: str) -> str:
 
 @contextmanager
 def apply_delta(model: Any, folder: Path) -> Iterator[None]:
-    """Apply the delta in a folder to a loaded base within the context.
-
-    Raises:
-        CandidateFailed: the delta does not fit this base, or its form is unknown.
-    """
+    """Apply the delta in a folder to a loaded base within the context; CandidateFailed if it does not fit."""
     from safetensors.torch import load_file
 
     config = parse_json((folder / CONFIG).read_text("utf-8"))
@@ -90,11 +83,7 @@ def n_parameters(style: str, size: int, hidden: int, n_layers: int) -> int:
 
 
 def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
-    """Create the bottlenecks of a base, in fp32 on its device, keyed by sublayer.
-
-    Raises:
-        CandidateFailed: the base has no such sublayers.
-    """
+    """Create the bottlenecks of a base, in fp32 on its device, keyed by sublayer."""
     from torch import nn
 
     hidden = model.config.get_text_config().hidden_size
@@ -126,11 +115,7 @@ def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[Remov
 def put_on_bottlenecks(
     model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]"
 ) -> Iterator[None]:
-    """Apply stored bottlenecks to a base, in its precision.
-
-    Raises:
-        CandidateFailed: the bottlenecks do not fit this base.
-    """
+    """Apply stored bottlenecks to a base, in its precision."""
     form = Bottleneck(**config)
     bottlenecks = new_bottlenecks(model, form)
     try:
@@ -171,11 +156,7 @@ MATRICES = "matrices"
 
 @contextmanager
 def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> Iterator[None]:
-    """Apply stored matrices, named after their layers, to a base.
-
-    Raises:
-        CandidateFailed: the base has no such layers.
-    """
+    """Apply stored matrices, named after their layers, to a base."""
     named = model.named_modules(remove_duplicate=False)
     layers = {name: layer for name, layer in named if name in tensors}
     for name, weight in tensors.items():

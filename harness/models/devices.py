@@ -1,9 +1,8 @@
 """Loading of a base: its devices, precision and quantisation, and checks of its files.
 
-Invariant: placement depends on sizes alone. A base that fits one device is not spread; accelerate computes
-spread layers in the same way, so the answers are the same, only slower. A base that cannot be loaded fails
-with the reason. cuDNN's attention is never used: its backward pass gives NaN gradients with a mask when a
-batch is 64 tokens longer than a multiple of 128.
+Invariant: placement depends on sizes alone; a base that fits one device is not spread. cuDNN's attention is
+never used: its backward pass gives NaN gradients with a mask when a batch is 64 tokens longer than a multiple
+of 128.
 Source: pytorch/pytorch issue 196678 (H100 and H200, torch from 2.11 on), huggingface/trl issue 7181
 """
 
@@ -42,11 +41,6 @@ class Placement(NamedTuple):
     device_map: str | dict[str, str] | None
     max_memory: dict[int | str, int] | None = None
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained`."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
-
 
 def free_room(machine: Machine) -> Room:
     """Return the free memory of each device that a base may use."""
@@ -67,10 +61,7 @@ def weights_bytes(source: ModelSource, precision: str) -> float:
 
 
 def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
-    """Plan the placement of a base for inference, with room for the keys of at least one long prompt.
-
-    Quantised weights are spread over GPUs only, because bitsandbytes cannot compute elsewhere here.
-    """
+    """Plan the placement of a base for inference, with room for the keys of at least one long prompt."""
     shape = hub.shape(source)
     keys = memory.kv_cache_bytes(shape, LEAST_TOKENS, machine.precision) if shape else 0.0
     weights, main = weights_bytes(source, machine.precision), "cpu" if machine.device == "cpu" else 0
@@ -79,7 +70,7 @@ def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
     gpus = {name: n for name, n in room.items() if name != "cpu"}
     kept = keys / max(1, len(gpus))  # each device holds the keys of its own layers
     most: dict[int | str, int] = {name: max(0, int(n - kept)) for name, n in gpus.items()}
-    if not source.quantization:
+    if not source.quantization:  # bitsandbytes computes on GPUs only here
         most["cpu"] = max(0, int(_SPARE * (room["cpu"] - (0 if gpus else keys))))
     return Placement("auto", most)
 
@@ -95,7 +86,8 @@ def _load_weights(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.integrations.fsdp import is_fsdp_enabled
 
-    precision, arguments = dtype(machine.precision), placed.arguments
+    precision = dtype(machine.precision)
+    arguments = {name: value for name, value in placed._asdict().items() if value is not None}
     is_sharded = is_fsdp_enabled()  # FSDP shards floats only: four bits stay
     if source.quantization:
         arguments = {"device_map": {"": "cpu" if is_sharded else machine.device}, **arguments}

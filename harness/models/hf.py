@@ -1,7 +1,7 @@
 """Language models of transformers in memory: a base with adapters and soft prompts.
 
 Invariant: after an adapter is removed the base is bit-identical to before. The base's layers are never
-written to; merged copies replace them temporarily. All results are those of PEFT.
+written to; merged copies replace them temporarily.
 Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385), Li and Liang 2021
 (arXiv:2101.00190)
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import devices
@@ -26,7 +26,7 @@ from harness.models.loglikelihood import Executor, layout_digest
 from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
 from harness.models.pass_costs import costs_of
 from harness.models.prefix_cache import empty_cache, windows
-from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
+from harness.models.tokenization import PromptEncoder, answer, end_ids
 from harness.models.two_layer_copy import find_copied_engine
 from harness.models.weight_files import (
     WEIGHTS,
@@ -36,7 +36,7 @@ from harness.models.weight_files import (
     refuse_infinite,
     tensors_of,
 )
-from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
+from harness.records import Likelihood, Limits, Output, digest
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,10 +75,6 @@ class HFCandidate(PromptEncoder):
         self.engine, self.layout_digest = describe_engine(self._executor.engine, device, costs)
         longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
         self.max_context = longest - len(self._executor.prefixes.virtual_ids)
-
-    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages and their continuations into token ids, in order (see `tokenization`)."""
-        return encode_all(self.tokenizer, prompts)
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer prompts in batches of similar length, greedily or by draws from each prompt's seed."""
@@ -170,17 +166,12 @@ class ModelHost:
     ) -> Iterator[HFCandidate]:
         """Yield the base with the adapter in a folder; the adapter is removed afterwards.
 
-        In fp32 the adapter is merged if possible. In lower precision, where merging loses small updates, it
-        is merged only on request.
-
-        Raises:
-            CandidateFailed: layers of the base are offloaded to main memory or disk, or the adapter cannot be
-                opened: it does not fit the base, has NaN weights, or cannot be merged as requested.
+        In fp32 the adapter is merged if possible, in lower precision only on request. CandidateFailed is
+        raised if the base is offloaded to main memory or disk, or the adapter cannot be opened or merged.
         """
         base: Any = self.model
         if devices.is_spread(base) and {"cpu", "disk"} & {*base.hf_device_map.values()}:
-            where = "partly in main memory or on the disk, which PEFT cannot change"
-            found = f"an adapter on a base that lies {where}"
+            found = "an adapter on a base that is partly in main memory or on the disk"
             raise CandidateFailed(found, "quantization: nf4, or more memory")
         with ExitStack() as stack:
             try:
@@ -199,7 +190,6 @@ class ModelHost:
             yield candidate
 
     def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
-        """Apply an adapter to the base; closing `stack` restores merged layers."""
         import torch
         from peft.tuners.shira.layer import ShiraLayer
 
@@ -232,8 +222,7 @@ class ModelHost:
 def keep_base(model: Any, folder: Path) -> Iterator[None]:
     """Restore a base after the adapter in a folder was applied, or failed to apply, within the context.
 
-    PEFT leaves modules, attributes, biases, changed weights and repeated layers in the base, and overwrites
-    base weights, such as embeddings, that the adapter's file contains.
+    PEFT leaves modules, attributes, changed weights and repeated layers in the base.
     """
     config = read_adapter_config(folder)
     own = set(map(own_name, tensors_of(folder / WEIGHTS)))
@@ -274,8 +263,7 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
 def merge_layers(model: Any) -> Iterator[bool]:
     """Replace the layers that an adapter changes by merged copies within the context; yield whether it did.
 
-    Nothing is merged without an adapter, if the adapter is more than low-rank updates of unquantised linear
-    layers, or if there is no memory for the copies.
+    Only low-rank updates of unquantised linear layers are merged, if there is memory for the copies.
     """
     import torch
 
@@ -316,11 +304,7 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
 
 
 def soft_prompt(model: Any, engine: str) -> "Cache":
-    """Return the keys and values of a PEFT model's soft prompt, one row.
-
-    Raises:
-        CandidateFailed: the base does not keep all keys, or ignores the masks that packed rows need.
-    """
+    """Return the keys and values of a PEFT model's soft prompt, one row."""
     import torch
 
     base = model.get_base_model()
@@ -330,8 +314,7 @@ def soft_prompt(model: Any, engine: str) -> "Cache":
     with torch.inference_mode():
         learned = model.get_prompt(batch_size=1)
         if model.active_peft_config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-            keys: Cache = learned
-            return keys
+            return cast("Cache", learned)
         cache = empty_cache(base)
         embeddings = learned.to(base.get_input_embeddings().weight.dtype)
         base(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)

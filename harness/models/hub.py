@@ -127,11 +127,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
 
 
 def refuse_changed_files(source: ModelSource) -> None:
-    """Hash a model's files again and refuse those whose content differs from the remembered digest.
-
-    Raises:
-        UserError: a file has changed although its size and time are the same.
-    """
+    """Hash a model's files again and refuse those whose content differs from the remembered digest."""
     path = source.path
     files = [*weights_files(path), *find_matching(path, _CONFIG_FILES), *tokenizer_files(path)]
     expected, step = "the content that it was judged with", "download it again, then harness compare"
@@ -149,21 +145,13 @@ def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]
 
 
 def chat_template(source: ModelSource) -> str:
-    """Return a base's chat template, as set or from its files; empty if there is none.
-
-    A blank template, which renders every conversation as an empty prompt, counts as none.
-    """
-    found = source.template or _stored_template(source.path) or ""
-    return found if found.strip() else ""
-
-
-def _stored_template(path: Path) -> str | None:
-    file = path / "chat_template.jinja"
-    if file.is_file():
+    """Return a base's chat template, as set or from its files; empty if there is none or a blank one."""
+    text, file = source.template, source.path / "chat_template.jinja"
+    if not text and file.is_file():
         with refuse_unreadable(file, "a chat template in UTF-8", "save or fetch the tokenizer again"):
-            return file.read_text("utf-8")
-    stored = read_object(path / "tokenizer_config.json").get("chat_template")
-    return None if stored is None else str(stored)
+            text = file.read_text("utf-8")
+    text = text or str(read_object(source.path / "tokenizer_config.json").get("chat_template") or "")
+    return text if text.strip() else ""
 
 
 def expert_share(source: ModelSource) -> float:
@@ -212,10 +200,7 @@ def architecture_difference(folder: Path, base: Path) -> str:
 
 
 def shape(source: ModelSource) -> shapes.Shape | None:
-    """Return a model's shape from its configuration; None if that lacks a value.
-
-    Files that transformers can unpack count as unpacked.
-    """
+    """Return a model's shape from its configuration; None if that lacks a value."""
     if is_packed(source) or source.name in NAMES:
         return SHAPE
     try:
@@ -289,11 +274,7 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
 
 
 def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Fetch a model's configuration and the headers of its safetensors from the hub, but no weights.
-
-    Raises:
-        UserError: the hub does not give them.
-    """
+    """Fetch a model's configuration and the headers of its safetensors from the hub, but no weights."""
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 
     with _refuse_unknown(name, where):
@@ -355,7 +336,7 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
         )
         expected = "an instruction-tuned model, or a template for this one"
         refuse(
-            Problem(f"base_model {name}", f"{_describe_lack(sources[name])}, {chats}", expected, step)
+            Problem(f"base_model {name}", f"a tokenizer without a chat template, {chats}", expected, step)
             for name in lacking
             if in_chat
         )
@@ -376,9 +357,3 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
         problems += template_problems(tokenizer, ends, f"chat_template {written}, {source.name}")
     refuse(problems)
     return {**sources, **made}
-
-
-def _describe_lack(source: ModelSource) -> str:
-    if _stored_template(source.path) is None:
-        return "a tokenizer without a chat template"
-    return "a tokenizer whose chat template is blank, by which every prompt would be empty"

@@ -47,8 +47,6 @@ _SHORTER = "a smaller base_model or shorter prompts"
 
 # Score of a pair: log-probabilities of its continuation's tokens in nats, and whether all are argmaxes.
 Scored = tuple[list[float], bool]
-
-
 # Layouts of pairs: `packed` into prefix trees under masks, `padded` to the longest of a batch, or `plain`,
 # one at a time, on request.
 ENGINES = ("packed", "padded", "plain")
@@ -64,11 +62,8 @@ def layout_digest(engine: str, budget: int, costs: PassCosts = CPU_COSTS) -> str
 class Executor:
     """Executor of planned packs on one model; `engine` is `packed`, or `padded` if masks are ignored.
 
-    Unless `engine` is known, a small tree is scored in both layouts; a model that ignores custom masks (with
-    recurrent layers, for example) gets one row per branch.
-
-    Raises:
-        CandidateFailed: the model's logits are NaN or infinite.
+    Unless `engine` is known, a small tree is scored in both layouts. CandidateFailed is raised if the model's
+    logits are NaN or infinite.
     """
 
     def __init__(
@@ -81,15 +76,10 @@ class Executor:
     ) -> None:
         self.costs = costs
         self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
-        self._too_many = inf  # number of keys at which memory ran out
         self.engine = engine or self._choose_engine()
 
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """Return the log-probabilities of each pair's continuation, and whether all tokens are argmaxes.
-
-        Raises:
-            CandidateFailed: the model's logits are NaN or infinite.
-        """
+        """Return the log-probabilities of each pair's continuation, and whether all tokens are argmaxes."""
         # Texts so long that positions scale with their length are scored alone.
         lengths = [len(context) + len(continuation) for context, continuation in pairs]
         alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
@@ -104,12 +94,7 @@ class Executor:
         return scored
 
     def refuse_no_numbers(self) -> None:
-        """Score a probe.
-
-        Raises:
-            CandidateFailed: transformers cannot run the model, its logits are NaN or infinite, or memory
-                does not suffice.
-        """
+        """Score a probe; CandidateFailed if the model cannot be run or its logits are not numbers."""
         if any(map(isnan, self._probe_alone(self._probes()[0][0]))):
             raise self._no_numbers()
 
@@ -144,7 +129,7 @@ class Executor:
     def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: "Cache | None") -> list[Scored]:
         trees = self._trees(pairs, shared)
         scored: dict[int, Scored] = {}
-        lengths, size = [tree.n_tokens for tree in trees], Size(self.budget, self.budget)
+        lengths, size = [len(tree.ids) for tree in trees], Size(self.budget, self.budget)
         for group in plan(lengths, size, self.costs.reading, self.costs.keys, shared):
             scored |= self._with_less_memory([trees[i] for i in group], pairs, prefix)
         return [scored[i] for i in range(len(pairs))]
@@ -152,27 +137,23 @@ class Executor:
     def _trees(
         self, pairs: Sequence[Pair], shared: int = 0, numbers: Sequence[int] | None = None
     ) -> list[PrefixTree]:
-        """Lay out pairs (those in `numbers`, if given); they share rows if masks are honoured."""
         joins, attending = self.engine == "packed", self.costs.attention
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _with_less_memory(
         self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"
     ) -> dict[int, Scored]:
-        """Score trees after memory ran out: half of the pairs at a time, without a kept prefix."""
+        """Score trees; after memory ran out, half of the pairs at a time, without kept prefixes."""
         import torch
 
         numbers = [number for tree in trees for number in tree.numbers]
-        n_keys = len(trees) * (_length(prefix) + max(tree.n_tokens for tree in trees))
         try:
-            if n_keys < self._too_many or len(numbers) == 1:
-                return self._score(trees, pairs, prefix)
+            return self._score(trees, pairs, prefix)
         except OUT_OF_MEMORY as error:
             if not ran_out_of_memory(error):
                 raise
             if not self.prefixes.forget() and len(numbers) == 1:
                 raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
-            self._too_many = n_keys  # later batches of that size are halved before they fail
         # Outside the except clause, where the error would still hold the computed tensors.
         torch.cuda.empty_cache()
         half, shared = len(numbers) // 2, _length(prefix)
@@ -184,7 +165,6 @@ class Executor:
     def _score(
         self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None" = None
     ) -> dict[int, Scored]:
-        """Return the scores of the trees' pairs, by number."""
         import torch
 
         packed = pack(trees, pairs)

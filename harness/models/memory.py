@@ -1,7 +1,6 @@
 """Estimates of a model's memory and operations from its shape, and detection of out-of-memory errors.
 
-Invariant: estimates are pure arithmetic with one set of named constants, in bytes and operations; 1 GB = 1e9
-bytes. A GPU has its own out-of-memory error; a CPU is recognised by its allocator's message.
+Invariant: estimates are pure arithmetic with one set of named constants; 1 GB = 1e9 bytes.
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for the bytes of a parameter in training, Korthikanti et
 al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023 (arXiv:2305.14314) for NF4, Kaplan et al.
 2020 (arXiv:2001.08361) for operations
@@ -42,10 +41,7 @@ _WORDS = (
 
 
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
-    """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
-
-    For `all-linear` on a model with experts or unusual layers, the shape holds a count made on the model.
-    """
+    """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules."""
     if isinstance(modules, str) and shape.adapted:
         return round(r * shape.adapted)
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
@@ -118,10 +114,8 @@ def training_peak(
 ) -> Peak:
     """Estimate the peak memory of training; `tokens` is batch size times length.
 
-    A trained parameter takes an fp32 copy, its gradient and the optimiser's state. If all parameters are
-    trained, products need a 16-bit copy too, unless the parameters are `trained_in` 16 bits or `precision` is
-    fp32. Logits are whole, or `in_tiles`. Each process holds one of `shards` shards of weights, gradients and
-    optimiser state, and two whole layers; at `zero_stage` 2 it holds all weights.
+    A trained parameter takes a copy in `trained_in`, its gradient and the optimiser's state. Each process
+    holds one of `shards` shards of these, and two whole layers; at `zero_stage` 2 it holds all weights.
     """
     of_layer = tokens * shape.hidden * LAYER_BYTES
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers

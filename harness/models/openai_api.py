@@ -35,7 +35,7 @@ from harness.models.endpoints import (
     text_of,
 )
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.tokenization import PromptEncoder, encode_all
+from harness.models.tokenization import PromptEncoder
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, canonical_json, digest
 from harness.spec import Spec, Task, TokenPrices
@@ -97,7 +97,7 @@ class Settings(Spec):
 
     @property
     def weights_digest(self) -> str:
-        """Identity of hidden weights: address, model name and protocol (`WHO_ANSWERS`)."""
+        """Identity of hidden weights (`WHO_ANSWERS`)."""
         return digest([self.base_url, self.model, self.protocol])
 
     @property
@@ -156,11 +156,7 @@ def _key(settings: Settings) -> str:
 def open_endpoint(
     settings: Settings, weights_digest: str, source: ModelSource
 ) -> "Iterator[CompletionsCandidate | ChatCandidate]":
-    """Open the endpoint of these settings; prompts are written as for the base `source`.
-
-    Raises:
-        CandidateFailed: no server answers there.
-    """
+    """Open the endpoint of these settings; prompts are written as for the base `source`."""
     server = Server(settings)
     try:
         if settings.protocol == "chat":
@@ -175,11 +171,7 @@ class Server:
     """Model at an address, with several concurrent requests."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the key.
-
-        Raises:
-            CandidateFailed: there is no key, or no client.
-        """
+        """Read the key; CandidateFailed if there is no key or no client."""
         for problem in problems(settings, settings.name):
             raise CandidateFailed(str(replace(problem, next_step="")), problem.next_step)
         from openai import DefaultHttpxClient, OpenAI
@@ -200,9 +192,6 @@ class Server:
         """Send all requests and return the answers in order; after a failure no further request starts.
 
         Running requests are not waited for: their threads end by themselves, or with the process.
-
-        Raises:
-            CandidateFailed: a request was not answered, after all retries.
         """
         from openai import APIError
 
@@ -232,8 +221,8 @@ class Server:
             raise next(error for one in done if (error := one.exception()))
         return [one.result() for one in answers]
 
-    def max_context(self) -> int:
-        """Return the context length that the server reports; unbounded if it reports none."""
+    def max_context(self, model: str) -> int:
+        """Return the context length that the server reports for a model; unbounded if it reports none."""
         from openai import APIError, APIStatusError
 
         try:
@@ -246,7 +235,7 @@ class Server:
             found = "a page that is not a list of models"
             raise self.refusal(found, "a base_url that ends with /v1") from None
         sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
-        return int(sizes.get(self.settings.model) or _ANY_LENGTH)
+        return int(sizes.get(model) or _ANY_LENGTH)
 
     def refusal(self, found: str, knob: str) -> CandidateFailed:
         """Phrase an answer that cannot be used."""
@@ -288,10 +277,7 @@ class _Prompt(NamedTuple):
 
 
 class CompletionsCandidate(PromptEncoder):
-    """Model that gets token ids and returns text, or the log-probabilities of its input.
-
-    `extra_body` are server-specific parameters, sent with each prompt to answer.
-    """
+    """Model that gets token ids and gives text or log-probabilities; `extra_body` goes with each prompt."""
 
     def __init__(
         self,
@@ -302,25 +288,17 @@ class CompletionsCandidate(PromptEncoder):
     ) -> None:
         quiet_libraries()
         self._server, self.weights_digest, self._extra_body = server, weights_digest, extra_body
-        self._tokenizer = load_tokenizer(source)
+        self.tokenizer = load_tokenizer(source)
         self.engine, self.layout_digest = identity("completions")
-        # A server answers at least one token, also where only likelihoods are wanted.
-        self.max_context = server.max_context() - 1
-
-    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
-        return encode_all(self._tokenizer, prompts)
+        # A server answers at least one token, also if only likelihoods are wanted.
+        self.max_context = server.max_context(server.settings.model) - 1
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
         return _answers(self._server, partial(self._complete, limits), prompts, seeds)
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats, with one request each.
-
-        Raises:
-            CandidateFailed: the server gives no log-probabilities of a prompt.
-        """
+        """Score each (context, continuation) in nats, with one request each."""
         return self._server.each(self._score, pairs)
 
     def _complete(self, limits: Limits, prompt: _Prompt) -> Output:
@@ -347,7 +325,7 @@ class CompletionsCandidate(PromptEncoder):
         )
         said = read_first_choice(found, self._server.refusal).logprobs
         values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
-        own = [(x, top) for x, top in zip(values, tops, strict=False)][len(context) : len(whole)]
+        own = list(zip(values, tops, strict=False))[len(context) : len(whole)]
         # One more token is the generated one; two more mean that the server added to the prompt.
         if len(values) not in (len(whole), len(whole) + 1) or any(x is None or not top for x, top in own):
             what = f"log-probabilities of {len(values)} tokens where {len(whole)} were sent"
@@ -380,11 +358,7 @@ class ChatCandidate(PromptEncoder):
         return _answers(self._server, partial(self._answer, limits), prompts, seeds)
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Refuse: the protocol gives no log-probabilities of a prompt.
-
-        Raises:
-            CandidateFailed: always, where anything is asked.
-        """
+        """Refuse: the protocol gives no log-probabilities of a prompt."""
         if pairs:
             found = "chat gives no log-probabilities of a prompt"
             raise CandidateFailed(found, "params.protocol: completions")
@@ -425,7 +399,6 @@ def _answers(
 
 
 def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
-    """Return the decoding parameters; sampled answers get a seed, which a server may ignore."""
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
     drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
     return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **drawn, **stop}

@@ -1,9 +1,8 @@
 """Costs of a pass on a GPU, measured once per card, model shape and precision, and cached.
 
-Invariant: on a CPU nothing is measured, and layouts are fixed. Measurements are rounded to powers of two, so
-that the same card always gives the same layout; the number of keys that fit is computed, not measured.
-Source: a pass takes time for its weights and launches, and per token, per attending pair of tokens and per
-key that is read (Pope et al. 2022, arXiv:2211.05102)
+Invariant: on a CPU layouts are fixed. Measurements are rounded to powers of two, so that the same card always
+gives the same layout; the number of keys that fit is computed. Source: a pass takes time for its weights and
+launches, per token, pair of attending tokens and key that is read (Pope et al. 2022, arXiv:2211.05102)
 """
 
 from collections.abc import Mapping
@@ -39,22 +38,13 @@ _KEYS_SHARE = 0.8  # share of the memory besides weights; the rest is for activa
 
 
 class Timings(NamedTuple):
-    """Seconds of passes, with their numbers of tokens.
-
-    `one` is the time of one token, `rows` that of some rows of `width` tokens, `twice` of twice as many rows,
-    `joined` of the same tokens as `twice` in one row. A generation step takes `few_keys` or `many_keys` if
-    rows have `few` or `many` keys.
-    """
+    """Seconds of a pass of one token, per further token, per pair of attending tokens, of a step, per key."""
 
     one: float
-    rows: float
-    twice: float
-    joined: float
-    few_keys: float
-    many_keys: float
-    width: int
-    few: int
-    many: int
+    token: float
+    pair: float
+    step: float
+    key: float
 
 
 def costs_of(model: "PreTrainedModel", source: ModelSource, machine: Machine) -> PassCosts:
@@ -99,33 +89,25 @@ def learn_costs(known: Mapping[str, Any]) -> None:
 
 def _measure(model: "PreTrainedModel") -> list[int] | None:
     """Measure a model's passes; None if memory runs out, or it cannot be read or timed."""
-    try:
+    with suppress(*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
         found = solve(measure_passes(model))
         return list(found) if found else None
-    except (*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
-        pass
     memory.release_gpu_memory()
     return None
 
 
 def solve(seen: Timings) -> PassCosts | None:
     """Return costs in tokens from seconds, as powers of two; None if a token takes no time."""
-    token_s = (seen.twice - seen.rows) / (_ROWS * seen.width)
-    if token_s <= 0:  # another process disturbed the passes
+    if seen.token <= 0:  # another process disturbed the passes
         return None
-    length = 2 * _ROWS * seen.width
-    pairs = length**2 - 2 * _ROWS * seen.width**2
-    key_s = (seen.many_keys - seen.few_keys) / (_ROWS * (seen.many - seen.few))
-    joined = (seen.joined - seen.twice) / token_s
     return PassCosts(
-        reading=_round_to_power(seen.one / token_s, _MOST.reading),
-        answering=_round_to_power(seen.few_keys / key_s if key_s > 0 else inf, _MOST.answering),
-        attention=_round_to_power(pairs / joined if joined > 0 else inf, _MOST.attention),
+        reading=_round_to_power(seen.one / seen.token, _MOST.reading),
+        answering=_round_to_power(seen.step / seen.key if seen.key > 0 else inf, _MOST.answering),
+        attention=_round_to_power(seen.token / seen.pair if seen.pair > 0 else inf, _MOST.attention),
     )
 
 
 def _round_to_power(tokens: float, most: int) -> int:
-    """Return the nearest power of two to a cost, at most `most`."""
     return most if tokens >= most else 1 << max(0, round(log2(max(tokens, 1.0))))
 
 
@@ -134,17 +116,16 @@ def measure_passes(model: "PreTrainedModel") -> Timings:
     text = model.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", 0) or 1 << 30) - 2 * _STEPS
     width, many = min(_TOKENS, longest // (2 * _ROWS)), min(_MANY_KEYS, longest)
-    few = min(_FEW_KEYS, many // 4)
+    few, length, n_ids = min(_FEW_KEYS, many // 4), 2 * _ROWS * width, text.vocab_size
+    rows_s, twice_s = (_read_s(model, n * _ROWS, width, n_ids) for n in (1, 2))
+    joined_s = _read_s(model, 1, length, n_ids)
+    few_s, many_s = (_step_s(model, n_keys, n_ids) for n_keys in (few, many))
     return Timings(
-        one=_read_s(model, 1, 1, text.vocab_size),
-        rows=_read_s(model, _ROWS, width, text.vocab_size),
-        twice=_read_s(model, 2 * _ROWS, width, text.vocab_size),
-        joined=_read_s(model, 1, 2 * _ROWS * width, text.vocab_size),
-        few_keys=_step_s(model, few, text.vocab_size),
-        many_keys=_step_s(model, many, text.vocab_size),
-        width=width,
-        few=few,
-        many=many,
+        one=_read_s(model, 1, 1, n_ids),
+        token=(twice_s - rows_s) / (_ROWS * width),
+        pair=(joined_s - twice_s) / (length**2 - length * width),
+        step=few_s,
+        key=(many_s - few_s) / (_ROWS * (many - few)),
     )
 
 

@@ -1,16 +1,14 @@
 """Shape of a decoder, on which its memory and its operations depend, from transformers' configuration.
 
-Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
-read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
-What PEFT adapts unasked of a model with experts, or with layers other than attention, is counted on the model
-without its weights.
+Invariant: transformers itself fills in the defaults of a family; no weights are read and nothing is fetched.
+The configuration of an unknown family is used as written.
 Source: `configuration_*.py` and `modeling_deepseek_v2.py` of transformers 5.23
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, NamedTuple
 from warnings import catch_warnings
 
@@ -18,7 +16,7 @@ from harness.cache import memo
 from harness.errors import Problem
 from harness.records import digest
 
-# What is read of a configuration, by Llama's name, and what families call it otherwise.
+# Keys of a configuration by Llama's names, with the names that other families use.
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_key_value_heads": ("num_kv_heads",),
     "intermediate_size": ("ffn_dim", "ffn_hidden_size"),
@@ -36,7 +34,7 @@ _KEYS = (
     *("first_k_dense_replace", "mlp_only_layers", "layer_types", "num_kv_shared_layers", "model_type"),
     "is_encoder_decoder",
 )
-# The same in the configuration as it is written, of GPT-2 and its kin.
+# The same in a configuration like GPT-2's.
 _LIKE_GPT_2 = {
     "n_layer": "num_hidden_layers",
     "n_embd": "hidden_size",
@@ -44,9 +42,9 @@ _LIKE_GPT_2 = {
     "n_inner": "intermediate_size",
 }
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
-# What a family may leave out, or say of each layer.
+# Keys that a family may leave out, or list by layer.
 _OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size", "num_experts", "num_experts_per_tok")
-_PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, several of which lie in a number of 32 bits
+_PACKED_BITS = (1, 2, 3, 4, 8)  # per weight, of weights that are packed into 32 bits
 # Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them.
 UNPACKED = {
     "fp8": "a GPU older than compute capability 8.9 (RTX 4090, H100) unpacks FP8 to 16 bits",
@@ -55,20 +53,19 @@ UNPACKED = {
         "triton and kernels, and by every training"
     ),
 }
-# Layers that keep the same of a long text as of a short one; transformers' names.
+# Layers whose state does not grow with the text, by transformers' names.
 _KEEPING_NOTHING = ("linear_attention", "conv", "moe", "mlp")
-# Families with one shared expert in each layer, as wide as the others, that no key names.
+# Families with one shared expert in each layer that no key names.
 _SHARING_ONE = ("llama4", "llama4_text")
 
 
 class Shape(NamedTuple):
     """Shape of a decoder, on which its memory and its operations depend.
 
-    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`; what all
-    tokens pass beside them is `shared_width` wide. A layer of multi-head latent attention keeps `latent`
-    numbers of a token, in place of keys and values. Where layers differ, heads and their width are the
-    largest, and layers keep on average `keeping` of that. `stored_bytes` is the size of files that are
-    quantised, 0 of others. `adapted` are the parameters of an adapter of rank 1 (see `count_adapted`).
+    `in_experts` parameters are in experts, `idle` of them unused by a token; the shared expert is
+    `shared_width` wide. A layer of multi-head latent attention keeps `latent` numbers per token. If layers
+    differ, heads and widths are the largest, and layers keep on average a share `keeping` of that.
+    `stored_bytes` is the size of quantised files, else 0; `adapted` see `count_adapted`.
     """
 
     n_parameters: float
@@ -107,11 +104,10 @@ class Shape(NamedTuple):
 def shape_of(
     config: Mapping[str, Any], n_parameters: float, stored_bytes: float = 0.0, in_experts: float | None = None
 ) -> Shape | None:
-    """Read a shape from transformers' configuration; None where it does not say what is needed.
+    """Read a shape from transformers' configuration; None if it lacks a needed value.
 
-    `stored_bytes` is the size of the weights' files, which counts where the configuration says that they
-    are quantised. `in_experts` are the parameters in experts by the files' headers; without it they are
-    counted as if all layers but the first dense ones had experts.
+    `stored_bytes` counts only if the configuration says that the files are quantised. Without `in_experts`
+    (from the files' headers) all layers but the first dense ones are taken to have experts.
     """
     said = complete_config(config)
     if any(said.get(name) is None for name in _NEEDED) or said.get("is_encoder_decoder"):
@@ -143,7 +139,7 @@ def shape_of(
 
 
 def _cache_share(said: Mapping[str, Any]) -> float:
-    """Return what layers keep of a token on average, as a share of what the widest of them keep."""
+    """Return the share of the widest layer's keys that layers keep on average."""
     n_layers = int(said["num_hidden_layers"])
     heads, widths = (_list_each(said.get(name), n_layers) for name in ("num_key_value_heads", "head_dim"))
     sizes = [n * width for n, width in zip(heads, widths, strict=True)]
@@ -155,9 +151,9 @@ def _cache_share(said: Mapping[str, Any]) -> float:
 
 
 def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
-    """Count the parameters of a LoRA of rank 1 where PEFT adapts unasked; remembered by the versions.
+    """Count the parameters of a LoRA of rank 1 on all linear layers, as PEFT makes it on unusual layers.
 
-    0 of layers that are all attention with one network, whose widths say it, and where PEFT cannot be asked.
+    0 if all layers are plain attention with one network, whose widths tell it, or if PEFT refuses the family.
     """
 
     def count() -> int:
@@ -176,10 +172,7 @@ def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
 
     if not has_other_layers(config, said):
         return 0.0
-    try:
-        versions = [_version(name) for name in ("transformers", "peft")]
-    except PackageNotFoundError:
-        return 0.0
+    versions = [_version(name) for name in ("transformers", "peft")]
     return float(memo("adapted", digest([json.dumps(config, sort_keys=True), versions]), count))
 
 
@@ -201,8 +194,8 @@ def _list_each(said: Any, n_layers: int) -> list[Any]:
 
 
 def _experts(said: Mapping[str, Any], hidden: int, counted: float | None) -> tuple[float, float, int]:
-    """Return the parameters in experts, three matrices each, those idle, and the width that is shared."""
-    # Doge names experts also where it has none.
+    """Return the parameters in experts (three matrices each), the idle ones, and the shared width."""
+    # Doge's configuration has experts even if the model has none.
     n_experts = int(said.get("num_experts") or 0) if said.get("is_moe") is not False else 0
     if not n_experts or counted == 0:
         return counted or 0.0, 0.0, 0
@@ -219,7 +212,7 @@ def _experts(said: Mapping[str, Any], hidden: int, counted: float | None) -> tup
 
 
 def _widest(said: int | list[int] | None) -> int:
-    """Return a width, of families whose layers differ in it the largest; 0 where nothing is said."""
+    """Return a width, the largest if layers differ; 0 if unknown."""
     return int(max(said) if isinstance(said, list) else said or 0)
 
 
@@ -227,29 +220,18 @@ _version = cache(version)  # a package's metadata is a file to parse, and estima
 
 
 def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a configuration says of a decoder's shape, by Llama's names, with its family's defaults.
-
-    A family without attention has no heads: 0. What transformers says is remembered by its version.
-    """
-    try:
-        # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
-        asked = [_KEYS, _OTHER_NAMES]
-        key = digest([json.dumps(config, sort_keys=True), _version("transformers"), asked])
-    except PackageNotFoundError:
-        return _rename_keys(config)
+    """Return a configuration by Llama's names, with its family's defaults; 0 heads without attention."""
+    # Files of Mamba-2's families contain Infinity, which canonical JSON cannot write.
+    asked = [_KEYS, _OTHER_NAMES]
+    key = digest([json.dumps(config, sort_keys=True), _version("transformers"), asked])
     return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
 
 
-def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Let transformers fill in a configuration: empty where it refuses it, None where it is not installed.
+def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Let transformers fill in a configuration; empty if it refuses it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
 
-    An empty one is remembered too, or each command on stored runs would import transformers again.
-    """
-    try:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import CONFIG_MAPPING
-    except ImportError:
-        return None
     family = str(config.get("model_type", ""))
     if family not in CONFIG_MAPPING:
         return {}
@@ -266,14 +248,14 @@ def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _value(config: Any, name: str) -> Any:
-    """Return what a configuration says under a name; a list where that differs by layer, as in Gemma-4."""
+    """Return a value of a configuration; a list if it differs by layer, as in Gemma-4."""
     if name in (getattr(config, "per_layer_attributes", None) or ()):
         return [getattr(layer, name, None) for layer in config.per_layer_config]
     return getattr(config, name, None)
 
 
 def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename what a configuration says itself to Llama's names; GPT-2 ties its embeddings unasked."""
+    """Rename a configuration's keys to Llama's names; GPT-2 ties its embeddings by default."""
     known = _LIKE_GPT_2 | {other: name for name, others in _OTHER_NAMES.items() for other in others}
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
     text = config.get("text_config") or config
@@ -281,13 +263,13 @@ def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def quantization_method(config: Mapping[str, Any]) -> str:
-    """Return what quantised a model's files, as transformers calls it; empty of files in 16 or 32 bits."""
+    """Return transformers' name of the method that quantised a model's files; empty if none did."""
     said = _section(config, "quantization_config")
     return str(said.get("quant_method") or "unknown") if said else ""
 
 
 def find_packed_bits(config: Mapping[str, Any]) -> int:
-    """Return the bits of a packed weight, which AWQ, compressed-tensors and HQQ call otherwise than GPTQ."""
+    """Return the bits of a packed weight: GPTQ, AWQ, compressed-tensors and HQQ have other keys."""
     said = _section(config, "quantization_config")
     weights = (_section(group, "weights") for group in _section(said, "config_groups").values())
     of_hqq = _section(said, "quant_config")  # of all layers, or of each kind of them
@@ -304,7 +286,7 @@ def _section(said: Any, name: str) -> Mapping[str, Any]:
 
 
 def config_problems(config: Any, where: str) -> Iterator[Problem]:
-    """Yield what in a model's configuration is no configuration, or no number that a shape could have."""
+    """Yield values of a model's configuration that a shape cannot have."""
     step = "the config.json that was published with the model"
     whole = config if isinstance(config, Mapping) else {"config.json": config}
     for section in ("config.json", "text_config", "quantization_config"):

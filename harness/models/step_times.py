@@ -1,9 +1,8 @@
 """Speed of a decoder on this CPU, measured by short steps of reading, generating and training.
 
-Invariant: no weights are read. A small model is rebuilt at full depth with random weights, because its layers
-compete for the processor's caches. For a larger one, two shallow copies give the time per layer and the time
-of everything else, and from these the time of the whole model.
-Source: transformers' Llama, whose layers most decoders have; PEFT's LoRA on every second matrix
+Invariant: no weights are read. A small model is rebuilt at full depth with random weights; for a larger one,
+two shallow copies give the time per layer and of everything else. Source: transformers' Llama, whose layers
+most decoders have; PEFT's LoRA on every second matrix
 """
 
 import time
@@ -51,7 +50,6 @@ def measure_speeds(shape: Shape, precision: str) -> list[float]:
 
 
 def _build(shape: Shape, depth: int, precision: str) -> "LlamaForCausalLM":
-    """Return a random decoder of `depth` layers, at most `_WIDEST` wide."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -127,7 +125,6 @@ def time_quickest(step: Callable[[], object], rounds: int = _ROUNDS) -> float:
 
 
 def _time_new_tokens(reader: PromptReader, prompts: Sequence[Tokens]) -> float:
-    """Return the seconds in which all prompts get one more token."""
     import torch
 
     read_at = list[float]()
@@ -141,6 +138,5 @@ def _time_new_tokens(reader: PromptReader, prompts: Sequence[Tokens]) -> float:
 
 
 def _draw_texts(model: "LlamaForCausalLM", n: int, length: int) -> list[Tokens]:
-    """Return token sequences without shared prefixes."""
     draws = ((7919 * number) % model.config.vocab_size for number in range(n * length))
     return list(zip(*[draws] * length, strict=True))

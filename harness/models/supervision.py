@@ -1,7 +1,6 @@
 """Supervised programs and model servers: log, progress by the last line, readiness, exit and peak memory.
 
-Invariant: a program never outlives this process, however that ends; processes that it starts in another
-session may.
+Invariant: a program never outlives this process; processes that it starts in another session may.
 """
 
 import json
@@ -177,8 +176,7 @@ class ServerProcess(NamedTuple):
     def is_started(self, timeout_s: float, timeout_key: str, advance: Advance) -> bool:
         """Wait until the server answers, with its last line as progress; False if it ended.
 
-        Raises:
-            CandidateFailed: it does not answer in time; `timeout_key` sets that.
+        CandidateFailed is raised after `timeout_s`, which `timeout_key` sets.
         """
         begun = time.monotonic()
         while self.supervisor.poll() is None:
@@ -206,10 +204,3 @@ class ServerProcess(NamedTuple):
         """End the server with all that it started, wait for that, and keep its exit code."""
         if (code := end(self.supervisor, _END_S)) is not None:
             self.codes.append(code)
-
-
-def start_server(
-    name: str, command: Sequence[str], address: str, log: Path, environment: Mapping[str, str], folder: Path
-) -> ServerProcess:
-    """Start a server under a supervisor in a folder; `address` is where it will listen."""
-    return ServerProcess(name, start(command, folder, log, environment), address, log, [])

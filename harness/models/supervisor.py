@@ -20,7 +20,7 @@ from pathlib import Path
 _GRACE_S = 10  # between the request to end and the end
 _NOT_STARTED = 127  # as a shell says it
 _PR_SET_PDEATHSIG = 1
-_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+_MAXRSS_BYTES = 1024
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent,
             )
         except OSError as error:
             output.write(f"{error}\n".encode())

@@ -1,8 +1,8 @@
 """Conversion of messages to token ids, and of new token ids to answers, for all engines and trainings.
 
-Invariant: chat templates and beginning-of-sequence tokens are added only here, and a prompt has at most one
-of the latter. Training sequences begin with the token ids of the prompt as evaluated, and their answers end
-with an end token. Special tokens in a user's text are plain text.
+Invariant: chat templates and beginning-of-sequence tokens are added only here, once. Training sequences begin
+with the token ids of the prompt as evaluated and end with an end token. Special tokens in a user's text are
+plain text.
 """
 
 import re
@@ -39,11 +39,13 @@ class _PromptTexts(NamedTuple):
 
 
 class PromptEncoder:
-    """Base class of candidates that encode prompts: one at a time, or a whole block."""
+    """Base class of candidates that encode prompts, by a tokenizer unless they override `encode_all`."""
+
+    tokenizer: "PreTrainedTokenizerBase"
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Turn messages, and what would follow each, into token ids, in order."""
-        raise NotImplementedError
+        return encode_all(self.tokenizer, prompts)
 
     def encode(
         self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
@@ -53,23 +55,19 @@ class PromptEncoder:
 
 
 def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[Encoded]:
-    """Turn messages, and what would follow each, into token ids: every text once, all of them in a call.
+    """Turn messages, and what would follow each, into token ids: every text once, in one call.
 
-    Without a chat template turns are joined by blank lines, and an answer to its question by a
-    space; with one, by the blanks that it writes there. An empty context becomes the beginning- or
-    end-of-sequence token, as in lm-eval.
-
-    Raises:
-        UserError: a chat template is wanted and the tokenizer has none.
+    Without a chat template turns are joined by blank lines, and an answer to its question by a space. An
+    empty context becomes the beginning- or end-of-sequence token, as in lm-eval.
     """
     gap = find_gap(tokenizer) if any(one.chat_template and one.continuation for one in prompts) else ""
-    put = [
-        one._replace(continuation=gap + one.continuation)
-        if one.chat_template and one.continuation and not one.is_written
-        else one
-        for one in prompts
+    spaced = [
+        prompt._replace(continuation=gap + prompt.continuation)
+        if prompt.chat_template and prompt.continuation and not prompt.is_written
+        else prompt
+        for prompt in prompts
     ]
-    return _encode(tokenizer, _render(tokenizer, put))
+    return _encode(tokenizer, _render(tokenizer, spaced))
 
 
 def encode_answered(
@@ -78,11 +76,8 @@ def encode_answered(
     """Encode prompts with their answers for training; `ends` are the end tokens.
 
     An answer is rendered by the chat template if the result begins with the prompt as evaluated and ends the
-    answer. Otherwise the answer follows the prompt and the template's whitespace, and is ended by the token
-    that the template writes there, or by the first of `ends`.
-
-    Raises:
-        UserError: there is no end token.
+    answer. Otherwise the answer follows the prompt and the template's whitespace, and the token that the
+    template writes there or the first of `ends`.
     """
     if not ends:
         raise _phrase_no_end()
@@ -119,7 +114,7 @@ def _write_answer(
     ends: Mapping[int, str],
     gap: str,
 ) -> tuple[_PromptTexts, Tokens]:
-    """Return the texts of a prompt with its answer, and the end token to append."""
+    """Return the texts of a prompt with its answer, and the end token to append, if any."""
     context, answer, whole = prompt.context, prompt.continuation.text, ""
     first = next(iter(ends))
     if not row.chat_template:
@@ -154,11 +149,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", rendered: Sequence[_PromptText
 
 
 def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") -> list[int]:
-    """List the tokens that end an answer; the first of them fills up rows that ended before others.
-
-    Raises:
-        UserError: neither the tokenizer nor the model names one.
-    """
+    """List the tokens that end an answer; the first of them fills up rows that ended before others."""
     written, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
     ends = {int(i) for i in [*(written if isinstance(written, list) else [written]), eos] if i is not None}
     if pad is None and not ends:
@@ -215,7 +206,7 @@ def _find_special(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
 
 
 def _mark(special: re.Pattern[str], messages: Sequence[Message]) -> list[Message]:
-    """Mark the special tokens in the texts of a user, which are then read as text."""
+    """Mark the special tokens in a user's texts, which are then read as text."""
     return [{**message, "content": _mark_text(special, message["content"])} for message in messages]
 
 
@@ -254,6 +245,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText])
 
 
 def _is_merged(one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> bool:
+    """Tell whether a token crosses the boundary between context and continuation."""
     context = ids[one.context]
     return bool(one.context.text) and ids[one.whole][: len(context)] != context
 

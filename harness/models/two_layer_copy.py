@@ -1,8 +1,7 @@
-"""Random copy of a base with two narrow layers, by which its scoring engine is found without its weights.
+"""Random copy of a base with two narrow layers, which tells the base's scoring engine without its weights.
 
-Invariant: a copy has each kind of layer that the base has, with windows of a few tokens, and its answers
-hang on what stands before them. Where no such copy can be made, as of recurrent layers, the base itself is
-probed.
+Invariant: a copy has each kind of layer that the base has, with windows of a few tokens. If no copy can be
+made (of recurrent layers, for example), the base itself is probed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,11 +53,11 @@ _NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
 
 
 def find_copied_engine(path: Path, device: str) -> str | None:
-    """Return how transformers lays out the scoring of a base; None where no copy of it can tell."""
+    """Return the scoring engine of a base; None if no copy of it can tell."""
 
     def find_engine(model: Any) -> str | None:
         executor = Executor(model.to(device), _BUDGET)
-        # What it answers must hang on what stands before; else an ignored mask shows nowhere.
+        # Its answers must depend on their context; otherwise an ignored mask would not show.
         contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
         found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
         return executor.engine if gap(found[1:], found[:-1]) > _HEARD_NATS else None
@@ -67,7 +66,7 @@ def find_copied_engine(path: Path, device: str) -> str | None:
 
 
 def ask_copy(path: Path, ask: Callable[[Any], _Answer]) -> _Answer | None:
-    """Return what is found of a random copy of a base; None where there is none, or it cannot be read so."""
+    """Return what `ask` finds of a random copy of a base; None if there is no copy, or it cannot be read."""
     from huggingface_hub.errors import StrictDataclassError
 
     quiet_libraries()
@@ -79,7 +78,7 @@ def ask_copy(path: Path, ask: Callable[[Any], _Answer]) -> _Answer | None:
 
 
 def two_layer_copy(path: Path) -> "PreTrainedModel | None":
-    """Make a random copy of a base from its configuration; None where it is large or has other layers."""
+    """Make a random copy of a base from its configuration; None if it is large or has other layers."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -108,7 +107,7 @@ def two_layer_copy(path: Path) -> "PreTrainedModel | None":
 
 
 def _draw(model: "PreTrainedModel") -> None:
-    """Draw weights with which each layer moves log p, whatever a family begins with."""
+    """Draw weights with which each layer changes log p, whatever the family's initialisation."""
     import torch
 
     for parameter in model.parameters():
@@ -121,13 +120,13 @@ def _draw(model: "PreTrainedModel") -> None:
 
 
 def _kinds(config: "PretrainedConfig") -> set[bool] | None:
-    """Return whether layers of a model have a window, each kind once; None where they keep no keys."""
-    found = windows(config)
-    return None if found is None else set(map(bool, found))
+    """Return whether layers of a model have a window, each kind once; None if they keep no keys."""
+    by_layer = windows(config)
+    return None if by_layer is None else set(map(bool, by_layer))
 
 
 def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Narrow a configuration; the width of a head stays, as turns of positions depend on it."""
+    """Narrow a configuration; the width of a head stays, because rotations of positions depend on it."""
     small = {name: value for name, value in config.items() if name not in _NOT_COPIED}
     small |= {name: _cap(small[name], most) for name, most in _MOST.items() if small.get(name)}
     # The first layer of each kind, two at least, with what the configuration says of them.

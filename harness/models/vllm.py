@@ -1,9 +1,8 @@
 """vLLM server started by us: `vllm serve` in its own environment, for one base, over HTTP.
 
-Invariant: the server ends with the host object that started it and with this process, however that ends, and
-frees its memory. It is reachable only from this machine, under a unique model name. Unknown kernel switches
-may change numbers, so they are part of the rows' identity. Source: vLLM's documentation of `vllm serve` and
-of LoRA adapters, https://docs.vllm.ai, vllm/envs.py.
+Invariant: the server ends with the host object that started it and with this process. It is reachable only
+from this machine, under a unique model name. Source: vLLM's documentation of `vllm serve` and of LoRA
+adapters, https://docs.vllm.ai, vllm/envs.py.
 """
 
 import json
@@ -15,7 +14,6 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -27,7 +25,7 @@ from harness.models import openai_api
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.supervision import OPENER, ServerProcess, read_lines, start_server
+from harness.models.supervision import OPENER, ServerProcess, read_lines, start
 from harness.models.tokenization import stored_end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
@@ -39,8 +37,6 @@ OTHERWISE = "engine: transformers"
 ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
 _VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on its own line
 _VERSION_S = 120  # importing vLLM takes a while
-_PORTS = 3  # that are tried, where others take one in between
-_TAKEN = "address already in use"
 _ADAPTER_S = 600
 # What would lead its environment to our packages, hide its log, or let it ask us for a key.
 OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
@@ -79,26 +75,18 @@ def release_of(policy: VllmPolicy) -> str:
     program = program_of(policy)
     if program is None:
         return ""
-    at = Path(program).stat()
-    return _release(program, digest([str(Path(program).resolve()), at.st_mtime_ns, at.st_size]))
 
-
-@cache
-def _release(program: str, key: str) -> str:
     def ask() -> str | None:
         lines = read_lines([program, "--version"], environment=_environment(), timeout_s=_VERSION_S)
         matches = map(_VERSION.fullmatch, reversed(lines))
         return next((match[1] for match in matches if match), None)
 
-    return memo("vllm", key, ask) or ""
+    at = Path(program).stat()
+    return memo("vllm", digest([str(Path(program).resolve()), at.st_mtime_ns, at.st_size]), ask) or ""
 
 
 def identity(policy: VllmPolicy) -> tuple[str, str]:
-    """Return this engine's name in the identity of rows, with its version, and the digest of its layout.
-
-    Raises:
-        UserError: there is no such program, or no client.
-    """
+    """Return this engine's name in the identity of rows, with its version, and the digest of its layout."""
     refuse(problems(policy))
     names = sorted(name for name in os.environ if name.startswith("VLLM_") or name in _OTHERS)
     switches = {name: os.environ[name] for name in names if not _WITHOUT_NUMBERS.fullmatch(name)}
@@ -106,7 +94,7 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
 
 
 class ServedCandidate(openai_api.CompletionsCandidate):
-    """A causal language model that a server of our own starting serves, with or without an adapter."""
+    """Causal language model on a server that we started, with or without an adapter."""
 
     def __init__(self, host: "VllmServer", running: ServerProcess, model: str) -> None:
         settings = openai_api.Settings(
@@ -116,9 +104,10 @@ class ServedCandidate(openai_api.CompletionsCandidate):
             timeout=_ADAPTER_S,
             max_retries=1,
         )
-        super().__init__(openai_api.Server(settings), model, host.source, {"stop_token_ids": host.ends})
-        base = settings.model_copy(update={"model": host.source.weights_digest})
-        self.max_context = openai_api.Server(base).max_context() - 1  # of an adapter vLLM does not say it
+        server = openai_api.Server(settings)
+        weakref.finalize(self, server.api.close)
+        super().__init__(server, model, host.source, {"stop_token_ids": host.ends})
+        self.max_context = server.max_context(host.source.weights_digest) - 1  # that of an adapter is unknown
         self._running = running
         self.engine, self.layout_digest = host.identity
 
@@ -134,7 +123,6 @@ class ServedCandidate(openai_api.CompletionsCandidate):
 
     @contextmanager
     def _explain_failure(self) -> Iterator[None]:
-        """Describe how a server without an answer ended, or where its log is."""
         try:
             yield
         except CandidateFailed as error:
@@ -165,11 +153,7 @@ class VllmServer:
 
     @contextmanager
     def use_adapter(self, folder: Path, weights_digest: str) -> Iterator[ServedCandidate]:
-        """Yield the base with the adapter of a folder; the base itself is never changed.
-
-        Raises:
-            CandidateFailed: vLLM does not take this adapter.
-        """
+        """Yield the base with the adapter of a folder; CandidateFailed if vLLM does not take it."""
         refuse_infinite(folder)
         running = self._ready()
         _post(running, "load", {"lora_name": weights_digest, "lora_path": str(folder.resolve())})
@@ -180,37 +164,31 @@ class VllmServer:
                 _post(running, "unload", {"lora_name": weights_digest})
 
     def close(self) -> None:
-        """End the server, which gives its memory back."""
+        """End the server, which frees its memory."""
         self._end()
 
     def _ready(self) -> ServerProcess:
-        """Return the server, restarted if it has ended."""
         if not self._running.is_well():
-            self.close()
+            self._end()
             self._running = self._start(lambda *_, note="": None)
         return self._running
 
     def _start(self, advance: Advance) -> ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(_PORTS):
-            self._log.unlink(missing_ok=True)
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            address, folder = f"http://127.0.0.1:{port}", self._log.parent
-            running = start_server(
-                "vLLM's server", self._command(port), address, self._log, _environment(), folder
-            )
-            # Also at the end of this process.
-            self._end = weakref.finalize(self, running.stop)
-            try:
-                if running.is_started(self.policy.start_timeout, "vllm.start_timeout", advance):
-                    return running
-            except BaseException:
-                self._end()
-                raise
-            if _TAKEN not in self._log.read_text("utf-8", "replace").lower():
-                break
+        self._log.unlink(missing_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        address, folder = f"http://127.0.0.1:{port}", self._log.parent
+        supervisor = start(self._command(port), folder, self._log, _environment())
+        running = ServerProcess("vLLM's server", supervisor, address, self._log, [])
+        self._end = weakref.finalize(self, running.stop)  # also at the end of this process
+        try:
+            if running.is_started(self.policy.start_timeout, "vllm.start_timeout", advance):
+                return running
+        except BaseException:
+            self._end()
+            raise
         raise CandidateFailed(running.describe_end(), _knob(self._log))
 
     def _command(self, port: int) -> list[str]:

@@ -1,8 +1,7 @@
 """Files of weights: tensors and parameters by their headers, digests, configuration of a model's folder.
 
-Invariant: a digest depends on what the weights compute (tensors, and what scales them), never on paths,
-versions or how a file is laid out. No weights are loaded, and no pickle is read. Of weights in several forms
-those that transformers reads count.
+Invariant: a digest depends on what the weights compute, never on paths, versions or a file's layout. No
+weights are loaded, and no pickle is read.
 """
 
 import hashlib
@@ -47,11 +46,7 @@ class Tensor(NamedTuple):
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """Map the tensors of a safetensors file by name, from its header alone.
-
-    Raises:
-        ValueError: it is not a safetensors file, or it is truncated.
-    """
+    """Map the tensors of a safetensors file by name, from its header; a ValueError if it is truncated."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > path.stat().st_size:
@@ -80,8 +75,7 @@ _EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_line
 def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:
     """Count the parameters of a model's tensors by name; quantised files pack several into a number.
 
-    `bits` is the width of weights that AWQ and GPTQ pack into 32 bits, and HQQ into 8. Masks in old files do
-    not count.
+    `bits` is the width of weights that AWQ and GPTQ pack into 32 bits, and HQQ into 8.
     """
     counted = {}
     for name, tensor in tensors.items():
@@ -123,11 +117,7 @@ def moves_base(config: Mapping[str, Any]) -> bool:
 
 
 def refuse_moved_base(config: Mapping[str, Any]) -> None:
-    """Refuse an adapter that needs a base with changed weights.
-
-    Raises:
-        CandidateFailed: the adapter's initialisation changed the base, and it was saved unconverted.
-    """
+    """Refuse an adapter whose initialisation changed the base, and that was saved unconverted."""
     if moves_base(config):
         found = (
             f"an adapter with init_lora_weights: {config.get('init_lora_weights')}, which changed its base"
@@ -225,11 +215,7 @@ def count_types(path: Path) -> dict[str, int]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the configuration of a model's folder.
-
-    Raises:
-        UserError: it is missing, not JSON, or not a model's configuration.
-    """
+    """Read the configuration of a model's folder."""
     file = path / "config.json"
     try:
         config = parse_json(file.read_text("utf-8"), object_hook=_read_float)
@@ -244,31 +230,24 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_float(said: dict[str, Any]) -> Any:
-    """Return a number that transformers writes as an object, as JSON has no word for inf."""
+    """Return a number that transformers writes as an object because JSON has no infinity."""
     with suppress(TypeError, ValueError, KeyError):
         return float(said["__float__"])
     return said
 
 
 def refuse_damaged(path: Path) -> None:
-    """Refuse incomplete weights, such as those of an interrupted download.
-
-    Raises:
-        UserError: a file is truncated or not safetensors, or a file named by the index is missing.
-    """
-    problems = []
-    for file in weights_files(path):
+    """Refuse incomplete weights, such as those of an interrupted download."""
+    problems, missing, index = [], list[str](), path / _INDEX
+    for file in [*weights_files(path), *([index] if index.exists() else [])]:
         try:
-            tensors_of(file)
+            if file == index:
+                names = set(parse_json(file.read_text("utf-8"))["weight_map"].values())
+                missing = sorted(name for name in names if not (path / name).exists())
+            else:
+                tensors_of(file)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            problems.append(Problem(str(file), f"a damaged file ({error})", "whole safetensors", _AGAIN))
-    missing, index = [], path / _INDEX
-    if index.exists():
-        try:
-            named = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
-            missing = sorted(name for name in named if not (path / name).exists())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            problems.append(Problem(str(index), f"a damaged file ({error})", "an index of weights", _AGAIN))
+            problems.append(Problem(str(file), f"a damaged file ({error})", "a whole file", _AGAIN))
     expected = "all files of its weights"
     problems += [Problem(str(path), f"no {name}, which {_INDEX} names", expected, _AGAIN) for name in missing]
     refuse(problems)

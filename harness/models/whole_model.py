@@ -42,13 +42,9 @@ class WholeModel(NamedTuple):
 def unmergeable(kind: str, folder: Path | None) -> tuple[str, str] | None:
     """Explain why weights of a kind cannot be merged into one model, and what to do; None if they can."""
     if kind == "adapter" and folder:
-        config = read_adapter_config(folder / "adapter")
-        family = str(config.get("peft_type", "LORA"))
+        family = str(read_adapter_config(folder / "adapter").get("peft_type", "LORA"))
         if family in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "ADAPTION_PROMPT"):
-            return (
-                f"an adapter of the family {family}, which is a soft prompt and no change of weights",
-                "method: lora",
-            )
+            return f"an adapter of the family {family}, a soft prompt without changed weights", "method: lora"
     if kind == "delta" and folder:
         form = parse_json((folder / "delta" / DELTA_CONFIG).read_text("utf-8")).get("form")
         if form != MATRICES:
@@ -60,10 +56,8 @@ def unmergeable(kind: str, folder: Path | None) -> tuple[str, str] | None:
 def open_whole(source: ModelSource, kind: str, folder: Path | None) -> Iterator[WholeModel]:
     """Open the base, a whole model in its place, or the base with an adapter or delta merged into it.
 
-    A quantised base is opened as it served: its weights are those of its quantised form, in fp32.
-
-    Raises:
-        CandidateFailed: the weights cannot be opened or merged, or the merged model answers otherwise.
+    A quantised base is opened with its rounded weights, in fp32. CandidateFailed is raised if the weights
+    cannot be merged, or the merged model answers otherwise.
     """
     import torch
 
@@ -144,11 +138,7 @@ def save_beside(whole: WholeModel, folder: Path, limits: Limits) -> None:
 
 
 def save_whole(whole: WholeModel, folder: Path, precision: str, limits: Limits) -> None:
-    """Write a model in a precision, with its tokenizer, chat template and generation limits.
-
-    Raises:
-        CandidateFailed: a tensor read back from the folder differs.
-    """
+    """Write a model in a precision, with its tokenizer, chat template and generation limits, and check it."""
     import torch
     from transformers import AutoModelForCausalLM
 
