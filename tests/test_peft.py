@@ -33,15 +33,13 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 FAMILIES = {
     "PREFIX_TUNING": {"num_virtual_tokens": 4}, "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 8},
-    "patterns of scales": {"peft_type": "LORA", "r": 2, "alpha_pattern": {"q_proj": 64, ".*_proj": 2}},
+    "patterns of scales": {"peft_type": "LORA", "r": 2, "alpha_pattern": {".*_proj": 2, "q_proj": 64}},
     "prefix projection": {
         "peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "prefix_projection": True,
         "encoder_hidden_size": 8,
     },
-    "IA3": {}, "ADALORA": {"init_r": 6, "target_r": 2}, "VERA": {"r": 4}, "OFT": {"oft_block_size": 4},
-    "LOHA": {"r": 2}, "LN_TUNING": {}, "OSF": {}, "LORA": {"r": 2},
+    "IA3": {}, "ADALORA": {"init_r": 6, "target_r": 2}, "OFT": {"oft_block_size": 4}, "OSF": {},
     "DoRA": {"peft_type": "LORA", "r": 2, "use_dora": True},
-    "rsLoRA": {"peft_type": "LORA", "r": 2, "use_rslora": True},
     "PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
     "OLoRA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "olora"},
     "PiSSA of embeddings": {
@@ -52,7 +50,6 @@ FAMILIES = {
     "whole modules": {"peft_type": "LORA", "r": 2, "modules_to_save": ["lm_head", "norm"]},
     "repeated layers": {"peft_type": "LORA", "r": 2, "layer_replication": [[0, 2], [1, 2]]},
     "KaSA": {"peft_type": "LORA", "r": 2, "kasa_config": {}},
-    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
 }  # fmt: skip
 CLOSE = (
     1e-5  # of the largest logit: a pass in fp32 is some 5e-6 to 1.4e-5 off one in float64, at logits up to 8
@@ -89,7 +86,7 @@ def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["PREFIX_TUNING", "P_TUNING"])
+@pytest.mark.parametrize("name", ["PREFIX_TUNING"])
 def test_a_soft_prompt_scores_and_answers_in_packed_rows_as_by_peft_alone(tiny, tmp_path, name):
     import torch
     from peft import PeftModel
@@ -169,17 +166,7 @@ def test_the_penalty_of_adalora_is_the_distance_of_p_and_q_from_orthogonal():
 
 
 @pytest.mark.e2e
-def test_pissa_takes_its_number_of_iterations_and_is_saved_as_an_adapter_of_twice_the_rank(tiny, tmp_path):
-    made, _ = train(tiny, tmp_path, "PiSSA")
-    config = json.loads((made.folder / "adapter" / "adapter_config.json").read_text())
-    assert config["r"] == 4
-    assert config["init_lora_weights"] is True
-    fast = {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa_niter_4", **QUICK, "max_steps": 2}
-    assert tiny_methods.fit(tiny, tmp_path, peft, fast).training.n_trainable
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("name", ["PiSSA", "OLoRA"])
+@pytest.mark.parametrize("name", ["PiSSA"])
 def test_what_is_converted_are_the_weights_that_were_trained_but_for_the_rounding_of_their_split(
     tiny, tmp_path, name
 ):
@@ -194,17 +181,7 @@ def test_what_is_converted_are_the_weights_that_were_trained_but_for_the_roundin
     assert logits(opened, ids).allclose(logits(trained.double(), ids), rtol=0, atol=1e-5)
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("name", ["P_TUNING", "OFT", "OSF", "DoRA", "whole modules"])
-def test_in_bf16_the_base_is_itself_again_after_an_adapter(tiny, tmp_path, name):
-    made, _ = train(tiny, tmp_path, name, max_steps=2)
-    host = host_of(tiny, "bf16")
-    ids = host.base.encode(ASKED).context
-    with unchanged(host.model, ids), host.use_adapter(made.folder / "adapter", made.digest) as opened:
-        opened.loglikelihood([(ids[:3], ids[3:7])])
-
-
-@pytest.mark.parametrize(("start", "precision"), [("pissa", "bf16"), ("olora", "fp32")])
+@pytest.mark.parametrize(("start", "precision"), [("olora", "fp32")])
 def test_an_adapter_from_elsewhere_that_moved_the_base_is_served_so_and_the_base_is_itself_again(
     tiny, tmp_path, start, precision
 ):
@@ -225,26 +202,6 @@ def test_an_adapter_from_elsewhere_that_moved_the_base_is_served_so_and_the_base
         assert torch.cosine_similarity(found, own).min() > 0.98
         if precision == "fp32":
             assert found.allclose(own, atol=1e-4)
-
-
-@pytest.mark.e2e
-def test_an_adapter_of_sparse_updates_is_read_by_several_threads(tiny, tmp_path):
-    import torch
-
-    made, trained = train(tiny, tmp_path, "SHIRA", r=2)
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        host = host_of(tiny)
-        ids = host.base.encode(ASKED).context
-        with host.use_adapter(made.folder / "adapter", made.digest) as opened:
-            scored = opened.loglikelihood([(ids[:3], ids[3:7])])[0].logprob
-            answered = opened.generate([ids], Limits(4, ()))
-    finally:
-        torch.set_num_threads(n_threads)
-    expected = logits(trained, ids[:7]).log_softmax(-1)[range(2, 6), ids[3:7]].sum().item()
-    assert scored == pytest.approx(expected, abs=1e-4)
-    assert answered[0].n_output_tokens
 
 
 @pytest.mark.parametrize(
@@ -309,7 +266,6 @@ def test_an_adapter_with_embeddings_of_its_own_leaves_those_of_the_base_alone(ti
     ("name", "change", "said"),
     [
         ("PROMPT_TUNING", {"num_virtual_tokens": 9}, r"of size \(4, 32\), where the base and \S+ make \(9, 32\)"),
-        ("PREFIX_TUNING", {"num_layers": 3}, "num_layers 3, which is 2 on the base"),
         ("P_TUNING", {"token_dim": 64}, "token_dim 64, which is 32 on the base"),
     ],
 )  # fmt: skip
@@ -325,8 +281,7 @@ def values_of(matrix):
     return np.linalg.svd(matrix, compute_uv=False)
 
 
-@pytest.mark.parametrize("shape", [(200, 600), (600, 200), (120, 130)])
-@pytest.mark.parametrize("scale", [0.02, 3.0])
+@pytest.mark.parametrize(("shape", "scale"), [((200, 600), 0.02), ((120, 130), 3.0)])
 def test_what_is_above_the_bound_are_the_spikes_that_were_put_in(shape, scale):
     edge = scale * (np.sqrt(shape[0]) + np.sqrt(shape[1]))  # where noise of this scale ends
     spikes = [2 * edge, 3 * edge, 5 * edge]
@@ -364,7 +319,7 @@ def test_the_ratio_is_that_of_the_sums_over_the_largest_value_and_always_finite(
     assert only > 1e6
 
 
-@pytest.mark.parametrize(("share", "n"), [(0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (1.0, 4)])
+@pytest.mark.parametrize(("share", "n"), [(0.01, 1), (0.25, 1), (0.26, 2), (1.0, 4)])
 def test_of_each_type_the_share_with_the_largest_ratios_is_chosen(share, n):
     ratios = {
         f"layers.{i}.{kind}": ratio * (1 + i) for kind, ratio in (("q", 1.0), ("k", 9.0)) for i in range(4)
@@ -405,15 +360,6 @@ def test_what_was_chosen_alone_is_trained_and_opened_again_gives_the_same_logits
         alone = HFCandidate(host.model, host.tokenizer, made.digest, "plain").loglikelihood(pairs)
     assert [one.logprob for one in packed] == pytest.approx([one.logprob for one in alone], abs=1e-4)
     assert not logits(trained, ids).allclose(plain, atol=1e-3)
-
-
-@pytest.mark.e2e
-def test_in_bf16_packed_layers_are_replaced_and_put_back(tiny, tmp_path):
-    made, _ = train_layers(tiny, tmp_path, "bf16")
-    host = host_of(tiny, "bf16")
-    ids = host.base.encode(ASKED).context
-    with unchanged(host.model, ids) as plain, apply_delta(host.model, made.folder / "delta"):
-        assert not logits(host.model, ids).equal(plain)
 
 
 def test_the_scan_is_kept_and_not_made_again(tiny, tmp_path):

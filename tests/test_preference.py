@@ -7,7 +7,7 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
-from harness.methods import dpo, kto, lora, reward
+from harness.methods import dpo, kto, lora
 from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
@@ -53,7 +53,7 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("method", [dpo, kto, reward])
+@pytest.mark.parametrize("method", [dpo, kto])
 def test_the_tokens_of_both_answers_are_counted_each_time_that_they_are_trained_on(tiny, tmp_path, method):
     params = {"r": 2, "heldout": 0, "num_train_epochs": 2}
     made = tiny_methods.fit(tiny, tmp_path, method, params).training

@@ -24,7 +24,6 @@ from harness.experiment import recipe_warnings
 from harness.experiment.candidate_problems import check_gpus, check_sharing
 from harness.experiment.training_fit import Fit, processes_of, shards_of
 from harness.models import memory
-from harness.models.devices import load_base
 from harness.models.hub import quantize, resolve, shape
 from harness.spec import AcceleratePolicy, TrainingPolicy
 from harness.training import worker
@@ -58,30 +57,9 @@ def write_job(tiny, folder, policy, method="lora", **params):
     return folder
 
 
-@pytest.mark.slow
-def test_two_processes_make_the_weights_of_one_with_half_of_the_rows_each(tiny, tmp_path):
-    whole = LORA | {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
-    alone, shared = (
-        write_job(tiny, tmp_path / name, n, **whole) for name, n in (("alone", 1), ("shared", 2))
-    )
-    heard = []
-    training.run_job(alone, ignore)
-    worker.launch(shared, lambda done, total, note="": heard.append((done, total)))
-    assert heard == [(1, 3), (2, 3), (3, 3)]  # one of them speaks
-    one, other = (load_file(at / "adapter" / "adapter_model.safetensors") for at in (alone, shared))
-    assert max(np.abs(one[name] - other[name]).max() for name in one) < 1e-4  # all rows in each step
-    record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
-    assert (record["n_processes"], record["batch_size"], record["accumulated_batches"]) == (2, 3, 2)
-    assert (record["n_steps"], record["n_tokens"]) == (expected["n_steps"], expected["n_tokens"])
-    assert np.allclose(record["loss"], expected["loss"], atol=1e-3)
-    assert "n_processes" not in expected
-
-
 SHARED = {
-    "dpo": {"learning_rate": 1e-2}, "qlora": {"r": 2}, "spectrum": {}, "bottleneck": {"learning_rate": 1e-2},
-    "PROMPT_TUNING": {"num_virtual_tokens": 4, "learning_rate": 1e-2},
+    "dpo": {"learning_rate": 1e-2}, "spectrum": {},
     "ADALORA": {"init_r": 4, "target_r": 2, "learning_rate": 1e-2},
-    "pissa": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
 }  # fmt: skip
 
 
@@ -123,16 +101,6 @@ def assert_equal_weights(made, name, most):
         assert np.allclose(record.get(curve, []), expected.get(curve, []), atol=1e-3), curve
 
 
-@pytest.mark.weekly
-def test_two_processes_train_the_embedded_model_as_one_does(tmp_path):
-    rates = {"dpo": 3e-5, "qlora": 1e-3, "spectrum": 1e-4, "IA3": 3e-3}
-    named = {name: {"learning_rate": rate} for name, rate in rates.items()}
-    few = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    made = make_by_one_and_two("smollm2-135m", tmp_path, named, **few)
-    for name, rate in rates.items():
-        assert_equal_weights(made, name, rate)
-
-
 def process_of(folder, rank):
     for at in Path("/proc").glob("[0-9]*"):
         try:
@@ -147,8 +115,8 @@ def process_of(folder, rank):
 @pytest.mark.weekly
 @pytest.mark.parametrize(
     ("method", "step", "checkpoint"),
-    [("lora", 3, "checkpoint-2"), ("lora", 4, "checkpoint-3"), ("dpo", 4, "checkpoint-3")],
-    ids=["in an epoch", "after an epoch", "on pairs"],
+    [("lora", 3, "checkpoint-2"), ("dpo", 4, "checkpoint-3")],
+    ids=["in an epoch", "on pairs"],
 )
 def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undisturbed(
     tiny, tmp_path, method, step, checkpoint
@@ -175,8 +143,7 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
 @pytest.mark.parametrize(
     ("batch", "accumulation", "processes", "expected"),
     [
-        (8, 1, 2, (4, 1)), (8, 1, 8, (1, 1)), (1, 8, 4, (1, 2)), (3, 4, 2, (3, 2)), (4, 3, 2, (3, 2)),
-        (4, 1, 1, (4, 1)),
+        (8, 1, 8, (1, 1)), (1, 8, 4, (1, 2)), (3, 4, 2, (3, 2)), (4, 1, 1, (4, 1)),
     ],
 )  # fmt: skip
 def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, processes, expected):
@@ -298,13 +265,12 @@ def test_accelerate_starts_fsdp2_by_the_models_own_blocks_from_the_configuration
     assert plugin.transformer_cls_names_to_wrap is None  # so those are taken that the model does not split
 
 
-@pytest.mark.parametrize("policy", [ZERO_2, ZERO_3], ids=["ZeRO 2", "ZeRO 3"])
-def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in(tmp_path, policy):
-    write_launch(tmp_path, policy, "cuda")
+def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in(tmp_path):
+    write_launch(tmp_path, ZERO_3, "cuda")
     said = {name: value for name, value in environment(tmp_path).items() if "DEEPSPEED" in name}
     assert said["ACCELERATE_USE_DEEPSPEED"] == "true"
-    assert said["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(policy.zero_stage)
-    assert said["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == str(policy.zero_stage == 3).lower()
+    assert said["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert said["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
     assert environment(tmp_path)["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] == "auto"
 
 
@@ -322,9 +288,7 @@ def difference(alone, shared, file):
     [
         pytest.param(FSDP, "lora", marks=pytest.mark.weekly),
         pytest.param(FSDP, "qlora", marks=pytest.mark.slow),
-        pytest.param(FSDP, "full", marks=pytest.mark.weekly),
         pytest.param(FSDP, "spectrum", marks=pytest.mark.weekly),
-        pytest.param(FSDP, "bottleneck", marks=pytest.mark.weekly),
         pytest.param(ZERO_2, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
         pytest.param(ZERO_3, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
     ],
@@ -348,23 +312,6 @@ def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path,
     assert (record["n_processes"], record["n_trainable"]) == (2, expected["n_trainable"])
     assert np.allclose(record["loss"], expected["loss"], atol=1e-3)
     assert record["loss"][0][1] - record["loss"][-1][1] > 0.01  # something was learned
-
-
-def test_a_base_in_four_bits_that_is_to_be_sharded_is_stored_as_floats_in_main_memory(tiny, monkeypatch):
-    import torch.distributed as dist
-
-    quantized = quantize(resolve(str(tiny)), "nf4")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model, _ = load_base(quantized, tiny_methods.CPU._replace(precision="bf16"))
-    finally:
-        dist.destroy_process_group()
-    weight = model.model.layers[0].mlp.up_proj.weight
-    assert (type(weight).__name__, weight.device.type, weight.quant_type) == ("Params4bit", "cpu", "nf4")
-    assert str(weight.dtype) == "torch.bfloat16"  # as the guide asks: one type for all that is sharded
-    assert weight.numel() == 64 * 32 / 4  # of four bits each
 
 
 # What is refused before anything runs
