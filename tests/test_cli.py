@@ -19,13 +19,10 @@ from harness import store
 from harness.analysis.decision import Decision
 from harness.analysis.gating import GateResult
 from harness.cache import cache_dir
-from harness.cli.compare import exit_code, plan_section
+from harness.cli.compare import exit_code
 from harness.cli.gate import next_step
 from harness.cli.options import ExperimentFile
 from harness.config import CommandLine
-from harness.experiment import Estimates
-from harness.formatting import seconds
-from harness.models.hardware import Memory
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy
 from harness.store import Store
@@ -140,22 +137,6 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
     assert "passes as one of 2" not in harness("compare", "--dry-run", "--quick", check=0).stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "reports").exists()
-
-
-def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path):
-    """The tokens do so to the digit, the times and prices but for what printing rounds."""
-    room = Memory(free_gib=8.0, total_gib=8.0, of="main memory")
-    file = ExperimentFile(config=tiny_experiment.write(tmp_path, tiny))
-    session, loaded = file.open_session(dry_run=True)
-    work = Estimates(session).work(loaded.selected)
-    plan = Estimates(session).seconds(work)
-    costs = Estimates(session).costs(loaded.selected, room)
-    *rows, total = plan_section(work, plan, costs, hour_usd=None, device=session.machine.device).rows
-    assert [row[0] for row in rows] == list(work)
-    for column in (1, 2, 3):
-        assert sum(int(row[column].replace(",", "")) for row in rows) == int(total[column].replace(",", ""))
-    assert total[4] == seconds(sum(plan.values()))
-    assert [row[4] for row in rows] == [seconds(plan[row[0]]) for row in rows]
 
 
 @pytest.mark.e2e
