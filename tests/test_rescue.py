@@ -16,7 +16,6 @@ from harness.lifecycle.release import gate
 from harness.lifecycle.rescue import exit_code
 from harness.lifecycle.rescue_result import sentences
 from harness.lifecycle.rescue_trials import estimate_trials
-from harness.progress import SilentProgress
 from harness.spec import GatePolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
@@ -26,6 +25,7 @@ POLICY = GatePolicy()
 FREE = ("scale=0.75", "scale=0.5", "scale=0.25")
 TRAINED = ("kl=0.3", "kl=3", "replay=0.25", "replay=1")
 SMALL = Sizes(general=160)  # eighty items a task and half: 1.6 points can be ruled out on four tasks
+ONE_SCALE = ["rescue={steps: [scale], scales: [0.5]}"]
 
 
 def names(found):
@@ -135,29 +135,12 @@ def test_where_nothing_passes_all_trials_are_tried_by_cost_and_the_front_is_said
 
 
 def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
-    versions = {
-        "scale=0.75": Version(88, lost=40),
-        "scale=0.5": Version(35),  # less than the 40 % of the best without training
-        "scale=0.25": Version(20),
-    }
-    found = world(tmp_path, versions, sizes=SMALL, overrides=["rescue.steps=[scale]"]).rescue()
-    passed = [t for t in found.tried if t.search.verdict.outcome == "pass"]
-    assert [t.name for t in passed] == ["lora+scale=0.5", "lora+scale=0.25"]
-    assert not any(t.search.gains or t.search.passes for t in passed)
-    assert passed[0].search.sentence.endswith("; the gain on the target is gone")
+    versions = {"scale=0.5": Version(35)}  # less than the 40 % of the best without training
+    found = world(tmp_path, versions, sizes=SMALL, overrides=ONE_SCALE).rescue()
+    (tried,) = found.tried
+    assert (tried.search.verdict.outcome, tried.search.gains, tried.search.passes) == ("pass", False, False)
+    assert tried.search.sentence.endswith("; the gain on the target is gone")
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 3)
-
-
-def test_a_recipe_that_replays_already_is_rescued_by_a_penalty(tmp_path):
-    tried = ("scale=0.5", "merged", "kl=0.3", "kl=3", "ewc=30")
-    versions = dict.fromkeys(tried, Version(lost=40)) | {"ewc=30": Version(80)}
-    extra, fewer = "  held: {method: lora, replay: 1.0}\n", ["rescue.scales=[0.5]"]
-    found = world(tmp_path, versions, sizes=SMALL, extra=extra, overrides=fewer).rescue("held")
-    assert names(found) == [f"held+{mark}" for mark in tried]
-    assert found.rescued_trial == "held+ewc=30"
-    recipe = found.tried[-1].recipes["held+ewc=30"]
-    assert recipe["regularize"] == {"replay": {"share": 1.0}, "ewc": {"strength": 30.0}}
-    assert found.tried[1].recipes["held+merged"]["merges"] == ["held", "lora"]
 
 
 def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
@@ -168,9 +151,8 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
 
 
 def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
-    fewer = ["rescue={steps: [scale, replay], scales: [0.5], shares: [1]}"]
-    versions = {"scale=0.5": Version(80), "replay=1": Version(80)}
-    found = world(tmp_path, versions, sizes=Sizes(general=50), overrides=fewer).rescue()
+    versions = {"scale=0.5": Version(80)}
+    found = world(tmp_path, versions, sizes=Sizes(general=50), overrides=ONE_SCALE).rescue()
     assert {t.search.verdict.outcome for t in found.tried} == {"inconclusive"}
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 4)
 
@@ -205,7 +187,7 @@ def test_a_run_that_passes_gains_nothing_or_only_misses_its_target_is_refused(tm
     assert rescue.prepare_from_report(made.session, made.report) is None
     made = rescue_worlds.open_world(made.path, {AS_IT_IS: Version()}, ["gate.target.min=0.99"])
     assert "what stops it is target: " in read_refusal(made, "lora")
-    made = world(tmp_path / "gains nothing", {AS_IT_IS: Version(40, lost=50)}, sizes=SMALL)
+    made = world(tmp_path / "gains nothing", {AS_IT_IS: Version(40, lost=50)}, sizes=Sizes(general=40))
     refusal = read_refusal(made, "lora")
     assert "found no gain that is shown" in refusal
     assert "harness promote lora" not in refusal
@@ -232,18 +214,12 @@ def test_what_trains_nothing_is_unknown_was_never_run_or_is_of_another_recipe_is
 
 def test_a_run_that_failed_is_refused_with_its_reason(rescued_world):
     made, _ = rescued_world
-    path = made.path.with_name("failing.yaml")
-    path.write_text(f"{made.path.read_text()}  two: {{method: lora, params: {{r: 8}}}}\n")
-    loaded = rescue_worlds.config.load(path)
-    session = rescue_worlds.prepare_session(loaded, rescue_worlds.WHOLE, SilentProgress())
-    session.slot.host = rescue_worlds.VersionHost({}, session.source, {})  # no version answers
-    rescue_worlds.lay_down(session, session.candidates["two"], AS_IT_IS)
-    report = rescue_worlds.experiment.run_all(session, loaded)
-    assert next(f for f in report.facts if f.name == "two").state == "failed"
-    made = made._replace(session=session, loaded=loaded)
-    for name in ("two", "world-two-s0-failed"):
-        assert "found a run that failed: RuntimeError" in read_refusal(made, name)
-    store.remove_run(session.store, "world-two-s0-failed")
+    at = made.session.store
+    (run,) = (r for r in store.list_runs(at) if r.candidate == "lora")
+    failed = replace(run, run_id="world-lora-s0-failed", state="failed", error="RuntimeError: no memory")
+    store.save_run(at, failed)
+    assert "found a run that failed: RuntimeError: no memory" in read_refusal(made, failed.run_id)
+    store.remove_run(at, failed.run_id)
 
 
 def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(rescued_world):
@@ -256,10 +232,6 @@ def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(
     assert found.sentence in result.stdout
     written = {path.name for path in (made.path.parent / "reports").glob("*rescue*")}
     assert written == {f"world.rescue-lora{suffix}" for suffix in (".md", ".json", ".front.svg")}
-    read = json.loads(CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path), "--json"]).stdout)
-    assert (read["rescued"], read["front"]) == (found.rescued_trial, list(found.front))
-    assert [t["search"]["verdict"]["outcome"] for t in read["tried"]] == ["fail", "pass"]
-    assert read["tried"][1]["confirm"]["half"] == "confirm"
     picture = (made.path.parent / "reports" / "world.rescue-lora.front.svg").read_text()
     assert all(name in picture for name in ("lora+scale=0.5 (recommended)", "lora+scale=0.75"))
 
@@ -272,20 +244,16 @@ def test_a_dry_run_says_what_would_be_tried_and_compare_what_that_takes_at_most(
     assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + ["kl"] * 2 + ["replay"] * 2
     trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
     assert trained["scale"] == 0 < trained["kl"] < trained["replay"]
-    assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout
-
     result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--dry-run", "--json"])
     assert json.loads(result.stdout)["rescue, at most"]["trained"] > 0
 
 
 def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(rescued_world):
     made, found = rescued_world
-    command = ["compare", "-c", str(made.path), "--rescue"]
-    result = CliRunner().invoke(cli.app, command)
+    result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--json"])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == found.sentence
-    read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
-    assert read["rescue"]["rescued"] == found.rescued_trial
+    read = json.loads(result.stdout)
+    assert (read["rescue"]["rescued"], read["rescue"]["sentence"]) == (found.rescued_trial, found.sentence)
     assert read["decision"]["candidate"] == "fixed"
 
 
@@ -370,10 +338,3 @@ def test_a_gain_that_validation_promises_and_test_does_not_show_rescues_nothing(
     assert found.sentence.startswith("Nothing is rescued: lora+scale=0.75 passed on the search half, but on")
     assert "the gain on counter is gone" in found.sentence
     assert exit_code(found, GatePolicy()) == 3
-
-
-def test_a_target_of_test_rows_alone_is_judged_of_the_confirmed_trial_against_the_prompt(tmp_path, targets):
-    found = world_of_targets(tmp_path, targets, **{"75": Version(88, more=(("till", 15),))}).rescue()
-    (one,) = found.tried
-    assert (one.search.lost_on, one.confirm.lost_on) == ((), ("till",))
-    assert any(note.startswith("till: no validation rows") for note in found.notes)
