@@ -34,7 +34,6 @@ from harness.experiment import (
 from harness.experiment.plan import BASE_ARM as ARM
 from harness.experiment.preflight import compiler_problems, examine
 from harness.formatting import seconds
-from harness.models import hub
 from harness.models.hardware import Machine, Memory
 from harness.progress import SilentProgress
 from harness.records import Example
@@ -253,15 +252,6 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     assert said == f"{n_done} of 6 runs are stored already{rest}"
     line = first_line(session.experiment, session.machine, 6, whole_s, missing_s)
     assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
-
-
-def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(empty_cache):
-    packed = hub.resolve("smollm2-135m", unpacks=False)
-    assert packed.n_parameters == 134_515_008
-    shape = hub.shape(packed)
-    per_layer = 2 * shape.hidden * (shape.n_heads + shape.n_kv_heads) * shape.head_dim
-    per_layer += 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
-    assert shape.in_embeddings + shape.n_layers * per_layer + shape.hidden == packed.n_parameters
 
 
 @pytest.mark.e2e

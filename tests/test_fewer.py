@@ -233,7 +233,7 @@ def looks_with(asked, override):
     return fewer_items.plan_interim_analyses(session, base_arm(session, session.source))
 
 
-def test_a_critical_task_is_asked_in_full_and_a_margin_of_the_bases_skill_asks_more(
+def test_a_critical_task_is_asked_in_full_and_a_smaller_margin_asks_more_until_the_whole_task(
     folder_and_report, own_cache
 ):
     assert looks_with(folder_and_report, "gate.critical=[sums]") == []
@@ -243,8 +243,6 @@ def test_a_critical_task_is_asked_in_full_and_a_margin_of_the_bases_skill_asks_m
     )
     assert len(of_skill.suites[0].items.test) > len(of_scale.suites[0].items.test)
 
-
-def test_looks_grow_until_the_whole_task(folder_and_report, own_cache):
     looks = looks_with(folder_and_report, "gate.macro=0.001")
     sizes = [len(look.suites[0].items.test) for look in looks]
     assert sizes == sorted(sizes)

@@ -159,11 +159,10 @@ def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed)
     assert all(one not in asked[:i] for i, one in enumerate(asked))
 
 
-@pytest.mark.parametrize("recipe", ["sweep: {answer: [generate, rank]}", "answer: rank"])
-def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe):
+def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path):
     path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
     without = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
-    path.write_text(f"{without}candidates:\n  one: {{method: base, {recipe}}}\n")
+    path.write_text(f"{without}candidates:\n  one: {{method: base, sweep: {{answer: [generate, rank]}}}}\n")
     (problem,) = refused(tiny_experiment.session, path, dry_run=True).problems
     (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
     assert problem.where.endswith(f"harness.yaml:{line}: candidate one")

@@ -7,7 +7,7 @@ import tiny_experiment
 
 from harness import config, store
 from harness.analysis import comparison
-from harness.analysis.answers import answer_diversity, list_each_answer, several_answers
+from harness.analysis.answers import several_answers
 from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights
@@ -164,14 +164,6 @@ def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
             job.metrics[metric], rows, {row.example_id: row.samples for row in rows}
         ).passes
         assert one.estimate.score == pytest.approx(found.score)
-
-
-def test_collapse_is_counted_over_all_answers():
-    rows = evaluate_block(SeedCandidate(), job_of(samples=4), 0)
-    each = list_each_answer(rows, {row.example_id: row.samples for row in rows})
-    found = answer_diversity(each)
-    assert found.n == 12
-    assert found.new.n_distinct == len({word for k in range(3) for word in words_of(f"i{k}", 4)})
 
 
 # What is refused

@@ -25,7 +25,6 @@ from harness.models.hub import resolve
 from harness.plugins import RescueSituation
 from harness.progress import SilentProgress
 from harness.records import SampleResult, TrackedPoint, Trial
-from harness.regularizers.freeze import match_first_layers
 from harness.spec import Recipe, RescuePolicy, SubjectTo, Task, TaskData
 
 pytestmark = pytest.mark.usefixtures("rule_cache")
@@ -126,17 +125,6 @@ def test_every_step_that_a_plugin_declares_is_tried_by_default_what_trains_nothi
     declared = [getattr(plugin, "RESCUE", None) for plugin in regularizers]
     declared += [plugins.method(name).rescue for name in plugins.names("methods")]
     assert {step.name for step in declared if step} <= set(plugins.rescue_steps())
-
-
-def test_frozen_layers_are_left_out_of_a_new_adapter_and_frozen_where_the_training_takes_that():
-    assert find_trial(LORA, "half").params == {"exclude_modules": match_first_layers(15)}
-    left = Recipe(method="lora", params={"exclude_modules": "any"})
-    held = Recipe(method="full", regularize={"freeze": {"first": 2}})
-    for recipe in (left, held):
-        said = [
-            one for one in list_left_out(recipe) if one.startswith("half: a part of the layers is left out")
-        ]
-        assert said
 
 
 def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
