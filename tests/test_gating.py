@@ -198,7 +198,7 @@ def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
 
 @pytest.mark.parametrize(
     ("n", "n_new", "outcome"),
-    [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive"), (50, 0, "inconclusive")],
+    [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive")],
 )
 def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
     found = verdict(EQUAL, validity=compare_invalid(n, 0, n_new))
@@ -357,14 +357,12 @@ def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_f
 
 
 @pytest.mark.parametrize(("answer", "outcome"), [(0.0, "inconclusive"), (1.0, "pass")])
-@pytest.mark.parametrize("max_errors", [0.01, 0.5])
 def test_a_pinned_item_that_the_base_did_not_answer_is_open_where_the_candidate_gets_it_wrong(
-    answer, outcome, max_errors
+    answer, outcome
 ):
     arms = (rows(arm, task="pinned") for arm in ([None] + [1.0] * 149, [answer] + [1.0] * 149))
     pin = Measurement(task("pinned"), "regression", "", {EXACT.name: EXACT}, *arms)
-    policy = POLICY.model_copy(update={"max_errors": max_errors})
-    found = judge_measurements(make_measurement(2000, 2), pin, policy=policy)
+    found = judge_measurements(make_measurement(2000, 2), pin)
     assert rule(found, "regressions").outcome == found.outcome == outcome
     assert ("pinned/item-0000 may be lost" in rule(found, "regressions").sentence) == (answer == 0)
 
