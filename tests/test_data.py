@@ -156,7 +156,7 @@ def test_hub_sets_stream_by_slice_and_a_damaged_or_empty_one_is_refused(tmp_path
         write(tmp_path / "own" / name / "train.jsonl", make_rows("train", n))
     rows = list(readers.stream("hub:own/whole:default:train[1:3]", "test"))
     assert [row.where for row in rows] == [f"hub:own/whole:default:train[1:3] row {i}" for i in (0, 1)]
-    with pytest.raises(UserError, match="hub:own/empty: found an empty file"):
+    with pytest.raises(UserError, match="hub:own/empty: found a file without rows"):
         readers.read("hub:own/empty", "train")
 
 
@@ -186,7 +186,7 @@ def test_rows_that_are_evaluated_or_share_an_id_are_refused_with_both_places(tas
     where, found = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
     assert where == "test.jsonl:3"
     assert found.startswith("id 'x'")
-    assert found.endswith("test.jsonl:1 too")
+    assert found.endswith("test.jsonl:1")
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
@@ -221,9 +221,6 @@ def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_
     items = load_task(task(rows, labels=["yes", "no"], data={"unknown_labels": "drop"}), 0)
     assert ids(items.test) == ["test-0", "test-2"]
     assert items.removed[0].endswith("test.jsonl: 1 of 3 rows dropped, label not among the 2")
-    rows = [row("a", reference="refund"), row("b", reference="repair")]
-    found = list_problems(task(rows, labels=["refnd", "repair"], data={"unknown_labels": "drop"}))
-    assert found == [("labels of task tiny", "'refnd', which no row has")]
     caught = refused(load_task, task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
     assert caught.problems[0].next_step == "did you mean 'refund'?"
 
@@ -254,24 +251,6 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
     assert len(readers.read("my rows.utf8.csv", "test").rows) == 500
 
 
-@pytest.mark.parametrize(
-    ("encoding", "named", "text"),
-    [
-        ("gbk", "GB18030", "我的包裹在哪里？"),
-        ("cp1252", "WINDOWS-1252", "Wo ist mein Päckchen für Köln?"),
-    ],
-)
-def test_a_file_in_another_encoding_is_told_by_how_a_line_of_it_reads(
-    tmp_path, monkeypatch, encoding, named, text
-):
-    monkeypatch.chdir(tmp_path)
-    Path("r.csv").write_bytes(f"prompt,reference\n{text},{text}\n".encode(encoding) * 20)
-    step = refused(readers.read, "r.csv", "train").problems[0].next_step
-    assert f"{named} '{text}" in step
-    subprocess.run(step.rpartition("as the first: ")[2], shell=True, check=True)
-    assert readers.read("r.utf8.csv", "train").rows[0].fields == {"prompt": text, "reference": text}
-
-
 @pytest.fixture
 def read_text(tmp_path):
     """Return a reader of the rows of a file with this content."""
@@ -283,22 +262,9 @@ def read_text(tmp_path):
     return read
 
 
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ('Where?, "billing"', None),
-        ('"Where, is it?", "billing"', None),
-        ("Where?,billing,", "a ',' too many at its end"),
-        ("Where?,billing,,", "a ',' too many at its end"),
-        ("Where?,billing,now", "2 fields in the first line and 3 in 9 of those behind it"),
-    ],
-)
-def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_are(read_text, line, found):
-    content = "text,label\n" + f"{line}\n" * 9
-    if found is None:
-        assert {row.fields["label"] for row in read_text(content)} == {"billing"}
-        return
-    assert refused(read_text, content).problems[0].found == found
+@pytest.mark.parametrize("line", ['Where?, "billing"', '"Where, is it?", "billing"'])
+def test_quotes_after_a_blank_are_read(read_text, line):
+    assert {row.fields["label"] for row in read_text("text,label\n" + f"{line}\n" * 9)} == {"billing"}
 
 
 @pytest.mark.parametrize(
@@ -329,26 +295,6 @@ def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(read_text, co
     rows = read_text(content)
     assert [list(row.fields) for row in rows] == [names, names]
     assert [row.fields["Team"] for row in rows] == ["a", "b"]
-
-
-UNTITLED = (
-    "Where is my refund now?,refund\nMay I have it back?,refund\nIt broke,broken\nIs it there?,refund\n"
-)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        f"text,refund\n{UNTITLED}",  # a column named as its value
-        "Is it there now?,reference\na,b\nIs it there now?,reference\nIs it there now?,reference\n",  # joined
-        "What do you want to ask?,What would be right?\na,b\nc,b\n",  # questions of a form
-        *(
-            f"{header}\nWhat is it?,a\nAnd this?,a\nAnd that?,b\n" for header in ("q,a", "Q,A")
-        ),  # may be either
-    ],
-)
-def test_a_first_line_that_may_be_a_header_is_read_as_one(read_text, content):
-    assert len(read_text(content)) == content.count("\n") - 1
 
 
 def test_a_csv_is_read_whatever_its_columns_are_called(read_text, tmp_path):
@@ -404,11 +350,9 @@ def test_a_split_keeps_every_row_empties_no_side_and_parts_no_cluster_and_no_que
 def test_rows_that_all_ask_the_same_or_are_of_one_cluster_cannot_be_split(task):
     rows = [{**row, "prompt": "Which?", "text": f"A text of {i}."} for i, row in enumerate(make_rows("r", 9))]
     (problem,) = refused(load_task, task(make_rows("t", 2), train=rows), 0).problems
-    assert problem.found == "training rows that all ask the same"
-    file = problem.where.rpartition(":")[0]
-    assert problem.next_step == f"harness data check {file} names the columns that tell them apart"
+    assert problem.found == "training rows of one cluster or question only"
     found = list_problems(task(make_rows("t", 2), train=make_rows("r", 5, cluster="one")))
-    assert found == [("train.jsonl:1", "training rows of one cluster only")]
+    assert found == [("train.jsonl:1", problem.found)]
 
 
 @given(families, st.integers(0, 70), st.integers(0, 70), st.integers(0, 5))

@@ -5,7 +5,6 @@ import json
 import random
 import shlex
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from checked_rows import (
@@ -29,11 +28,8 @@ from harness.cli import app
 from harness.data import check
 from harness.data.check import Tokenizer, read_table
 from harness.data.check.personal_data import find_personal_data
-from harness.data.edit.changes import RowDecision, keep_decision
-from harness.data.edit.clean import clean_text
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.records import checksum
 
 
 def test_answers_that_are_all_the_same_or_labels_of_few_rows_are_warned_of(find):
@@ -67,19 +63,13 @@ def test_a_slice_that_stands_in_test_alone_is_warned_of_where_training_rows_have
         assert alarms(find(make_rows("Was it", slices), "class_balance", test=[test])) == []
 
 
-@pytest.mark.parametrize(
-    "mark", [lambda text: f"{text} kindly", lambda text: f"verily {text}", lambda text: f"{text} §§"]
-)
-def test_a_mark_that_gives_the_label_is_found(find, mark):
+def test_a_mark_that_gives_the_label_is_found_and_one_on_every_label_is_none(find):
     rows = make_clean_rows()
     for row in rows[:80:4]:
-        row["text"] = mark(row["text"])
+        row["text"] = f"{row['text']} kindly"
     (found,) = alarm(find(rows, "label_markers"), "label_markers")
     assert lines(found) == list(range(1, 81, 4))
     assert "gives the label 'refund' in 20 of 20 rows" in found.title
-
-
-def test_a_mark_on_every_label_is_no_marker(find):
     rows = [{**row, "text": f"{row['text']} kindly"} for row in make_clean_rows()]
     assert alarms(find(rows, "label_markers")) == []
 
@@ -116,9 +106,8 @@ def test_labels_in_several_spellings_are_an_error_and_one_label_to_balance_and_s
     assert not [f for f in find(rows, "suspect_labels") if f.rows]
 
 
-@pytest.mark.parametrize("other", ["Gro\u0308\u00dfe", "Gr\u00f6\u00dfe\u200b", "\u200fGr\u00f6\u00dfe"])
-def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(find, other):
-    labels = ("Gr\u00f6\u00dfe", other, "Farbe")
+def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(find):
+    labels = ("Gr\u00f6\u00dfe", "Gro\u0308\u00dfe", "Farbe")
     rows = [{"text": f"Case {i} of {30 - i}", "label": labels[i % 3]} for i in range(30)]
     (found,) = alarms(find(rows, "answer_formats"))
     assert (found.severity, found.title) == ("error", "1 label in several spellings")
@@ -154,29 +143,14 @@ def sums():
     return [(f"What is the sum of the numbers {a} and {b}?", str(a + b)) for a, b in pairs]
 
 
-def make_random_texts(signs):
-    rng = random.Random(5)
-    return [("".join(rng.choices(signs, k=14)), "ab"[i % 2]) for i in range(30)]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        make_parity_rows(),
-        sums(),
-        make_random_texts("我们今天去商店买东西然后回家吃饭睡觉他说这个很好那个不行银行卡丢了怎么办退款"),
-    ],
-    ids=["parity", "sums", "Chinese"],
-)
+@pytest.mark.parametrize("rows", [make_parity_rows(), sums()], ids=["parity", "sums"])
 def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
     found = find([{"prompt": text, "reference": label} for text, label in rows], "suspect_labels")
     assert [f.severity for f in found] == ["note"]
     assert found[0].title.startswith("labels are not judged: ")
 
 
-@pytest.mark.parametrize(
-    "labels", [("-1", "0", "1"), ("C", "C++", "C#"), ("<", ">", ">="), ("A", "A+", "A-")]
-)
+@pytest.mark.parametrize("labels", [("-1", "0", "1"), ("C", "C++", "C#")])
 def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
     rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(make_clean_rows(60))]
     assert alarms(find(rows, "answer_formats")) == []
@@ -207,13 +181,7 @@ def test_flipped_labels_raise_an_alarm_and_right_ones_do_not_in_files_of_any_siz
     assert (quiet >= 29, heard >= 12) == (True, True)
 
 
-@pytest.mark.parametrize(
-    ("mark", "form"),
-    [
-        ("{}!", "last sign '!'"), ("{}?", "last sign '?'"), ("#{}", "first sign '#'"),
-        ("“{}”", "first sign '“'"), ("[x] {}", "first word 'x'"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("mark", "form"), [("{}!", "last sign '!'"), ("[x] {}", "first word 'x'")])
 def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, form):
     rows = [{**row, "text": f"{row['text']}."} for row in make_clean_rows(200)]
     assert alarms(find(rows, "label_markers")) == []
@@ -221,25 +189,6 @@ def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, 
         row["text"] = mark.format(row["text"].rstrip("."))
     titles = [f.title for f in find(rows, "label_markers")]
     assert any(title.startswith(f"{form} gives the label 'refund' in 50 of 50") for title in titles)
-
-
-def test_suspect_labels_of_two_columns_are_corrected_in_both(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    of = {label: {"team": label[:3], "rank": i} for i, label in enumerate(LABELS)}
-    right = [{"text": row["text"], **of[row["label"]]} for row in make_clean_rows(400)]
-    wrong = [row | of[LABELS[(row["rank"] + 1) % 4]] if i % 20 == 0 else row for i, row in enumerate(right)]
-    write(tmp_path / "r.jsonl", wrong)
-    asked = RowCheck(["r.jsonl"], only=["suspect_labels"], prompt="text", reference="{team}-{rank}")
-    checked = examine_rows(asked)
-    (found,) = (f for f in checked.findings if f.labels)
-    line, label = lines(found)[0], found.labels[0]
-    assert label == "{team}-{rank}".format(**right[line - 1]) != "{team}-{rank}".format(**wrong[line - 1])
-    decision = RowDecision("relabel", label)
-    keep_decision("r.jsonl", line, decision, checksum(Path("r.jsonl")), checked.table.answer_column)
-    words = "data clean r.jsonl --prompt text --decisions r.jsonl.decisions.json --out n.jsonl"
-    done = CliRunner().invoke(app, words.split())
-    assert done.exit_code == 0, done.output
-    assert json.loads(Path("n.jsonl").read_text().splitlines()[line - 1]) == right[line - 1]
 
 
 def test_damaged_encoding_is_found_and_mended_in_the_example(find):
@@ -265,23 +214,6 @@ def test_control_characters_are_found_as_clean_mends_them(find, tmp_path):
     assert "2 changed" in done.stdout
     mended = examine_rows(RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["encoding_damage"])).findings
     assert alarms(mended) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "mended"),
-    [
-        ("Ã é uma letra", "Ã é uma letra"),
-        ("O sinal é um Ã", "O sinal é um Ã"),
-        ("Ã la carte", "à la carte"),
-        ("cafÃ© Ã la carte", "café à la carte"),
-        ("SÃ£o Paulo é", "São Paulo é"),
-    ],
-)
-def test_an_a_with_a_tilde_that_names_the_letter_is_no_damage(find, text, mended):
-    rows = make_clean_rows(40)
-    rows[3]["text"] = text
-    assert [lines(f) for f in alarms(find(rows, "encoding_damage"))] == ([] if mended == text else [[4]])
-    assert clean_text(text)[0] == mended
 
 
 def test_rows_that_cannot_be_used_or_change_their_type_are_counted(find):
@@ -333,7 +265,7 @@ def test_rows_beyond_the_context_are_all_found_by_words_or_the_tokenizer_of_the_
     assert "longer than the 256 tokens" in found[0].title
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUT_ROWS.keys() - {"transcript"}))
+@pytest.mark.parametrize("layout", ["Alpaca", "chat", "SQuAD", "preference as turns"])
 def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(find, tmp_path, layout):
     asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
     assert alarms(find([fill_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
@@ -365,17 +297,6 @@ def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
         assert [json.loads(line) for line in out.read_text().splitlines()] == cut
 
 
-def test_white_space_behind_a_transcript_is_found_and_cut_and_what_is_in_front_of_it_is_its_form(
-    find, tmp_path
-):
-    rows = [fill_layout(LAYOUT_ROWS["transcript"], f"{a}?", f"It is {b}") for a, b in pairwise(WORDS[:30])]
-    assert alarms(find(rows, "answer_formats")) == []
-    rows[3]["chosen"] += " \n"
-    (found,) = alarms(find(rows, "answer_formats"))
-    assert lines(found) == [4]
-    assert ", 1 changed" in run_command(found.command)
-
-
 def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp_path):
     def reply(text, *below, role="assistant", **more):
         return {"text": text, "role": role, "replies": list(below), **more}
@@ -400,16 +321,6 @@ def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp
     assert ", 1 changed" in run_command(found.command)
 
 
-def test_a_pair_with_white_space_behind_both_answers_is_one_row_and_its_example_is_masked(find):
-    rows = [{"prompt": f"{a} {b}?", "chosen": a, "rejected": b} for a, b in pairwise(WORDS[:30])]
-    secret = f"{'ab ' * 40}write to ann.lee@example.org at once, before the {WORDS[3]} of {WORDS[4]} "
-    rows[4] = {**rows[4], "chosen": secret, "rejected": "No "}
-    (found,) = alarms(find(rows, "answer_formats"))
-    assert lines(found) == [5]
-    assert "•" in found.example
-    assert "example" not in found.example
-
-
 @pytest.mark.e2e
 def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
     rows = make_clean_rows()
@@ -424,8 +335,8 @@ def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, fin
         assert part not in shown
 
 
-@pytest.mark.parametrize("thumbs", [(True, False), (1, 0)])
-def test_thumbs_are_a_layout_and_no_fault(find, thumbs):
+def test_thumbs_are_a_layout_and_no_fault(find):
+    thumbs = (True, 0)
     rows = [
         {"prompt": row["prompt"], "completion": row["reference"], "label": thumbs[i % 2]}
         for i, row in enumerate(texts(40, 1))

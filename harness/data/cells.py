@@ -1,9 +1,7 @@
 """Values of cells: types, text forms, dates and times, and special tokens.
 
-Invariant: only the places of a row's empty cells and of the first cells of each type are kept. Times without
-a zone are UTC. The special tokens that are found are those that are removed. Angle brackets of HTML and code
-are not special tokens: `<s>` is one only at the start of a text and `</s>` at its end, unless the tokenizer
-has them.
+Invariant: times without a zone are UTC; the special tokens that are found are those that are removed. `<s>`
+is one only at the start of a text and `</s>` at its end, unless the tokenizer has them: HTML and code do.
 """
 
 import json
@@ -22,12 +20,12 @@ from harness.data.text_files import Row
 from harness.errors import Problem
 from harness.formatting import pluralize
 
-_FIRST = 1_000  # places of a column's empty cells, and of each type's cells, that are kept
+_FIRST = 1_000  # kept places of a column's empty cells, and of each type's cells
 
 
 @dataclass(slots=True)
 class ColumnCells:
-    """Cells of a column: how many rows have it, the kinds of its values, and the first places of each.
+    """Cells of a column: the rows that have it, the types of its values, and the first places of each.
 
     `places` are those of empty cells.
     """
@@ -40,7 +38,7 @@ class ColumnCells:
 
 
 def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
-    """Add a row's cells to the statistics of its columns."""
+    """Add a row's cells to the counts of its columns."""
     for name, value in row.fields.items():
         column = cells.setdefault(name, ColumnCells())
         column.n += 1
@@ -58,7 +56,7 @@ def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
 
 def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
     """List columns with lists or objects in some rows and texts or numbers in others, by type."""
-    found = []
+    problems = []
     for name, column in cells.items():
         if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
             ranked = column.kinds.most_common()
@@ -66,8 +64,8 @@ def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
             for kind, _ in ranked[1:]:
                 step = f"write the {kind} as in the other rows"
                 where = column.of_kind[kind][0]
-                found.append(Problem(where, f"{name!r} of mixed types: {kinds}", "one type", step))
-    return found
+                problems.append(Problem(where, f"{name!r} of mixed types: {kinds}", "one type", step))
+    return problems
 
 
 def _kind(value: Any) -> str:
@@ -87,10 +85,7 @@ def is_object(value: Any) -> bool:
 def find_objects(
     columns: Iterable[str], rows: Iterable[Row], n_first: int | None = None
 ) -> tuple[set[str], Iterator[Row]]:
-    """Find the columns with objects in the first rows (default: all); return them with the rows.
-
-    An empty list in such a column is an answer: nothing was found.
-    """
+    """Find the columns with objects in the first rows (default: all); return them with the rows."""
     left = iter(rows)
     first = list(islice(left, n_first))
     found = {name for name in columns if any(is_object(row.fields.get(name)) for row in first)}
@@ -98,7 +93,7 @@ def find_objects(
 
 
 def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
-    """Write an empty list as JSON if other rows have lists of objects."""
+    """Write an empty list as JSON if other rows have lists of objects: there it is an answer."""
     objects, rows = find_objects([column], rows, n_first)
     for row in rows:
         is_empty = objects and row.fields.get(column) == []
@@ -140,7 +135,7 @@ def find_known_fields(row: Row) -> set[str]:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is a number or a text, and not JSON of a list or object."""
+    """Tell whether a value is a number or a text that is no JSON of a list or object."""
     return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))
 
 
@@ -194,7 +189,7 @@ _FAMILIES = (
     r"<[|｜][^\s|｜<>]{1,40}[|｜]>|</?(?:bos|eos|pad|(?:start|end)_of_\w+)>|<</?SYS>>"
     r"|\[/?(?:INST|SYSTEM_PROMPT)\]|\A\s*<s>|</s>\s*\Z"
 )
-# Text that templates write after the token that begins a turn.
+# Role that templates write after the token that begins a turn.
 _ROLE = (
     r"(?:(?<=<\|im_start\|>)|(?<=<\|start_header_id\|>)|(?<=<start_of_turn>))"
     r"(?:system|user|assistant|model|tool)"
@@ -209,7 +204,7 @@ def compile_special(own: tuple[str, ...] = ()) -> re.Pattern[str]:
 
 
 def find_special(texts: Iterable[str], own: tuple[str, ...] = ()) -> str:
-    """Return the first special token in texts as written; empty if there is none."""
+    """Return the first special token in texts as written, or ""."""
     special = compile_special(own)
     return next((found["token"].strip() for text in texts for found in special.finditer(text)), "")
 
@@ -220,7 +215,7 @@ def remove_special(text: str, own: tuple[str, ...] = ()) -> str:
 
 
 def cut_special(text: str, own: tuple[str, ...] = ()) -> str:
-    """Return an answer without the special tokens around it; at its start one of `own` may mean something."""
+    """Return an answer without the special tokens around it, of `own` only those at its end."""
     started = re.sub(rf"\A(?:\s*(?:{_pattern(())}))+\s*", "", text)
     return re.sub(rf"(?:\s*(?:{_pattern(own)}))+\s*\Z", "", started)
 

@@ -1,7 +1,4 @@
-"""Question and answer columns, by the layout of the rows or by usual names.
-
-Invariant: only the rows decide, and the user's choice takes precedence over every guess.
-"""
+"""Question and answer columns, by the layout of the rows or by usual names; the user's choice comes first."""
 
 import re
 from collections.abc import Collection, Container, Iterable, Sequence
@@ -13,7 +10,7 @@ from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.multiple_choice import CHOICE_QUESTIONS, RIGHT, find_column, list_choices
 from harness.data.rated_rows import read_pair
-from harness.data.text_files import Row, Rows, is_csv, name_column, probable_row
+from harness.data.text_files import Row, Rows, is_csv
 from harness.data.turns import SYSTEMS, list_systems, list_tools, read_leniently
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import digest
@@ -38,7 +35,7 @@ CONTEXT, MESSAGES = "context", "messages"
 _ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
 _SAID = {"message", "text", "utterance", "content"}
 _DOCUMENT = {"id", "title", "text", "source"}
-# Last words of columns that are written when the answer is known.
+# Last words of columns that are written after the answer.
 TELLING = {
     *(*ANSWERS, "explanation", "rationale", "reasoning", "solution", "cot", "justification", "completion"),
     *("feedback", "critique", "prediction", "generation", "chosen", "rejected", "score", "rating"),
@@ -56,8 +53,7 @@ class Roles(NamedTuple):
 class QuestionAndAnswers(NamedTuple):
     """Question of a row, its answers and the question's context, each as one text.
 
-    `system` is the system prompt, `choices` are sorted, `thumb` is that of a rated answer, and `tools` the
-    digest of those that the row defines.
+    `choices` are sorted, `thumb` is that of a rated answer, and `tools` the digest of the row's tools.
     """
 
     question: str
@@ -89,9 +85,8 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
     Either may be a template over columns, such as `{subject}: {body}`, whose columns are used in that order.
 
     Raises:
-        UserError: no row has a named column, no columns are clearly question and answer, or the first line of
-        a
-            CSV file is probably a row.
+        UserError: no row has a named column, no columns are clearly question and answer, or the first line
+            of a CSV file is probably a row.
     """
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = [*content.names]
@@ -123,7 +118,7 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
 
 
 def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
-    """Return the columns that a name, or a template over columns, names; of `answers.text` the outer one."""
+    """Return the columns of a name or a template over columns; of `answers.text` the outer one."""
     if not named or "{" not in named:
         return (named,) if named else ()
     if name_in(named) in names:
@@ -133,17 +128,14 @@ def columns_of(named: str | None, names: Container[str]) -> tuple[str, ...]:
 
 
 def option_text(template: str, default: str) -> str | None:
-    """Return a template in an option's form, `{text}` as `text`; None if it is the default."""
+    """Return a template as an option's text, `{text}` as `text`; None if it is the default."""
     if template == default:
         return None
     return template[1:-1] if FIELD.fullmatch(template) else template
 
 
 def find_reading_roles(task: Task, layout: Layout | None, names: Collection[str]) -> Roles:
-    """Return the columns that ask and answer where rows are read by a task's templates, or by a layout.
-
-    They are those that `find_roles` finds in a file that is read so; a text that is only read asks itself.
-    """
+    """Return the columns that ask and answer when a task's templates or a layout read the rows."""
     fields, default = task.fields, Fields()
     is_named = fields.reference != default.reference
     if task.kind == "bits_per_byte":
@@ -168,21 +160,18 @@ def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[s
 
 
 def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> str | None:
-    """Return the one column that holds the answers of rows, turns too, or the template over those that do.
+    """Return the one column that holds the answers, or the turns that end with them.
 
-    None of rated answers, message trees and pairs, and where a template names what is not a column.
+    None for rated answers, message trees, pairs and several columns.
     """
     template = task.fields.reference
     if layout is not None and layout.name in ("OASST tree", "UltraFeedback"):
         return None
     answers = find_reading_roles(task, layout, names).answers
-    if template == Fields().reference and layout is None:  # read so, whatever else rows have
+    if template == Fields().reference and layout is None:
         answers = next(((name,) for name in ("references", "reference") if name in names), answers)
-    if any(name not in names for name in answers) or not answers:
-        return None
-    if FIELD.fullmatch(template):
-        return answers[0] if len(answers) == 1 else None
-    return template if set(FIELD.findall(template)) == set(answers) else None
+    is_one = len(answers) == 1 and answers[0] in names and FIELD.fullmatch(template)
+    return answers[0] if is_one else None
 
 
 def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:
@@ -193,52 +182,51 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
 
 
 def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
-    """Return what a row asks and answers; a missing value is an empty text."""
+    """Return the question and answers of a row; a missing value is an empty text."""
     fields = row.fields
-    of = _read_qa(row, roles)
+    qa = _read_texts(row, roles)
     read = {*roles.questions, *roles.answers}
     choices = list_choices({name: value for name, value in fields.items() if name not in read})[1]
     if isinstance(choices, list) and choices:
-        of = of._replace(choices="\n".join(sorted(map(join_texts, choices))))
+        qa = qa._replace(choices="\n".join(sorted(map(join_texts, choices))))
     is_up = read_flag(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
     if is_up is not None:
-        of = of._replace(thumb=str(is_up))
+        qa = qa._replace(thumb=str(is_up))
     systems: Sequence[str] = SYSTEMS
     if roles not in _ROLES.values() and roles.questions != roles.answers:
         systems = list_systems(" ".join(map("{{{}}}".format, roles.questions)))
-    if own := next((fields[name] for name in systems if isinstance(fields.get(name), str)), None):
-        of = of._replace(system="\n".join(filter(None, (own, of.system))))
+    if system := next((fields[name] for name in systems if isinstance(fields.get(name), str)), None):
+        qa = qa._replace(system="\n".join(filter(None, (system, qa.system))))
     try:
         tools = list_tools(row._replace(fields=_pair(row)) if roles == PAIRS else row)
-    except UserError:  # what defines them cannot be read
+    except UserError:  # unreadable definitions
         tools = []
-    return of._replace(tools=digest(tools) if tools else "")
+    return qa._replace(tools=digest(tools) if tools else "")
 
 
-def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
+def _read_texts(row: Row, roles: Roles) -> QuestionAndAnswers:
     fields = row.fields
     if roles == PAIRS:
         fields = _pair(row)
         roles = roles._replace(questions=next(((n,) for n in roles.questions if fields.get(n)), ()))
     if both := next((name for name in roles.questions if name in roles.answers), None):
-        turns, beside = fields.get(both), [fields.get(name) for name in roles.questions if name != both]
+        turns, context = fields.get(both), [fields.get(name) for name in roles.questions if name != both]
         if isinstance(turns, dict):  # a message with its replies
             return QuestionAndAnswers(join_texts(turns), (_tree_text(turns.get("replies")),))
-        turns = turns if isinstance(turns, list) else [turns]
-        system, said = list[Any](), list[Any]()
-        for turn in turns:
+        system, others = list[Any](), list[Any]()
+        for turn in turns if isinstance(turns, list) else [turns]:
             is_system = isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
-            (system if is_system else said).append(turn)
-        texts = join_texts(said[:-1]), (join_texts(said[-1:]),), join_texts(beside)
+            (system if is_system else others).append(turn)
+        texts = join_texts(others[:-1]), (join_texts(others[-1:]),), join_texts(context)
         return QuestionAndAnswers(*texts, system=join_texts(system))
     parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)
     answers = (fields.get(name) for name in roles.answers)
     return QuestionAndAnswers(
         "\n".join(part for part in parts if part.strip()),
-        # The order of accepted answers says nothing.
+        # Accepted answers in any order are the same.
         tuple(
-            "\n".join(sorted(map(join_texts, of))) if isinstance(of, list) else join_texts(of)
-            for of in answers
+            "\n".join(sorted(map(join_texts, answer))) if isinstance(answer, list) else join_texts(answer)
+            for answer in answers
         ),
         join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
     )
@@ -247,12 +235,13 @@ def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
 def _tree_text(replies: Any) -> str:
     if not isinstance(replies, list):
         return join_texts(replies)
-    each = ([join_texts(of), _tree_text(of.get("replies"))] for of in replies if isinstance(of, dict))
-    return "\n".join(text for texts in each for text in texts if text)
+    messages = [reply for reply in replies if isinstance(reply, dict)]
+    texts = (text for m in messages for text in (join_texts([m]), _tree_text(m.get("replies"))))
+    return "\n".join(filter(None, texts))
 
 
 def join_texts(value: Any) -> str:
-    """Join the texts of a value: of turns what was said, of lists and objects all that they hold."""
+    """Join the texts of a value: of turns what was said, of lists and objects all their texts."""
     if isinstance(value, list):
         return "\n".join(map(join_texts, value))
     if isinstance(value, dict):
@@ -264,10 +253,7 @@ def join_texts(value: Any) -> str:
 
 
 def find_filled_columns(content: Sequence[Row]) -> set[str]:
-    """Return the fields that most rows fill with a text or a number.
-
-    Where no such field answers by its name, one that a quarter fills counts: half of the labels may lack.
-    """
+    """Return the fields that most rows fill; if none of them answers by its name, a quarter is enough."""
     names = {name for row in content for name in row.fields}
     filled = {name: sum(row.fields.get(name) not in (None, "") for row in content) for name in names}
     most = {name for name, n in filled.items() if 2 * n > len(content)}
@@ -276,29 +262,39 @@ def find_filled_columns(content: Sequence[Row]) -> set[str]:
 
 
 def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
-    """Phrase a CSV file whose first line is probably a row; None where a column is named, or usual."""
+    """Describe a CSV file whose first line is probably a row; None if a column is named or usual."""
+    from harness.data.check.personal_data import excerpt
+
     names = list(content.rows[0].fields)
     usual = {"id", *QUESTIONS, *ANSWERS, *GROUPS} & {name.lower() for name in names}
-    usual |= {"".join(sorted(map(str.lower, names)))} & {"aq"}  # q,a, also where the answers are letters
     if is_named or usual or not is_csv(content.shown):
         return None
-    step = ", or where it is one: --prompt COLUMN --reference COLUMN"
+    # The header may be repeated where files were joined.
+    rows = [row for row in content.rows if any(str(row.fields.get(n, "")).strip() != n for n in names)]
+    counts = {name: sum(str(row.fields.get(name)).strip() == name for row in rows) for name in names}
+    value = max(names, key=counts.__getitem__)
+    others = [n for n in names if not (n.endswith((".", "?", "!")) and len(n.split()) > 2) and len(n) <= 100]
     filled = find_filled_columns(content.rows)
-    unnamed = filled & {name_column(place) for place, _ in enumerate(names, start=1)}
+    unnamed = filled & {f"column {place}" for place, _ in enumerate(names, start=1)}
     if 2 * len(unnamed) > len(filled):
-        found = f"a first line that names {len(filled - unnamed)} of {len(filled)} columns"
-        expected = "a header line that names the columns, such as text,label"
-        return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it{step}")
-    return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)
+        found = f"no name for {len(unnamed)} of {len(filled)} columns"
+    elif counts[value] > 1:
+        found = f"{excerpt(value, 60)!r}, which {counts[value]:,} rows hold in that column,"
+    elif len(others) < len(names) and all(name.replace(".", "", 1).isdigit() for name in others):
+        found = f"{excerpt(names[0], 60)!r} and other data"
+    else:
+        return None
+    expected = "a header line that names the columns, such as text,label"
+    step = "add a header line, or where it is one: --prompt COLUMN --reference COLUMN"
+    return Problem(f"{content.shown}:1", f"{found} where names of columns belong", expected, step)
 
 
 def name_in(template: str | None) -> str:
-    """Return the name of the column that a template of one column holds, whose name may have braces too."""
+    """Return the column's name in a template of one column."""
     return template[1:-1] if template and template.startswith("{") else template or ""
 
 
 def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
-    """Return the columns of a layout; of questions, those of the usual names that are there."""
     if layout.name == "multiple choice":
         named = dict.fromkeys(names, "")
         question, answers = (find_column(named, of) or of[0] for of in (CHOICE_QUESTIONS, RIGHT))
@@ -313,7 +309,7 @@ def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
 
 
 def _pair(row: Row) -> dict[str, Any]:
-    """Return the fields of a pair with its question; as they are where it cannot be read as one."""
+    """Return the fields of a pair with its question, or the row's fields if it is no pair."""
     try:
         return read_pair(row).fields
     except UserError:
@@ -321,7 +317,7 @@ def _pair(row: Row) -> dict[str, Any]:
 
 
 def find_answer(columns: set[str]) -> str | None:
-    """Find the column that answers by its name; a category where nothing else does."""
+    """Find the column that answers by its name; a category only if no other does."""
     found = find_by_name(columns, ANSWERS)
     if name_in(found).lower() != "category":
         return found
@@ -330,28 +326,31 @@ def find_answer(columns: set[str]) -> str | None:
 
 
 def find_by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
-    """Find the column of a known name, else one that has it as a word, or ends in it: `bot_reply`."""
-    # A column that ends in a name of the `other` role is found by its whole name alone.
+    """Find the column of a known name, or one that has it as a word, or ends in it: `bot_reply`.
+
+    A column that ends in a name of the `other` role is found only by its whole name.
+    """
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
     heads = {column: find_head(column) for column in words}
-    exact = (f"{{{c}}}" for name in known for c, of in words.items() if of == [name])
+    exact = (column for name in known for column in words if words[column] == [name])
     part = (
-        f"{{{c}}}"
+        column
         for name in known
-        for c, of in words.items()
-        if (name in of or name == heads[c]) and heads[c] not in other
+        for column in words
+        if (name in words[column] or name == heads[column]) and heads[column] not in other
     )
-    return next(exact, None) or next(part, None)
+    found = next(exact, None) or next(part, None)
+    return None if found is None else f"{{{found}}}"
 
 
 def is_reply(column: str) -> bool:
-    """Tell from its name whether a column holds what a bot or an agent said: `bot_message`, `AI text`."""
+    """Tell from its name whether a column holds messages of a bot or an agent: `bot_message`, `AI text`."""
     words = re.findall(r"[^\W_]+", column.lower())
     return len(words) > 1 and words[-1] in _SAID and bool(_ANSWERING & {*words[:-1]})
 
 
 def find_head(column: str) -> str:
-    """Return the last word of a name, of `question_text` the one before: what the column holds."""
+    """Return the last word of a column's name; of `question_text` the one before it."""
     words: list[str] = re.findall(r"[^\W_]+", column.lower()) or [""]
     return words[-2] if words[-1] == "text" and len(words) > 1 else words[-1]
 
@@ -362,6 +361,6 @@ def is_id(column: str) -> bool:
 
 
 def column_options(prompt: str | None, reference: str | None) -> list[str]:
-    """List the options, as words of a command, that name the columns of question and answer; those given."""
+    """List the options that name the columns of question and answer, as words of a command."""
     named = (("--prompt", prompt), ("--reference", reference))
     return [word for option, column in named if column for word in (option, column)]

@@ -1,56 +1,44 @@
-"""Contamination: training rows with the prompt of an evaluated row, or with most words, or the sense, of one.
+"""Contamination: training rows with the prompt of an evaluated row, or with similar words or meaning.
 
-Invariant: two prompts are the same when `records.fold_text` makes their texts and choices equal. Every other
-pair that comes back reaches the threshold of the measure it names, and no row is named twice; these are no
-proofs: the thresholds were chosen on pairs of known kind, and reports/data_check.md says how much
-contamination they find and how often they are wrong.
-
-A greeting in front of a row or an item, or thanks behind it, are clauses of their own, without which the
-rest is compared. At most half of a row or item is left out, so a long row is not contaminated by a short
-sentence in it. Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al.
-2022, https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as
-boilerplate in `near_duplicates`.
+Invariant: two prompts are the same if `records.fold_text` makes their texts and choices equal. Every other
+pair reaches the threshold of the measure that it names. The thresholds were chosen on pairs of known kind;
+reports/data_check.md says how much contamination they find and how often they are wrong.
+Source: an item counts as seen if 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
+https://arxiv.org/abs/2204.02311, section 8); 8-grams of many items or rows do not count, as boilerplate in
+`near_duplicates`.
 """
 
 import re
-import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, combinations, islice, pairwise
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.columns import column_options, columns_of, find_roles
 from harness.data.examples import Notes, SourcedExample
 from harness.data.near_duplicates import MOST, N, are_alike, fold_words, nearest, similarity
-from harness.data.readers import file_of, stream
-from harness.data.text_files import Rows, cap_problems
+from harness.data.readers import file_of
+from harness.data.text_files import cap_problems
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import plain, pluralize
 from harness.progress import quiet_libraries
 from harness.records import Example, digest, fold_text, split_into_letters
 from harness.spec import Task
 
-if TYPE_CHECKING:
-    from harness.data.edit.row_files import OutputNames
-
 
 class ContaminatedRow(NamedTuple):
-    """A training row and the evaluated row that asks the same."""
+    """A training row and the evaluated row with the same question."""
 
     training: SourcedExample
     evaluated: SourcedExample
 
 
 def key(example: Example, with_choices: bool = False) -> str:
-    """Fold what an example asks: its turns and, where they belong to the question, its choices.
-
-    The key of an item that is only read is its text.
-    """
+    """Fold what an example asks: its turns, or its text, and with `with_choices` its choices."""
     turns = [m["content"] for m in example.messages if m["role"] != "system"] or list(example.references)
     return "\n".join(map(fold_text, (*turns, *sorted(example.choices) * with_choices)))
 
@@ -58,7 +46,7 @@ def key(example: Example, with_choices: bool = False) -> str:
 def find_contaminated_rows(
     training: Iterable[SourcedExample], evaluated: Iterable[SourcedExample], with_choices: bool = False
 ) -> list[ContaminatedRow]:
-    """List the training rows that an evaluated row repeats, each with the first that does."""
+    """List the training rows that an evaluated row repeats, each with the first such row."""
     training = list(training)
     first: dict[str, SourcedExample] = {}
     for row in evaluated if training else ():
@@ -76,41 +64,38 @@ def drop_contaminated(
     notes: Notes,
     with_choices: bool = False,
 ) -> list[SourcedExample]:
-    """Leave out the training rows that an evaluated row repeats, and say so.
+    """Leave out the training rows that an evaluated row repeats, with a note.
 
     Raises:
         UserError: there are some, and the task does not say that they are to be dropped.
     """
-    found = find_contaminated_rows(training, evaluated, with_choices)
-    if found and task.data.contamination == "error":
+    contaminated = find_contaminated_rows(training, evaluated, with_choices)
+    if contaminated and task.data.contamination == "error":
         step = "remove the row, or set contamination: drop in data: of the task"
-        raise UserError(problems(found, where, step))
-    if found:
-        places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in found[:10])
-        more = ", …" if len(found) > 10 else ""
-        dropped = f"{pluralize(len(found), 'row')} dropped, evaluated too ({places}{more})"
+        raise UserError(problems(contaminated, where, step))
+    if contaminated:
+        places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in contaminated[:10])
+        more = ", …" if len(contaminated) > 10 else ""
+        dropped = f"{pluralize(len(contaminated), 'row')} dropped, evaluated too ({places}{more})"
         notes.removed.append(f"{where}: {dropped}")
-    gone = {row.training.where for row in found}
-    return [row for row in training if row.where not in gone]
+    dropped_places = {row.training.where for row in contaminated}
+    return [row for row in training if row.where not in dropped_places]
 
 
 def drop_related(
     training: Iterable[SourcedExample], evaluated: Sequence[SourcedExample], with_choices: bool = False
 ) -> list[SourcedExample]:
-    """Return the training rows that neither ask, nor are of a cluster of, what is evaluated."""
+    """Return the training rows without an evaluated question or cluster."""
     training = list(training)
-    gone = {row.training.where for row in find_contaminated_rows(training, evaluated, with_choices)}
+    asked = {row.training.where for row in find_contaminated_rows(training, evaluated, with_choices)}
     clusters = {row.example.cluster for row in evaluated if row.example.cluster != row.example.id}
-    return [row for row in training if row.where not in gone and row.example.cluster not in clusters]
+    return [row for row in training if row.where not in asked and row.example.cluster not in clusters]
 
 
 def suite_contamination(
     train: Sequence[Example | SourcedExample], others: Mapping[str, Sequence[Example]]
 ) -> list[Problem]:
-    """List the training rows that an item of another task repeats; `others` maps tasks to items.
-
-    A row whose place is known is named by it, another one by its id.
-    """
+    """List the training rows that an item of another task repeats; `others` maps tasks to items."""
     training = [
         row if isinstance(row, SourcedExample) else SourcedExample(row, f"training row {row.id}")
         for row in train
@@ -120,7 +105,7 @@ def suite_contamination(
 
 
 def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> list[Problem]:
-    """Phrase contaminated rows as problems, at most ten of them shown."""
+    """Describe contaminated rows as problems, at most ten."""
     expected, found = "no training row that is evaluated", list[Problem]()
     for row in rows:
         prompt = " ".join(row.training.example.prompt.split())
@@ -131,34 +116,33 @@ def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> lis
 
 
 def phrase_only_evaluated(shown: str, what: str) -> Problem:
-    """Phrase training `what`, rows or pairs, of which none is left beside what is evaluated."""
+    """Return the problem of training rows or pairs (`what`) that are all evaluated too."""
     step = "train on another file, or test on another"
     return Problem(shown, f"only {what} that are evaluated too", f"other training {what}", step)
 
 
 Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]
 
-# The lowest at which at most 5 % of the hard negatives of reports/studies/paraphrases.jsonl with an odd
-# number raise an alarm; of EMBEDDINGS with all-MiniLM-L6-v2. tests/test_overlap.py chooses them again.
+# The lowest thresholds with alarms for at most 5 % of the odd hard negatives of
+# reports/studies/paraphrases.jsonl; embeddings of all-MiniLM-L6-v2. tests/test_overlap.py repeats the choice.
 WORDS_IN_COMMON, EMBEDDINGS = 0.78, 0.92
 EIGHT_GRAMS = 0.7
 
-# What proposes a row of which a part is compared: this share of the item's runs of four words.
+# A part of a row is compared if the row has this share of the item's runs of four words.
 _FEW_WORDS, _PROPOSED = 4, 0.3
-# Behind a sentence or a line, at a dash, and behind the comma of up to four words at the beginning.
+# After a sentence or a line, at a dash, and after the comma of up to four words at the beginning.
 _CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
 _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
-_VERSION = 8  # of this file and of near_duplicates, for what is remembered
+_VERSION = 9  # of this file and of near_duplicates, for remembered overlaps
 _BLOCK = 2_000  # rows
-_FIRST = 1_000  # rows by which the columns of a file are recognised
 
 # Texts to vectors of length 1, (n, d).
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 class Overlap(NamedTuple):
-    """The places of a training row and of the evaluated item most like it, and how alike, in [0, 1]."""
+    """The places of a training row and of the most similar evaluated item, and the similarity in [0, 1]."""
 
     training: int
     evaluated: int
@@ -173,13 +157,13 @@ def overlaps(
     answers: Sequence[str] | None = None,
     encode: Encode | None = None,
 ) -> list[Overlap]:
-    """Find the training rows that ask what is evaluated, exactly or in other words, the most alike first.
+    """Find the training rows that ask what is evaluated, exactly or in other words, the most similar first.
 
     `training` and `evaluated` are questions; `answers` are those of the training rows, in which an evaluated
-    text may stand as well. Of each row the first measure that reaches its threshold is given: words in
-    common (the Jaccard index of `near_duplicates.similarity`), 8-grams (the share of the item's that the
-    row has), words in a part (words in common with at least half of the row, or of the item, without the
-    clauses around it, such as a greeting and thanks), and with `encode` the cosine of embeddings.
+    text may occur as well. Each row gets the first measure that reaches its threshold: words in common (the
+    Jaccard index of `near_duplicates.similarity`), 8-grams (the share of the item's that the row has), words
+    in a part (words in common with at least half of the row, or of the item, without clauses around it, such
+    as a greeting and thanks), and with `encode` the cosine of embeddings.
     """
     words, items = list(map(_cut, training)), list(map(_cut, evaluated))
     whole = words
@@ -202,7 +186,7 @@ def overlaps(
     of_items = list(_alike_in_part(evaluated, questions, items, list(copies)))
     closest = nearest([part for *_, part in of_items], questions, threshold=WORDS_IN_COMMON)
     for (item, place, alike, _), near in zip(of_items, closest, strict=True):
-        place, alike = near or (place, alike)  # of rows with the same runs of words the closest
+        place, alike = near or (place, alike)  # the closest of the rows with the same runs of words
         for row in groups[place]:
             found.setdefault(row, Overlap(row, item, "words in a part", alike))
     if encode:
@@ -222,10 +206,10 @@ class Share(NamedTuple):
 def largest_shares(
     rows: Sequence[str], items: Sequence[str], *, n: int, least: float, rare_in_rows: bool = False
 ) -> list[Share]:
-    """Find for each row the item of whose n-grams it has the largest share, where that is `least` or more.
+    """Find for each row the item of whose n-grams it has the largest share, if that is `least` or more.
 
-    Both are folded words, single spaces between them. N-grams of more than `MOST` items do not count; with
-    `rare_in_rows` nor do those of more than `MOST` different rows, as few items need not tell boilerplate.
+    Both are folded words with single spaces. N-grams of more than `MOST` items do not count; with
+    `rare_in_rows` neither do those of more than `MOST` different rows.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
@@ -242,7 +226,7 @@ def largest_shares(
     found: list[Share] = []
     for start in range(0, len(rows), _BLOCK):
         shared = (grams.transform(rows[start : start + _BLOCK])[:, telling] @ of_items.T).tocsr()
-        shared.sort_indices()  # of equal shares the first item
+        shared.sort_indices()  # the first item of equal shares
         for row, (first, last) in enumerate(pairwise(shared.indptr), start=start):
             shares = shared.data[first:last] / sizes[shared.indices[first:last]]
             if len(shares) and shares.max() >= least:
@@ -259,7 +243,7 @@ def _runs_of_words(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
 def _alike_in_part(
     whole: Sequence[str], texts: Sequence[str], whole_words: Sequence[str], words: Sequence[str]
 ) -> Iterator[tuple[int, int, float, str]]:
-    """Yield the places of a whole and of the text that a part of it is like, how alike, and the part."""
+    """Yield the places of a whole and of the text similar to a part of it, the similarity, and the part."""
     for share in largest_shares(whole_words, words, n=_FEW_WORDS, least=_PROPOSED):
         text = texts[share.item]
         n_words, row = len(fold_words(text).split()), whole[share.row]
@@ -267,7 +251,7 @@ def _alike_in_part(
         first = salutation.end() if salutation else 0
         clauses = [clause for clause in (row[:first], *_CLAUSE_END.split(row[first:])) if clause]
         ends = [0, *accumulate(len(fold_words(clause).split()) for clause in clauses)]
-        # Runs of clauses with at least half of a row's words, and about as many words as the text has.
+        # Runs of clauses with at least half of the row's words, and about as many words as the text.
         parts = []
         for i, j in combinations(range(len(ends)), 2):
             n = ends[j] - ends[i]
@@ -280,7 +264,7 @@ def _alike_in_part(
 
 
 def _cut(text: str) -> str:
-    """Fold the words of a text, of which each letter of a script without blanks is one."""
+    """Fold the words of a text; each letter of a script without blanks is a word."""
     return " ".join(split_into_letters(fold_words(text)).split())
 
 
@@ -288,7 +272,7 @@ def open_encoder(model: str, where: str) -> Encode:
     """Open a sentence-transformers model as a function of texts.
 
     Raises:
-        UserError: the package or the model is not there.
+        UserError: the package or the model is missing.
     """
     encoder = load_encoder(model, "SentenceTransformer", where, "leave embeddings out")
     return lambda texts: np.asarray(
@@ -297,10 +281,10 @@ def open_encoder(model: str, where: str) -> Encode:
 
 
 def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
-    """Load a model of sentence-transformers, a folder or an id, of the class that `kind` names.
+    """Load a model of sentence-transformers, a folder or an id, of the class `kind`.
 
     Raises:
-        UserError: the package or the model is not there.
+        UserError: the package or the model is missing.
     """
     quiet_libraries()
     try:
@@ -310,13 +294,11 @@ def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
         expected = "the package that embeds texts"
         raise UserError(Problem(where, "no package sentence-transformers", expected, next_step)) from None
     folder = Path(model).expanduser()
-    is_absent = model.startswith((".", "/", "~")) and not folder.is_dir()
     try:
         named = str(folder) if folder.is_dir() else model
         return getattr(sentence_transformers, kind)(named, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        why = "there is no such folder" if is_absent else str(error).splitlines()[0]
-        found = f"model {model} could not be loaded ({why})"
+        found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
         raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
 
@@ -349,32 +331,18 @@ def repeats_by_sense(
                 yield row, earlier, min(1.0, float(near[earlier]))
 
 
-class ReadBy(NamedTuple):
-    """Columns, or templates over columns, by which rows are read, and the column of their group."""
-
-    prompt: str | None = None
-    reference: str | None = None
-    group: str | None = None
-
-
-_RECOGNISED = ReadBy()
-
-
 def overlap_notes(
     training: Sequence[SourcedExample],
     evaluated: Sequence[SourcedExample],
     where: str,
     with_choices: bool = False,
     encode: Encode | None = None,
-    drawn_from: str = "",
-    read_by: ReadBy = _RECOGNISED,
-    names: "OutputNames | None" = None,
+    options: str = "",
 ) -> list[str]:
-    """Say which training rows of a file ask in other words what is evaluated, the closest three by place.
+    """Describe the training rows of a file that ask in other words what is evaluated, with the closest three.
 
-    With `encode` a second note names those that only the embeddings find. `drawn_from` is the file of
-    training rows from which evaluated ones were set aside, by default the file itself. `names` are those of
-    what earlier notes' commands write, which get names of their own.
+    With `encode` a second note has those that only the embeddings find. `options` name the columns in the
+    command that drops such rows.
     """
     questions, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
@@ -382,81 +350,30 @@ def overlap_notes(
         return []
     name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, questions, answers, items])
     remembered = memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
-    found = [Overlap(*one) for one in remembered]
-    known = {one.training for one in found}
+    in_words = [Overlap(*one) for one in remembered]
+    known = {overlap.training for overlap in in_words}
     close = _close_embeddings(questions, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
-    names = {} if names is None else names
-    n_rows = Counter(file_of(row.where) for row in (*training, *evaluated))
     notes = []
-    for of in filter(None, (found, by_sense)):
-        pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in of]
-        near = zip(pairs[:3], of, strict=False)
-        closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in near)
-        said = f"{pluralize(len(of), 'row')} may be evaluated items in other words; closest: {closest}"
-        # Dedup looks at words alone.
-        commands = _commands(pairs, n_rows, drawn_from or where, read_by, names) if of is found else ()
-        notes.append(f"{where}: {said}{''.join(commands)}")
+    for overlapping in filter(None, (in_words, by_sense)):
+        pairs = [(training[o.training].where, evaluated[o.evaluated].where) for o in overlapping]
+        nearest_three = zip(pairs[:3], overlapping, strict=False)
+        closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in nearest_three)
+        found = f"{pluralize(len(pairs), 'row')} may be evaluated items in other words; closest: {closest}"
+        commands = _dedup_commands(pairs, options) if overlapping is in_words else ()
+        notes.append(f"{where}: {found}{''.join(commands)}")
     return notes
 
 
-def _commands(
-    pairs: Sequence[tuple[str, str]],
-    n_rows: Mapping[str, int],
-    drawn_from: str,
-    read_by: ReadBy,
-    names: "OutputNames",
-) -> Iterator[str]:
-    """Name the commands that take such rows of files out of training; items of lm-eval have no file.
+def _dedup_commands(pairs: Sequence[tuple[str, str]], options: str) -> Iterator[str]:
+    """Yield the commands that drop such rows from their files; items of lm-eval have no file."""
+    from harness.data.edit.row_files import new_name
 
-    `n_rows` counts the rows of each file, trained on or evaluated: of a file that none would be left of, that
-    is said.
-    """
-    from harness.data.edit.row_files import name_output
-
-    against: dict[str, dict[str, None]] = {}
+    tests_of: dict[str, dict[str, None]] = defaultdict(dict)
     for training, evaluated in pairs:
-        against.setdefault(file_of(training), {})[file_of(evaluated)] = None
-    # The evaluated items may be of a training file itself.
-    is_drawn = any(drawn_from in of for of in against.values())
-    if is_drawn and (split := _split_command(drawn_from, read_by, names)):
-        yield f"; `{split}` keeps rows that are alike in one part"
-    for file, of in against.items():
-        tests = [f for f in of if f not in ("", file, drawn_from) and _options(f, read_by) is not None]
-        if not tests or (named := _options(file, read_by)) is None:
-            continue
-        n_dropped = sum(file_of(row) == file and file_of(item) in tests for row, item in pairs)
-        if n_dropped == n_rows[file]:
-            split = _split_command(file, read_by, names)
-            yield f"; these are all rows of {file}: test on another file, or on a part of `{split}`"
-            continue
-        held = "".join(f" --against {as_argument(test)}" for test in tests)
-        out = as_argument(name_output(names, file, "dedup"))
-        yield f"; `harness data dedup {as_argument(file)}{named}{held} --out {out}` leaves them out"
-
-
-def _split_command(file: str, read_by: ReadBy, names: "OutputNames") -> str:
-    from harness.data.edit.row_files import name_output
-
-    if (named := _options(file, read_by)) is None:
-        return ""
-    group = f" --group {shlex.quote(read_by.group)}" if read_by.group else ""
-    out = as_argument(name_output(names, file, "split"))
-    return f"harness data split {as_argument(file)}{named}{group} --out {out}"
-
-
-def _options(file: str, read_by: ReadBy) -> str | None:
-    """Return the options by which `harness data` reads a file's rows; None where it cannot read them."""
-    prompt, reference = read_by.prompt, read_by.reference
-    if Path(file).is_file():
-        content = Rows(file, "", list(islice(stream(file, "train"), _FIRST)))
-        names = content.names
-        prompt, reference = (
-            named if named and set(columns_of(named, names)) <= names else None
-            for named in (prompt, reference)
-        )
-        try:
-            find_roles(content, prompt, reference)
-        except UserError:
-            return None
-    return "".join(f" {shlex.quote(word)}" for word in column_options(prompt, reference))
+        if (file := file_of(training)) and (test := file_of(evaluated)) and file != test:
+            tests_of[file][test] = None
+    for file, tests in tests_of.items():
+        against = "".join(f" --against {as_argument(test)}" for test in tests)
+        out = as_argument(new_name(file, "dedup"))
+        yield f"; `harness data dedup {as_argument(file)}{options}{against} --out {out}` leaves them out"

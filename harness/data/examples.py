@@ -1,7 +1,6 @@
 """Rows to examples, pairs and documents, each checked field by field.
 
-Invariant: an example that comes back has an id of its own, and where it has choices its
-reference is one of them.
+Invariant: every example has an id, and a reference among its choices if it has any.
 """
 
 import re
@@ -14,17 +13,15 @@ from harness.data import formats, turns
 from harness.data.cells import (
     is_object,
     is_plain,
-    remove_special,
     text_of_cell,
     write_empty_lists,
     write_json,
 )
 from harness.data.formats import Layout
 from harness.data.rated_rows import read_pair, read_thumb
-from harness.data.readers import clean_command, file_of
 from harness.data.text_files import Row, Rows, cap_problems, names_labels
 from harness.data.turns import TOOL_FIELDS, add_tools
-from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.errors import Problem, UserError, as_argument, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
 from harness.spec import Fields, Task
 
@@ -37,29 +34,22 @@ _Made = TypeVar("_Made")
 
 
 class SourceText(NamedTuple):
-    """A text that an augmented row was made from, and where rows of its file hold that text."""
+    """A text that an augmented row was made from, and the places of the rows that hold it."""
 
     text: str
     places: tuple[str, ...]
 
 
 class SourcedExample(NamedTuple):
-    """An example, where it was written, and of an augmented row what it was made from."""
+    """An example, its place, and for an augmented row the texts that it was made from."""
 
     example: Example
     where: str
     origins: tuple[SourceText, ...] = ()
 
 
-class SplitExamples(NamedTuple):
-    """The examples of a split, and the labels of the rows that were left out for their label."""
-
-    examples: list[SourcedExample]
-    outside: list[str]
-
-
 class Notes(NamedTuple):
-    """Sentences to say of files: how they were read, and which rows were left out and why."""
+    """Sentences on files: how they were read, and which rows were left out and why."""
 
     read_as: list[str]
     removed: list[str]
@@ -72,13 +62,13 @@ def examples(
     documents: Sequence[Document] = (),
     problems: list[Problem] | None = None,
     all_rows: Sequence[Row] | None = None,
-) -> SplitExamples:
-    """Make the examples of a split, without those of other labels where the task says so.
+) -> list[SourcedExample]:
+    """Make the examples of a split, without those of unknown labels if the task drops them.
 
-    Where there are `documents` to retrieve from, a context that stands beside a question is left
-    to retrieval, and noted as the document that holds the answer if it is one of them. `all_rows` are those
-    of all files of the task, which together say whether places of choices count from 0 or 1. Problems are
-    added to `problems` where it is given, and what can be used comes back beside them.
+    With `documents` a question's context is left to retrieval, and named as the document that holds the
+    answer if it is one of them. `all_rows` are those of all files of the task, which together show whether
+    places of choices count from 0 or 1. With `problems`, problems are added to it and the usable examples
+    are returned.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of each kind shown.
@@ -87,12 +77,11 @@ def examples(
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
     layout = formats.settle_answers(task, layout, all_rows or content.rows)
     if layout:
-        held = "; contexts are left to retrieval" if documents and layout.name == "question" else ""
-        notes.read_as.append(f"{content.shown}: read as {layout.name} rows ({layout.form}){held}")
+        contexts = "; contexts are left to retrieval" if documents and layout.name == "question" else ""
+        notes.read_as.append(f"{content.shown}: read as {layout.name} rows ({layout.form}){contexts}")
 
     def read_example(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
-        # The document that a question's own context is, where it is one of those that are known.
         context = turns.text_of(row.fields.get("context") or "")
         ident = formats.context_id(context) if context else ""
         if ident in known and not example.documents:
@@ -101,17 +90,17 @@ def examples(
 
     answer = FIELD.fullmatch(task.fields.reference)
     content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
-    of_rows: list[Problem] = []
-    made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
-    found = cap_problems(_join_problems(of_rows), content.shown, "rows that cannot be used")
-    found += _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
+    row_problems: list[Problem] = []
+    made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, row_problems)
+    found = cap_problems(row_problems, content.shown, "rows that cannot be used")
+    found += _find_repeated_ids([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     kept: list[SourcedExample] = []
     outside: list[SourcedExample] = []
     for sourced in made:
         choices, references = sourced.example.choices, sourced.example.references
         (kept if not choices or set(references) <= set(choices) else outside).append(sourced)
     if task.data.unknown_labels == "error" or not task.labels:
-        found += cap_problems([_outside(one) for one in outside], content.shown, "rows of other labels")
+        found += cap_problems(list(map(_describe_outside, outside)), content.shown, "rows of other labels")
     if not kept and not found:
         expected = f"at least one with one of the {len(task.labels)} labels"
         found.append(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
@@ -122,11 +111,11 @@ def examples(
     if outside:
         dropped = f"{len(outside):,} of {len(content.rows):,} rows dropped"
         notes.removed.append(f"{content.shown}: {dropped}, label not among the {len(task.labels)}")
-    return SplitExamples(kept, [sourced.example.references[0] for sourced in outside])
+    return kept
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
-    """Make the example of one row; without an id of its own it is named by its place.
+    """Make the example of one row; its place is its id if it has none.
 
     Raises:
         UserError: the row cannot be used.
@@ -135,9 +124,9 @@ def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
 
 
 def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
-    """Refuse a column's name where a template belongs, and a column that no template can name.
+    """Refuse a column's name in place of a template, and a column that no template can name.
 
-    Taken as it is, either would be every row's text.
+    A template without fields would be every row's text.
     """
     columns = content.rows[0].fields
     unnameable = [column for column in columns if column and not FIELD.fullmatch(f"{{{column}}}")]
@@ -157,7 +146,7 @@ def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
 def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
 
-    Of an answer with a thumb one of the two is there, the chosen one where the thumb is up.
+    An answer with a thumb is one of the two: the chosen one if the thumb is up.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
@@ -168,12 +157,12 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         task.data.invalid_rows,
         notes.removed,
     )
-    refuse(_twice([(sourced.example.id, sourced.where) for sourced in made], content.shown))
+    refuse(_find_repeated_ids([(sourced.example.id, sourced.where) for sourced in made], content.shown))
     return made
 
 
 def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of rows that ask, whether they hold an answer or not; none is read.
+    """Make examples of rows with a question; an answer is not read.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
@@ -185,12 +174,12 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
     made = _make_each(content, read_question, task.data.invalid_rows, notes.removed)
-    refuse(_twice([(sourced.example.id, sourced.where) for sourced in made], content.shown))
+    refuse(_find_repeated_ids([(sourced.example.id, sourced.where) for sourced in made], content.shown))
     return made
 
 
 def documents(content: Rows) -> list[Document]:
-    """Make the documents of a knowledge base; of rows with questions, one of every context.
+    """Make the documents of a knowledge base; of rows with questions, one for every context.
 
     Raises:
         UserError: with every row that cannot be used, at most ten of them shown.
@@ -207,28 +196,17 @@ def documents(content: Rows) -> list[Document]:
         return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
 
     made = _make_each(content, read_document)
-    refuse(_twice([(d.id, row.where) for d, row in zip(made, content.rows, strict=True)], content.shown))
+    places = [(document.id, row.where) for document, row in zip(made, content.rows, strict=True)]
+    refuse(_find_repeated_ids(places, content.shown))
     return made
 
 
-def refuse_unused_labels(task: Task, splits: Sequence[SplitExamples]) -> Iterator[Problem]:
-    """Refuse a label that no row has where rows with a similar one were left out: a slip of the pen."""
-    used = {label for split in splits for sourced in split.examples for label in sourced.example.references}
-    removed = {label for split in splits for label in split.outside}
-    for label in task.labels if removed else ():
-        hint = did_you_mean(label, removed)
-        if label not in used and "did you mean" in hint:
-            where = f"labels of task {task.name}"
-            yield Problem(where, f"{label!r}, which no row has", "labels of rows", hint)
-
-
-def unknown_documents(splits: Sequence[SplitExamples], known: Sequence[Document]) -> list[Problem]:
-    """Refuse examples that name a document which is not there."""
+def unknown_documents(examples: Iterable[SourcedExample], known: Sequence[Document]) -> list[Problem]:
+    """Describe examples that name an unknown document."""
     ids = {document.id for document in known}
     problems = [
         Problem(sourced.where, f"unknown document {name!r}", "the id of a document", did_you_mean(name, ids))
-        for split in splits
-        for sourced in split.examples
+        for sourced in examples
         for name in sourced.example.documents
         if name not in ids
     ]
@@ -242,7 +220,7 @@ def _make_each(
     notes: list[str] | None = None,
     problems: list[Problem] | None = None,
 ) -> list[_Made]:
-    """Make something of every row; ids of rows without one are the file's stem and the row's index."""
+    """Make something of every row; rows without an id are named by the file's stem and their index."""
     made: list[_Made] = []
     found: list[Problem] = []
     for index, row in enumerate(content.rows):
@@ -252,7 +230,7 @@ def _make_each(
             found += error.problems
     is_refused = found and (invalid_rows == "error" or not made)
     if is_refused and problems is None:
-        raise UserError(cap_problems(_join_problems(found), content.shown, "rows that cannot be used"))
+        raise UserError(cap_problems(found, content.shown, "rows that cannot be used"))
     if is_refused and problems is not None:
         problems += found
     elif found and notes is not None:
@@ -266,21 +244,6 @@ def _make_each(
             f"{why}{more}; the first is {first}"
         )
     return made
-
-
-def _join_problems(problems: Sequence[Problem]) -> list[Problem]:
-    """Say once what is wrong with all rows that hold parts other than text, or numbers of tags."""
-    once = (turns.ONLY_TEXT, turns.TAG_NAMES)
-    n = Counter(of.found for of in problems if of.expected in once)
-    out, seen = list[Problem](), set[str]()
-    for of in problems:
-        if of.expected not in once:
-            out.append(of)
-        elif of.found not in seen:
-            seen.add(of.found)
-            rows = f", the first of {n[of.found]:,} such rows" if n[of.found] > 1 else ""
-            out.append(replace(of, found=f"{of.found}{rows}"))
-    return out
 
 
 def _example(task: Task, row: Row, name: str) -> Example:
@@ -297,7 +260,7 @@ def _example(task: Task, row: Row, name: str) -> Example:
     references = (_text if only_read else _references)(row, task.fields.reference)
     if task.labels and not own:
         references = tuple(match_label(text, task.labels) or text for text in references)
-    # Documents themselves, as objects in the field, are not ids of the documents that hold the answer.
+    # Objects in the field are documents themselves, not their ids.
     holds_texts = not task.data.documents and is_object(row.fields.get("documents"))
     return Example(
         id=ident,
@@ -319,7 +282,7 @@ def _pair(task: Task, written: Row, name: str) -> Example:
         chosen, rejected = ((answer,), "") if up else ((), answer)
     else:
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
-    # Pairs in a file of their own need not have the columns that the items' prompt shows.
+    # Pairs need not have the columns of the items' prompt.
     shown = [_value(row, field) for field in FIELD.findall(task.fields.prompt)]
     is_asked = row.fields.keys() & {"prompt", "messages"} and None in shown
     prompt = _DEFAULT.prompt if is_asked else task.fields.prompt
@@ -338,7 +301,7 @@ def _pair(task: Task, written: Row, name: str) -> Example:
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
-    """Return what a row asks, with the tools that it defines, but where the template writes these."""
+    """Return what a row asks, with the tools that it defines unless the template writes them."""
     question = _question(row, template, may_be_empty)
     media = next((name for name in turns.MEDIA if row.fields.get(name)), None)
     if media and any(turns.SHOWS_MEDIA.search(turn["content"]) for turn in question):
@@ -375,9 +338,9 @@ def _turns(row: Row) -> tuple[Message, ...]:
 
 
 def _references(row: Row, template: str) -> tuple[str, ...]:
-    """Take one reference, or every entry of a list of texts; an object, or a list of some, is JSON itself.
+    """Return one reference, or every entry of a list of texts; an object, or a list of objects, is its JSON.
 
-    A list of labels is one answer that joins them, `none` where it is empty. A row of constraints needs none.
+    A list of labels is one answer that joins them, `none` if it is empty. A row of constraints needs none.
     """
     if template == _DEFAULT.reference and "references" in row.fields:
         template = "{references}"
@@ -419,7 +382,7 @@ def _fill_own(row: Row, template: str | None, field: str) -> str:
 
 
 def _fill(row: Row, template: str) -> str:
-    """Put the row's fields into a template such as `{text}`; other braces stay."""
+    """Fill the row's fields into a template such as `{text}`; other braces stay."""
     return FIELD.sub(lambda field: _scalar(row, field[1]), template)
 
 
@@ -433,7 +396,7 @@ def _fill_shown(row: Row, template: str) -> str:
 
 
 def _value(row: Row, field: str) -> Any:
-    """Take a field of the row, or as `answers.text` a field of what stands in it."""
+    """Return a field of the row, or as `answers.text` a field within it."""
     value: Any = row.fields.get(field)
     if value is None and "." in field:
         value = row.fields
@@ -471,24 +434,20 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
     raise UserError(Problem(row.where, found, "a list of texts", step))
 
 
-def _outside(sourced: SourcedExample) -> Problem:
+def _describe_outside(sourced: SourcedExample) -> Problem:
     example = sourced.example
     wrong = next(text for text in example.references if text not in example.choices)
     hint = did_you_mean(wrong, example.choices)
     hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
-    if remove_special(wrong).strip() in example.choices:
-        hint = clean_command(file_of(sourced.where), "--special-tokens")
-    expected = f"one of the {len(example.choices)} choices"
-    return Problem(sourced.where, f"reference {wrong!r}", expected, hint)
+    return Problem(sourced.where, f"reference {wrong!r}", f"one of the {len(example.choices)} choices", hint)
 
 
-def _twice(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
+def _find_repeated_ids(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
     first: dict[str, str] = {}
     problems = []
-    step = f"give the row an id of its own: {clean_command(shown, '--new-ids')}"
+    step = f"harness data clean {as_argument(shown)} --new-ids --out NEW gives such rows new ids"
     for ident, where in ids:
         if ident in first:
-            found = f"id {ident!r}, which stands in {first[ident]} too"
-            problems.append(Problem(where, found, "every id once in a file", step))
+            problems.append(Problem(where, f"id {ident!r}, as in {first[ident]}", "every id once", step))
         first.setdefault(ident, where)
-    return cap_problems(problems, shown, "ids that stand twice")
+    return cap_problems(problems, shown, "repeated ids")

@@ -1,8 +1,7 @@
-"""Layouts that other tools write, recognised by their fields and read into our own.
+"""Layouts of other tools' rows, recognised by their fields and read into our own layout.
 
-Invariant: a column that is only named as a layout's list, and holds plain texts, makes no layout; a file has
-one layout, that of most of its rows, and a row that does not fit it is refused; templates under `fields:`
-always win over what a layout would give.
+Invariant: a file has the layout of most of its rows, and a row that does not fit it is refused; templates
+under `fields:` take precedence.
 """
 
 import hashlib
@@ -39,11 +38,11 @@ _OWN_ANSWER = {"reference", "references", "constraints"}
 
 
 class Layout(NamedTuple):
-    """A layout: its name, its fields as one writes them, how to tell it, how to read a row of it.
+    """Layout: its name, its fields in words, how to recognise it, and how to read a row.
 
-    `reads` takes a row, and whether contexts are left to retrieval, to the fields of our own layout. `column`
-    is the one that holds a conversation. `asking` and `answering` are the columns of questions and answers
-    where they do not depend on the file; `is_text` says that one column is the whole question.
+    `reads` takes a row, and whether contexts are left to retrieval, and returns fields of our own layout.
+    `column` holds a conversation. `asking` and `answering` are the columns of questions and answers if they
+    do not depend on the file; `is_text` says that one column is the whole question.
     """
 
     name: str
@@ -57,20 +56,20 @@ class Layout(NamedTuple):
 
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
-    """Return the layout of most rows; None where they are in our own, or in none that is known."""
+    """Return the layout of most rows; None if it is our own or unknown."""
     found = Counter(map(_layout_of, rows))
     return found.most_common(1)[0][0] if found else None
 
 
 def layout_of(task: Task, content: Rows) -> Layout | None:
-    """Return the layout that the rows of a task are read by; None where its templates say it all."""
-    fields, usual = task.fields, Fields()
-    said = fields.prompt != usual.prompt, fields.reference != usual.reference
-    return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
+    """Return the layout that the rows of a task are read by; None if its templates name all fields."""
+    fields, default = task.fields, Fields()
+    has_templates = fields.prompt != default.prompt and fields.reference != default.reference
+    return None if task.kind == "bits_per_byte" or has_templates else recognise(content.rows)
 
 
 def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> Layout | None:
-    """Return a layout of choices with what the answers of these rows are; another one as it is.
+    """Return a layout of choices that reads answers as all rows need it; another layout as it is.
 
     Raises:
         UserError: answers may be read in two ways, or in none, and the task does not say which.
@@ -85,19 +84,12 @@ def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> La
     return layout._replace(form=f"{layout.form}{numbers}", reads=reads)
 
 
-def find_other_layout(row: Row, layout: Layout | None) -> str:
-    """Name the layout of a row that does not fit that of its file; empty where it fits, or has none."""
-    own = recognise([row]) if layout and not layout.fits(find_known_fields(row)) else None
-    return own.name if own else ""
-
-
 def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
-    """Return the row with the fields of our own layout beside its own.
+    """Return the row with the fields of our own layout added.
 
     Raises:
-        UserError: the row does not fit, or is the header of the file once more.
+        UserError: the row does not fit, or repeats the file's header, as in joined CSV files.
     """
-    # A header stands again where files of separated values were joined.
     cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
     if len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells):
         raise misfit(row, "the names of the columns once more", "a row")
@@ -111,10 +103,7 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
 
 
 def every_turn(content: Rows) -> Rows:
-    """Return a row for every answer of the assistant in a conversation, each with the turns before it.
-
-    An answer that is not to be trained on, as by OpenAI's weight 0, is only read; a conversation without one
-    stays as it is.
+    """Return a row for each trained answer of the assistant, with the turns before it.
 
     Raises:
         UserError: the rows are no conversations.
@@ -125,7 +114,7 @@ def every_turn(content: Rows) -> Rows:
         found = f"turns: all, and {layout.name if layout else 'our own'} rows"
         expected = "conversations, such as messages of role and content"
         raise UserError(Problem(content.shown, found, expected, "leave turns: out"))
-    made: list[Row] = []
+    rows: list[Row] = []
     for i, row in enumerate(content.rows):
         name = row.fields.get("id") or f"{content.stem}-{i}"
         cluster, written = row.fields.get("cluster"), row.fields.get(field)
@@ -137,18 +126,18 @@ def every_turn(content: Rows) -> Rows:
                 "cluster": name if cluster in (None, "") else cluster,
                 field: entries[: end + 1],
             }
-            made.append(row._replace(fields={**row.fields, **own}))
-        made += [] if ends else [row]
-    return content._replace(rows=made)
+            rows.append(row._replace(fields={**row.fields, **own}))
+        rows += [] if ends else [row]
+    return content._replace(rows=rows)
 
 
 def context_id(text: str) -> str:
-    """Name a context by its text."""
+    """Return the id of a context, made from its text."""
     return f"context-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def title(row: Row) -> str:
-    """Return the title of the document a question belongs to, or nothing."""
+    """Return the title of a question's document, or ""."""
     return str(row.fields.get("title") or row.fields.get("article") or "").replace("_", " ")
 
 
@@ -160,7 +149,7 @@ def _layout_of(row: Row) -> Layout | None:
         return None
     if known := next((layout for layout in LAYOUTS if layout.fits(fields)), None):
         return known
-    # One column of turns that end with an answer, by any name, where no other column answers.
+    # A column of turns of any name is a conversation if no other column answers.
     turns = [name for name, value in row.fields.items() if is_conversation(value)]
     if len(turns) != 1 or any(may_answer(name) for name in find_known_fields(row)):
         return None
@@ -169,8 +158,6 @@ def _layout_of(row: Row) -> Layout | None:
 
 @cache
 def _conversation(name: str, form: str, column: str) -> Layout:
-    """Declare a layout of conversations in a column, whose last turn is the answer."""
-
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         turns = read_turns(row, column)
         _refuse_untrained(row, column)
@@ -191,7 +178,7 @@ def _has(*names: str) -> Callable[[set[str]], bool]:
 
 
 def _instruction(answer: str, *inputs: str) -> Callable[[Row, bool], dict[str, Any]]:
-    """Read an instruction, what it is about where there is something, and its answer."""
+    """Read an instruction with its input, if any, and its answer."""
 
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         parts = [text_of(row.fields.get(name) or "").strip() for name in ("instruction", *inputs)]
@@ -209,12 +196,12 @@ def _slice(row: Row) -> dict[str, Any]:
 
 
 def has_thumb_down(row: Row, layout: Layout | None) -> bool:
-    """Tell whether a row of prompt and completion is an answer with a thumb down, false or 0 as for TRL."""
+    """Tell whether a row of prompt and completion has a thumb down, false or 0 as in TRL."""
     return layout is not None and layout.reads is _completion and read_flag(row.fields.get("label")) is False
 
 
 def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read TRL's prompt and completion, each a text or a list of turns, where no thumb is down."""
+    """Read TRL's prompt and completion, each a text or a list of turns, without a thumb down."""
     if read_flag(row.fields.get("label")) is False:
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
         raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
@@ -237,17 +224,8 @@ def _refuse_untrained(row: Row, field: str) -> None:
         raise misfit(row, found, "a last answer to train on")
 
 
-def _refuse(found: str, expected: str, next_step: str) -> Callable[[Row, bool], dict[str, Any]]:
-    """Refuse every row of a layout that holds nothing to learn from."""
-
-    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
-        raise UserError(Problem(row.where, found, expected, next_step))
-
-    return reads
-
-
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read a question with its accepted answers; its context goes in front of it unless it is retrieved."""
+    """Read a question with its accepted answers; its context comes before it unless it is retrieved."""
     question, context = read_text(row, "question"), text_of(row.fields.get("context") or "")
     field = "answers" if row.fields.get("answers") is not None else "answer"
     value = row.fields[field]
@@ -272,24 +250,25 @@ def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FOR
 
 
 def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read a conversation with lists of questions and answers: the last one is asked, behind the others."""
-    said, held = row.fields["questions"], row.fields["answers"]
-    if isinstance(held, dict):
-        held = next((held[key] for key in ("texts", "input_text", "text") if key in held), None)
-    accepted = [[*dict.fromkeys(of)] if isinstance(of, list) else [of] for of in held or []]
-    texts = [of for one in [said, *accepted] for of in (one if isinstance(one, list) else [None])]
-    if not accepted or not all(map(len, accepted)) or not all(isinstance(text, str) for text in texts):
+    """Read a conversation as lists of questions and answers: the last one is asked, after the others."""
+    questions, answers = row.fields["questions"], row.fields["answers"]
+    if isinstance(answers, dict):
+        answers = next((answers[key] for key in ("texts", "input_text", "text") if key in answers), None)
+    accepted = [[*dict.fromkeys(entry)] if isinstance(entry, list) else [entry] for entry in answers or []]
+    lists = [questions, *accepted]
+    are_texts = all(isinstance(one, list) and all(isinstance(t, str) for t in one) for one in lists)
+    if not accepted or not all(map(len, accepted)) or not are_texts:
         raise misfit(row, "questions and answers of another form", "two lists of texts")
-    if len(said) != len(accepted):
-        counts = f"{len(said)} questions and {len(accepted)} answers"
+    if len(questions) != len(accepted):
+        counts = f"{len(questions)} questions and {len(accepted)} answers"
         raise misfit(row, counts, "an answer for each question")
     turns = [
-        turn
-        for question, answers in zip(said, accepted, strict=True)
-        for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answers[0]})
+        {"role": role, "content": text}
+        for question, answer in zip(questions, accepted, strict=True)
+        for role, text in (("user", question), ("assistant", answer[0]))
     ]
     about = [text_of(row.fields[name]) for name in ("background", "context", "story") if row.fields.get(name)]
-    turns[0] = {"role": "user", "content": "\n\n".join([*about, said[0]])}
+    turns[0] = {"role": "user", "content": "\n\n".join([*about, questions[0]])}
     return {"messages": turns[:-1], "references": accepted[-1]}
 
 
@@ -307,7 +286,7 @@ WORDS = ("tokens", "words")
 
 
 def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read a sentence in tokens, whose tags become the list of the pieces that they mark, as JSON."""
+    """Read tokens as a sentence, and their tags as a JSON list of the marked pieces."""
     column = next(name for name in TAGS if row.fields.get(name) is not None)
     tokens, tags = next(row.fields[name] for name in WORDS if name in row.fields), row.fields[column]
     if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
@@ -315,13 +294,13 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
     if not all(isinstance(tag, str) for tag in tags):
         step = "no command can: the file holds no names; write those of the data set's card in their place"
         raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))
-    found: list[dict[str, str]] = []
+    pieces: list[dict[str, str]] = []
     for place, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):
         if tag[:2] == "I-" and place and tags[place - 1] in (tag, f"B-{tag[2:]}"):
-            found[-1]["text"] += f" {token}"
+            pieces[-1]["text"] += f" {token}"
         elif tag != "O":
-            found.append({"text": token, "type": tag[2:] if tag[1:2] == "-" else tag})
-    return {"messages": user_turns(" ".join(map(str, tokens)), row), "references": [write_json(found)]}
+            pieces.append({"text": token, "type": tag[2:] if tag[1:2] == "-" else tag})
+    return {"messages": user_turns(" ".join(map(str, tokens)), row), "references": [write_json(pieces)]}
 
 
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
@@ -344,35 +323,24 @@ def _layout(
     *,
     is_text: bool = False,
 ) -> Layout:
-    """Declare a layout by the columns that its rows need, that ask and that answer, between blanks."""
+    """Declare a layout by the columns that its rows need, that ask and that answer, separated by blanks."""
     columns, form = needs.split(), form or ", ".join(needs.split())
     return Layout(name, form, _has(*columns), reads, tuple(asking.split()), tuple(answering.split()), is_text)
 
 
 def _two_texts(name: str, asks: str, answers: str) -> Layout:
-    """Declare a layout of two columns of texts: one asks, the other answers."""
-
     def reads(row: Row, context_apart: bool) -> dict[str, Any]:
         return {"messages": user_turns(read_text(row, asks), row), "references": [read_text(row, answers)]}
 
     return _layout(name, f"{asks} {answers}", reads, asks, answers, is_text=True)
 
 
-# The first that fits is taken.
+# The first layout that fits is taken.
 LAYOUTS = (
     _layout(
         "OASST tree", "message_tree_id prompt", best_answer, "prompt", "prompt",
         "message_tree_id, and a prompt with its replies",
     ),
-    _layout("lm-eval log", "doc_id doc target resps", _refuse(
-        "lm-eval's log of a model's answers", "rows of questions and answers",
-        "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models",
-    ), "doc", "target"),
-    # A message of a tree that stands alone: its question is in another row.
-    _layout("OASST message", "message_id parent_id text", _refuse(
-        "single messages of OASST", "its message trees, one a row",
-        "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz",
-    ), "text"),
     _layout(
         "UltraFeedback", "instruction completions", best_answer, "instruction", "completions",
         "instruction, and completions with their ratings",

@@ -1,11 +1,11 @@
-"""Questions with choices, as public multiple-choice sets and lm-eval's tasks have them: which one is right.
+"""Questions with choices in the forms of public multiple-choice sets and lm-eval's tasks.
 
-Choices stand in a list, `choices`, `options` or `endings`, or each in a column of its own: `A`, `B` and so
-on, `option1`, `opa`, `Answer A`; or the wrong ones do (`distractor1`) beside the right one.
+Choices are a list (`choices`, `options`, `endings`), or columns: `A`, `B`, …, `option1`, `opa`, `Answer A`,
+or the right one and the wrong ones (`distractor1`).
 
 Invariant: what an answer is (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
-is a property of all rows of a task. What reads each of them is taken; where two ways do and give another
-choice, or places count in two ways, nothing is read until the task says which (`answers_are`).
+is a property of all rows of a task: the form that fits every row. If two forms fit and give different
+choices, nothing is read until the task says which (`answers_are`).
 """
 
 import re
@@ -39,9 +39,9 @@ _NUMBER = re.compile(r"-?\d{1,9}(?:\.0+)?")
 
 
 class AnswerForms(NamedTuple):
-    """Forms of answers, as tried in turn: of those that are numbers, and of all others.
+    """Forms of answers, in the order of trying: of numbers, and of all others.
 
-    `has_numbers` says that some are. Where `problems` are listed the rows do not say what answers are.
+    `problems` are listed if the rows do not determine the form.
     """
 
     numbers: tuple[str, ...] = _NUMBERS
@@ -54,7 +54,7 @@ ANY_FORM = AnswerForms()
 
 
 class _Answer(NamedTuple):
-    """The answer of a row: where it stands, as it is written, and the choice that it is in each form."""
+    """A row's answer: its place, its written value, and the choice that it is in each form."""
 
     where: str
     column: str
@@ -71,7 +71,7 @@ def has_choices(fields: set[str]) -> bool:
 
 
 def find_column(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
-    """Find the column of the first known name that has a value; `Correct Answer` is `correct_answer` too."""
+    """Find the column of the first known name with a value; `Correct Answer` is `correct_answer` too."""
     filled = [name for name in fields if fields[name] is not None]
     alike = {name.lower().replace(" ", "_"): name for name in reversed(filled)}
     named = (name if name in filled else alike.get(name) for name in known)
@@ -79,7 +79,7 @@ def find_column(fields: Mapping[str, Any], known: Iterable[str]) -> str | None:
 
 
 def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
-    """List the columns that hold the choices of a row: a list, letters or numbers, or all answers."""
+    """List the columns of a row's choices: a list, letters or numbers, or the right and the wrong answers."""
     if listed := [name for name in CHOICES if fields.get(name) is not None][:1]:
         return listed
     filled = [name for name, value in fields.items() if value not in (None, "")]
@@ -93,10 +93,10 @@ def list_choice_columns(fields: Mapping[str, Any]) -> list[str]:
 
 
 def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
-    """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
+    """Return the labels of a row's choices, and the choices, a list if their form can be read."""
     found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
     if isinstance(found, str) and not is_plain(found):
-        with suppress(ValueError):  # JSON within a text, as a CSV file holds it
+        with suppress(ValueError):  # JSON within a text, as in a CSV file
             found = parse_json(found)
     labels = list(ascii_uppercase)
     if found is None:
@@ -138,12 +138,12 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
 
 
 def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
-    """Find the form that reads all answers that are numbers, and that of the others; or take what is told."""
+    """Find the form that fits all numbers, and the one that fits the other answers; or take what is told."""
     answers: dict[bool, list[_Answer]] = {True: [], False: []}
     for row in rows:
         try:
             answer = _read_answer(row)
-        except (UserError, KeyError):  # a row of another form, which is refused by itself
+        except (UserError, KeyError):  # refused when it is read
             continue
         if answer.choices:
             answers[answer.is_number].append(answer)
@@ -160,7 +160,7 @@ def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:
 
 
 def _settle(answers: Sequence[_Answer], forms: Sequence[str], problems: list[Problem]) -> tuple[str, ...]:
-    """Return the form that reads all answers, or all that may; none where each fails on some."""
+    """Return the form that fits all answers, or all that may; () if each fails on some."""
     if not answers:
         return tuple(forms)
     possible = [form for form in forms if all(form in answer.choices for answer in answers)]

@@ -1,29 +1,18 @@
 """Near duplicates: texts that share most of their shingles, proposed by MinHash and verified exactly.
 
-Invariant: every similarity that comes back is the exact Jaccard index of two texts' shingles, without the ids
-in front of many texts; texts whose digits, signs or English negations differ (10 and 20, `C` and `C++`, two
-emoji, possible and impossible) are never alike, nor are those of a series, in which several differ in one
-word, nor those that share the boilerplate of many texts and little else. MinHash only proposes pairs: one
-just as alike as the threshold is in no common bucket with a chance of at most `OVERLOOKED`, and not verified
-with one of at most `_UNVERIFIED`; one more alike with smaller ones. The same texts in the same order give the
-same groups.
+Invariant: every similarity is the exact Jaccard index of two texts' shingles. Texts are never alike if their
+digits, signs or English negations differ (10 and 20, `C` and `C++`, possible and impossible), if they are in
+a series (`_FILLED` texts that differ in one word, of at most `_LONGEST` words), or if they share only
+boilerplate: 8-grams of more than `MOST` texts, of fewer than twenty texts those of more than half. A pair at
+the threshold is not proposed with a chance of at most `OVERLOOKED`, and not verified with one of at most
+`_UNVERIFIED`. The same texts in the same order give the same groups.
 
-Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
-its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike
-signatures. Up to 500 texts this leaves out none.
-
-Boilerplate are 8-grams that more than `MOST` different texts have, of fewer than twenty texts those that more
-than half have; what is left of a text tells it from the others. A frame is a text without one of its words;
-where at least `_FILLED` different texts fill one, that word is what tells them apart. Texts of more than
-`_LONGEST` words have no frames. A number is an id where more than `MOST` different texts begin with the same
-words up to it and more than half of their numbers differ, as in `Ticket 4821: ...` or a time stamp. A text of
-which more than `MOST` others differ in numbers alone, such as a sum, has none: there the numbers are the
-question.
-Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
-and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
-Deduplicating Training Data Makes Language Models Better, https://arxiv.org/abs/2107.06499; n-grams that stand
-in more than ten places do not count, as for GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165,
-appendix C)
+Time is bounded: each text has at most `_PROPOSED` candidates, and all texts together about `_VERIFIED`
+verified pairs, those with the most similar signatures. Up to 500 texts nothing is left out.
+Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman and
+Ullman 2020, Mining of Massive Datasets, section 3.4; Lee et al. 2022, Deduplicating Training Data Makes
+Language Models Better, https://arxiv.org/abs/2107.06499; n-grams in more than ten places do not count, as for
+GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165, appendix C)
 """
 
 import re
@@ -34,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,15 +32,14 @@ from harness.records import fold_text
 
 THRESHOLD = 0.7
 PERMUTATIONS = 128
-# Chances that a pair at the threshold is in no common bucket, and that its signatures agree too little.
+# Chances that a pair at the threshold is in no common bucket, and that its signatures differ too much.
 OVERLOOKED, _UNVERIFIED = 0.005, 0.001
 _SEED = 1
 _BLOCK = 20_000  # texts whose shingles are in memory at once
-_TELLING = 0.5  # the index of own words from which texts behind boilerplate are verified
-_SLIPS = 2  # words that differ in the midst of boilerplate
+_OWN = 0.5  # index of own words from which texts with boilerplate are verified
 _PROPOSED, _VERIFIED, _LEAST_VERIFIED = 500, 2_000_000, 10  # candidates of a text; pairs; pairs of a text
 
-# Words in a shingle, and letters in one where neither text has more than `_FEW` words.
+# Words in a shingle, and letters in one if neither text has more than `_FEW` words.
 _WORDS, _LETTERS, _FEW = 2, 4, 12
 
 # Faces, `!=`, a star alone, and each other sign.
@@ -63,7 +50,7 @@ _NUMBER_OR_SIGN = re.compile(
     r"(?<![\w.])-\d\w*|\b(?<!['\"])\d+(?:!(?!=)|['\"](?!\w))"
     rf"|\d+(?::\d+)+|\w*\d\w*|{_SIGNS_ALONE}"
 )
-# Without numbers, which take long to look for.
+# Without numbers, which are slow to find.
 _SIGN, _DIGIT = re.compile(_SIGNS_ALONE), re.compile(r"\d")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nor|neither|nobody|nothing|nowhere|without|hardly|barely|cannot)\b"
@@ -71,7 +58,7 @@ _NEGATION = re.compile(
     r"|n['`]t\b"
     r"|\b(?:ca|wo|do|does|did|is|are|was|were|has|have|had|could|should|would)nt\b"
 )
-_OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # what makes of a word its opposite
+_OPPOSITES = ("un", "in", "im", "ir", "il", "dis", "non")  # prefixes
 _SIGNS, _SIGN_CATEGORIES = frozenset("#%&/@\\*"), frozenset({"Sm", "Sc", "So"})
 
 _Unit = Literal["words", "letters"]
@@ -86,14 +73,14 @@ class TextMatch(NamedTuple):
 
 
 class DuplicateGroup(NamedTuple):
-    """The first of several texts that are alike, and the later ones with their similarity to the first."""
+    """The first of several similar texts, and the later ones with their similarity to it."""
 
     kept: int
     others: tuple[TextMatch, ...]
 
 
 class _NormalizedText(NamedTuple):
-    """The words of a text in small letters, and its numbers and signs in their order, negations last."""
+    """The words of a text in lower case, and its numbers and signs in order, negations last."""
 
     words: str
     signs: tuple[str, ...]
@@ -102,26 +89,26 @@ class _NormalizedText(NamedTuple):
 def near_duplicates(
     texts: Sequence[str], *, threshold: float = THRESHOLD, same: Callable[[int, int], bool] | None = None
 ) -> list[DuplicateGroup]:
-    """Group texts around the first of their kind: the others are at least `threshold` alike to it.
+    """Group texts around the first of their kind: the others are at least `threshold` similar to it.
 
-    A text joins the group whose first text is most alike, so what is kept of each group stands for
-    all of it; with `same` only a group of whose first text it holds, given the places of both. Letter case,
-    punctuation, white space and the width of letters do not count; a text without a letter or digit is in
-    no group. Takes some 3 KB of memory a text; 200,000 short rows took 34 seconds on one core.
+    A text joins the group with the most similar first text, with `same` only if that holds for the places of
+    both. Letter case, punctuation, white space and the width of letters do not count; a text without a
+    letter or digit is in no group. Takes some 3 KB of memory a text; 200,000 short rows took 34 seconds on
+    one core.
     """
-    folded = [_fold(text) for text in _drop_ids(texts)]
+    folded = list(map(_fold, texts))
     index = _Index(folded, threshold, same=same)
     first: dict[int, list[TextMatch]] = defaultdict(list)
     joined: dict[_NormalizedText, TextMatch] = {}
     for i, text in enumerate(folded):
         if not text.words:
             continue
-        found = joined.get(text)
-        if not found or (same and not same(i, found.row)):
-            found = index.find(i)
-        joined.setdefault(text, found or TextMatch(i, 1.0))
-        if found:
-            first[found.row].append(TextMatch(i, found.similarity))
+        match = joined.get(text)
+        if not match or (same and not same(i, match.row)):
+            match = index.find(i)
+        joined.setdefault(text, match or TextMatch(i, 1.0))
+        if match:
+            first[match.row].append(TextMatch(i, match.similarity))
         else:
             index.add(i)
     return [DuplicateGroup(kept, tuple(others)) for kept, others in sorted(first.items())]
@@ -130,13 +117,13 @@ def near_duplicates(
 def nearest(
     texts: Sequence[str], reference: Sequence[str], *, threshold: float = THRESHOLD, among: Sequence[str] = ()
 ) -> list[TextMatch | None]:
-    """Give for each text the most alike of `reference` (the first of several), or None below `threshold`.
+    """Return for each text the most similar of `reference` (the first of several), or None below `threshold`.
 
-    What is boilerplate is told by all texts, and by those `among` which they stand.
+    Boilerplate is found in all texts, including those in `among`.
     """
     if not texts:
         return []
-    folded = list(map(_fold, _drop_ids([*reference, *texts, *among])))
+    folded = list(map(_fold, [*reference, *texts, *among]))
     known: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
         known.setdefault(text, i)
@@ -145,17 +132,17 @@ def nearest(
     index, places = _Index([*known, *distinct], threshold, others), list(known.values())
     for j in range(len(known)):
         index.add(j)
-    found: dict[_NormalizedText, TextMatch | None] = {
+    matches: dict[_NormalizedText, TextMatch | None] = {
         text: TextMatch(i, 1.0) for text, i in known.items() if text.words
     }
     for i, text in enumerate(distinct, start=len(known)):
         best = index.find(i)
-        found[text] = TextMatch(places[best.row], best.similarity) if best else None
-    return [found.get(text) for text in queries]
+        matches[text] = TextMatch(places[best.row], best.similarity) if best else None
+    return [matches.get(text) for text in queries]
 
 
 def are_alike(a: str, b: str, threshold: float = THRESHOLD) -> bool:
-    """Return whether two texts are equal, or as alike as near duplicates; two tell no boilerplate."""
+    """Return whether two texts are equal or near duplicates; boilerplate is not considered."""
     left, right = _fold(a), _fold(b)
     if left.signs != right.signs or _are_opposites(left.words, right.words):
         return a == b
@@ -163,10 +150,7 @@ def are_alike(a: str, b: str, threshold: float = THRESHOLD) -> bool:
 
 
 def similarity(a: str, b: str) -> float:
-    """Return the Jaccard index of two texts' shingles: pairs of words, or four letters of short texts.
-
-    Letters are compared where neither text has more than twelve words.
-    """
+    """Return the Jaccard index of two texts' shingles: pairs of words, or four letters if both are short."""
     return _similarity(fold_words(a), fold_words(b))
 
 
@@ -178,18 +162,18 @@ def _similarity(left: str, right: str) -> float:
 
 
 def fold_words(text: str) -> str:
-    """Return a text's words in small letters, single spaces between them."""
+    """Return a text's words in lower case, with single spaces."""
     return _fold(text).words
 
 
 @lru_cache(maxsize=1024)
 def _fold(text: str) -> _NormalizedText:
     plain = fold_text(text)
-    found = (_NUMBER_OR_SIGN if _DIGIT.search(plain) else _SIGN).findall(plain)
-    # Punctuation, to which a dash belongs that is in front of no number, does not count.
+    signs = (_NUMBER_OR_SIGN if _DIGIT.search(plain) else _SIGN).findall(plain)
+    # Punctuation does not count, nor does a dash without a number after it.
     marks = [
         mark
-        for mark in found
+        for mark in signs
         if len(mark) > 1 or mark.isalnum() or mark in _SIGNS or unicodedata.category(mark) in _SIGN_CATEGORIES
     ]
     marks += ["not"] * len(_NEGATION.findall(plain))
@@ -197,12 +181,12 @@ def _fold(text: str) -> _NormalizedText:
 
 
 class _Index:
-    """Signed texts, and the earlier ones among them by bucket, of which the most alike is found.
+    """Signed texts in buckets, with a search for the most similar earlier one.
 
-    `buckets` (bands, texts) holds -1 where no other text lies in the bucket. `signs` numbers the numbers and
-    signs of each text, equal ones alike. `telling` holds the words beside boilerplate of texts that have
-    some; `whole` says which texts are signed by all of their words. `agreeing` is the share of the signatures
-    that agrees in every pair that is verified, `agreeing_whole` that of two whole ones.
+    `buckets` (bands, texts) holds -1 for a text alone in its bucket. `signs` numbers the numbers and signs of
+    each text. `own_words` holds the words besides boilerplate of texts with both; `whole` tells which texts
+    are signed by all their words. Verified pairs agree in at least the share `agreeing` of their signatures,
+    two whole texts in `agreeing_whole`.
     """
 
     def __init__(
@@ -220,11 +204,11 @@ class _Index:
         self.texts, self.threshold, self.same = texts, threshold, same
         self.most = max(_LEAST_VERIFIED, _VERIFIED // max(1, len(texts)))
         self.members: dict[int, list[int]] = defaultdict(list)
-        # Texts behind boilerplate are signed by their own words: all of them would be candidates else.
-        self.telling = _find_telling_words([text.words for text in (*texts, *among)])
+        # Texts with boilerplate are signed by their own words, or all of them would be candidates.
+        self.own_words = _find_own_words([text.words for text in (*texts, *among)])
         words = [text.words for text in texts]
         for i, text in enumerate(words):
-            if own := self.telling.get(text):  # without those of its words that stand beside the boilerplate
+            if own := self.own_words.get(text):  # without words that are in the boilerplate as well
                 boilerplate = Counter(text.split()) - Counter(own.split())
                 words[i] = " ".join(word for word in own.split() if word not in boilerplate) or own
         takes: dict[_Unit, list[int]] = {
@@ -232,7 +216,7 @@ class _Index:
             "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
         }
         self.signatures = {unit: _signatures(words, chosen, unit) for unit, chosen in takes.items()}
-        enough = min(threshold, _TELLING) if self.telling else threshold
+        enough = min(threshold, _OWN) if self.own_words else threshold
         bands = [
             band
             for unit, chosen in takes.items()
@@ -244,23 +228,22 @@ class _Index:
         self.whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
         numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
         self.signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
-        # The share of a signature that seldom fewer permutations agree in, of a pair at each threshold.
+        # Share of permutations that rarely fewer agree in, for a pair at each threshold.
         shares = stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, (enough, threshold)) / PERMUTATIONS
         self.agreeing, self.agreeing_whole = map(float, shares)
 
     def add(self, i: int) -> None:
-        """Let a text be found by later ones."""
+        """Let later texts find a text."""
         for bucket in self._own_buckets(i):
             self.members[bucket].append(i)
 
     def find(self, i: int) -> TextMatch | None:
-        """Return the most alike of the texts that were added, the first of several, if one is alike."""
-        # Those in the buckets of the text, of the smallest buckets where they are many.
+        """Return the most similar added text, the first of several, or None."""
         shared = (self.members[bucket] for bucket in self._own_buckets(i) if bucket in self.members)
         candidates: set[int] = set()
         for bucket in sorted(shared, key=len):
             candidates.update(bucket[: _PROPOSED - len(candidates)])
-        # Without other numbers or signs, and signatures that agree too little; the most alike ones first.
+        # Only candidates with equal signs and similar signatures, the most similar first.
         earlier = np.array(sorted(candidates), dtype=np.intp)
         chosen = earlier[self.signs[earlier] == self.signs[i]]
         agreeing = np.zeros(len(chosen))
@@ -274,7 +257,7 @@ class _Index:
         for j in chosen[likely][order].tolist():
             alike = _similarity(self.texts[i].words, self.texts[j].words)
             enough = alike >= self.threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
-            if enough and self._tell_the_same(i, j) and (self.same is None or self.same(i, j)):
+            if enough and self._have_same_words(i, j) and (self.same is None or self.same(i, j)):
                 best = TextMatch(j, alike)
         return best
 
@@ -284,29 +267,23 @@ class _Index:
 
     @cached_property
     def _filled_frames(self) -> NDArray[np.uint64]:
-        """The frames that several texts fill, sorted, made once there is a pair to be told apart."""
+        """The frames that several texts fill, sorted."""
         frames = [_frames(words) for words in dict.fromkeys(text.words for text in self.texts)]
         found, count = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *frames]), return_counts=True)
         filled: NDArray[np.uint64] = found[count >= _FILLED]
         return filled
 
-    def _tell_the_same(self, i: int, j: int) -> bool:
-        """Compare what two texts have beside boilerplate; a slip in the midst of it leaves more in one."""
+    def _have_same_words(self, i: int, j: int) -> bool:
+        """Compare what two texts have besides boilerplate."""
         texts = self.texts[i].words, self.texts[j].words
         if texts[0] == texts[1]:
             return True
         if _are_opposites(*texts) or _differ_in_a_frame(*texts, self._filled_frames):
             return False
-        if not any(text in self.telling for text in texts):
+        if not any(text in self.own_words for text in texts):
             return True
-        own = [(self.telling.get(text, text), text) for text in texts]
-        (less, of_less), (more, _) = sorted(own, key=lambda pair: len(pair[0]))
-        if less == more or _similarity(less, more) >= self.threshold:
-            return True
-        if f" {less} " not in f" {more} ":
-            return False
-        rest = f" {more} ".replace(f" {less} ", " ", 1).split()
-        return sum(word not in of_less.split() for word in rest) <= _SLIPS < len(rest)
+        left, right = (self.own_words.get(text, text) for text in texts)
+        return left == right or _similarity(left, right) >= self.threshold
 
 
 def _are_opposites(left: str, right: str) -> bool:
@@ -354,10 +331,9 @@ def _bands(
     signatures: NDArray[np.uint32], chosen: NDArray[np.intp], threshold: float
 ) -> Iterator[NDArray[np.int64]]:
     """Yield for every band the bucket of each text, -1 for a text that is alone in it or is not chosen."""
-    # The most rows in a band with which a pair at the threshold is seldom overlooked.
-    seldom = (n for n in range(1, 9) if (1 - threshold**n) ** (PERMUTATIONS // n) <= OVERLOOKED)
-    n_rows = max(seldom, default=1)
-    # Two bands that differ may get one number: a candidate more, which is then verified.
+    # The most rows in a band with which a pair at the threshold is rarely overlooked.
+    sizes = (n for n in range(1, 9) if (1 - threshold**n) ** (PERMUTATIONS // n) <= OVERLOOKED)
+    n_rows = max(sizes, default=1)
     factors = np.random.default_rng(_SEED).integers(1, 2**63, n_rows, dtype=np.uint64) | np.uint64(1)
     for start in range(0, PERMUTATIONS - n_rows + 1, n_rows):
         keys = (signatures[chosen, start : start + n_rows].astype(np.uint64) * factors).sum(axis=1)
@@ -375,18 +351,17 @@ _FACTORS = np.random.default_rng(1).integers(1, 2**63, N, dtype=np.uint64) | np.
 
 
 def _word_numbers(words: str) -> NDArray[np.uint64]:
-    """Return the words of a folded text as numbers of 64 bits."""
     return np.array([_number(word) for word in words.split()], dtype=np.uint64)
 
 
-def _find_telling_words(texts: Sequence[str]) -> dict[str, str]:
-    """Return for each text that holds boilerplate its other words; `texts` are folded words."""
-    grams: dict[str, NDArray[np.uint64]] = {}  # the 8-grams of each text in their order, as numbers
+def _find_own_words(texts: Sequence[str]) -> dict[str, str]:
+    """Return for each text with boilerplate its other words; `texts` are folded words."""
+    grams: dict[str, NDArray[np.uint64]] = {}  # 8-grams of each text in order, as numbers
     for text in dict.fromkeys(texts):
         numbers = _word_numbers(text)
         is_long = len(numbers) >= N
-        runs = np.lib.stride_tricks.sliding_window_view(numbers, N) @ _FACTORS if is_long else numbers[:0]
-        grams[text] = runs
+        windows = np.lib.stride_tricks.sliding_window_view(numbers, N) if is_long else None
+        grams[text] = numbers[:0] if windows is None else windows @ _FACTORS
     of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
     found, count = np.unique(of_all, return_counts=True)
     shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]
@@ -411,7 +386,7 @@ def _number(word: str) -> int:
 
 _FILLED = 4  # texts
 _LONGEST = 60  # words
-_SLIP = 0.75  # likeness of two words of which one may be a slip of the pen
+_TYPO = 0.75  # similarity of two words of which one may be a typo
 _RNG = np.random.default_rng(2)
 _FRAME_FACTORS = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(1)
 _PLACES = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64)
@@ -422,14 +397,14 @@ def _differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool
     words = list(zip(one.split(), other.split(), strict=False))
     if one.count(" ") != other.count(" ") or len(words) > _LONGEST:
         return False
-    # Words that only one of the two has, but for slips of the pen.
+    # Words that only one of the two has, without typos.
     in_one, in_other = ({pair[side] for pair in words} for side in (0, 1))
     places = [
         place
         for place, (a, b) in enumerate(words)
         if a not in in_other
         and b not in in_one
-        and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP
+        and SequenceMatcher(None, a, b, autojunk=False).ratio() < _TYPO
     ]
     frames = [of[places] for of in map(_frames, (one, other)) if len(of)] if places else []
     return bool(frames) and bool(np.isin(np.concatenate(frames), filled).any())
@@ -443,50 +418,3 @@ def _frames(text: str) -> NDArray[np.uint64]:
     weighed = numbers * _FRAME_FACTORS[:n]
     frames: NDArray[np.uint64] = weighed.sum() - weighed + _PLACES[:n] * np.uint64(n)
     return frames
-
-
-_FRONT = 8  # words in which an id stands
-_WITH_DIGIT = re.compile(r"\w*\d\w*")
-_BEGINNING = 200  # characters in which those words are looked for
-
-_Front = tuple[str, ...]
-
-
-def _drop_ids(texts: Sequence[str]) -> list[str]:
-    """Return the texts, each without the id in front of it and the words before that."""
-    fronts = {text: of for text in dict.fromkeys(texts) if (of := _fronts(text))}
-    forms = Counter(_form(text) for text in fronts)
-    numbers: dict[_Front, list[_Front]] = defaultdict(list)
-    for of in fronts.values():
-        for front, (given, _) in of.items():
-            numbers[front].append(given)
-    ids = {front for front, given in numbers.items() if MOST < len(given) < 2 * len(set(given))}
-    ends = {
-        text: max((end for front, (_, end) in of.items() if front in ids), default=0)
-        for text, of in fronts.items()
-        if forms[_form(text)] <= MOST
-    }
-    return [text[ends.get(text, 0) :] for text in texts]
-
-
-def _fronts(text: str) -> dict[_Front, tuple[_Front, int]]:
-    """Map each beginning that ends with a number, its numbers as `#`, to those numbers and where it ends."""
-    beginning = text[:_BEGINNING]
-    if not any(map(str.isdigit, beginning)):
-        return {}
-    words = list(islice(_WORD.finditer(beginning), _FRONT + 1))
-    shown = ["#" if _is_number(word[0]) else word[0].casefold() for word in words]
-    found = {}
-    for n, word in enumerate(words[:-1], start=1):  # a word at least is left
-        if shown[n - 1] == "#":
-            given = tuple(w[0] for w in words[:n] if _is_number(w[0]))
-            found[tuple(shown[:n])] = given, word.end()
-    return found
-
-
-def _is_number(word: str) -> bool:
-    return any(map(str.isdigit, word))
-
-
-def _form(text: str) -> str:
-    return _WITH_DIGIT.sub("#", text.casefold())

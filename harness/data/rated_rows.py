@@ -1,10 +1,9 @@
-"""Rows that say which answer is better: rated, ranked, a chosen and a rejected one, and thumbs.
+"""Rows that prefer an answer: rated or ranked answers, a chosen and a rejected one, and thumbs.
 
-Invariant: an answer is better only where its rating says so; equal ratings make no pair.
-Source: Cui et al. 2023, UltraFeedback, https://arxiv.org/abs/2310.01377 (its `fine-grained_score` goes
-before `overall_score`, of which some are wrong); Köpf et al. 2023, OpenAssistant Conversations,
-https://arxiv.org/abs/2304.07327; OpenAI,
-https://platform.openai.com/docs/guides/direct-preference-optimization
+Invariant: an answer is better only if its rating is higher; equal ratings make no pair.
+Source: Cui et al. 2023, UltraFeedback, https://arxiv.org/abs/2310.01377 (some of its `overall_score` are
+wrong, so `fine-grained_score` comes first); Köpf et al. 2023, OpenAssistant Conversations,
+https://arxiv.org/abs/2304.07327; https://platform.openai.com/docs/guides/direct-preference-optimization
 """
 
 import math
@@ -24,7 +23,7 @@ _SCORES = ("fine-grained_score", "overall_score", "rating", "score")
 
 
 class RatedAnswer(NamedTuple):
-    """A text and how good it is, as a number of which more is better; -inf where it was not judged."""
+    """A text and its score, higher is better; -inf if it was not judged."""
 
     text: str
     score: float
@@ -50,7 +49,7 @@ def best_answer(row: Row, context_apart: bool = False) -> dict[str, Any]:
 def make_judged_pair(row: Row) -> Row:
     """Return a row with `messages`, `chosen` and `rejected`; of a tree, the first on the path of the best.
 
-    A row of another form comes back as it is.
+    A row of another form is returned as it is.
 
     Raises:
         UserError: no two answers are rated differently.
@@ -98,7 +97,7 @@ def _score(row: Row, completion: Mapping[str, Any]) -> float:
 
 
 def _tree(row: Row) -> list[RatedConversation]:
-    """Follow the best reply from the root of an OASST tree; give every question answered on that path."""
+    """Follow the best reply from the root of an OASST tree; return every question answered on that path."""
     message, turns, found = row.fields["prompt"], list[Message](), list[RatedConversation]()
     while message is not None:
         if not isinstance(message, dict) or not isinstance(message.get("text"), str):
@@ -121,7 +120,7 @@ def _tree(row: Row) -> list[RatedConversation]:
 
 
 def _rank(message: Mapping[str, Any]) -> float:
-    """Return the rank of a reply, 0 for the best; one without a rank is behind all others."""
+    """Return the rank of a reply, 0 for the best, infinity without a rank."""
     rank = message.get("rank")
     return float(rank) if isinstance(rank, int | float) else math.inf
 
@@ -134,7 +133,7 @@ def _best_first(row: Row, answers: Sequence[RatedAnswer]) -> list[RatedAnswer]:
 
 
 def misfit(row: Row, found: str, expected: str) -> UserError:
-    """Phrase a row that does not hold what is expected."""
+    """Return the error of a row that does not have what is expected."""
     return UserError(Problem(row.where, found, expected, MEND_ROW))
 
 
@@ -169,9 +168,7 @@ def read_pair(row: Row) -> Row:
 
 
 def read_thumb(row: Row) -> Row | None:
-    """Return an answer with a thumb as TRL writes it, `completion` beside `label`; None of other rows.
-
-    Its prompt is read as a pair's is; `completion` is a text, and `label` true or false.
+    """Return an answer with a thumb in TRL's form, `completion` and `label`; None of other rows.
 
     Raises:
         UserError: the label is no thumb, or the completion is empty or no answer.
@@ -193,12 +190,12 @@ def read_thumb(row: Row) -> Row | None:
 
 
 def is_transcript(text: str) -> bool:
-    """Tell a transcript of Human and Assistant from a text."""
+    """Tell whether a text is a transcript of Human and Assistant."""
     return bool(_SPEAKER.match(f"\n\n{text.lstrip()[:12]}"))
 
 
 def _conversation(row: Row, field: str) -> Turns | None:
-    """Read a list of turns, or a transcript of Human and Assistant; None where it is a text alone."""
+    """Read a list of turns, or a transcript of Human and Assistant; None of another text."""
     value = row.fields[field]
     if isinstance(value, dict):  # LLaMA-Factory's: one turn, beside `conversations`
         return read_turns(row._replace(fields={field: [value]}), field)
@@ -215,7 +212,7 @@ def _conversation(row: Row, field: str) -> Turns | None:
 
 
 def _name_question(row: Row) -> Row:
-    """Give a pair whose question stands under another tool's name our own."""
+    """Give a pair's question in another tool's field our field `messages`."""
     fields = row.fields
     listed = (
         name

@@ -1,11 +1,7 @@
 """Traits of rows by rules on their texts: the quality of answers, and edge cases among items.
 
-Quality is 1 minus the worst of an answer's traits, each in [0, 1], measured against the other answers of the
-file. Edge cases are rare, long, negative and error-handling rows; a row may be several, and its own slice
-stays as it is.
-
-Invariant: the same rows give the same scores, and no trait knows which answer is right. A case depends on the
-questions and answers of training and test alone, so `harness data check` counts what a comparison reports.
+Invariant: the same rows give the same scores. An edge case depends only on the questions and answers of
+training and test, so `harness data check` counts what a comparison reports.
 Source: Rae et al. 2021, arXiv:2112.11446, appendix A1 (repeated n-grams, stop rules); Marion et al. 2023,
 arXiv:2309.04564 (rows kept by perplexity).
 """
@@ -33,7 +29,7 @@ from harness.records import (
 
 _GRAM = 3  # words
 _FAR, _FARTHEST = 3.0, 6.0  # robust standard deviations from the median: from here on, and at worst
-_LEAST_SPREAD = 0.7  # of the logarithm of words: a yes is no fault among sentences of eight words
+_LEAST_SPREAD = 0.7  # of the logarithm of words: "yes" is normal among sentences of eight words
 _NEARLY_ALL = 0.9  # of the answers, from which a form is the usual one
 _TAUGHT = 0.05  # of the answers, from which refusals are meant to be learned
 _FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; the share of them in it
@@ -43,7 +39,7 @@ THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
 class AnswerQuality(NamedTuple):
-    """Score of an answer in [0, 1], and the trait that sets it; empty of an answer without fault."""
+    """Score of an answer in [0, 1], 1 minus the worst of its traits, and that trait; "" without fault."""
 
     score: float
     trait: str = ""
@@ -57,11 +53,11 @@ def score_answers(
 ) -> list[AnswerQuality]:
     """Score the first answers of rows; `bits` are what a model needs for a byte of each, None if unknown.
 
-    - repetition: share of its words' trigrams that stood before in it, above the median.
+    - repetition: share of its words' trigrams that it repeats, above the median.
     - length: number of words, in robust standard deviations of its logarithm from the median.
-    - language: another one than four in five answers, or questions where answers are short.
-    - refusal: it declines to help, where fewer than one answer in twenty does.
-    - end: it ends without a mark, where nine in ten answers have one.
+    - language: another one than four in five answers, or questions if answers are short.
+    - refusal: it declines to help, if fewer than one answer in twenty does.
+    - end: it ends without a mark, if nine in ten answers have one.
     - no word: it has no letter and no digit.
     - object: share of its characters in what a program writes for an object without a text.
     - perplexity: bits per byte, in robust standard deviations above the median.
@@ -99,9 +95,9 @@ def score_answers(
 
 
 def choose_threshold(scores: Sequence[AnswerQuality]) -> float:
-    """Return the threshold where the curve is flattest: a tenth more or less drops the fewest others.
+    """Return the threshold at the flattest part of the curve: a tenth more or less drops the fewest others.
 
-    Of several the middle one, so that good and bad scores are both far from it.
+    Of several it is the middle one.
     """
     near = {t: sum(t - 0.1 <= of.score < t + 0.1 for of in scores) for t in THRESHOLDS[1:-1]}
     flattest = [t for t, n in near.items() if n == min(near.values())]
@@ -109,7 +105,7 @@ def choose_threshold(scores: Sequence[AnswerQuality]) -> float:
 
 
 def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
-    """Name the language of a text by its words in lower case, for names are of any; empty of a short one."""
+    """Name the language of a text by its words in lower case, without names; "" of a short one."""
     plain = " ".join(word for word in text.split() if not word[:1].isupper())
     return language_of(plain) if sum(map(str.isalpha, plain)) >= _FEWEST_LETTERS else ""
 
@@ -143,10 +139,10 @@ RULES = MappingProxyType(
 def edge_tests(
     train: Sequence[Example], test: Sequence[Example], *, has_labels: bool = False
 ) -> dict[str, Callable[[Example], bool]]:
-    """Return what tells whether an item is a case, for each of `RULES`.
+    """Return a test of each case in `RULES` for items.
 
-    Questions are long by those of training without a test. There is no case where nothing is asked. All
-    answers are labels if it `has_labels`, else those of the rows that choose from one closed set.
+    Without a test, questions are long by those of training; without questions there is no case. All answers
+    are labels if it `has_labels`, else those of the rows that choose from one closed set.
     """
     is_closed = has_closed_labels([*train, *test])
 
@@ -160,7 +156,7 @@ def edge_tests(
     def is_rare(row: Example) -> bool:
         named = ((labels, label_of(row)), (slices, row.slice))
         is_few = any(name and not of.keys() <= {""} and of[name] < _FEWEST for of, name in named)
-        # a training row does not show its own words
+        # Without the row's own words.
         own, n_itself = _words(row), questions[row.prompt]
         n_unseen = sum(words[word] <= n_itself for word in own)
         return is_few or bool(words and own and n_unseen >= _UNSEEN * len(own))
@@ -184,10 +180,7 @@ def edge_tests(
 
 
 def reported_cases(train: Sequence[Example], test: Sequence[Example]) -> dict[str, frozenset[str]]:
-    """Return the ids of the test items of each case that a comparison reports.
-
-    A case of few items shows nothing, and one that most items are is no edge.
-    """
+    """Return the ids of the test items of each case that a comparison reports."""
     answers, questions = map(_answer_of, train), (row.prompt for row in train)
     tests = edge_tests(train, test, has_labels=bool(label_set(answers, questions=questions)))
     found = {case: [one.id for one in test if is_case(one)] for case, is_case in tests.items()}

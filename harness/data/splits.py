@@ -1,18 +1,16 @@
-"""Seeded draws: which rows are set aside for validation or test, and which of many are used.
+"""Seeded draws: rows set aside for validation or test, folds, and samples.
 
-Invariant: rows of one cluster, and rows that ask the same, are never on both sides of a split; what is drawn
-keeps the order of the file, and a smaller draw is part of a larger one. An augmented row is trained on where
-the rows are that it was made from, or left out: it is never set aside. Rows of one cluster, and rows that ask
-the same, are in one fold; a label of a closed set is in every fold. A group moves only where a class would
-lack otherwise, and as few rows as can be: that there is no better way is proven, never guessed, for the
-integer program is solved to its end.
+Invariant: rows of one cluster, and rows that ask the same, are in one part and one fold; a sample keeps the
+order of the file, and a smaller one is part of a larger one. Augmented rows are never set aside, and trained
+on only with their originals. Groups move only if a class is missing otherwise, and as few rows as possible:
+the integer program is solved to optimality.
 Source: set covering as an integer program, Karp 1972; solved by HiGHS, Huangfu & Hall 2018
 """
 
 import json
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
@@ -22,9 +20,8 @@ import numpy as np
 
 from harness.data.contamination import key
 from harness.data.examples import SourcedExample, SourceText
-from harness.data.readers import file_of
 from harness.data.text_files import Row
-from harness.errors import Problem, UserError, as_argument, refuse
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.records import Example, digest, fold_text, parse_json
 
@@ -41,25 +38,17 @@ def set_aside(
 ) -> tuple[list[SourcedExample], list[SourcedExample]]:
     """Split rows into training and another split (a share of them, at least one) by whole groups.
 
-    At least `leave` groups stay for training, of which further splits may be set aside.
+    At least `leave` groups stay for training.
 
     Raises:
         UserError: there are no more groups than these.
     """
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) <= leave:
-        n = "one cluster" if len(groups) == 1 else f"{len(groups)} clusters or questions"
-        expected = "clusters to set aside as a whole" + (f", at least {leave + 1}" if leave > 1 else "")
-        found, next_step = f"training rows of {n} only", "name files for train, validation and test"
-        if (
-            len({key(row.example, with_choices) for row in rows})
-            == 1
-            < len({r.example.cluster for r in rows})
-        ):
-            found, expected = "training rows that all ask the same", "questions that differ"
-            file = as_argument(file_of(rows[0].where))
-            next_step = f"harness data check {file} names the columns that tell them apart"
-        raise UserError(Problem(rows[0].where, found, expected, next_step))
+        n = "one cluster or question" if len(groups) == 1 else f"{len(groups)} clusters or questions"
+        found, expected = f"training rows of {n} only", f"at least {leave + 1} clusters and questions"
+        step = "name files for train, validation and test, or the columns that tell the questions apart"
+        raise UserError(Problem(rows[0].where, found, expected, step))
     quota = max(round(share * len(rows)), min(map(len, groups)))
     chosen: set[int] = set()
     n_left = len(groups)
@@ -79,13 +68,13 @@ def draw(
 ) -> tuple[Example, ...]:
     """Draw at most `limit` examples, every label (or slice) by its share, in the order of the file.
 
-    `folds` maps ids to folds, each of which is drawn from by its share as well.
+    `folds` maps ids to folds, of which each is drawn by its share as well.
     """
     if limit is None or limit >= len(rows):
         return tuple(row.example for row in rows)
     strata = [stratum_of([row.example]) for row in rows]
     order = _spread(strata, rng)
-    if folds:  # keep the order of strata, and take each row from the fold that is furthest behind its share
+    if folds:  # each row of a stratum comes from the fold that is furthest below its share
         fold_of = [folds[row.example.id] for row in rows]
         left: dict[str, dict[int, deque[int]]] = defaultdict(lambda: defaultdict(deque))
         for index in order:
@@ -102,15 +91,14 @@ def draw(
 
 
 def stratum_of(group: Sequence[Example]) -> str:
-    """Return the commonest label of a group where there are labels, else its slice."""
+    """Return the most frequent label of a group, or its slice if it has no labels."""
     named = [e.references[0] if e.choices and e.references else e.slice for e in group]
     return Counter(named).most_common(1)[0][0]
 
 
 def _spread(strata: Sequence[str], rng: random.Random) -> list[int]:
-    """Order indices at random so that every beginning holds each stratum by its share."""
-    # The j-th of the n members of a stratum goes to (j + u) / n, with one u in [0, 1) a stratum: systematic
-    # sampling with a random start, so each stratum is off its share by a row or two.
+    """Order indices at random so that every beginning has each stratum by its share."""
+    # Systematic sampling: the j-th of n members of a stratum goes to (j + u) / n, with a random start u.
     members: dict[str, list[int]] = {}
     for index, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(index)
@@ -128,16 +116,16 @@ def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[l
 
 
 def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
-    """Give rows that ask the same in other clusters one cluster, and count those that join another's.
+    """Give rows with one question one cluster, and count the rows whose cluster is replaced.
 
-    A question that stands twice is no second item: an interval would be too narrow by it.
+    A repeated question is no second item: intervals would be too narrow.
     """
     out, n = list(rows), 0
     for group in join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
         members = [rows[i].example for i in group]
         if len({e.cluster for e in members}) == 1:
             continue
-        # An id would be that of other rows too, in files of pairs and in other tasks.
+        # No id, which other files and tasks may have too.
         written = (e.cluster for e in members if e.cluster != e.id)
         cluster = next(written, f"question {digest(_fold_question(members[0]))}")
         for i in group:
@@ -147,13 +135,13 @@ def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample
 
 
 def _fold_question(example: Example) -> str:
-    """Fold all that an example shows: the system message and its choices too."""
+    """Fold all that an example shows, with the system message and the choices."""
     system = [m["content"] for m in example.messages if m["role"] == "system"]
     return "\n".join([*map(fold_text, system), key(example, with_choices=True)])
 
 
 def join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
-    """Join the indices of what shares a mark, also by way of others, in their order."""
+    """Join the indices that share a mark, directly or through others, in their order."""
     parent = list(range(len(marks)))
 
     def root(index: int) -> int:
@@ -172,7 +160,7 @@ def join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
     return list(groups.values())
 
 
-# Columns of an augmented row; the last, the texts that it was made from, is what tells it from others.
+# Columns of an augmented row: a source if rows have none, and the texts that it was made from.
 SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"
 
 
@@ -182,13 +170,13 @@ def is_augmented(row: Row) -> bool:
 
 
 def phrase_only_augmented(shown: str) -> Problem:
-    """Phrase rows that were all made from rows which are not there."""
+    """Return the problem of a file with augmented rows only."""
     expected, step = "the rows that they were made from as well", "put these into the same file"
     return Problem(shown, "only augmented rows", expected, step)
 
 
 def write_origins(texts: Sequence[str]) -> str:
-    """Write the texts that a row was made from: one as it is, several as a list in JSON."""
+    """Write the texts that a row was made from: one as it is, several as a JSON list."""
     return texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
 
 
@@ -201,9 +189,9 @@ def _read_origins(written: Any) -> list[str]:
 
 
 def origins(rows: Sequence[Row]) -> dict[str, tuple[SourceText, ...]]:
-    """Map the places of augmented rows to what they were made from: rows that hold their original texts."""
-    made = [row for row in rows if is_augmented(row)]
-    if not made:
+    """Map the place of each augmented row to the texts that it was made from, with their places."""
+    augmented = [row for row in rows if is_augmented(row)]
+    if not augmented:
         return {}
     places: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -215,7 +203,7 @@ def origins(rows: Sequence[Row]) -> dict[str, tuple[SourceText, ...]]:
             SourceText(text, tuple(places.get(fold_text(text), ())))
             for text in _read_origins(row.fields[ORIGIN])
         )
-        for row in made
+        for row in augmented
     }
 
 
@@ -226,49 +214,46 @@ def keep_with_origins(
     *,
     without_original: bool = True,
 ) -> list[SourcedExample]:
-    """Return the rows that are kept, and the augmented ones whose original is kept, in the order of the file.
+    """Return the kept rows and the augmented ones whose originals are kept, in the order of the file.
 
-    One whose original is not among the rows stays where `without_original` says so, unless that is evaluated;
-    where rows were set aside, one like its original may be among them. None asks what is evaluated: an
-    original that is not in the file is so too if a prompt begins or ends with it, as with a context.
+    Rows whose originals are not in the file stay if `without_original`. No row stays whose question or
+    original is evaluated; an original that is not in the file is evaluated too if a prompt begins or ends
+    with it, as after a context.
     """
     if not any(row.origins for row in rows):
         return list(kept)
     places = {row.where for row in kept}
     questions = {key(row.example) for row in evaluated}
 
-    left: list[SourcedExample] = []
-    for row in rows:
-        stays = row.where in places
-        if row.origins:
-            stays = all(
-                (of.places or without_original) and places.issuperset(of.places) for of in row.origins
-            )
-        if stays and row.origins:
-            texts = {*(fold_text(of.text) for of in row.origins), key(row.example)}
-            lost = tuple(fold_text(of.text) for of in row.origins if not of.places)
-            is_asked = not questions.isdisjoint(texts)
-            stays = not (is_asked or any(q.endswith(lost) or q.startswith(lost) for q in questions if lost))
-        left += [row] if stays else []
-    return left
+    def stays(row: SourcedExample) -> bool:
+        if not row.origins:
+            return row.where in places
+        if not all((o.places or without_original) and places.issuperset(o.places) for o in row.origins):
+            return False
+        missing = tuple(fold_text(origin.text) for origin in row.origins if not origin.places)
+        if any(q.endswith(missing) or q.startswith(missing) for q in questions if missing):
+            return False
+        return questions.isdisjoint({key(row.example), *(fold_text(origin.text) for origin in row.origins)})
+
+    return [row for row in rows if stays(row)]
 
 
 def describe_augmented_left_out(
     before: Sequence[SourcedExample], after: Sequence[SourcedExample], where: str
 ) -> list[str]:
-    """Say how many augmented rows were left out, and why; empty of none."""
+    """Return sentences on the augmented rows that were left out."""
     left = {row.where for row in after}
-    gone = [row.origins for row in before if row.origins and row.where not in left]
-    alone = sum(not all(of.places for of in origins) for origins in gone)
+    dropped = [row.origins for row in before if row.origins and row.where not in left]
+    n_alone = sum(not all(origin.places for origin in origins) for origins in dropped)
     reasons = {
-        "made from rows that are evaluated": len(gone) - alone,
-        "made from rows that are evaluated or not in the file": alone,
+        "made from rows that are evaluated": len(dropped) - n_alone,
+        "made from rows that are evaluated or not in the file": n_alone,
     }
     return [f"{where}: {pluralize(n, 'augmented row')} left out, {why}" for why, n in reasons.items() if n]
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts that a value holds, without letter case and with single spaces."""
+    """Yield all texts of a value, without letter case and with single spaces."""
     if isinstance(value, str):
         yield fold_text(value)
     elif isinstance(value, dict | list):
@@ -281,9 +266,9 @@ def deal(
 ) -> list[list[SourcedExample]]:
     """Deal rows into k folds by whole groups, every label (or slice) by its share, in the order of the file.
 
-    Two folds differ by the rows of the largest group at most. The largest groups come first, and of one size
-    those with the rarest label. Each goes where the fewest rows of its labels are, by their shares, among
-    the folds that it puts no further ahead than that.
+    Two folds differ by at most the rows of the largest group. The largest groups come first, of equal ones
+    those with the rarest label. Each goes to the fold with the fewest rows of its labels, by their shares,
+    of the folds that keep to that difference.
 
     Raises:
         UserError: there are fewer groups than folds.
@@ -315,9 +300,9 @@ def deal(
 def spread_labels(
     rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], with_choices: bool = False
 ) -> list[list[SourcedExample]]:
-    """Move the fewest rows from part to part, by whole groups, so that every part has every label (or slice).
+    """Move the fewest rows between parts, by whole groups, so that every part has every label (or slice).
 
-    The parts come back as they are where no way gives them every label.
+    The parts are returned unchanged if that is impossible.
     """
     part_of = {row.example.id: number for number, part in enumerate(parts) for row in part}
     groups = groups_of([row.example for row in rows], with_choices)
@@ -338,7 +323,7 @@ def assign_folds(
 ) -> dict[str, int]:
     """Return the fold of every row by its id, from 1; the same for every seed.
 
-    `where` is what lacks labels that some fold does not have; empty where it need not have all of them.
+    Errors about labels that a fold lacks are placed at `where`; if it is "", a fold may lack labels.
 
     Raises:
         UserError: there are fewer groups of rows than folds, or a label that some fold lacks.
@@ -351,7 +336,6 @@ def assign_folds(
 
 
 def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
-    """Yield each label of a closed set that a fold lacks: the score there would be that of other classes."""
     # Choices that differ from row to row are no labels.
     if len({frozenset(row.example.choices) for fold in dealt for row in fold}) > 1:
         return
@@ -370,74 +354,44 @@ Classes = Sequence[Collection[str]]  # of each group
 
 
 def cover(classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts: int) -> list[int] | None:
-    """Return the part of each group, with every class in every part; None where there is no such way.
+    """Return the part of each group, with every class in every part; None if that is impossible.
 
-    `sizes` are the rows of each group and `drawn` its part as it was drawn, in [0, n_parts).
+    `sizes` are the rows of each group and `drawn` its drawn part, in [0, n_parts). Groups without a missing
+    class stay where they are if that is possible.
     """
-    held = {(part, name) for part, of in zip(drawn, classes, strict=True) for name in of}
-    lacking = {name for of in classes for name in of if any((p, name) not in held for p in range(n_parts))}
+    held = {(part, name) for part, group in zip(drawn, classes, strict=True) for name in group}
+    names = sorted({name for group in classes for name in group})
+    lacking = {name for name in names if any((part, name) not in held for part in range(n_parts))}
     if not lacking:
         return list(drawn)
-    if scarce_classes(classes, n_parts):
+    counts = Counter(name for group in classes for name in {*group})
+    if any(counts[name] < n_parts for name in names):
         return None
-    few = [g for g, of in enumerate(classes) if lacking.intersection(of)]
-    every = range(len(classes))
-    return _solve(classes, sizes, drawn, n_parts, few) or _solve(classes, sizes, drawn, n_parts, every)
-
-
-def scarce_classes(classes: Classes, n_parts: int) -> list[str]:
-    """List the classes that stand in fewer groups than there are parts."""
-    counts = Counter(name for of in classes for name in set(of))
-    return sorted(name for name, n in counts.items() if n < n_parts)
-
-
-def find_clashing_classes(classes: Classes, n_parts: int) -> list[str]:
-    """List a smallest set of classes that no parting of the groups gives to every part; empty of none.
-
-    Without any one of them the others can be given.
-    """
-
-    def can_be_given(names: Iterable[str]) -> bool:
-        left = [set(of).intersection(names) for of in classes]
-        return cover(left, [1] * len(left), [0] * len(left), n_parts) is not None
-
-    clash = sorted({name for of in classes for name in of})
-    if can_be_given(clash):
-        return []
-    for name in list(clash):
-        if not can_be_given(without := [other for other in clash if other != name]):
-            clash = without
-    return clash
+    few = [g for g, group in enumerate(classes) if lacking.intersection(group)]
+    return _solve(classes, sizes, drawn, n_parts, few) or _solve(
+        classes, sizes, drawn, n_parts, range(len(classes))
+    )
 
 
 def _solve(
-    classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts: int, movable: Iterable[int]
+    classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts: int, movable: Sequence[int]
 ) -> list[int] | None:
-    """Move the fewest rows of some groups; the others stay where they were drawn."""
+    """Move the fewest rows of some groups; the others stay in their drawn part."""
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array, eye_array, kron
 
-    moved = {group: i for i, group in enumerate(movable)}
-    names = sorted({name for of in classes for name in of})
-    needs = [(part, name) for part in range(n_parts) for name in names]
-    rows = {need: i for i, need in enumerate(needs)}
-    needed, where = np.ones(len(rows)), list[tuple[int, int]]()
-    for group, of in enumerate(classes):
-        for name in of:
-            if group in moved:
-                where += ((rows[part, name], moved[group] * n_parts + part) for part in range(n_parts))
-            else:
-                needed[rows[drawn[group], name]] = 0
-    shape = (len(rows), len(moved) * n_parts)
-    held = csr_array((np.ones(len(where)), tuple(np.array(where).T)), shape=shape)
-    columns = np.arange(shape[1])
-    once = csr_array((np.ones(shape[1]), (columns // n_parts, columns)), shape=(len(moved), shape[1]))
-    cost = [float(sizes[group] * (part != drawn[group])) for group in moved for part in range(n_parts)]
-    limits = [LinearConstraint(held, needed, np.inf), LinearConstraint(once, 1, 1)]
-    found = milp(cost, integrality=np.ones(shape[1]), bounds=Bounds(0, 1), constraints=limits)
+    # One variable for each movable group and part, group by group.
+    names = sorted({name for group in classes for name in group})
+    fixed = {(drawn[g], name) for g in {*range(len(classes))} - {*movable} for name in classes[g]}
+    held = csr_array([[float(name in classes[g]) for g in movable] for name in names])  # (names, groups)
+    by_part = [n * n_parts + part for part in range(n_parts) for n in range(len(names))]
+    of_part = csr_array(kron(held, eye_array(n_parts)))[by_part]
+    needed = [float((part, name) not in fixed) for part in range(n_parts) for name in names]
+    once = kron(eye_array(len(movable)), np.ones((1, n_parts)))
+    cost = [float(sizes[g] * (part != drawn[g])) for g in movable for part in range(n_parts)]
+    limits = [LinearConstraint(of_part, needed, np.inf), LinearConstraint(once, 1, 1)]
+    found = milp(cost, integrality=np.ones(len(cost)), bounds=Bounds(0, 1), constraints=limits)
     if found.x is None:
         return None
-    parts = list(drawn)
-    for group, i in moved.items():
-        parts[group] = int(found.x[i * n_parts : (i + 1) * n_parts].argmax())
-    return parts
+    moved = dict(zip(movable, found.x.reshape(-1, n_parts).argmax(axis=1).tolist(), strict=True))
+    return [moved.get(g, part) for g, part in enumerate(drawn)]

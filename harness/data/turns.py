@@ -1,10 +1,9 @@
-"""Turns of a conversation as other tools write them, with calls of tools and their results, as messages.
+"""Turns of a conversation in the forms of other tools, with calls of tools and their results, as messages.
 
-Tools that a row defines (`tools`, or OpenAI's former `functions`) become a text of its system message. Chat
-templates write definitions in forms of their own, or leave them out, while calls are read as JSON here. So
-one form serves every base, says how a call is written, and is the same for all candidates.
+Definitions of tools in a row become a text of its system message, and calls are JSON: chat templates write
+both in forms of their own or leave them out, so one form serves every base and all candidates.
 
-Invariant: a part is shown, or named as not used, or its turn is refused; none is left out in silence.
+Invariant: a part is shown, or reported as not used, or its turn is refused.
 """
 
 import json
@@ -50,21 +49,21 @@ class Content(NamedTuple):
 
 
 def drop_empty(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out keys without a value: a table gives each turn the keys of all the others."""
+    """Drop keys without a value: a table gives each turn the keys of all others."""
     return {key: value for key, value in entry.items() if value is not None and value not in ("", [], {})}
 
 
 def read_content(value: Any, place: Place) -> Content:
-    """Read a text, a part, or a list of either.
+    """Read a text, a part, or a list of them.
 
     Raises:
-        UserError: a part is no text, as an image is none, or of an unknown form.
+        UserError: a part is no text, such as an image, or of an unknown form.
     """
     return _join([_read_part(part, place) for part in (value if isinstance(value, list) else [value])])
 
 
 def read_result(value: Any, place: Place) -> Content:
-    """Read what a tool returned: as any turn is read, and other values as their JSON."""
+    """Read a tool's result: as a turn, or else as JSON."""
     parts = value if isinstance(value, list) else [value]
     are_parts = all(part is None or isinstance(part, str) or _kind_of(part) for part in parts)
     return read_content(value, place) if are_parts else Content([write_json(value)])
@@ -76,24 +75,26 @@ def read_calls(value: Any, key: str, place: Place) -> Content:
     Raises:
         UserError: one of them is no call.
     """
-    read = [_read_call(call) for call in _list_calls(value)]
-    if not all(read):
+    calls = [_read_call(call) for call in _list_calls(value)]
+    if not all(calls):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
         raise UserError(Problem(place.where, f"{key!r} of another form", expected, MEND_ROW))
-    found = _join(filter(None, read))
-    return found._replace(unused=[f"{key}.{name}" for name in found.unused])
+    joined = _join([call for call in calls if call])
+    return joined._replace(unused=[f"{key}.{name}" for name in joined.unused])
 
 
 def spell_calls(value: Any) -> Any:
-    """Write one call, or a list of calls, as JSON, one a line; no call as `[]`, another value as it is."""
+    """Write calls as JSON, one a line, and an empty list as `[]`; return another value as it is."""
     if value == []:
         return "[]"
-    read = [_read_call(call) for call in _list_calls(value)]
-    return "\n".join(text for found in read if found for text in found.texts) if read and all(read) else value
+    listed = _list_calls(value)
+    calls = [call for call in map(_read_call, listed) if call]
+    is_calls = listed and len(calls) == len(listed)
+    return "\n".join(text for call in calls for text in call.texts) if is_calls else value
 
 
 def _list_calls(value: Any) -> list[Any]:
-    """List calls, or what stands in their place; JSON within a text is parsed."""
+    """List calls, or values in their place; JSON within a text is parsed."""
     parsed = _parse(value)
     if isinstance(parsed, list):
         return [_parse(call) for call in parsed]
@@ -101,21 +102,18 @@ def _list_calls(value: Any) -> list[Any]:
 
 
 def _read_call(call: Any) -> Content | None:
-    """Write a call as JSON, in the form of our own; None of what is not a call.
-
-    A call stands by itself, or within the key `function`, as OpenAI's files have it.
-    """
+    """Write a call as JSON; None of another value. OpenAI's files have it within the key `function`."""
     if not isinstance(call, Mapping):
         return None
-    around = {key: _parse(value) if key == "function" else value for key, value in drop_empty(call).items()}
-    within = next((key for key in ("function", *_CALLS) if isinstance(around.get(key), Mapping)), None)
-    inner = around.pop(within) if within else around
+    outer = {key: _parse(value) if key == "function" else value for key, value in drop_empty(call).items()}
+    within = next((key for key in ("function", *_CALLS) if isinstance(outer.get(key), Mapping)), None)
+    inner = outer.pop(within) if within else outer
     name = inner.get("name") or inner.get("function")
     if not isinstance(name, str):
         return None
     own = call if within is None else inner
     given = next((key for key in _ARGUMENTS if own.get(key) is not None), "arguments")
-    unused = {*around, *drop_empty(inner)} - {"name", "function", given} - IDS
+    unused = {*outer, *drop_empty(inner)} - {"name", "function", given} - IDS
     return Content([write_json({"name": name, "arguments": _parse(own.get(given))})], sorted(unused))
 
 
@@ -150,7 +148,6 @@ def _read_part(part: Any, place: Place) -> Content:
 
 
 def _kind_of(part: Any) -> str:
-    """Name the kind of a part; empty of what is not a part."""
     if not isinstance(part, Mapping):
         return ""
     if isinstance(named := part.get("type"), str):
@@ -158,13 +155,12 @@ def _kind_of(part: Any) -> str:
     return next((kind for kind in _KINDS if kind in drop_empty(part)), "")
 
 
-def _join(read: Any) -> Content:
-    every = list(read)
-    return Content([t for of in every for t in of.texts], [key for of in every for key in of.unused])
+def _join(contents: Sequence[Content]) -> Content:
+    texts = [text for content in contents for text in content.texts]
+    return Content(texts, [key for content in contents for key in content.unused])
 
 
 def _parse(value: Any) -> Any:
-    """Read JSON within a text; another text, or value, as it is."""
     try:
         return parse_json(value) if isinstance(value, str) else value
     except ValueError:
@@ -173,13 +169,13 @@ def _parse(value: Any) -> Any:
 
 Turns = list[Message]
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
-# Fields that hold no plain text.
+# Fields that are no plain text.
 LISTS = {
     *("messages", "conversations", "completions", "choices", "options", "endings", "questions"),
     *("tokens", "words"),
 }
-_TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
-_CALLING_SPEAKERS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: they say calls as JSON
+_TOOLS = ("tool", "function", "observation", "tool_response")  # their results are turns of the user
+_CALLING_SPEAKERS = ("function_call", "tool_call")  # calls as JSON, of LLaMA-Factory and ms-swift
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter", *_TOOLS), "user"),
@@ -192,7 +188,7 @@ SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
 
 
 class Turn(NamedTuple):
-    """A turn as it is shown, whether its answer may be trained on, and its keys that are not used."""
+    """A turn as it is shown, whether its answer may be trained on, and its unused keys."""
 
     speaker: str
     role: str
@@ -202,10 +198,10 @@ class Turn(NamedTuple):
 
 
 def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
-    """Read a turn: calls of tools stand as JSON behind what is said, one a line.
+    """Read a turn; its calls of tools are JSON after its text, one a line.
 
     Raises:
-        UserError: nobody known speaks, it holds nothing, or something that is not text.
+        UserError: the speaker is unknown, the turn is empty, or it has a part that is not text.
     """
     known = drop_empty(entry)
     speaker = str(next((known[key] for key in _SPEAKERS if key in known), None))
@@ -215,21 +211,21 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
     if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in known), None):
         raise UserError(Problem(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS))
     key = next((key for key in _SAID if entry.get(key) is not None), "content")
-    value, is_returned = entry.get(key), speaker.lower() in _TOOLS
+    value, is_result = entry.get(key), speaker.lower() in _TOOLS
     if speaker.lower() in _CALLING_SPEAKERS and isinstance(calls_as_text := spell_calls(value), str):
-        said = Content([calls_as_text])
+        content = Content([calls_as_text])
     else:
-        said = read_result(value, place) if is_returned else read_content(value, place)
-    calls = [read_calls(known[of], of, place) for of in ("tool_calls", "function_call") if of in known]
+        content = read_result(value, place) if is_result else read_content(value, place)
     refusal = [known["refusal"]] if isinstance(known.get("refusal"), str) else []
-    texts = [*said.texts, *refusal, *(text for of in calls for text in of.texts)]
+    calls = _join([read_calls(known[k], k, place) for k in ("tool_calls", "function_call") if k in known])
+    texts = [*content.texts, *refusal, *calls.texts]
     flags = {flag: read_flag(known[flag]) for flag in _TRAINED if flag in known}
     used = {*_SPEAKERS, key, "tool_calls", "function_call", "refusal", *IDS}
     used |= {flag for flag, is_on in flags.items() if is_on is not None}
-    unused = [*(name for of in (said, *calls) for name in of.unused), *(k for k in known if k not in used)]
+    unused = [*content.unused, *calls.unused, *(k for k in known if k not in used)]
     if not texts and (not isinstance(entry.get(key), str) or (unused and role == "assistant")):
-        beside = f", but with {unused[0]}" if unused else ""
-        raise _misfit(where, f"a turn of {speaker!r} without text{beside}")
+        but = f", but with {unused[0]}" if unused else ""
+        raise _misfit(where, f"a turn of {speaker!r} without text{but}")
     return Turn(speaker.lower(), role, "\n".join(texts), False not in flags.values(), unused)
 
 
@@ -238,7 +234,7 @@ def _misfit(where: str, found: str) -> UserError:
 
 
 def read_leniently(entry: Any) -> Turn | None:
-    """Read a turn; None of what is none, or cannot be read."""
+    """Read a turn; None if it cannot be read."""
     if not isinstance(entry, Mapping) or not {*_SPEAKERS} & entry.keys():
         return None
     try:
@@ -249,30 +245,29 @@ def read_leniently(entry: Any) -> Turn | None:
 
 def is_conversation(value: Any) -> bool:
     """Tell whether a value is a list of turns that end with an answer of the assistant."""
-    entries = value if isinstance(value, list) else []
-    read = [read_leniently(entry) for entry in entries]
-    return len(read) > 1 and all(read) and read[-1] is not None and read[-1].role == "assistant"
+    turns = [read_leniently(entry) for entry in value] if isinstance(value, list) else []
+    return len(turns) > 1 and all(turns) and turns[-1] is not None and turns[-1].role == "assistant"
 
 
 def answer_places(entries: Sequence[Any]) -> list[int]:
     """Return the places of the assistant's turns that can be trained on."""
-    read = enumerate(map(read_leniently, entries))
-    return [i for i, t in read if i and t and t.role == "assistant" and t.is_trained and t.text.strip()]
+    turns = enumerate(map(read_leniently, entries))
+    return [i for i, t in turns if i and t and t.role == "assistant" and t.is_trained and t.text.strip()]
 
 
 def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
-    """Count the turns of a row that have each of the keys which are not used."""
-    found = Counter[str]()
+    """Count the turns of a row that have each unused key."""
+    counts = Counter[str]()
     for value in fields.values():
         if isinstance(value, Mapping) and not {*_SPEAKERS} & value.keys():
-            found += count_unused_keys({k: of for k, of in value.items() if isinstance(of, list)})
+            counts += count_unused_keys({k: inner for k, inner in value.items() if isinstance(inner, list)})
         for entry in value if isinstance(value, list) else [value]:
-            found.update([*dict.fromkeys(turn.unused)] if (turn := read_leniently(entry)) else ())
-    return found
+            counts.update({*turn.unused} if (turn := read_leniently(entry)) else ())
+    return counts
 
 
 def user_turns(text: str, row: Row) -> Turns:
-    """Return a question as a turn of the user, behind the system prompt and the history that the row has.
+    """Return a question as a turn of the user, after the row's system prompt and history.
 
     Raises:
         UserError: the question is empty.
@@ -283,7 +278,7 @@ def user_turns(text: str, row: Row) -> Turns:
 
 
 def add_system(turns: Turns, row: Row, template: str = Fields().prompt) -> Turns:
-    """Put the system prompt that a column of the row holds in front of its turns, unless it is there."""
+    """Put the row's system prompt before its turns, unless they contain it."""
     name = next((name for name in list_systems(template) if row.fields.get(name)), None)
     if name is None:
         return turns
@@ -296,22 +291,22 @@ def add_system(turns: Turns, row: Row, template: str = Fields().prompt) -> Turns
 
 
 def list_systems(template: str) -> list[str]:
-    """List the columns of system prompts beside a template; beside one of the user's own, `system_prompt`."""
+    """List the columns of system prompts besides a template; with the user's own only `system_prompt`."""
     is_own = template == Fields().prompt or "{messages}" in template
     names = SYSTEMS if is_own else ("system_prompt",)
     return [name for name in names if f"{{{name}}}" not in template]
 
 
 def list_history(row: Row) -> Turns:
-    """List the turns before a question, as LLaMA-Factory's `history` holds them; none of another form."""
+    """List the turns before a question in LLaMA-Factory's `history`; none if it has another form."""
     value = row.fields.get(HISTORY)
     entries = value if isinstance(value, list) else []
     if entries and all(map(read_leniently, entries)):
         return read_turns(row, HISTORY)
     if not all(isinstance(e, list) and len(e) == 2 and all(isinstance(t, str) for t in e) for e in entries):
         return []
-    said = [text for entry in entries for text in entry]
-    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
+    texts = [text for entry in entries for text in entry]
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
 
 
 def read_text(row: Row, field: str) -> str:
@@ -338,28 +333,25 @@ def read_turns(row: Row, field: str) -> Turns:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
     turns: Turns = []
-    was = ""
+    previous = ""
     for i, entry in enumerate(entries, start=1):
         turn = read_turn(entry, row.where)
         content = turn.text
         if turn.role == "assistant" and not content.strip() and i < len(entries):
             raise _misfit(row.where, f"a turn of {turn.speaker!r} without text, and turns behind it")
-        if turn.speaker in _TOOLS and was == turn.speaker:
+        if turn.speaker in _TOOLS and previous == turn.speaker:
             content = f"{turns.pop()['content']}\n{content}"  # results of several calls
         turns.append({"role": turn.role, "content": content})
-        was = turn.speaker
+        previous = turn.speaker
     return turns
 
 
 def text_of(value: Any) -> str:
-    """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON.
-
-    An object of a speaker and a text is `speaker: text`.
-    """
+    """Write a value as a prompt shows it: a list line by line, `speaker: text`, other objects as JSON."""
     if isinstance(value, dict) and len(value) == 2 and (names := {*_SPEAKERS} & value.keys()):
         speaker = names.pop()
-        said = next(text for name, text in value.items() if name != speaker)
-        return f"{value[speaker]}: {said}"
+        text = next(text for name, text in value.items() if name != speaker)
+        return f"{value[speaker]}: {text}"
     if isinstance(value, list):
         return "\n".join(map(text_of, value))
     if isinstance(value, str):
@@ -368,10 +360,7 @@ def text_of(value: Any) -> str:
 
 
 def find_fields(row: Row) -> set[str]:
-    """Return the names of the fields that have a value, without plain texts where a layout has a list.
-
-    JSON within a text, as a CSV file may hold it, is no plain text.
-    """
+    """Return the names of the fields with a value, without plain texts in place of a layout's list."""
     return {name for name in find_known_fields(row) if name not in LISTS or not is_plain(row.fields[name])}
 
 
@@ -387,9 +376,7 @@ _DEFINES = re.compile(rf"\s*[\[{{].*[\"'](?:function|{'|'.join((*_SCHEMAS, *_LIS
 
 
 def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
-    """Return a row's messages with the tools that it defines at the end of their system message.
-
-    A system message that holds them already stays as it is.
+    """Return a row's messages with its tools at the end of the system message, unless that has them already.
 
     Raises:
         UserError: what defines the row's tools cannot be read, or some of them are no definitions.
@@ -397,10 +384,9 @@ def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
     tools = list_tools(row)
     own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
 
-    def is_named(tool: Mapping[str, Any]) -> bool:  # as a definition does: in quotes, with its description
-        name, description = tool["name"], tool.get("description") or ""
-        is_quoted = any(f"{sign}{name}{sign}" in (own or "") for sign in "\"'")
-        return is_quoted and str(description) in (own or "")
+    def is_named(tool: Mapping[str, Any]) -> bool:  # in quotes, with its description
+        is_quoted = any(f"{quote}{tool['name']}{quote}" in (own or "") for quote in "\"'")
+        return is_quoted and str(tool.get("description") or "") in (own or "")
 
     if all(map(is_named, tools)):
         return messages
@@ -410,37 +396,35 @@ def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
 
 
 def list_tools(row: Row) -> list[Mapping[str, Any]]:
-    """List the functions that a row defines as tools, each once; none where a column is only named so.
+    """List the functions that a row defines as tools, each once; none if a column only has such a name.
 
     Raises:
         UserError: they cannot be read, or some are no definitions.
     """
-    found: list[Mapping[str, Any]] = []
+    functions: list[Mapping[str, Any]] = []
     for field in TOOL_FIELDS:
         value = _parse_field(row, field, row.fields.get(field))
-        entries = (
-            _parse_field(row, field, entry) for entry in (value if isinstance(value, list) else [value])
-        )
-        tools = [tool for tool in entries if _drop_nulls(tool)]
+        entries = value if isinstance(value, list) else [value]
+        tools = [tool for tool in (_parse_field(row, field, one) for one in entries) if _drop_nulls(tool)]
         read = [[*_list_functions(tool)] for tool in tools]
-        for tool, functions in zip(tools, read, strict=True) if any(read) else ():
-            # A function without arguments, of which nothing but this is said, is one too.
+        for tool, defined in zip(tools, read, strict=True) if any(read) else ():
             known = _drop_nulls(tool)
             is_named = isinstance(known, Mapping) and isinstance(known.get("name"), str)
-            if not functions and not (is_named and known.keys() <= {"name", "description"}):
+            # A function without arguments may have a name and a description only.
+            if not defined and not (is_named and known.keys() <= {"name", "description"}):
                 shown = json.dumps(tool, ensure_ascii=False)[:80]
                 raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
-            found += functions or [known]
-    return [tool for i, tool in enumerate(found) if tool not in found[:i]]
+            functions += defined or [known]
+    return [tool for i, tool in enumerate(functions) if tool not in functions[:i]]
 
 
 def defines_tools_alone(system: str) -> bool:
-    """Tell whether a system message was made of a row's tools, and says nothing else."""
+    """Tell whether a system message has only a row's tools."""
     return system.startswith(_HOW)
 
 
 def _parse_field(row: Row, field: str, value: Any) -> Any:
-    """Read JSON within a text; refuse a text that defines functions and is none."""
+    """Parse JSON within a text; refuse a text that defines functions and is not JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -452,7 +436,7 @@ def _parse_field(row: Row, field: str, value: Any) -> Any:
 
 
 def _list_functions(tool: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the functions that a tool is, without keys that have no value, their schema as `parameters`."""
+    """Yield the functions of a tool without empty keys, their schema as `parameters`."""
     if not isinstance(tool, Mapping):
         return
     listed = next((tool[key] for key in _LISTED if isinstance(tool.get(key), list)), None)
@@ -472,7 +456,7 @@ def _list_functions(tool: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _drop_nulls(value: Any) -> Any:
-    """Leave out keys without a value: a table gives each row the keys of all the others."""
+    """Drop keys without a value: a table gives each row the keys of all others."""
     if isinstance(value, Mapping):
         return {key: _drop_nulls(of) for key, of in value.items() if of is not None}
     return [_drop_nulls(of) for of in value] if isinstance(value, list) else value

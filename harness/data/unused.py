@@ -1,7 +1,7 @@
-"""Columns and keys of turns that a task does not read, and columns that may hold what a question is about.
+"""Columns and keys of turns that a task does not read, and columns that may hold a question's context.
 
-Invariant: a column is read, or holds ids, or is named; one that may be the context is offered with the line
-that reads it, by what it holds and not by its name.
+Invariant: a column is read, or holds ids, or is named; a possible context is recognised by its content, not
+its name, and offered with the line that reads it.
 """
 
 import json
@@ -26,7 +26,7 @@ from harness.data.columns import (
     option_text,
     read_question_and_answers,
 )
-from harness.data.examples import FIELD, Notes, SourcedExample, SplitExamples
+from harness.data.examples import FIELD, Notes, SourcedExample
 from harness.data.formats import Layout, layout_of, recognise
 from harness.data.guessed_columns import may_answer, may_ask
 from harness.data.multiple_choice import list_choice_columns
@@ -50,17 +50,17 @@ from harness.spec import Fields, Task
 THOUGHTS = frozenset(
     ["reasoning_content", "reasoning", "thinking", "redacted_thinking", "thought", "thoughts"]
 )
-_FIRST = 2_000  # rows by which a context is told
+_FIRST = 2_000  # rows by which a context is recognised
 _LONG = 40  # characters of a text that is more than a name
 _NAMED = 30  # columns that are named one by one
-_FEWEST = 3  # rows that show something
-_HELD = 0.3  # of answers that a column holds, more than those of other rows
+_FEWEST = 3  # rows
+_HELD = 0.3  # share of rows whose answer is in the column, beyond chance
 
 
 class ContextColumn(NamedTuple):
-    """A column that may hold what a question is about, in how many rows, and what says so.
+    """A column that may hold a question's context, its number of rows, and the reasons.
 
-    It `explains` answers where rows that ask the same are answered differently, and it tells them apart.
+    It `explains` answers if it distinguishes rows with one question and several answers.
     """
 
     name: str
@@ -70,31 +70,30 @@ class ContextColumn(NamedTuple):
 
 
 class OtherColumns(NamedTuple):
-    """Columns that may ask or answer as well as the one that was `taken`; `option` is prompt or reference."""
+    """Columns that may ask or answer as well as the `taken` one; `option` is prompt or reference."""
 
     option: str
     taken: str
     names: Sequence[str]
 
     @property
-    def said(self) -> str:
-        """Which column was taken, and which may be it as well."""
+    def sentence(self) -> str:
+        """Sentence on the column that was taken and the others."""
         what = "question" if self.option == "prompt" else "answer"
         named = " or ".join(map(repr, self.names))
         return f"the {what} is taken from {self.taken!r}, and {named} may hold it as well"
 
     @property
     def options(self) -> str:
-        """The option that takes the first of the others."""
+        """Option that takes the first of the others."""
         return shlex.join([f"--{self.option}", self.names[0]])
 
 
 class Unused(NamedTuple):
     """Unread parts of `n_rows` rows: columns by the rows that fill them, keys of turns by their turns.
 
-    `media` hold pictures or sounds. `contexts` are those of the columns, and of columns that only group
-    rows, that may hold the context; `template` names them in front of the prompt, in parts. `others` may ask
-    or answer as well as the columns that were guessed.
+    `media` are columns of pictures or sounds. `contexts` may hold the question's context, and `template`
+    names them before the prompt. `others` may ask or answer as well as the guessed columns.
     """
 
     n_rows: int
@@ -120,8 +119,6 @@ class Unused(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """Row by which a context is told: its columns, its question and its answers."""
-
     fields: Mapping[str, object]
     question: str
     answers: Sequence[str]
@@ -140,10 +137,10 @@ class UnusedCounter:
     first: list[_Read] = field(default_factory=list)
 
     def add(self, row: Row, example: Example | None) -> None:
-        """Add a row, with the example that it was read as, where it can be used."""
+        """Add a row, with its example if it can be used."""
         self.n += 1
-        marks = {SOURCE, ORIGIN} if is_augmented(row) else ()
-        self.filled.update(name for name in drop_empty(row.fields) if name not in marks)
+        of_augmented = {SOURCE, ORIGIN} if is_augmented(row) else ()
+        self.filled.update(name for name in drop_empty(row.fields) if name not in of_augmented)
         self.shown.update(_list_shown(self.task, self.layout, row))
         self.keys += count_unused_keys(row.fields)
         if example and len(self.first) < _FIRST:
@@ -168,7 +165,7 @@ class UnusedCounter:
         contexts = {*media, *(context.name for context in found)}
         free = [name for name, n in columns.items() if n == self.n and name not in contexts]
         others: list[OtherColumns] = []
-        if self.layout is None or self.layout.name == "question":  # else the layout says which one asks
+        if self.layout is None or self.layout.name == "question":
             roles, n = find_reading_roles(self.task, self.layout, [*self.filled]), len(self.first)
             asking = [c for c in free if may_ask(c) and 2 * len({str(r.fields[c]) for r in self.first}) > n]
             answering = [c for c in free if may_answer(c) and c not in asking]
@@ -190,7 +187,7 @@ def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Un
 
 
 def find_unread_contexts(content: Rows, roles: Roles, prompt: str | None, reference: str | None) -> Unused:
-    """Find what an edit of rows does not read, by the columns that it reads and by its first rows.
+    """Find what an edit of rows does not read, by its columns and first rows.
 
     `prompt` and `reference` are columns or templates as the user named them.
     """
@@ -207,15 +204,15 @@ def find_unread_contexts(content: Rows, roles: Roles, prompt: str | None, refere
     return counter.find()
 
 
-def note_unused(task: Task, content: Rows, read: SplitExamples, notes: Notes) -> None:
+def note_unused(task: Task, content: Rows, read: Sequence[SourcedExample], notes: Notes) -> None:
     """Add to the notes what a task does not read of a file."""
-    unused = find_unused(task, content, read.examples)
-    said = (offer_contexts(unused), name_media(unused), name_columns(unused), name_keys(unused))
-    notes.read_as.extend(f"{content.shown}: {one}" for one in said if one)
+    unused = find_unused(task, content, read)
+    sentences = (offer_contexts(unused), name_media(unused), name_columns(unused), name_keys(unused))
+    notes.read_as.extend(f"{content.shown}: {sentence}" for sentence in sentences if sentence)
 
 
 def offer_contexts(unused: Unused) -> str:
-    """Name the columns that may be the context, with the line that reads them; empty where there are none."""
+    """Name the columns that may be the context, with the line that reads them; "" without any."""
     if not unused.contexts:
         return ""
     return f"{name_contexts(unused)}; next: {OFFER}, write {unused.line()} in the suite"
@@ -225,27 +222,29 @@ OFFER = "where they are known when the question is asked"
 
 
 def name_contexts(unused: Unused) -> str:
-    """Name the columns that may hold what a question is about, and what says so."""
-    said = [f"{c.name!r} ({c.why}{_of(c.n_rows, unused.n_rows)})" for c in unused.contexts]
-    return f"{' and '.join(said)} may hold what the question is about, and no prompt shows it"
+    """Name the columns that may hold a question's context, and the reasons."""
+    named = [f"{c.name!r} ({c.why}{_in_rows(c.n_rows, unused.n_rows)})" for c in unused.contexts]
+    return f"{' and '.join(named)} may hold what the question is about, and no prompt shows it"
 
 
 def name_media(unused: Unused) -> str:
-    """Name the columns of pictures and sounds; empty where there are none."""
+    """Name the columns of pictures and sounds; "" without any."""
     named = " and ".join(map(repr, unused.media))
     return f"{named} may hold what the question is about, and only text is read" if named else ""
 
 
 def name_columns(unused: Unused) -> str:
-    """Name the other columns that are not read; empty where there are none."""
+    """Name the other columns that are not read; "" without any."""
     others = {*unused.media, *(context.name for context in unused.contexts)}
-    rest = [f"{name!r}{_of(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in others]
+    rest = [
+        f"{name!r}{_in_rows(n, unused.n_rows)}" for name, n in unused.columns.items() if name not in others
+    ]
     more = f" and {count(len(rest) - _NAMED)} more" if len(rest) > _NAMED else ""
     return f"columns that are not read: {', '.join(rest[:_NAMED])}{more}" if rest else ""
 
 
 def name_keys(unused: Unused) -> str:
-    """Name the keys of turns that are not used, and what follows for thoughts; empty where all are used."""
+    """Name the keys of turns that are not used; "" without any."""
     if not unused.keys:
         return ""
     ranked = sorted(unused.keys.items(), key=lambda of: -of[1])
@@ -254,7 +253,7 @@ def name_keys(unused: Unused) -> str:
     return f"keys of turns that are not used: {named}" + (thoughts if THOUGHTS & unused.keys.keys() else "")
 
 
-def _of(n: int, n_rows: int) -> str:
+def _in_rows(n: int, n_rows: int) -> str:
     return "" if n == n_rows else f", in {count(n)} of {pluralize(n_rows, 'row')}"
 
 
@@ -287,7 +286,7 @@ def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
 
 
 def _base_template(task: Task, layout: Layout | None, first: Sequence[_Read]) -> str:
-    """Return the template of the prompt as it is; `{messages}` stands for what a layout asks in several."""
+    """Return the task's template of the prompt; `{messages}` stands for several columns of a layout."""
     default = Fields().prompt
     if task.fields.prompt != default:
         return task.fields.prompt
@@ -303,7 +302,7 @@ def _base_template(task: Task, layout: Layout | None, first: Sequence[_Read]) ->
 def _find_contexts(
     rows: Sequence[_Read], columns: Sequence[str], filled: Mapping[str, int]
 ) -> Iterator[ContextColumn]:
-    """Find columns that may hold what the questions are about: long texts, or such as explain the answers."""
+    """Find columns that may hold a question's context: long texts, or texts that explain the answers."""
     for name in columns:
         filling = [row for row in rows if row.fields.get(name) not in (None, "", [], {})]
         texts, head = [text_of(row.fields[name]) for row in filling], find_head(name)
@@ -320,13 +319,13 @@ def _find_contexts(
 
 
 def _describe_explained(texts: Sequence[str], rows: Sequence[_Read]) -> str:
-    """Say how many rows ask the same, are answered differently, and are told apart by the column."""
-    answers, told = defaultdict[str, set[str]](set), defaultdict[tuple[str, str], set[str]](set)
+    """Say how many rows with one question and several answers the column distinguishes."""
+    answers, with_text = defaultdict[str, set[str]](set), defaultdict[tuple[str, str], set[str]](set)
     for text, row in zip(texts, rows, strict=True):
         answers[_fold(row.question)].add(_answer(row))
-        told[_fold(row.question), text].add(_answer(row))
+        with_text[_fold(row.question), text].add(_answer(row))
     unclear = [(t, row) for t, row in zip(texts, rows, strict=True) if len(answers[_fold(row.question)]) > 1]
-    n = sum(len(told[_fold(row.question), text]) == 1 for text, row in unclear)
+    n = sum(len(with_text[_fold(row.question), text]) == 1 for text, row in unclear)
     is_name = len({*texts}) == len(texts) and not any(" " in text.strip() for text in texts)
     if n < _FEWEST or n < 0.8 * len(unclear) or is_name:
         return ""
@@ -347,17 +346,17 @@ def _describe_held(texts: Sequence[str], rows: Sequence[_Read]) -> str:
 
 
 def _is_derived(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
-    """Tell whether a column says of each answer one thing, as its name or its group does."""
-    of_answer = defaultdict[str, list[str]](list)
+    """Tell whether a column follows from the answer, as its name or its group does."""
+    by_answer = defaultdict[str, list[str]](list)
     for text, row in zip(texts, rows, strict=True):
-        of_answer[_answer(row)].append(text)
-    again = [said for said in of_answer.values() if len(said) > 1]
+        by_answer[_answer(row)].append(text)
+    repeated = [of for of in by_answer.values() if len(of) > 1]
     is_copy = 2 * sum(_fold(t) == _fold(_answer(row)) for t, row in zip(texts, rows, strict=True)) > len(rows)
-    return is_copy or (2 * sum(map(len, again)) > len(rows) and all(len({*said}) == 1 for said in again))
+    return is_copy or (2 * sum(map(len, repeated)) > len(rows) and all(len({*of}) == 1 for of in repeated))
 
 
 def _shows_question(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
-    """Tell whether most texts hold the question, as a rendered prompt does, or stand in it already."""
+    """Tell whether most texts contain the question, or are part of it."""
     n = 0
     for text, row in zip(texts, rows, strict=True):
         question, shown = _fold(row.question), _fold(text)

@@ -4,6 +4,7 @@ Invariant: whatever the training rows are, the same test items are evaluated, an
 of them or an item of a suite. Rows equal to the target's make the same weights.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +20,9 @@ from harness.data import (
     shown_paths,
     suite_contamination,
 )
-from harness.data.columns import option_text
-from harness.data.contamination import Encode, ReadBy, overlap_notes
-from harness.data.edit.row_files import OutputNames, is_taught, n_rows_of, payments_for, take_share, total_usd
+from harness.data.columns import column_options, option_text
+from harness.data.contamination import Encode, overlap_notes
+from harness.data.edit.row_files import is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
 from harness.errors import Problem, UserError, refuse
@@ -211,16 +212,12 @@ def refuse_or_note(
     for name, listed in catalogue.items():
         evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
-    names: OutputNames = {}
     file_by_part = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
-    default, group = Fields(), option_text(target.fields.cluster or "", "")
-    prompt = option_text(target.fields.prompt, default.prompt)
-    reference = option_text(target.fields.reference, default.reference)
-    read_by = ReadBy(prompt, reference, None if group and "{" in group else group)
-    drawn_from, choice = display_path(target.data.source("train") or ""), target.kind == "choice"
+    prompt, reference = target.fields.prompt, target.fields.reference
+    named = column_options(option_text(prompt, Fields().prompt), option_text(reference, Fields().reference))
+    options, choice = "".join(f" {shlex.quote(word)}" for word in named), target.kind == "choice"
     for part, file in file_by_part.items():
-        rows = own.list_sourced(part)
-        notes += overlap_notes(rows, evaluated, file, choice, encode, drawn_from, read_by, names)
+        notes += overlap_notes(own.list_sourced(part), evaluated, file, choice, encode, options)
     return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 
 

@@ -1,14 +1,11 @@
-"""Check of rows before anything is trained on them: findings, the worst first.
+"""Check of rows before training: findings, the worst first.
 
-Invariant: nothing is changed and nothing is trained that is kept; the same files, columns and tokenizer give
-the same findings. A check NAME is a function `check_NAME(table, given)` that yields findings, and its
-docstring states how often clean rows raise an alarm. What an alarm tests against chance is tested at `ALPHA`
-for the whole file of rows, by Bonferroni over all that the check looks at.
+Invariant: nothing is changed; the same files, columns and tokenizer give the same findings. A check NAME is a
+function `check_NAME(table, given)` that yields findings; its docstring states how often clean rows raise an
+alarm. Tests against chance are at `ALPHA` for the whole file, by Bonferroni.
 
-Files are read once, in bounded memory, each row as a question and an answer: of every row its place, the
-digests of its question and answer and what its columns lack are kept, some 40 bytes; its texts are kept as
-long as all of them take about `HELD` bytes, and from there on those of a uniform draw. The same files give
-the same draw.
+Files are read once, in bounded memory: for every row its place, digests of question and answer and empty
+columns, some 40 bytes; texts up to about `HELD` bytes, beyond that those of a uniform, repeatable draw.
 """
 
 import hashlib
@@ -52,15 +49,14 @@ if TYPE_CHECKING:
     from harness.progress import Advance
 
 HELD = 1_000_000_000  # bytes of texts in memory
-_FIRST = 2_000  # rows that say whether the answers are lists of objects
-_A_ROW = 1_500  # bytes of a row beside its characters
+_FIRST = 2_000  # rows that show whether the answers are lists of objects
+_A_ROW = 1_500  # bytes of a row besides its characters
 
 
 class ReadingOptions(NamedTuple):
-    """Way of reading rows: as a task reads them, by a layout if there is one; the column of dates.
+    """Way of reading rows: by a task, a layout if there is one, and the column of dates.
 
-    `prompt` and `reference` are columns or templates as the user named them, None where they were guessed;
-    `date_format` is the form of dates that are not written in a usual one.
+    `prompt` and `reference` are columns or templates as the user named them, None if they were guessed.
     """
 
     task: Task
@@ -72,12 +68,12 @@ class ReadingOptions(NamedTuple):
 
     @property
     def options(self) -> list[str]:
-        """The options by which another command reads the rows as these were read."""
+        """Options by which another command reads the rows in the same way."""
         return columns.column_options(self.prompt, self.reference)
 
     @property
     def columns(self) -> list[str]:
-        """The same options, also where the columns were guessed: beside another column the guess may fail."""
+        """The same options, also for guessed columns: next to another column the guess may fail."""
         fields, default = self.task.fields, Fields()
         prompt = columns.option_text(fields.prompt, default.prompt)
         reference = columns.option_text(fields.reference, default.reference)
@@ -87,9 +83,8 @@ class ReadingOptions(NamedTuple):
 class TableEntry(NamedTuple):
     """A row that can be used: its place, question and answer, and its draw in [0, 1).
 
-    `qa` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
-    `spaced` are the answers with white space at an end, as the file has them; `is_augmented` says that the
-    row was made from another one.
+    `qa` is the row in the form of `data dedup`: the question without its context, and all answers. `spaced`
+    are the answers with white space at an end.
     """
 
     where: str
@@ -104,11 +99,10 @@ class TableEntry(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """A row that no comparison could read, and why; `layout` is its own where most rows have another."""
+    """A row that no comparison could read, and why."""
 
     where: str
     why: str
-    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,8 +110,7 @@ class RowTable:
     """Rows of one or several files.
 
     `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
-    answer of all usable rows; `place(i)` names the i-th of these. `labels_in_rows` says whether `data clean`
-    can write answers that are labels in another spelling: a label within a transcript it cannot.
+    answer of all usable rows; `place(i)` names the i-th of these.
     """
 
     files: tuple[str, ...]
@@ -129,7 +122,6 @@ class RowTable:
     digests: NDArray[np.uint64]
     places: "_Places"
     reading: ReadingOptions
-    labels_in_rows: bool
     unused: Unused
 
     @property
@@ -139,38 +131,32 @@ class RowTable:
 
     @property
     def answer_column(self) -> str | None:
-        """The one column that holds the answers, or the turns that end with them; None where several do."""
+        """The one column that holds the answers, or the turns that end with them; None if several do."""
         return columns.answer_column(self.reading.task, self.reading.layout, self.columns)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels, where the answers are a closed set of few and short ones; else nothing."""
+        """The labels if the answers are a closed set of few and short ones, else ()."""
         questions = [entry.question for entry in self.entries]
         answers = (entry.answer for entry in self.entries)
         return label_set(answers, self.answer_column or "", questions) if any(questions) else ()
-
-    def files_emptied_by(self, dropped: Iterable[str]) -> list[str]:
-        """List the files of which no usable row is left without the rows at these places."""
-        n_dropped = Counter(map(readers.file_of, dropped))
-        n_unusable = Counter(readers.file_of(row.where) for row in self.unusable)
-        return [file for file, n in self.per_file.items() if 0 < n_dropped[file] == n - n_unusable[file]]
 
     def draw(self, most: int) -> list[TableEntry]:
         """Draw at most so many entries, every class by its share, in the order of the files."""
         if len(self.entries) <= most:
             return list(self.entries)
-        of: dict[str, list[int]] = {}
+        by_label: dict[str, list[int]] = {}
         for i, entry in enumerate(self.entries):
-            of.setdefault(entry.answer if self.labels else "", []).append(i)
+            by_label.setdefault(entry.answer if self.labels else "", []).append(i)
         rng, chosen = random.Random("check"), []
-        for _, members in sorted(of.items()):
+        for _, members in sorted(by_label.items()):
             rng.shuffle(members)
             chosen += members[: max(1, int(len(members) * most / len(self.entries)))]
         return [self.entries[i] for i in sorted(chosen)[:most]]
 
 
 class _Places:
-    """Places of rows in few bytes: the line of each, and how the place begins and where that changes."""
+    """Places of rows in few bytes: the line of each, and the beginning of the place where that changes."""
 
     def __init__(self) -> None:
         self._lines, self._heads = array("Q"), list[tuple[int, str]]()
@@ -187,8 +173,6 @@ class _Places:
 
 
 class _Maker:
-    """A table in the making."""
-
     def __init__(self, reading: ReadingOptions, held: int) -> None:
         self.reading, self.held = reading, held
         self.entries: list[TableEntry] = []
@@ -197,7 +181,6 @@ class _Maker:
         self.per_file: Counter[str] = Counter()
         self.digests, self.places = array("Q"), _Places()
         self.no_dates: list[Problem] = []
-        self.in_rows = True
         self.roles: dict[tuple[str, ...], Roles] = {}
         self.unused = UnusedCounter(reading.task, reading.layout)
         self.rng, self.share, self.size = random.Random("table"), 1.0, 0
@@ -230,7 +213,7 @@ class _Maker:
             raise UserError(cap_problems(unused, files, "rows that cannot be used"))
         digests, n = np.frombuffer(self.digests, np.uint64).reshape(-1, 2), self.per_file.total()
         held = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
-        return RowTable(*held, self.places, self.reading, self.in_rows, self.unused.find())
+        return RowTable(*held, self.places, self.reading, self.unused.find())
 
     def _count_cells(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
@@ -242,37 +225,32 @@ class _Maker:
             example = examples.read_example(self.reading.task, self.reading.layout, row)
         except UserError as error:
             self.unused.add(row, None)
-            other = formats.find_other_layout(row, self.reading.layout)
-            self.unusable.append(Unusable(row.where, error.problems[0].found, other))
+            self.unusable.append(Unusable(row.where, error.problems[0].found))
             return
         self.unused.add(row, example)
         turns = [m["content"] for m in example.messages if m["role"] != "system"]
         answer = example.references[0] if example.references else ""
-        question, answer = ("\n".join(turns), answer) if turns else (answer, "")  # a text asks itself
+        question, answer = ("\n".join(turns), answer) if turns else (answer, "")  # a text is a question
         names = tuple(row.fields)
         if names not in self.roles:
             self.roles[names] = find_reading_roles(self.reading.task, self.reading.layout, names)
         roles = self.roles[names]
-        said = read_question_and_answers(row, roles)
-        if said.question == question:  # an equal text is kept once
-            said = said._replace(question=question)
-        folded = fold_row(said)
+        qa = read_question_and_answers(row, roles)
+        if qa.question == question:  # an equal text is kept once
+            qa = qa._replace(question=question)
+        folded = fold_row(qa)
         compared = (*folded.setting, folded.question), folded.answers
-        for texts in compared:
-            digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=8).digest()
+        for compared_texts in compared:
+            digest = hashlib.blake2b("\n".join(compared_texts).encode(), digest_size=8).digest()
             self.digests.append(int.from_bytes(digest, "big"))
         self.places.append(row.where)
         draw = self.rng.random()
         if draw >= self.share:
             return
         when = self._date(row)
-        written = list_written_answers(row.fields, roles)
-        # An answer stands in its row by itself, or is made of columns that stand there so.
-        stands = any(of.text.strip() == answer.strip() for of in written)
-        is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
-        self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
-        spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
-        entry = TableEntry(row.where, example, question, answer, said, when, draw, spaced, is_augmented(row))
+        texts = [written.text for written in list_written_answers(row.fields, roles)]
+        spaced = tuple(text for text in texts if text.strip() not in ("", text))
+        entry = TableEntry(row.where, example, question, answer, qa, when, draw, spaced, is_augmented(row))
         self.entries.append(entry)
         self.size += _size(entry)
         while self.size > self.held:
@@ -286,7 +264,7 @@ class _Maker:
             return None
         try:
             moment = cells.read_moment(value, self.reading.date_format)
-            if moment.is_number and abs(moment.at) < 1e8:  # of at most eight digits, which are no seconds
+            if moment.is_number and abs(moment.at) < 1e8:  # eight digits or fewer are no seconds
                 raise ValueError(value)
             return datetime.fromtimestamp(moment.at, UTC).replace(tzinfo=None)
         except (ValueError, OSError, OverflowError):
@@ -332,15 +310,13 @@ MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know of the rows: what was found, where, what it means, and the command that fixes it.
+    """What was found in the rows, where, what it means, and the command that fixes it.
 
-    An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is a figure and no
-    alarm. `count` of `of` rows show it; `rows` are their places, `file:line`, all of them. `labels` are the
-    labels that are proposed for `rows`, and `beside` says what each repeats or is like, where there is such.
-    A check leaves out its own name, the `count` of its `rows`, and `of` where that is the rows whose texts
-    are held: `check_rows` fills them in.
-    `steps` are the parts of `command`, each of which reads what an earlier step writes, of this finding or of
-    another: the last line of a report lists those of all alarms in order.
+    An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is information.
+    `count` of `of` rows show it; `rows` are all their places, `file:line`. `labels` are proposed for `rows`,
+    and `beside` names what each repeats or resembles. `check_rows` fills in `check`, a missing `count` (of
+    `rows`), and a missing `of` (the rows whose texts are held). `steps` are the parts of `command`, each of
+    which reads the output of an earlier step, of this or another finding.
     """
 
     check: str = field(default="", kw_only=True)
@@ -358,15 +334,12 @@ class Finding:
 
     @property
     def share(self) -> float | None:
-        """Share of the rows that show it, in [0, 1]; None where it is not of rows."""
+        """Share of the rows that show it, in [0, 1]; None if it is not of rows."""
         return self.count / self.of if self.of else None
 
 
 class Tokenizer(NamedTuple):
-    """Tokens by a model's tokenizer: its name, its context (None: unknown), and the lengths of texts.
-
-    `special` are those that are not text.
-    """
+    """A model's tokenizer: its name, its context (None: unknown), token counts of texts, special tokens."""
 
     name: str
     context: int | None
@@ -376,11 +349,10 @@ class Tokenizer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """Beside the rows: those that are tested on, a tokenizer, and what else is looked at.
+    """What the rows are checked with: test rows, a tokenizer and others.
 
-    `most` rows are judged by classifiers, drawn by class.
-    `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
-    `score` scores the quality of answers, with `perplexity` by that under the tokenizer's model too.
+    `most` rows are judged by classifiers, drawn by class. `encode` gives embeddings of texts, to find
+    duplicates and contamination. `score` scores the quality of answers, with `perplexity` also by that.
     """
 
     test: RowTable | None = None
@@ -394,19 +366,18 @@ class CheckContext:
 def check_rows(
     table: RowTable, given: CheckContext, only: Iterable[str] | None = None, advance: "Advance | None" = None
 ) -> list[Finding]:
-    """Run the checks, all or those that are named, and return their findings, the worst first."""
+    """Run the checks, all or the named ones, and return their findings, the worst first."""
     from harness.data.check.personal_data import mask_text
 
     chosen = list(MODULES if only is None else only)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for done, name in enumerate(chosen):
         if advance is not None:
             advance(done, len(chosen), name.replace("_", " "))
         check = getattr(import_module(f"{__name__}.{MODULES[name]}"), f"check_{name}")
         for finding in check(table, given):
-            masked = mask_text(finding.title), mask_text(finding.example), map(mask_text, finding.beside)
-            title, example, beside = masked
             n_rows = finding.of or (len(table.entries) if finding.rows else 0)
             finding = replace(finding, check=name, count=finding.count or len(finding.rows), of=n_rows)
-            found.append(replace(finding, title=title, example=example, beside=tuple(beside)))
-    return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))
+            masked = {"title": mask_text(finding.title), "example": mask_text(finding.example)}
+            findings.append(replace(finding, **masked, beside=tuple(map(mask_text, finding.beside))))
+    return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))

@@ -20,36 +20,27 @@ from harness.data.readers import file_of
 from harness.data.row_traits import RULES, edge_tests, is_reported
 from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys, name_media
 from harness.errors import as_argument
-from harness.formatting import count, pluralize
+from harness.formatting import pluralize
 from harness.records import pieces
 
-_MOST_COLUMNS = 8  # that are named one by one
+_MOST_COLUMNS = 8  # with a line of their own
 _BARS = "▁▂▃▄▅▆▇█"
 _BINS = 16
-_FEWEST = 25  # below it a fifth set aside twice leaves fewer than five rows, too few for any sign test
+_FEWEST = 25  # rows of which a fifth, set aside twice, is too few for a sign test
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST_COMPARED = 20  # rows of each side
 
 
 def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List rows that no comparison can use, for an id too, empty cells, and columns of texts and numbers.
+    """List rows that no comparison can use, repeated ids, empty cells, and columns of texts and numbers.
 
-    False alarms: a long text that was written when the answer was known, such as a note of the person who
-    answered, is listed as a column that may hold the context; all else are counts.
+    False alarms: a long text that was written when the answer was known is listed as a possible context; all
+    else are counts.
     """
-    down = [row for row in table.unusable if row.why == THUMB_DOWN]
-    if down:
+    if down := tuple(row.where for row in table.unusable if row.why == THUMB_DOWN):
         meaning = "no right answers, but for methods that learn from thumbs"
-        rows = tuple(row.where for row in down)
-        yield Finding("note", "answers with a thumb down", meaning, rows, of=table.n)
-    if others := [row for row in table.unusable if row.layout]:
-        named = Counter(row.layout for row in others).most_common()
-        title = "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named)
-        meaning = "compare refuses them, and no command can read them together with the others"
-        places = tuple(row.where for row in others)
-        step = "no command: write them to a file of their own; a candidate reads several, train: [a, b]"
-        yield Finding("error", title, meaning, places, "", step, of=table.n)
-    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN and not row.layout]:
+        yield Finding("note", "answers with a thumb down", meaning, down, of=table.n)
+    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN]:
         kinds = Counter(row.why for row in unusable).most_common(3)
         title = "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds)
         meaning = "compare stops at such a row, unless it is told to leave it out"
@@ -65,40 +56,29 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
             repeated.append((entry, earlier))
     if repeated:
         entry, earlier = repeated[0]
-        title = "rows whose id stands already"
+        title = "rows with the id of an earlier row"
         meaning = "compare stops at them, since it keeps answers by the id of their question"
         places = tuple(entry.where for entry, _ in repeated)
         example = f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}"
         step = "harness data clean FILE --out OUT --new-ids"
         yield Finding("error", title, meaning, places, example, step)
-    yield from _list_empty_cells(table)
+    empty = {name: n for name, column in table.columns.items() if (n := table.n - column.n + column.empty)}
+    meaning = "harmless where the column is optional or not read"
+    for name in sorted(empty, key=lambda name: -empty[name])[:_MOST_COLUMNS]:
+        places = tuple(table.columns[name].places)
+        yield Finding("note", f"column {name!r} is empty", meaning, places, of=table.n, count=empty[name])
+    if (n_more := len(empty) - _MOST_COLUMNS) > 0:
+        yield Finding("note", f"{pluralize(n_more, 'more column')} with empty cells", meaning)
     for name, column in table.columns.items():
         if {"text", "number"} <= column.kinds.keys():
             rarest = min(("text", "number"), key=lambda kind: column.kinds[kind])
             title = f"column {name!r} holds texts and numbers"
-            meaning = "1 and '1' become one text; a number where a text belongs is often a slip of an export"
+            meaning = "1 and '1' become one text; a number among texts is often an error of an export"
             places = tuple(column.of_kind[rarest])
             example = f"the first {rarest}: {column.of_kind[rarest][0]}"
-            step = "write the column as texts alone"
-            yield Finding(
-                "warning", title, meaning, places, example, step, count=column.kinds[rarest], of=table.n
-            )
+            step, n = "write the column as texts alone", column.kinds[rarest]
+            yield Finding("warning", title, meaning, places, example, step, count=n, of=table.n)
     yield from _list_unused(table)
-
-
-def _list_empty_cells(table: RowTable) -> Iterator[Finding]:
-    """List columns with empty cells: a note, since an optional one is empty in many rows on purpose."""
-    lacking = {name: n for name, of in table.columns.items() if (n := table.n - of.n + of.empty)}
-    if len(lacking) <= _MOST_COLUMNS:
-        meaning = "harmless where the column is optional or not read"
-        for name, n in lacking.items():
-            places = tuple(table.columns[name].places)
-            yield Finding("note", f"column {name!r} is empty", meaning, places, of=table.n, count=n)
-        return
-    most = sorted(lacking, key=lambda name: -lacking[name])[:_MOST_COLUMNS]
-    shown = ", ".join(f"{name!r} {count(lacking[name])}" for name in most)
-    title = f"{count(len(lacking))} columns have empty cells; the most {shown}"
-    yield Finding("note", title, "harmless where a column is optional or not read")
 
 
 def _list_unused(table: RowTable) -> Iterator[Finding]:
@@ -106,32 +86,28 @@ def _list_unused(table: RowTable) -> Iterator[Finding]:
     if unused.contexts:
         command = f"harness data check {' '.join(map(as_argument, table.files))} {unused.options()}"
         explains = any(context.explains for context in unused.contexts)
-        yield Finding(
-            "error" if explains else "warning",
-            name_contexts(unused),
-            f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite",
-            command=command,
-            steps=(command,) if explains else (),
-        )
+        severity: Severity = "error" if explains else "warning"
+        meaning = f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite"
+        steps = (command,) if explains else ()
+        yield Finding(severity, name_contexts(unused), meaning, command=command, steps=steps)
     for other in unused.others:
         if getattr(table.reading, other.option) is None:
             command = f"harness data check {' '.join(map(as_argument, table.files))} {other.options}"
-            yield Finding("note", other.said, "where it does, name that column", command=command)
+            yield Finding("note", other.sentence, "where it does, name that column", command=command)
     if media := name_media(unused):
         yield Finding("warning", media, "without it a question may have no answer")
     if rest := name_columns(unused):
         yield Finding("note", rest, "no prompt shows them, and nothing is trained on them")
     if keys := name_keys(unused):
-        severity: Severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
-        yield Finding(severity, keys, "they stand in the file, and in no prompt and no answer")
+        severity = "warning" if THOUGHTS & unused.keys.keys() else "note"
+        yield Finding(severity, keys, "they are in the file, but in no prompt and no answer")
 
 
 def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Count rows, show how long they are, and list those beyond the model's context.
 
-    A row that is longer than the context is counted for certain: a text has at most as many tokens as bytes,
-    so only rows of more bytes than the context has tokens are counted in tokens, the histogram on a draw.
-    False alarms: none; every figure is a count.
+    A text has at most as many tokens as bytes, so only rows with more bytes than the context has tokens are
+    counted in tokens; the histogram is of a draw. False alarms: none; every figure is a count.
     """
     files = ", ".join(f"{name} {n:,}" for name, n in table.per_file.items())
     memory = f"as many as {HELD / 1e9:g} GB of memory holds"
@@ -178,16 +154,15 @@ def _show_lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) ->
 
 
 def check_edge_cases(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Count the rows of each edge case, and warn where test has one that no training row is.
+    """Count the rows of each edge case, and warn if test has one that no training row has.
 
-    False alarms: counts; the warning is a hypergeometric test at `ALPHA` over all cases by Bonferroni, so a
-    test drawn at random raises it in fewer than 1 file in 1,000.
+    False alarms: counts; the warning is a hypergeometric test at `ALPHA` over all cases by Bonferroni.
     """
     tested = given.test.entries if given.test else ()
     has_labels = bool(table.labels)
-    examples = [[entry.example for entry in of] for of in (table.entries, tested)]
+    examples = [[entry.example for entry in entries] for entries in (table.entries, tested)]
     for case, is_case in edge_tests(*examples, has_labels=has_labels).items():
-        rows, asked = (tuple(e.where for e in of if is_case(e.example)) for of in (table.entries, tested))
+        rows, asked = (tuple(e.where for e in es if is_case(e.example)) for es in (table.entries, tested))
         n, k = len(table.entries) + len(tested), len(asked)
         title = f"{case}: {RULES[case]}"
         if asked and not rows and comb(len(tested), k) / comb(n, k) < ALPHA / len(RULES):
@@ -202,10 +177,10 @@ def check_edge_cases(table: RowTable, given: CheckContext) -> Iterator[Finding]:
 
 
 def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Give each trait that the rows allow; label accuracy, the fifth, stands with the suspect labels.
+    """Report each trait that the rows allow; label accuracy, the fifth, is among the suspect labels.
 
-    False alarms: only representativeness raises an alarm, by a Mann-Whitney test at `ALPHA`. Rows of a group
-    are not independent: where training and test have no group in common there is no alarm.
+    False alarms: only representativeness raises an alarm, by a Mann-Whitney test at `ALPHA`; not if training
+    and test have no group in common, because rows of a group are not independent.
     """
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST_COMPARED:
@@ -227,10 +202,8 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         return
     test = given.test.draw(_MOST)
     if min(len(drawn), len(test)) >= _FEWEST_COMPARED:
-        # Training and test that were split by a column share none of its groups.
-        groups = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
-        apart = groups.pop() if len(groups) == 1 else None
-        yield from _compare_with_test(drawn, test, apart)
+        columns = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
+        yield from _compare_with_test(drawn, test, columns.pop() if len(columns) == 1 else None)
 
 
 def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
@@ -243,12 +216,12 @@ def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
 
 
 def _compare_with_test(
-    train: Sequence[TableEntry], test: Sequence[TableEntry], apart: str | None
+    train: Sequence[TableEntry], test: Sequence[TableEntry], split_by: str | None
 ) -> Iterator[Finding]:
-    """Give the similarity of test items to training rows, and whether a classifier tells the two apart.
+    """Report the similarity of test items to training rows, and whether a classifier distinguishes them.
 
-    It is trained on half of both and tested on the other half. Where the two are of other groups, values of
-    the column `apart`, their rows are no independent draws.
+    It is trained on half of both and tested on the other half. `split_by` is the column whose values training
+    and test do not share.
     """
     from scipy import stats
     from scipy.sparse import vstack
@@ -272,13 +245,10 @@ def _compare_with_test(
     u = stats.mannwhitneyu(scores[1], scores[0], alternative="greater")
     auc, p = float(u.statistic) / (len(scores[0]) * len(scores[1])), float(u.pvalue)
     title = f"representativeness: a classifier tells test from training, AUC {auc:.2f} (p = {p:.1g})"
-    if apart:
-        yield Finding("note", title, f"0.5 is alike; test has other values of {apart!r} than training")
+    if split_by:
+        yield Finding("note", title, f"0.5 is alike; test has other values of {split_by!r} than training")
     elif p < ALPHA:
-        meaning = (
-            "0.5 is alike: the questions of test differ from those of training, so it shows less of what"
-            " training brought"
-        )
+        meaning = "0.5 is alike: test asks other questions than training, and shows less of what was learned"
         yield Finding("warning", title, meaning, command="harness data split FILE --out OUT")
     else:
         yield Finding("note", title, "0.5 is alike: test items look like training rows")

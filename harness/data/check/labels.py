@@ -1,4 +1,4 @@
-"""Checks of labels: how rows spread over them, markers that give them away, and labels that are likely wrong.
+"""Checks of labels: balance, markers that reveal them, and labels that are likely wrong.
 
 Invariant: a label in several spellings is one label here; the check of answers' formats lists its spellings.
 Source: Hill 1973; Gururangan et al. 2018, Annotation Artifacts in NLI Data; Gardner et al. 2021, Competency
@@ -29,10 +29,9 @@ _TOKEN = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
 
 
 def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Show the balance, warn of one answer, of too small classes and of what only test rows have.
+    """Show the balance; warn of one answer, of small classes, and of labels and slices that only test has.
 
-    The effective number of classes is the exponential of Shannon's entropy (Hill 1973).
-    False alarms: none; these are counts.
+    The effective number of classes is the exponential of Shannon's entropy (Hill 1973). False alarms: none.
     """
     answers = {entry.answer for entry in table.entries if entry.question}
     if len(answers) == 1 and answers != {""} and len(table.entries) >= _FEWEST:
@@ -73,13 +72,12 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
 
 
 def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List the forms from which a label follows, the commonest first.
+    """List the forms that determine a label, the most frequent first.
 
-    What is tested is form, not content: how a question begins and ends, its outer white space, and a word or
-    a sign, alone or at a word, only where it stands at one end in nine of ten of its rows. A marker gives the
-    label in nine of ten of its rows.
-    False alarms: each form is tested against each label by Fisher's exact test (one-sided), at `ALPHA` over
-    all pairs by Bonferroni. A word that questions of one label truly begin with is found as well.
+    A form is how a question begins and ends, and a word or sign that stands at one end
+    in nine of ten of its rows. A marker gives the label in nine of ten of its rows. False alarms: Fisher's
+    exact test (one-sided) of each form and label, at `ALPHA` by Bonferroni. A word that questions of one
+    label truly begin with is found as well.
     """
     from scipy import stats
 
@@ -102,7 +100,7 @@ def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Findin
         p = float(stats.hypergeom.sf(n - 1, len(table.entries), labels[label], len(marked)))
         if p < ALPHA / max(1, len(tested) * len(labels)):
             found.append((form, label, p))
-    # Of forms of the same rows the first stands, a word before its sign.
+    # Of forms of the same rows the first is kept, a word before its sign.
     once = {tuple(entry.where for entry in rows[marker[0]]): marker for marker in reversed(found)}
     for form, label, p in sorted(once.values(), key=lambda f: -len(rows[f[0]]))[:_SHOWN]:
         marked = rows[form]
@@ -122,31 +120,25 @@ def forms(question: str) -> Iterator[str]:
         return
     yield f"first word {_bare(tokens[0])!r}"
     yield f"last word {_bare(tokens[-1])!r}"
-    # A sign at a word, which the word's form does not show.
     for place, sign in (("first", tokens[0][0]), ("last", tokens[-1][-1])):
         if _SIGN.fullmatch(sign) and len(tokens[0 if place == "first" else -1]) > 1:
             yield f"{place} sign {sign!r}"
-    if question != question.strip():
-        yield "white space around the question"
-    if "\u200b" in question or "\xa0" in question:
-        yield "a space that cannot be seen"
 
 
 def _bare(token: str) -> str:
-    """Return a word without case and without the punctuation around it; a sign stays."""
+    """Return a word in lower case without the punctuation around it; a sign is kept."""
     return re.sub(r"^\W+|\W+$", "", token.lower()) or token
 
 
 def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List the suspect rows, the most suspect first, with the label that is proposed.
+    """List the suspect rows, the most suspect first, with the proposed label.
 
-    Labels of fewer than five rows are left out. A classifier that gives less than the share `_SKILL` of what
-    always answering the commonest label leaves open judges none: its own errors would pass for theirs.
-    False alarms: a suspect is a row to read, not a proof. Whether there is an alarm is a binomial test at
-    `ALPHA` that more than the share `_EXPECTED` of the labels surely differ: the row's own has a probability
-    below `_OWN`, another one above `_OTHER`. They were chosen on 180 draws of Banking77 and the own
-    generator; of 202 others with right labels (2 to 40 labels of 8 to 100 rows) 1 raises an alarm, of 113 of
-    Banking77 with 8 % flipped labels 74 do, and 22 of the 22 of more than 400 rows.
+    Labels of fewer than five rows are left out. A classifier judges none if it predicts less than `_SKILL` of
+    the labels that the majority class gets wrong. False alarms: a suspect is a row to read. The alarm is a
+    binomial test at `ALPHA` that more than the share `_EXPECTED` of the labels surely differ: the row's own
+    has a probability below `_OWN`, another one above `_OTHER`. They were chosen on 180 draws of Banking77 and
+    the generator; of 202 others with right labels (2 to 40 labels of 8 to 100 rows) 1 raises an alarm, of 113
+    of Banking77 with 8 % flipped labels 74 do, and 22 of the 22 of more than 400 rows.
     """
     from scipy import stats
 
@@ -170,13 +162,13 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
         return
     n = len(drawn)
     is_alarm = stats.binomtest(n_sure, n, _EXPECTED, alternative="greater").pvalue < ALPHA
-    doubted, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
+    percent_suspect, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
     sampled = f", of {n:,} judged (sampled by class, of labels with {_FEWEST} rows or more)"
-    said = sampled if n < len(table.digests) else ""
+    sampled = sampled if n < len(table.digests) else ""
     title = (
-        f"label accuracy: about {100 - doubted:.1f} %{said}"
+        f"label accuracy: about {100 - percent_suspect:.1f} %{sampled}"
         if is_alarm
-        else f"label accuracy: {doubted:.1f} % of the labels are suspect, {hardly}{said}"
+        else f"label accuracy: {percent_suspect:.1f} % of the labels are suspect, {hardly}{sampled}"
     )
     meaning = (
         f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
@@ -186,7 +178,7 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
     if suspects:
         worst, likelier, p_own, p_likelier = suspects[0]
         severity: Severity = "warning" if is_alarm else "note"
-        title = f"suspect labels{said}" + ("" if is_alarm else f", {hardly}")
+        title = f"suspect labels{sampled}" + ("" if is_alarm else f", {hardly}")
         meaning = "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong"
         places = tuple(entry.where for entry, *_ in suspects)
         example = (
@@ -200,11 +192,11 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
 def _judge_labels(
     entries: Sequence[TableEntry],
 ) -> tuple[list[tuple[TableEntry, str, float, float]], float, int]:
-    """Judge each row by a classifier trained on others; there are two labels of at least five rows.
+    """Judge each row by a classifier of the others.
 
-    Returns the suspects, the most suspect first: a row, the label proposed for it, and the probabilities of
-    its own and of that one. Then the share of labels that the classifier gives, in [0, 1], and the number of
-    labels that surely differ from what it gives.
+    Returns the suspects, the most suspect first: a row, its proposed label, and the probabilities of its own
+    and of that one; the share of labels that the classifier predicts, in [0, 1]; and the number of labels
+    that surely differ from its prediction.
     """
     import numpy as np
     from cleanlab.filter import find_label_issues

@@ -1,7 +1,6 @@
 """Personal data and secrets in texts, found by their form and masked.
 
-Invariant: a part that is masked cannot be read from what is left. Time grows with the length of a text, not
-faster. That a name is somebody's no form tells, so names are not found.
+Invariant: a masked part cannot be read from what is left; time is linear in the length of a text.
 Source: ISO 7064 and ISO/IEC 7812 by python-stdnum, libphonenumber by phonenumbers
 """
 
@@ -15,7 +14,7 @@ from harness.errors import Problem, UserError
 from harness.masking import find_tokens, mask_secrets
 
 KEYS = "keys and tokens"
-# Full-width signs, and the spaces and dashes that word processors write, as those of ASCII; lengths stay.
+# Full-width signs, and word processors' spaces and dashes, in ASCII; lengths stay.
 _PLAIN = {
     **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x3000], " "),
     **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-"),
@@ -23,7 +22,7 @@ _PLAIN = {
 }
 _EMAIL = re.compile(r"(?<![\w.+'-])[\w.+'-]{1,64}@[\w-]+(?:\.[\w-]+)*\.(?:xn--[\w-]+|[^\W\d_]{2,})")
 _CARD = re.compile(r"\b[3-6](?:[ -]?\d){12,18}\b")
-_IBAN = re.compile(r"(?i)\b(?=([A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}))")  # and what stands behind it
+_IBAN = re.compile(r"(?i)\b(?=([A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}))")  # and the text after it
 _SSN = re.compile(r"(?<![\w-])\d{3}([- ])\d{2}\1\d{4}(?![\w-])")
 _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)"
@@ -31,7 +30,7 @@ _IP = re.compile(
 )
 _DIALLED = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|(?:\(\d{3}\) ?|\b\d{3}[ .-])\d{3,4}[ .-]\d{4}\b")
 _SEVEN_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6,}")
-_BEFORE, _BEHIND = 8, 24  # characters around digits that tell a phone number: signs before, an extension
+_BEFORE, _BEHIND = 8, 24  # characters around a phone number: signs before it, an extension
 _REGION = "US"  # of numbers without a country code
 _LONGEST = 300  # characters of a piece
 
@@ -43,7 +42,7 @@ def find_personal_data(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _find_persons(text: str, region: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the pieces as the plain form of the text has them.
+    """Yield the pieces in the plain form of the text.
 
     Phone numbers are those with a country code and those of the US written with separators; with `region`,
     an ISO 3166 code, all numbers that are valid in that country.
@@ -85,7 +84,7 @@ def _is_of_a_machine(address: str) -> bool:
 
 
 def check_region(region: str) -> str:
-    """Return the code of a country whose phone numbers are known, or none.
+    """Return the code of a country whose phone numbers are known, or "".
 
     Raises:
         UserError: no country has this code.
@@ -104,7 +103,7 @@ def mask_text(text: str) -> str:
 
 
 def redact(text: str, region: str = "") -> tuple[str, Counter[str]]:
-    """Mask personal data and all that looks like a secret, and count the pieces by kind."""
+    """Mask personal data and secrets, and count the pieces by kind."""
     without_secrets = mask_secrets(text, environment=False)
     found = [*_find_persons(without_secrets, region)]
     kinds = Counter(kind for kind, _ in found)
@@ -113,12 +112,12 @@ def redact(text: str, region: str = "") -> tuple[str, Counter[str]]:
 
 
 def excerpt(text: str, most: int) -> str:
-    """Return the beginning of a text, masked before it is cut, since a part would not be recognised."""
+    """Return the beginning of a text, masked before it is cut, because a part would not be recognised."""
     return mask_text(text[: most + _LONGEST])[:most]
 
 
 def mask_value(value: str) -> str:
-    """Keep the first sign, and separators, so that the form can be seen."""
+    """Mask all but the first sign and separators, to show the form."""
     return value[0] + re.sub(r"\w", "•", value[1:])
 
 

@@ -1,8 +1,7 @@
 """Checks of texts: personal data, quality, damage, formats of answers, and rows that repeat another one.
 
-Invariant: an example is masked; no personal data that was found is shown or kept in full. Exact duplicates
-are counted among all rows, near ones among those whose texts are held. Digests of 64 bits stand for texts:
-two unlike rows of 10 million are taken for one with a chance below 1 in 100,000.
+Invariant: examples are masked. Exact duplicates are counted among all rows by digests of 64 bits, near ones
+among those whose texts are held.
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652
 """
 
@@ -29,7 +28,6 @@ from harness.data.edit.clean import mend_encoding, mend_signs
 from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD
-from harness.data.readers import file_of
 from harness.data.row_traits import THRESHOLDS, choose_threshold
 from harness.errors import as_argument
 from harness.formatting import pluralize
@@ -38,33 +36,31 @@ _FEWEST_SCORED = 20  # answers, by which the usual one is known
 
 
 def check_personal_data(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Count the rows that hold personal data, by kind.
+    """Count the rows with personal data, by kind.
 
-    False alarms: of random digits, one number in ten of the length of a credit card has its check digit, and
-    one IBAN-like text in ninety-seven its own; a version of four numbers looks like an IP address; phone
-    numbers are those that libphonenumber finds possible in text. Names are not looked for.
+    False alarms: one random number in ten of a card's length has its check digit, one IBAN-like text in
+    ninety-seven its own; a version of four numbers looks like an IP address.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_kind: dict[str, list[tuple[str, str]]] = {}
     for entry in table.entries:
-        text = f"{entry.question}\n{entry.answer}"
-        for kind, value in find_personal_data(text):
-            found.setdefault(kind, []).append((entry.where, mask_value(value)))
-    for kind, where in found.items():
-        rows = tuple(dict.fromkeys(place for place, _ in where))
-        title = f"{kind}: {len(where):,} found"
+        for kind, value in find_personal_data(f"{entry.question}\n{entry.answer}"):
+            by_kind.setdefault(kind, []).append((entry.where, mask_value(value)))
+    for kind, placed in by_kind.items():
+        rows = tuple(dict.fromkeys(place for place, _ in placed))
+        title = f"{kind}: {len(placed):,} found"
         meaning = "a model may repeat them to anybody; they may need a legal basis to be trained on"
-        example = f"{where[0][0]}: {where[0][1]}"
+        example = f"{placed[0][0]}: {placed[0][1]}"
         yield Finding("warning", title, meaning, rows, example, DECIDE)
 
 
-_MOST_FAULTS = 0.05  # share of answers, from which low scores are an alarm
+_MOST_FAULTS = 0.05  # share of answers above which low scores are an alarm
 
 
 def check_quality(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Score answers that are no labels, and propose the score below which `data clean` drops them.
 
     False alarms: answers below the proposed score were 12 of 2,996 of Dolly, none of 1,190 of XQuAD and 2,303
-    of HH-RLHF, and 32 of 817 of TruthfulQA, of one word each; more than one in twenty are an alarm.
+    of HH-RLHF, and 32 of 817 of TruthfulQA; more than one in twenty are an alarm.
     """
     drawn = [entry for entry in table.draw(given.most) if entry.qa.answers]
     if table.labels or len(drawn) < _FEWEST_SCORED or given.score is None:
@@ -79,9 +75,7 @@ def check_quality(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     model = f" --perplexity --base {base}" if given.perplexity else ""
     title = f"answers that score below {least:g} of 1 in quality" + (f" ({traits})" if low else "")
     severity: Severity = "warning" if len(low) > _MOST_FAULTS * len(drawn) else "note"
-    meaning = (
-        "a fine-tune learns to answer so; read some, and measure whether a training without them is better"
-    )
+    meaning = "a fine-tune learns to answer so; read some, and measure a training without them"
     places = tuple(entry.where for entry, _ in low)
     example = f"kept from each score on: {curve}"
     step = f"harness data clean FILE --out OUT --min-quality {least:g}{model}"
@@ -92,36 +86,32 @@ _LOST = "\ufffd"
 
 
 def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List the rows whose text is damaged, with how it would be fixed, and those that cannot be.
+    """List the rows with damaged text, with its repair, and those that cannot be repaired.
 
-    False alarms: none in 10,003 rows of Banking77, 2,996 of Dolly and 1,190 of XQuAD, where a text counts as
-    damaged only if decoding it again gives a shorter one that ftfy finds less odd. A text about chat
-    templates holds special tokens on purpose.
+    False alarms: none in 10,003 rows of Banking77, 2,996 of Dolly and 1,190 of XQuAD. A text about chat
+    templates has special tokens on purpose.
     """
-    # Only what was encoded wrongly: quotes and widths are left as they are.
     damaged = _find(table, lambda text: mend_encoding(text) != text)
     control = _find(table, lambda text: mend_signs(text) != text)
     lost = _find(table, lambda text: _LOST in text)
+    clean = "harness data clean FILE --out OUT"
     if damaged:
         before = next(iter(damaged.values()))
         meaning = "the model learns to write such signs, and the same word in two spellings"
         example = f"{_cut_around(before)} → {_cut_around(mend_encoding(before))}"
-        step = "harness data clean FILE --out OUT"
-        yield Finding("error", "damaged encoding", meaning, tuple(damaged), example, step)
+        yield Finding("error", "damaged encoding", meaning, tuple(damaged), example, clean)
     if control:
         first = next(iter(control.values()))
         sign = next(i for i, (a, b) in enumerate(zip_longest(first, mend_signs(first))) if a != b)
         title = "control characters, or line ends other than a line feed"
         meaning = "they are invisible, and the tokenizer turns them into tokens that other rows do not have"
         example = repr(mask_text(first)[max(0, sign - 20) : sign + 20])
-        step = "harness data clean FILE --out OUT"
-        yield Finding("warning", title, meaning, tuple(control), example, step)
+        yield Finding("warning", title, meaning, tuple(control), example, clean)
     if lost:
         title = "signs that are lost (U+FFFD)"
         meaning = "nothing brings them back but the file they came from, read in its own encoding"
         example = _cut_around(next(iter(lost.values())))
-        step = "harness data clean FILE --out OUT --drop-lost"
-        yield Finding("error", title, meaning, tuple(lost), example, step)
+        yield Finding("error", title, meaning, tuple(lost), example, f"{clean} --drop-lost")
     own_tokens = given.tokenizer.special if given.tokenizer else ()
     answers, prompts = dict[str, str](), dict[str, str]()  # the first token of each row, by its place
     for entry in table.entries:
@@ -135,7 +125,7 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
     for rows, part, meaning in ((answers, "answers", learned), (prompts, "prompts", shown)):
         if rows:
             tokens = sorted(set(rows.values()))
-            command = "harness data clean FILE --out OUT --special-tokens"
+            command = f"{clean} --special-tokens"
             if given.tokenizer and not all(find_special([token]) for token in tokens):
                 command += f" --base {as_argument(given.tokenizer.name)}"
             severity: Severity = "error" if rows is answers else "warning"
@@ -144,17 +134,18 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
 
 
 def _find(table: RowTable, is_damaged: Callable[[str], bool]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    """Return the first damaged text of each row, by its place."""
+    damaged: dict[str, str] = {}
     for entry in table.entries:
-        of = entry.qa
-        for text in (of.question, of.context, of.system, *of.answers):
+        qa = entry.qa
+        for text in (qa.question, qa.context, qa.system, *qa.answers):
             if is_damaged(text):
-                found.setdefault(entry.where, text)
-    return found
+                damaged.setdefault(entry.where, text)
+    return damaged
 
 
 def _cut_around(text: str) -> str:
-    """Cut a text to what stands around its first sign beyond ASCII, masked."""
+    """Cut a text to the part around its first sign beyond ASCII, masked."""
     at = next((i for i, sign in enumerate(text) if not sign.isascii()), 0)
     return mask_text(text)[max(0, at - 20) : at + 20].strip()
 
@@ -166,7 +157,6 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
     """
     clean = "harness data clean FILE --out OUT"
     cut = f"{clean} --leading-spaces  # unless it is the indentation of code"
-    # As the file has them: known layouts are read without white space at an end.
     for where, strip, command in (("behind", str.rstrip, clean), ("in front of", str.lstrip, cut)):
         first_of = ((e, next((t for t in e.spaced if t != strip(t)), "")) for e in table.entries)
         if spaced := [(entry, text) for entry, text in first_of if text]:
@@ -185,28 +175,23 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
         meaning = "each spelling is a label of its own to a metric and to a classifier"
         places = tuple(entry.where for entry in rare)
         example = ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0])
-        step = (
-            f"{clean} --spellings"
-            if table.labels_in_rows
-            else "no command: labels stand within longer texts; write each in one spelling by hand"
-        )
         labels = tuple(commonest[entry.answer] for entry in rare)
+        step = f"{clean} --spellings"
         yield Finding("error", title, meaning, places, example, step, labels, of=len(answered))
 
 
 def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List rows that repeat an earlier one, exactly and nearly; a near duplicate is no exact one.
+    """List rows that repeat an earlier one, exactly or nearly.
 
-    False alarms: near duplicates are alike by their exact Jaccard index, which clean rows may be: those made
-    from patterns are, and reports/data_check.md counts how often they ask the same. Those by sense reach the
-    threshold of contamination by sense, which 5 % of look-alikes of another sense reach.
+    False alarms: near duplicates have a large Jaccard index, as clean rows made from patterns do;
+    reports/data_check.md counts how often they ask the same. 5 % of look-alikes reach the cosine's threshold.
     """
     _, first, inverse = np.unique(table.digests, axis=0, return_index=True, return_inverse=True)
     earlier = first[inverse.ravel()]
     again = np.flatnonzero(earlier != np.arange(len(table.digests)))
     if len(again):
         title = "exact duplicates of an earlier row"
-        meaning = "repeated rows count twice in training, and set apart for test they contaminate it"
+        meaning = "repeated rows count twice in training, and set aside for test they contaminate it"
         places = tuple(table.places(int(i)) for i in again)
         example = f"{table.places(int(again[0]))} repeats {table.places(int(earlier[again[0]]))}"
         step = "harness data dedup FILE --out OUT"
@@ -221,7 +206,7 @@ def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Findin
     if near := [(entries[i], entries[kept], alike) for i, kept, alike in numbers]:
         row, kept, alike = max(near, key=lambda pair: pair[2])
         title = f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)"
-        meaning = "they add little to learn from, and set apart for test they contaminate it"
+        meaning = "they add little to learn from, and set aside for test they contaminate it"
         places = tuple(row.where for row, _, _ in near)
         both = f"{_cut_question(row)} / {_cut_question(kept)}"
         example = f"{row.where} is {100 * alike:.0f} % {kept.where}: {both}"
@@ -240,19 +225,16 @@ def _find_by_sense(
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]
 
-    numbers = repeats_by_sense(
-        [entry.qa.question for entry in left],
-        encode,
-        lambda i, j: (
-            (not table.labels or left[i].answer == left[j].answer) and stand_on_same(left[i].qa, left[j].qa)
-        ),
-    )
-    pairs = [(left[i], left[j], cosine) for i, j, cosine in numbers]
-    if pairs:
+    def may_repeat(i: int, j: int) -> bool:
+        has_same_label = not table.labels or left[i].answer == left[j].answer
+        return has_same_label and stand_on_same(left[i].qa, left[j].qa)
+
+    numbers = repeats_by_sense([entry.qa.question for entry in left], encode, may_repeat)
+    if pairs := [(left[i], left[j], cosine) for i, j, cosine in numbers]:
         row, first, cosine = max(pairs, key=lambda pair: pair[2])
-        said = f", of {len(left):,} sampled" if len(left) < len(rows) else ""
-        title = f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})"
-        meaning = "read some: they add little to learn from, and set apart for test they contaminate it"
+        drawn_of = f", of {len(left):,} sampled" if len(left) < len(rows) else ""
+        title = f"rows that may repeat an earlier question, by sense (cosine from {EMBEDDINGS:g}{drawn_of})"
+        meaning = "read some: they add little to learn from, and set aside for test they contaminate it"
         places = tuple(row.where for row, _, _ in pairs)
         both = f"{_cut_question(row)} / {_cut_question(first)}"
         example = f"{row.where} and {first.where} ({cosine:.2f}): {both}"
@@ -270,8 +252,7 @@ def _cut_question(entry: TableEntry) -> str:
 def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the rows whose question has another answer elsewhere.
 
-    False alarms: none where answers are labels; a question with two free texts may have two right ones, so it
-    is a note there.
+    False alarms: none for labels; a question with two texts as answers may have two right ones: a note.
     """
     questions, answers = table.digests[:, 0], table.digests[:, 1]
     _, first, inverse = np.unique(questions, return_index=True, return_inverse=True)
@@ -280,43 +261,33 @@ def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[
     rows = np.flatnonzero(np.isin(inverse, groups))
     if not len(rows) or not any(entry.answer for entry in table.entries):
         return
-    a = int(np.flatnonzero(differs)[0])
-    b = int(first[inverse[a]])
-    of = {entry.where: entry for entry in table.entries}
+    by_place = {entry.where: entry for entry in table.entries}
     other = {inverse[i]: i for i in reversed(np.flatnonzero(differs))}
     pairs = [(int(i), int(first[inverse[i]] if differs[i] else other[inverse[i]])) for i in rows]
     beside = [
-        f"{where}, which answers {excerpt(of[where].answer, 40)!r}" if where in of else where
+        f"{where}, which answers {excerpt(by_place[where].answer, 40)!r}" if where in by_place else where
         for where in (table.places(i) for _, i in pairs)
     ]
-    there = [of[where] for i in (b, a) if (where := table.places(i)) in of]
-    shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
-    question = excerpt(" ".join(there[0].question.split()), 60) if there else ""
-    places = tuple(table.places(i) for i, _ in pairs)
-    all_of_them = "  # all of them; the Data page decides one by one"
-    command = f"harness data dedup FILE --conflicts drop --out OUT{all_of_them}"
-    if table.files_emptied_by(places):
-        command = DECIDE
+    example, place = "", table.places(pairs[0][0])
+    if place in by_place:
+        question = excerpt(" ".join(by_place[place].question.split()), 60)
+        example = f"{question!r}: {place} answers {excerpt(by_place[place].answer, 40)!r} and {beside[0]}"
+    command = "harness data dedup FILE --conflicts drop --out OUT  # all; the Data page decides one by one"
     severity: Severity = "error" if table.labels else "note"
     title = f"{pluralize(len(groups), 'question')} with different answers"
-    meaning = (
-        "one of them is wrong, or the question does not hold what decides"
-        if table.labels
-        else "several answers may be right; a metric that compares with one reference takes others for wrong"
-    )
-    example = f"{question!r}: {shown}" if there else ""
-    step = command if table.labels else ""
-    yield Finding(
-        severity, title, meaning, places, example, step, beside=tuple(beside), of=len(table.digests)
-    )
+    meaning = "several answers may be right; a metric that compares with one reference takes others for wrong"
+    if table.labels:
+        meaning = "one of them is wrong, or the question does not hold what decides"
+    places = tuple(table.places(i) for i, _ in pairs)
+    step, n = command if table.labels else "", len(table.digests)
+    yield Finding(severity, title, meaning, places, example, step, beside=tuple(beside), of=n)
 
 
 def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List training rows that a test row repeats, exactly or in other words, and augmented test rows.
 
-    The exact ones and augmented test rows are those that a comparison would refuse; it would note the others.
-    False alarms: of the exact ones none; letter case and spaces aside the two are the same text. Those in
-    other words reach thresholds that 5 % of look-alikes of another sense reach too (reports/data_check.md).
+    False alarms: of the exact ones none. 5 % of look-alikes reach the thresholds of the others
+    (reports/data_check.md).
     """
     if given.test is None:
         return
@@ -324,40 +295,23 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         title = "augmented rows in the test, which a comparison refuses"
         meaning = "a row made from another one is no evidence of its own, and it may repeat a training row"
         step = "test on the rows without a text in augmented_from, and train on the others"
-        n_held = len(given.test.entries)
-        yield Finding("error", title, meaning, augmented, augmented[0], step, of=n_held)
+        n_test = len(given.test.entries)
+        yield Finding("error", title, meaning, augmented, augmented[0], step, of=n_test)
     rows = [SourcedExample(entry.example, entry.where) for entry in table.entries]
     items = [SourcedExample(entry.example, entry.where) for entry in given.test.entries]
     exact = find_contaminated_rows(rows, items)
     exact_places = {row.training.where for row in exact}
     left = [entry for entry in table.entries if entry.where not in exact_places]
-    found = overlaps(
+    overlapping = overlaps(
         list(map(_bare_question, left)),
         list(map(_bare_question, given.test.entries)),
         answers=[entry.answer for entry in left],
         encode=given.encode,
     )
-    alike = [(left[o.training].where, given.test.entries[o.evaluated], o) for o in found]
-    # Dedup looks at words alone, so what only embeddings find is decided row by row.
+    alike = [(left[o.training].where, given.test.entries[o.evaluated], o) for o in overlapping]
+    # Dedup compares words, so matches of embeddings alone are decided row by row.
     by_sense = [pair for pair in alike if pair[2].measure == "embeddings"]
     in_words = [pair for pair in alike if pair[2].measure != "embeddings"]
-    dropped = [*(row.training.where for row in exact), *(where for where, *_ in in_words)]
-    emptied = table.files_emptied_by(dropped)
-    if emptied:
-        # Without these no row is left to train on.
-        contaminated = tuple(where for where in dropped if file_of(where) in emptied)
-        are = "are" if exact_places.issuperset(contaminated) else "are or may be"
-        files = ", ".join(emptied)
-        step = f"train without {files}, or test on another file"
-        if len(emptied) == len(table.files):
-            step = "harness data split FILE --out OUT  # and test on its part, or on another file"
-        title = f"all {len(contaminated):,} rows of {files} {are} in the test"
-        without = "without these rows none is left to train on"
-        meaning = f"the score on test counts what was learned by heart, and {without}"
-        severity: Severity = "error" if exact else "warning"
-        yield Finding(severity, title, meaning, contaminated, command=step)
-    exact = [row for row in exact if file_of(row.training.where) not in emptied]
-    in_words = [pair for pair in in_words if file_of(pair[0]) not in emptied]
     against = " ".join(f"--against {as_argument(file)}" for file in given.test.files)
     command = f"harness data dedup FILE {against} --out OUT"
     if exact:
@@ -370,27 +324,25 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         beside = tuple(f"{row.evaluated.where}, with the same question" for row in exact)
         yield Finding("error", title, meaning, places, example, command, beside=beside)
     if in_words:
-        yield _say_alike(in_words, "in other words", command)
+        yield _report_similar(in_words, "in other words", command)
     if by_sense:
         decided = f"page, where the target's `test:` is {', '.join(given.test.files)},"
-        yield _say_alike(by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
+        yield _report_similar(by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
 
 
-def _say_alike(pairs: Sequence[tuple[str, TableEntry, Overlap]], how: str, command: str) -> Finding:
-    """List training rows by their places, each with the test row that it is like."""
+def _report_similar(pairs: Sequence[tuple[str, TableEntry, Overlap]], how: str, command: str) -> Finding:
+    """List training rows by their places, each with its similar test row."""
     places = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
     questions = [excerpt(" ".join(_bare_question(item).split()), 80) for _, item, _ in pairs]
     rows = tuple(where for where, *_ in pairs)
     title = f"training rows whose question may be that of a test row, {how}"
-    meaning = (
-        "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not"
-    )
+    meaning = "read the closest pairs: a contaminated row counts what was learned by heart, others do not"
     example = "; ".join(f"{row} and {place}" for row, place in zip(rows[:3], places, strict=False))
     beside = tuple(f"{place}: {asked!r}" for place, asked in zip(places, questions, strict=True))
     return Finding("warning", title, meaning, rows, example, command, beside=beside)
 
 
 def _bare_question(entry: TableEntry) -> str:
-    """Return the question without the context in front of it, which rows may share."""
+    """Return the question without its context, which rows may share."""
     alone = entry.qa.question
     return alone if entry.qa.context and entry.question.endswith(alone) else entry.question

@@ -1,8 +1,8 @@
-"""Augmented rows, each after the row that it was made from: paraphrases, or new questions with answers.
+"""Augmented rows, each after its original: paraphrases, or new questions with answers.
 
 Invariant: a paraphrase changes only the question and the id. It is left out, with the reason, if it loses a
-number or the words of the answer, and so is any row that repeats or contradicts another one, or has an
-evaluated question.
+number or the words of the answer; so is any row that repeats or contradicts another one, or has an evaluated
+question.
 """
 
 import re
@@ -27,8 +27,8 @@ _SAID = ("content", "value", "text")
 class WrittenQuestion(NamedTuple):
     """Question that a model wrote for a row; `failure` is why there is none, `of` the row it repeats.
 
-    A paraphrase has the answer of its row. A new question has all its `fields`, and `shown` are the questions
-    shown to the model besides that of its row.
+    A paraphrase has the answer of its row. A new question has all its `fields`, and `shown` are the other
+    questions that the model saw.
     """
 
     text: str
@@ -38,7 +38,7 @@ class WrittenQuestion(NamedTuple):
     shown: tuple[str, ...] = ()
 
     def put(self, fields: Mapping[str, Any], original: PlacedText) -> dict[str, Any]:
-        """Return the fields of the row that it makes of another's."""
+        """Return the fields of the new row."""
         made: Mapping[str, Any] = self.fields or put_text(fields, original.keys, self.text)
         return {**made}
 
@@ -77,7 +77,7 @@ def augment(
     what: str = "a rewording",
     in_columns: bool = False,
 ) -> list[EditedRow]:
-    """Return every row as it was, followed by the rows made from it; `written` is by the row's index.
+    """Return every row unchanged, followed by the rows made from it; `written` is by the row's index.
 
     `by` names how they were made. With `in_columns` every row has the new fields, empty in the others.
     """
@@ -105,13 +105,16 @@ def augment(
 
 
 def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change | None]:
-    """Return what `dedup` says of made rows, and that nearly the same is asked with another answer."""
-    # Without their origins: a row stays here though another repeats it, and so do those made from it.
+    """Judge made rows by `dedup`, and by other answers to nearly the same question."""
+    # Without their origins: originals stay here even if another row repeats them.
     every = [*rows, *(row._replace(fields=row.fields | {ORIGIN: ""}) for row in fit)]
     read = [read_question_and_answers(row, roles) for row in every]
-    same = lambda i, j: stand_on_same(read[i], read[j])  # noqa: E731 (a closure over what was read)
+
+    def same(i: int, j: int) -> bool:
+        return stand_on_same(read[i], read[j])
+
     changes = [outcome.change for outcome in dedup(every, roles, conflicts="drop")]
-    for kept, others in near_duplicates([one.question for one in read], same=same):
+    for kept, others in near_duplicates([qa.question for qa in read], same=same):
         for i, similarity in others:
             if changes[i] is None:
                 reason = ("another answer to nearly the same question",)
@@ -126,26 +129,26 @@ def _make_rows(
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
     read = [read_question_and_answers(row, roles) for row in rows]
     answers = [set(filter(None, map(fold_text, qa.answers))) for qa in read]
-    times = Counter(answer for of in answers for answer in of)
-    labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
-    for i, found in written.items():
+    times = Counter(answer for row_answers in answers for answer in row_answers)
+    labels = {answer for answer, n in times.items() if n > 1}
+    for i, questions in written.items():
         row = rows[i]
         if (original := find_question(row, roles)) is None:
             continue
-        for one in found:
-            fields = one.put(row.fields, original)
-            fields |= {**marks, ORIGIN: write_origins([original.text, *one.shown])}
+        for question in questions:
+            fields = question.put(row.fields, original)
+            fields |= {**marks, ORIGIN: write_origins([original.text, *question.shown])}
             ident = row.fields.get("id")
-            if isinstance(ident, int):  # an id that no row has, of the same type
-                fields["id"] = 1 + max(one for one in known if isinstance(one, int))
+            if isinstance(ident, int):  # a new id of the same type
+                fields["id"] = 1 + max(number for number in known if isinstance(number, int))
             elif ident is not None:
                 names = (f"{ident}-augmented-{k}" for k in count(1))
                 fields["id"] = next(name for name in names if name not in known)
             known.add(fields.get("id"))
-            why_not = one.failure
-            if one.fields is None and not why_not:
-                why_not = _unfit(one.text, original.text, answers[i] - labels)
-            yield i, Row(row.where, fields), why_not, one.of
+            why_not = question.failure
+            if question.fields is None and not why_not:
+                why_not = _unfit(question.text, original.text, answers[i] - labels)
+            yield i, Row(row.where, fields), why_not, question.of
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:
@@ -155,7 +158,7 @@ def _marks(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _unfit(text: str, original: str, spans: Collection[str]) -> str:
-    """Explain why a paraphrase may not have its original's answer; empty if it may."""
+    """Return why a paraphrase may not have its original's answer; "" if it may."""
     if not text.strip():
         return "is empty"
     if fold_text(text) == fold_text(original) or are_alike(text, original, THRESHOLD):

@@ -1,6 +1,6 @@
 """Clean rows: encoding fixed, one Unicode form, no trailing spaces, no row without question or answer.
 
-Invariant: typography, HTML and letter case stay as they are; cleaning what is clean changes nothing.
+Invariant: typography, HTML and letter case stay; cleaning clean rows changes nothing.
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652; Unicode Standard Annex 15, form NFC.
 """
 
@@ -16,7 +16,7 @@ from harness.data import formats
 from harness.data.cells import find_objects, remove_special
 from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit import changes
-from harness.data.edit.mix import STOOD_ALREADY, RowIds
+from harness.data.edit.mix import NEW_ID, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
 from harness.data.multiple_choice import CHOICES
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 _SIGNS = "control characters or line ends fixed"
 _LOST = "\ufffd"
-_FIRST = 2_000  # rows that say whether answers are objects
-_LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
+_FIRST = 2_000  # rows that show whether answers are objects
 _PRINTED = str.maketrans("", "", "\n\t")  # characters allowed besides those of str.isprintable
 
 
@@ -39,8 +38,8 @@ class CleaningOptions(NamedTuple):
     """Fixes of answers, labels and ids, besides those of all texts.
 
     `leading_spaces` strips white space before answers, `spellings` maps labels to their new spelling, `ids`
-    replaces repeated ids. `special` removes the listed special tokens, and those of known families, from all
-    texts. `low` maps the lines of rows to drop to the reason.
+    replaces repeated ids. `special` removes the listed special tokens and those of known families. `low` maps
+    the lines of rows to drop to the reason.
     """
 
     leading_spaces: bool = False
@@ -64,8 +63,7 @@ def clean(
 ) -> Iterator[changes.EditedRow]:
     """Clean row by row; `decisions` are applied first: they drop a row or replace its answer.
 
-    Rows that the file's `layout` cannot read are dropped. `drop_lost` also drops rows with U+FFFD, whose
-    original character is lost.
+    Rows that the file's `layout` cannot read are dropped, with `drop_lost` also rows with U+FFFD.
     """
     objects, rows = find_objects(() if layout else roles.answers, rows, _FIRST)
     for row in rows:
@@ -75,11 +73,8 @@ def clean(
             continue
         reasons: dict[str, None] = {}
         fields = {name: _clean_value(v, name, reasons, mending.special) for name, v in row.fields.items()}
-        for name, value in decision.values.items() if decision else ():
-            if fields.get(name) != value:
-                fields[name], reasons[f"relabelled in {name!r}"] = value, None
-        if decision and decision.decision == "relabel" and not decision.values:
-            places = (of.keys for of in changes.label_places(fields, roles) if of.text.strip())
+        if decision and decision.decision == "relabel":
+            places = (label.keys for label in changes.label_places(fields, roles) if label.text.strip())
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
         for text, keys in changes.list_written_answers(fields, roles) if mending.leading_spaces else ():
@@ -90,9 +85,6 @@ def clean(
             if label := mending.spellings.get(text.strip()):
                 fields = _relabel(row, fields, keys, label, reasons)
         cleaned = Row(row.where, fields)
-        if other := formats.find_other_layout(cleaned, layout):
-            yield changes.drop(row, f"a row of another layout: {other}")
-            continue
         empty = [name for name in roles.answers if cleaned.fields.get(name) == [] and layout is None]
         finds_nothing = any(name in objects or names_labels(name) for name in empty)
         if unusable := _unusable(cleaned, roles, layout, drop_lost=drop_lost, may_be_empty=finds_nothing):
@@ -103,14 +95,14 @@ def clean(
             continue
         ident = cleaned.fields.get("id")
         if mending.ids and isinstance(ident, str | int) and (given := mending.ids.give(ident)) != ident:
-            reasons[STOOD_ALREADY] = None
+            reasons[NEW_ID] = None
             cleaned = cleaned._replace(fields={**cleaned.fields, "id": given})
         changed = changes.Change(row.where, "changed", tuple(reasons))
         yield changes.EditedRow(cleaned, changed) if reasons else changes.EditedRow(row)
 
 
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
-    """Map the rarer spellings of cleaned labels to the commonest one.
+    """Map the rarer spellings of cleaned labels to the most frequent one.
 
     A row's label is the first answer of its column, the last one of turns, or the chosen answer of a pair.
 
@@ -131,9 +123,9 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
 def low_quality(rows: Iterable[Row], roles: Roles, least: float, score: ScoreAnswers) -> dict[int, str]:
     """Map the lines of rows whose answer scores below `least` to the trait that sets the score."""
     read = {changes.line_of(row): read_question_and_answers(row, roles) for row in rows}
-    answered = {line: of for line, of in read.items() if of.question and of.answers}
+    answered = {line: qa for line, qa in read.items() if qa.question and qa.answers}
     scored = zip(answered, score([*answered.values()]), strict=True)
-    return {line: f"quality below {least:g}: {of.trait}" for line, of in scored if of.score < least}
+    return {line: f"quality below {least:g}: {q.trait}" for line, q in scored if q.score < least}
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:
@@ -164,10 +156,7 @@ def _relabel(
 
 
 def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool, may_be_empty: bool) -> str:
-    """Describe which part of a row is empty or lost, or why it cannot be read like the others.
-
-    A preference pair needs two different answers; rows with a thumb down are usable.
-    """
+    """Describe which part of a row is empty or lost, or why the layout cannot read it."""
     question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
@@ -219,19 +208,10 @@ def clean_text(text: str) -> tuple[str, list[str]]:
 
 
 def mend_encoding(text: str) -> str:
-    """Fix UTF-8 that was decoded as another encoding, but keep a genuine Ã.
-
-    `Ã la carte` is a damaged `à la carte` whose byte A0 became a space. A single Ã next to intact letters
-    such as é, which the same damage would have changed, is genuine, as in Portuguese.
-    """
+    """Fix UTF-8 that was decoded as another encoding."""
     import ftfy
 
-    if text.isascii():
-        return text
-    mended = ftfy.fix_encoding(text)
-    rest = _LONE_A_TILDE.sub("", text)
-    is_itself = rest != text and not rest.isascii() and ftfy.fix_encoding(rest) == rest
-    return text if is_itself else mended
+    return text if text.isascii() else ftfy.fix_encoding(text)
 
 
 def mend_signs(text: str) -> str:

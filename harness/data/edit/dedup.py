@@ -1,10 +1,8 @@
 """Exact and near duplicates of rows, by one rule for the check and for `dedup`.
 
-Invariant: rows with different answers are not duplicates, nor are rows with different contexts, system
-prompts, tools, choices or thumbs. Answers of at most `_SHORT` characters are labels, names and numbers, in
-which a typo may make another answer, so only letter case, spaces and punctuation may differ. The first row of
-duplicates stays, and each dropped row names the one it repeats. Rows with the same question and different
-answers are reported, and dropped only on request. An augmented row is dropped with its original.
+Invariant: rows with different answers, contexts, system prompts, tools, choices or thumbs are not duplicates.
+Answers of at most `_SHORT` characters may differ only in letter case, spaces and punctuation. The first of
+duplicate rows stays, and each dropped row names the one it repeats.
 """
 
 import re
@@ -28,8 +26,7 @@ _OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
 class NormalizedRow(NamedTuple):
     """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
 
-    Indentation and options of commands count: `ls -L` and `ls -l` differ, and so do two blocks of Python.
-    `setting` is what makes a question of the same words another one: system prompt, tools and choices.
+    `setting` is the system prompt, tools and choices: with others the same words are another question.
     """
 
     question: str
@@ -37,10 +34,9 @@ class NormalizedRow(NamedTuple):
     setting: tuple[str, ...]
 
 
-def fold_row(of: QuestionAndAnswers) -> NormalizedRow:
-    """Fold what a row asks and answers."""
-    answers = tuple(map(_fold, (*of.answers, of.thumb)))
-    return NormalizedRow(_fold(of.whole), answers, _list_settings(of))
+def fold_row(qa: QuestionAndAnswers) -> NormalizedRow:
+    """Fold the question and answers of a row."""
+    return NormalizedRow(_fold(qa.whole), tuple(map(_fold, (*qa.answers, qa.thumb))), _list_settings(qa))
 
 
 def _fold(text: str) -> str:
@@ -49,7 +45,7 @@ def _fold(text: str) -> str:
 
 
 def _marks(text: str) -> tuple[str, ...]:
-    """Return what tells code of the same words apart: the indentation of its lines, and its options."""
+    """Return what distinguishes code with the same words: the indentation of its lines, and its options."""
     lines = _INDENTED.findall(text) if "\n" in text else []
     indented = [white.expandtabs(4) for white in lines] if any(lines) else []
     return (*indented, *(_OPTION.findall(text) if "-" in text else ()))
@@ -58,7 +54,7 @@ def _marks(text: str) -> tuple[str, ...]:
 def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -> list[DuplicateGroup]:
     """Group rows whose questions are alike (Jaccard index of shingles, in (0, 1]) and whose answers are.
 
-    Of each group the first row is the one that the others repeat.
+    The others of a group repeat its first row.
     """
 
     def have_same_answer(i: int, j: int) -> bool:
@@ -75,13 +71,13 @@ def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -
 
 
 def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
-    """Return whether two questions have one setting, one thumb and, where both have some, one context."""
+    """Return whether two questions have one setting, one thumb and, if both have a context, one context."""
     contexts = {fold_text(row.context), fold_text(earlier.context)} - {""}
     return len(contexts) < 2 and _list_settings(row) == _list_settings(earlier) and row.thumb == earlier.thumb
 
 
-def _list_settings(of: QuestionAndAnswers) -> tuple[str, ...]:
-    return fold_text(of.system), fold_text(of.choices), of.tools
+def _list_settings(qa: QuestionAndAnswers) -> tuple[str, ...]:
+    return fold_text(qa.system), fold_text(qa.choices), qa.tools
 
 
 class DedupEntry(NamedTuple):
@@ -106,12 +102,12 @@ def dedup(
 ) -> list[EditedRow]:
     """Drop duplicates, and rows that are in `against` by the measures of the contamination check.
 
-    Two rows are nearly equal where their questions are `alike` (Jaccard index of shingles, in (0, 1]), and so
-    are their answers, on one context. With 1 only equal rows are duplicates.
+    Two rows are near duplicates if their questions and their answers are `alike` (Jaccard index of shingles,
+    in (0, 1]), with one context; with 1 only equal rows are.
     """
     entries = [_entry(row, roles) for row in rows]
     changes: _Changes = {}
-    made = origins(rows)
+    augmented = origins(rows)
 
     def left() -> dict[int, DedupEntry]:
         return {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
@@ -124,37 +120,37 @@ def dedup(
         earlier = rows[indices[kept]].where
         for i, similarity in others:
             changes[indices[i]] = drop(rows[indices[i]], "a near duplicate", earlier, similarity)
-    # A duplicate of a row that is dropped itself gets the reason of that one, and the row it names.
+    # A duplicate of a dropped row gets the reason of that one, and the row it names.
     dropped = {rows[i].where: found.change for i, found in changes.items() if found.row is None}
     for i, (row, change) in list(changes.items()):
-        of = dropped.get(change.of) if change and row is None and change.reason == "a duplicate" else None
-        if of and of.of != rows[i].where:
-            changes[i] = drop(rows[i], of.reason, of.of, of.similarity)
-    # An augmented row goes where every row with a text that it was made from is dropped.
-    gone = dropped.keys()
+        is_duplicate = change and row is None and change.reason == "a duplicate"
+        first = dropped.get(change.of) if change and is_duplicate else None
+        if first and first.of != rows[i].where:
+            changes[i] = drop(rows[i], first.reason, first.of, first.similarity)
+    # An augmented row is dropped with all rows of a text that it was made from.
     for i, row in enumerate(rows):
-        lost = [of for of in made.get(row.where, ()) if of.places and gone >= set(of.places)]
-        if lost and row.where not in gone:
+        lost = [o for o in augmented.get(row.where, ()) if o.places and dropped.keys() >= set(o.places)]
+        if lost and row.where not in dropped:
             changes[i] = drop(row, "augmented from a row that is dropped", lost[0].places[0])
     return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
 def _entry(row: Row, roles: Roles) -> DedupEntry:
-    of = read_question_and_answers(row, roles)
-    return DedupEntry(row, of, fold_row(of))
+    qa = read_question_and_answers(row, roles)
+    return DedupEntry(row, qa, fold_row(qa))
 
 
 def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry]) -> _Changes:
-    """Drop rows that ask what a test file asks, exactly or by the measures of the contamination check."""
+    """Drop rows with a question of a test file, exactly or by the measures of the contamination check."""
     if not tests:
         return {}
     indices, rows = list(left), list(left.values())
     answers = ["\n".join(entry.qa.answers) for entry in rows]
     changes: _Changes = {}
-    for one in overlaps([e.qa.whole for e in rows], [e.qa.whole for e in tests], answers=answers):
-        row, of = rows[one.training].row, tests[one.evaluated].row.where
-        changes[indices[one.training]] = drop(row, f"in the test file by {one.measure}", of, one.similarity)
-    # As a comparison refuses them: also where indentation differs.
+    for o in overlaps([e.qa.whole for e in rows], [e.qa.whole for e in tests], answers=answers):
+        row, where = rows[o.training].row, tests[o.evaluated].row.where
+        changes[indices[o.training]] = drop(row, f"in the test file by {o.measure}", where, o.similarity)
+    # Equal questions, also with other indentation, which a comparison refuses.
     first = {question: e.row.where for e in reversed(tests) if (question := fold_text(e.qa.whole))}
     for i, entry in left.items():
         if (question := fold_text(entry.qa.whole)) in first:
@@ -167,7 +163,6 @@ def _drop_equal(left: Mapping[int, DedupEntry]) -> _Changes:
     changes: _Changes = {}
     for i, entry in left.items():
         if not entry.folded.question and not any(entry.folded.answers):
-            # It may be of another layout than most rows: nothing says that it repeats one.
             changes[i] = EditedRow(entry.row, Change(entry.row.where, "reported", (_SAYS_NOTHING,)))
             continue
         kept = first.setdefault(entry.folded, entry)

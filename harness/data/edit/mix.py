@@ -1,7 +1,7 @@
-"""Mixture of files, by weights or by their sizes at a temperature, and samples of one file.
+"""Mixtures of files, by weights or by size at a temperature, and samples of one file.
 
-Invariant: rows keep the order of their file, files theirs, and the number of rows is exact. Without
-replacement no row comes twice; a smaller sample of one seed is part of a larger one.
+Invariant: rows and files keep their order, and the number of rows is exact. Without replacement no row is
+drawn twice; a smaller sample of one seed is part of a larger one.
 Source: Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer,
 section 3.5.2, https://arxiv.org/abs/1910.10683: p_i ∝ n_i^(1/T).
 """
@@ -21,7 +21,7 @@ from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 
-STOOD_ALREADY = "an id of its own, since it stood already"
+NEW_ID = "a new id, because an earlier row has its id"
 OWN = {"prompt", "messages", "reference", "references", "constraints"}  # columns of our own layout
 _READ = {"id", ORIGIN, *OWN}  # columns that describe a row for its readers
 
@@ -29,7 +29,7 @@ _READ = {"id", ORIGIN, *OWN}  # columns that describe a row for its readers
 class RowMixture(NamedTuple):
     """Weights of the files, or None for shares by their sizes at a temperature; and how rows are drawn.
 
-    Without a number of rows it is the largest that no file is too small for.
+    Without `n_rows` it is the largest number for which every file is large enough.
     """
 
     weights: tuple[float, ...] | None = None
@@ -68,7 +68,7 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
                 if not isinstance(ident, str | int) or (given := ids.give(ident)) == ident:
                     yield EditedRow(Row(row.where, fields))
                 else:
-                    changed = Change(row.where, "changed", (STOOD_ALREADY,))
+                    changed = Change(row.where, "changed", (NEW_ID,))
                     yield EditedRow(Row(row.where, fields | {"id": given}), changed)
 
 
@@ -86,15 +86,15 @@ def refuse_other_layouts(files: Sequence[Rows]) -> None:
 
 def _are_read_alike(content: Rows, first: Rows) -> bool:
     """Tell whether rows have the layout of the first file, or its question and answer columns."""
-    layouts = [formats.recognise(of.rows) for of in (content, first)]
+    layouts = [formats.recognise(content.rows), formats.recognise(first.rows)]
     if layouts[0] or layouts[1]:
         return layouts[0] is layouts[1] and _numbers_of(content) == _numbers_of(first)
     try:
         roles, _ = find_roles(first), find_roles(content)
-    except UserError:  # unrecognised columns, which a reader must be told
+    except UserError:  # the columns are named when the mixture is read
         return True
     names = content.names
-    questions, answers = ({*of, *OWN} if OWN & set(of) else set(of) for of in roles)
+    questions, answers = ({*columns, *OWN} if OWN & {*columns} else {*columns} for columns in roles)
     return bool(questions & names) and (bool(answers & names) or not answers)
 
 
@@ -141,7 +141,7 @@ def row_numbers(
 ) -> list[int]:
     """Return how many rows are drawn of each file: the largest remainders are rounded up.
 
-    `step` says what to do about a file that is too small, with the most rows there can be in its braces.
+    `step` says what to do about a file that is too small; its braces get the largest possible number of rows.
 
     Raises:
         UserError: a file is too small for its share, or its share for a row; or the number with replacement
@@ -177,7 +177,7 @@ def row_numbers(
 
 
 class RowIds:
-    """Ids of all rows, and which of them are written already; a comparison reads 1 and "1" as one."""
+    """Ids of all rows, and those that are written already; 1 and "1" are one id."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         known = [ident for row in rows if isinstance(ident := row.fields.get("id"), str | int)]
@@ -229,7 +229,7 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[E
 
 
 def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False) -> list[int]:
-    """Draw n of some indices, in their order; with replacement one may come several times."""
+    """Draw n of some indices, in their order; with replacement one may be drawn several times."""
     rng = random.Random(seed)
     return sorted(rng.choices(indices, k=n) if replacement else rng.sample(indices, len(indices))[:n])
 

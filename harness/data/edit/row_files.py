@@ -1,9 +1,7 @@
 """Writing of edited rows in the format given by the file name, and reading of their manifests.
 
 Invariant: the same rows give the same bytes; order, columns and types are kept, and values that a format
-cannot store are refused with their row. Reading a written file gives the same rows (CSV has texts only). A
-missing manifest is allowed; a damaged one is a UserError. A payment is identified by its rows, so it counts
-once, however many files were made from them.
+cannot store are refused with their row. A payment is identified by its rows, so it counts once.
 """
 
 import csv
@@ -30,11 +28,11 @@ if TYPE_CHECKING:
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BATCH = 10_000
 
-OutputNames = dict[tuple[str, str], str]  # what a verb writes of a file, by both
+OutputNames = dict[tuple[str, str], str]  # output by input file and verb
 
 
 def row_suffix(name: str) -> str:
-    """Return the suffix of a row file, such as `.csv.gz`, in lower case; empty for other files."""
+    """Return the suffix of a row file, such as `.csv.gz`, in lower case; "" for other files."""
     name = name.lower()
     kind = next((kind for kind in KINDS if name.removesuffix(".gz").endswith(kind)), "")
     gz = ".gz" if name.endswith(".gz") else ""
@@ -42,22 +40,19 @@ def row_suffix(name: str) -> str:
 
 
 def new_name(file: str, verb: str, taken: Collection[str] = ()) -> str:
-    """Return a name for a verb's output next to its input: a file of the same kind, or a split's folder.
-
-    A number is added if the name is taken.
-    """
+    """Return a new name for a verb's output next to its input: a file of its kind, or a split's folder."""
     return _free(f"{_stem(file)}.{verb}", "" if verb == "split" else row_suffix(file) or ".jsonl", taken)
 
 
 def name_output(names: OutputNames, file: str, verb: str) -> str:
-    """Name what a verb writes of a file as nothing that another of the commands writes."""
+    """Name a verb's output unlike the outputs of other commands."""
     if (file, verb) not in names:
         names[file, verb] = new_name(file, verb, names.values())
     return names[file, verb]
 
 
 def free_folders(files: Iterable[str]) -> dict[str, str]:
-    """Name a folder for an experiment on each file of rows, in the working directory, no two alike."""
+    """Name a new folder in the working directory for an experiment on each file of rows."""
     named: dict[str, str] = {}
     for file in files:
         named[file] = _free(Path(_stem(file)).name, taken=named.values())
@@ -133,7 +128,7 @@ def _cell(row: Row, name: str, *, is_read: bool) -> str:
     value = row.fields.get(name)
     if value is None:
         return ""
-    if is_read and isinstance(value, list):  # a list that was read from a Python literal is written as one
+    if is_read and isinstance(value, list):  # read from a Python literal
         return str(value)
     if isinstance(value, bool):
         return str(value).lower()
@@ -186,17 +181,10 @@ def _column_type(rows: Sequence[Row], name: str) -> "pyarrow.DataType":
     values = [row.fields.get(name) for row in rows]
     try:
         return pyarrow.array(values).type
-    except OverflowError:
-        is_large = (isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values)
-        large = next(itertools.compress(rows, is_large))
-        found, step = f"an integer of more than 64 bits in {name!r}", "write a .jsonl file"
-        raise UserError(Problem(large.where, found, "numbers that Parquet can hold", step)) from None
-    except pyarrow.ArrowException:
-        kind = next(type(value) for value in values if value is not None)
-        other = next((row for row in rows if not isinstance(row.fields.get(name), kind | None)), rows[0])
-        found = f"a {type(other.fields.get(name)).__name__} in {name!r}, which holds a {kind.__name__} before"
-        step = "fix the row, or write a .jsonl file"
-        raise UserError(Problem(other.where, found, "one type a column", step)) from None
+    except (OverflowError, pyarrow.ArrowException) as error:
+        found = f"values in {name!r} that Parquet cannot hold ({str(error).splitlines()[0]})"
+        step = "fix the rows, or write a .jsonl file"
+        raise UserError(Problem(rows[0].where, found, "one type a column", step)) from None
 
 
 MANIFEST = ".manifest.json"
@@ -214,18 +202,18 @@ class Payment(NamedTuple):
 
 def take_share(payments: Iterable[Payment], share: float) -> tuple[Payment, ...]:
     """Return the payments for a share of their rows; none if the share is 0."""
-    held = min(max(share, 0.0), 1.0)
-    return tuple(one._replace(share=one.share * held) for one in payments if held)
+    part = min(max(share, 0.0), 1.0)
+    return tuple(payment._replace(share=payment.share * part) for payment in payments if part)
 
 
 def join_payments(payments: Iterable[Payment]) -> tuple[Payment, ...]:
     """Join payments for the same rows, at most the whole payment."""
-    found: dict[str, Payment] = {}
-    for one in payments:
-        known = found.get(one.rows)
-        share = min(1.0, one.share + (known.share if known else 0.0))
-        found[one.rows] = one._replace(share=share)
-    return tuple(found.values())
+    joined: dict[str, Payment] = {}
+    for payment in payments:
+        earlier = joined.get(payment.rows)
+        share = min(1.0, payment.share + (earlier.share if earlier else 0.0))
+        joined[payment.rows] = payment._replace(share=share)
+    return tuple(joined.values())
 
 
 def total_usd(payments: Iterable[Payment]) -> float:
@@ -271,7 +259,7 @@ def licenses_of(path: str) -> list[str]:
         return []
     from huggingface_hub import hf_hub_download, metadata_load
 
-    # What heads the README.md of the data set, in its folder or on the hub.
+    # The metadata in the data set's README.md.
     source, card = readers.hub_source(path)[0] if path.startswith(HUB) else path, dict[str, Any]()
     file = Path(source, "README.md")
     with suppress(OSError, ValueError):  # an unreadable card does not matter
@@ -337,8 +325,7 @@ def _read_manifest(there: Path) -> dict[str, Any]:
         _payments(found)
     except (ValueError, LookupError, TypeError):
         lists = []
-    if not lists or not all(isinstance(one, list) for one in lists):
-        expected = "a manifest as harness data writes them"
-        step = "remove it, or write it again"
+    if not lists or not all(isinstance(value, list) for value in lists):
+        expected, step = "a manifest as harness data writes them", "remove it, or write it again"
         raise UserError(Problem(readers.display_path(str(there)), "a damaged manifest", expected, step))
     return found

@@ -1,4 +1,4 @@
-"""Saved edits: a new file of rows beside its manifest, `NAME.manifest.json`.
+"""Saved edits: a new file of rows with its manifest, `NAME.manifest.json`.
 
 Invariant: a file appears whole or not at all, never before its manifest and never in place of another; the
 manifest holds no date, so that one command on the same files gives the same bytes.
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -60,33 +61,26 @@ class SavedEdit(NamedTuple):
 
 
 def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> None:
-    """Refuse an output that is there already, or cannot be written.
+    """Refuse an output that exists or cannot be written.
 
     Raises:
         UserError: the output is one of the inputs, also by a link, exists, is of no known kind, or its folder
             is missing.
     """
     shown = readers.display_path(str(out))
-    same = (path for path in inputs if out.exists() and Path(path).exists() and out.samefile(path))
-    if (path := next(same, None)) is not None:
-        found = "the file that is read" if str(out) == path else f"the file that is read, {path},"
-        expected = "a new file: rows are never changed in place"
+    if out.exists() and any(Path(path).exists() and out.samefile(path) for path in inputs):
+        found, expected = "the file that is read", "a new file: rows are never changed in place"
         raise UserError(Problem(f"--out {shown}", found, expected, "name another file"))
     if not out.absolute().parent.is_dir():
-        is_file = os.path.lexists(out.parent)
-        found = f"a file, {out.parent}, where its folder belongs" if is_file else f"no folder {out.parent}"
-        step = "name another folder" if is_file else f"mkdir -p {as_argument(str(out.parent))}"
-        raise UserError(Problem(f"--out {shown}", found, "a folder that is there", step))
+        step = f"mkdir -p {as_argument(str(out.parent))}, or name another folder"
+        raise UserError(Problem(f"--out {shown}", f"no folder {out.parent}", "an existing folder", step))
     if inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
         found = f"a file in the folder that is read, {inside}"
         raise UserError(Problem(f"--out {shown}", found, "a place outside", "name another folder"))
     if folder:
-        if out.resolve() == Path.cwd():
-            step = f"cd .., and name this folder: --out {as_argument(Path.cwd().name)}"
-            raise UserError(Problem(f"--out {shown}", "the working folder", "a new folder", step))
-        if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-            found = "a folder that is not empty" if out.is_dir() else "a file that is there already"
-            step = "name another folder, or remove that one"
+        is_taken = out.resolve() == Path.cwd() or out.is_symlink() or (out.exists() and not out.is_dir())
+        if is_taken or (out.is_dir() and any(out.iterdir())):
+            found, step = "an existing file, or a folder in use", "name another folder, or remove that one"
             raise UserError(Problem(f"--out {shown}", found, "a new folder", step))
         return
     if out.name.endswith(_BESIDE):
@@ -109,7 +103,7 @@ def refuse_existing(there: Path) -> None:
 
 @contextmanager
 def _end_on_signals() -> Iterator[None]:
-    """Let a signal that ends a program end an edit as an error does, so that nothing half-written stays."""
+    """Turn a signal that ends a program into an exception, so that no half-written file is left."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -176,7 +170,7 @@ def _appear(*files: tuple[Path, Path]) -> None:
 
 
 def _link(scratch: Path, name: Path) -> None:
-    """Name a file, never in the place of another; some file systems cannot do so, and are asked before."""
+    """Name a file without replacing another; without hard links, the name is checked first."""
     try:
         name.hardlink_to(scratch)
     except FileExistsError:
@@ -216,7 +210,7 @@ def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdi
 
 
 def phrase_no_rows(edit: Edit, n_dropped: int) -> UserError:
-    """Describe the problem of an edit that leaves no row."""
+    """Return the error of an edit that leaves no row."""
     if n_dropped:
         shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
         return UserError(Problem(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step))
@@ -239,12 +233,12 @@ def manifest(
         UserError: the manifest of an input cannot be read.
     """
     before = {path: row_files.manifest_of(path) for path in edit.inputs}
-    inputs = []  # each with the digest of its content, and of its manifest if it has one
+    inputs = []
     for path in edit.inputs:
         found = before[path]
-        told = {"manifest": hashlib.sha256(canonical_json(found).encode()).hexdigest()} if found else {}
-        inputs.append({"file": readers.display_path(path), "sha256": digest_of(path), **told})
-    # Rows that were not sampled leave their part of the payment to others.
+        digest = {"manifest": hashlib.sha256(canonical_json(found).encode()).hexdigest()} if found else {}
+        inputs.append({"file": readers.display_path(path), "sha256": digest_of(path), **digest})
+    # Rows that were not sampled keep their part of the payment.
     left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     paid_before: list[row_files.Payment] = []
     for path in edit.inputs:
@@ -288,7 +282,7 @@ def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter
     before = ""
     for row, change in outcomes:
         where = row.where if row else change.where if change else ""
-        counts["read"] += where != before  # one that is drawn again was read once
+        counts["read"] += where != before  # a row that is drawn again was read once
         before = where
         if change:
             changes.append(change)
@@ -318,4 +312,4 @@ def digest_of(path: str) -> str:
 
 
 def _join_unique(before: Iterable[Sequence[str]], given: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([*(one for of in before for one in of), *given]))
+    return list(dict.fromkeys(chain(*before, given)))

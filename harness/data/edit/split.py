@@ -1,8 +1,8 @@
 """Split of rows into training, validation and test, or into folds; stratified, by groups, or by time.
 
-Invariant: rows of one group, and rows whose questions are alike, are never in two parts; every class of a
-stratified split is in every part. By time, no row of a part is older than one of the part before. Augmented
-rows are in training or nowhere.
+Invariant: rows of one group, and rows whose questions are alike, are in one part; every class of a stratified
+split is in every part. By time, no row of a part is older than one of the part before. Augmented rows are
+only in training.
 """
 
 import random
@@ -22,12 +22,11 @@ from harness.formatting import plain, pluralize
 from harness.records import Example, fold_text
 
 PARTS = ("train", "validation", "test")
-CLUSTER = "cluster"  # the column of a row's family, as a task reads it
+CLUSTER = "cluster"  # a task's column of row families
 SHARES = (0.64, 0.16, 0.2)  # a fifth for test, and a fifth of the rest for validation, as compare sets aside
 _FAR = 0.05  # of a share
 _IN_EARLIER_GROUP = "in a group of an earlier part"
-_ANOTHER_FORM = "--time-format %d.%m.%Y says another form"
-_TIMES = f"{FORMS}; {_ANOTHER_FORM}"
+_TIMES = f"{FORMS}; --time-format %d.%m.%Y says another form"
 
 
 class SplitOptions(NamedTuple):
@@ -61,7 +60,7 @@ class SplitOptions(NamedTuple):
 
 
 class SplitRows(NamedTuple):
-    """The rows of every part that has a share, in the order of the file, and those that are in none."""
+    """The rows of every part that has a share, in the order of the file, and changes of others."""
 
     parts: dict[str, list[Row]]
     changes: list[Change]
@@ -96,16 +95,16 @@ def keep_clusters(way: SplitOptions, content: Rows) -> SplitOptions:
 
 
 def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
-    """Put augmented rows where their original is trained on, unless they ask what another part does."""
-    if not (made := splits.origins(content.rows)):
+    """Put augmented rows into training with their originals, unless another part has a similar question."""
+    if not (origins_of := splits.origins(content.rows)):
         return found
     changes = {change.where: change for change in found.changes}
     trained = {row.where for row in found.parts["train"]}
-    for where, found_origins in made.items():
-        if not all(origin.places for origin in found_origins):
+    for where, origins in origins_of.items():
+        if not all(origin.places for origin in origins):
             changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
-        elif of := next((at for o in found_origins for at in o.places if at not in trained), None):
-            changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
+        elif other := next((place for o in origins for place in o.places if place not in trained), None):
+            changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), other)
     rows = [row for row in content.rows if splits.is_augmented(row)]
     others = [row for name, part in found.parts.items() if name != "train" for row in part]
     asked = {row.where: read_question_and_answers(row, roles).whole for row in content.rows}
@@ -114,14 +113,14 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
         if near:
             reason = "alike to a question of another part"
             changes[row.where] = Change(row.where, "dropped", (reason,), others[near.row].where)
-    trained |= made.keys() - changes.keys()
+    trained |= origins_of.keys() - changes.keys()
     rows = [row for row in content.rows if row.where in trained]
     ordered = [changes[row.where] for row in content.rows if row.where in changes]
     return SplitRows({**found.parts, "train": rows}, ordered)
 
 
 def check_way(way: SplitOptions) -> None:
-    """Refuse shares that do not add up, and folds that there cannot be."""
+    """Refuse shares that do not add up, and impossible folds."""
     shares = way.shares
     if way.folds is None:
         bad = len(shares) != len(PARTS) or not all(0 <= share < 1 for share in shares) or shares[0] == 0
@@ -131,13 +130,11 @@ def check_way(way: SplitOptions) -> None:
             raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
     elif way.folds < 2:
         raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
-    elif way.time:
-        step = "leave one of the two out: without --folds the newest rows are for test"
-        found = f"--time {way.time} as well"
-        raise UserError(Problem("--folds", found, "folds that rows are dealt into", step))
-    elif shares != SHARES:
-        found, step = f"--shares {','.join(map(plain, shares))} as well", "leave one of the two out"
-        raise UserError(Problem("--folds", found, "folds, all of one size", step))
+    elif way.time or shares != SHARES:
+        found = (
+            f"--time {way.time} as well" if way.time else f"--shares {','.join(map(plain, shares))} as well"
+        )
+        raise UserError(Problem("--folds", found, "folds of one size", "leave one of the two out"))
 
 
 def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
@@ -154,8 +151,8 @@ def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
 
 
 def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
-    """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
-    # The kind of a question is the first row that it is equal or alike to.
+    """Draw test and validation by whole groups; rows that are alike, also through others, are joined."""
+    # The kind of a question is the first row with an equal or similar one.
     kinds, equal = list(range(len(questions))), dict[str, int]()
     for kept, others in near_duplicates(questions, threshold=way.alike) if way.alike < 1 else ():
         for other in others:
@@ -168,7 +165,7 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
         if not joined:
             rows = {name: [content.rows[i] for i in part] for name, part in parts.items()}
             return SplitRows(rows, changes=[])
-        # Rows of one kind, and those alike across parts, get the name of the first kind among them.
+        # Rows of one kind, and those alike across parts, get their first kind.
         marks = [[("kind", str(kind))] for kind in kinds]
         for number, pair in enumerate(joined):
             for i in pair:
@@ -181,7 +178,7 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
 
 def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
-    # Held-out rows: a representative question, its group, and its class as the slice.
+    # Rows as examples: the kind is the question, the group the cluster, the class the slice.
     rows = list[SourcedExample]()
     for i, row in enumerate(content.rows):
         cluster = f"group {group}" if (group := _group(row, way)) else f"row {i}"
@@ -213,35 +210,15 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
 def _class_problems(
     shown: str, rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], way: SplitOptions
 ) -> Iterator[Problem]:
-    """Phrase each class that a part lacks, and why no way of parting the groups gives it to all parts."""
     counts = [Counter(row.example.slice for row in part) for part in parts]
-    lacking = {
-        value: [name for name, held in zip(way.parts, counts, strict=True) if not held[value]]
-        for value in sorted(sum(counts, Counter[str]()))
-    }
-    if not any(lacking.values()):
-        return
     groups = splits.labels_of(rows, splits.groups_of([row.example for row in rows]))
-    scarce = splits.scarce_classes(groups, len(parts))
-    where = f"{shown}, --stratify {way.stratify}"
-    step = "add rows of it, drop or rename the class, or leave out --stratify"
-    for value in scarce:
-        n = sum(held[value] for held in counts)
-        found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking[value])}"
-        n_groups = sum(value in of for of in groups)
-        expected = (
-            f"rows of it in {len(parts)} groups that can be parted, one a part: there "
-            f"{'is 1' if n_groups == 1 else f'are {n_groups}'}"
-        )
-        yield Problem(where, found, expected, step)
-    if not scarce:
-        clash = splits.find_clashing_classes(groups, len(parts))
-        found = (
-            f"{pluralize(len(groups), 'group')} of rows that belong together, and no split gives each "
-            f"part rows of {', '.join(map(repr, clash))}"
-        )
-        expected = "groups that can be parted so"
-        yield Problem(where, found, expected, step.replace("of it", "of one"))
+    for value, n in sorted(sum(counts, Counter[str]()).items()):
+        if lacking := [name for name, count in zip(way.parts, counts, strict=True) if not count[value]]:
+            n_groups = pluralize(sum(value in group for group in groups), "group")
+            found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking)}"
+            expected = f"every class in every part; rows that belong together give {n_groups} of it"
+            step = "add rows of it, drop or rename the class, or leave out --stratify"
+            yield Problem(f"{shown}, --stratify {way.stratify}", found, expected, step)
 
 
 def _group(row: Row, way: SplitOptions) -> str:
@@ -264,7 +241,7 @@ def _alike_across(
 def _nearest(
     questions: Sequence[str], known: Sequence[str], alike: float, among: Sequence[str]
 ) -> list[TextMatch | None]:
-    """Give for each question the one most alike of those known, or with 1 the first equal one, folded."""
+    """Return for each question the most similar known one; with `alike` 1 the first equal one."""
     if alike < 1:
         return nearest(questions, known, threshold=alike, among=among)
     first = {of: i for i, question in reversed(list(enumerate(known))) if (of := fold_text(question))}
@@ -273,7 +250,7 @@ def _nearest(
 
 
 def _split_by_time(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
-    """Cut at two times, ties in the earlier part; what an earlier part knows already is dropped."""
+    """Cut at two times, ties in the earlier part; rows that repeat an earlier part's are dropped."""
     times = _times(content, way)
     order = sorted(range(len(times)), key=times.__getitem__)
     parts: dict[str, list[int]] = {}
@@ -300,7 +277,7 @@ def _split_by_time(content: Rows, questions: list[str], way: SplitOptions) -> Sp
 
 
 def _times(content: Rows, way: SplitOptions) -> list[float]:
-    """Read the time of every row, in seconds or as the number that it is; no time zone is UTC."""
+    """Read the time of every row, in seconds or as its number; a time without a zone is UTC."""
     times, problems = [], []
     kinds: dict[bool, str] = {}
     values = [row.fields.get(way.time or "") for row in content.rows]
@@ -318,9 +295,6 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
     if len(kinds) > 1 and not problems:
         found = f"a number in {way.time!r}, where {kinds[False]} has a date"
         problems = [Problem(kinds[True], found, "dates or numbers in all rows", "fix the rows")]
-    if len(problems) > 1 and not times:
-        found = f"no time in any of {len(values):,} rows of {way.time!r}, such as {values[0]!r}"
-        problems = [Problem(content.shown, found, way.time_format or FORMS, _ANOTHER_FORM)]
     refuse(cap_problems(problems, content.shown, "times that cannot be read"))
     return times
 

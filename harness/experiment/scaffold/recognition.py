@@ -113,7 +113,7 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
     """Read rows as examples of a task, each with where it comes from."""
-    return read_examples(task, content, Notes([], [])).examples
+    return read_examples(task, content, Notes([], []))
 
 
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:

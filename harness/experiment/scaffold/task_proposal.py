@@ -212,7 +212,7 @@ _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "tes
 def list_unused(task: Task, seen: RecognizedRows) -> Unused:
     """Find what a proposed task does not read of the rows."""
     content = readers.Rows(seen.shown, "row", seen.rows)
-    return find_unused(task, content, examples(task, content, Notes([], []), problems=[]).examples)
+    return find_unused(task, content, examples(task, content, Notes([], []), problems=[]))
 
 
 def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
@@ -266,7 +266,7 @@ def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: U
         )
     else:
         others = (other for other in unused.others if getattr(request, other.option) is None)
-        yield from (f"{other.said}; next: where it does, {other.options}" for other in others)
+        yield from (f"{other.sentence}; next: where it does, {other.options}" for other in others)
     for column in unread:
         values = [str(row.fields.get(column)) for row in seen.rows]
         parts = list(dict.fromkeys(values))
