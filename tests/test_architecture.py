@@ -47,14 +47,14 @@ HOMES = {
     **{name: {"report", "training"} for name in ("mlflow", "tensorboard", "wandb")},
     **{
         name: {"data"}
-        for name in ("charset_normalizer", "datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")
+        for name in ("datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")
     },
 }
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate openai ray submitit "
-    "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab phonenumbers py3langid stdnum"
+    "mlflow tensorboard wandb optuna datasketch ftfy cleanlab phonenumbers py3langid stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
 DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"
