@@ -45,10 +45,7 @@ HOMES = {
     "py3langid": {"evaluation"},
     "optuna": {"experiment"},
     **{name: {"report", "training"} for name in ("mlflow", "tensorboard", "wandb")},
-    **{
-        name: {"data"}
-        for name in ("datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")
-    },
+    **{name: {"data"} for name in ("datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")},
 }
 # Slow to import: never at the top of a file, whichever file it is.
 HEAVY = (

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from checked_rows import damage_rows, make_clean_rows, write, write_csv
-from conftest import refused
 from openai_server import Rule, serve_model
 from typer.testing import CliRunner
 
@@ -122,17 +121,10 @@ def test_the_chain_of_a_check_runs_also_where_it_was_run_before(name):
 
 def test_the_step_of_a_refusal_that_is_a_command_runs():
     write_csv("rows.csv", make_clean_rows(20))
-    Path("not packed.csv.gz").write_bytes(Path("rows.csv").read_bytes())
-    for words in (
-        ("clean", "rows.csv", "--out", "new folder/rows.csv"),
-        ("clean", "not packed.csv.gz", "--out", "c.csv"),
-    ):
-        code, said = harness("data", *words)
-        assert code
-        step = said.partition("; next: ")[2].splitlines()[0].removeprefix("rename it: ")
-        run(step)
+    code, said = harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")
+    assert code
+    run(said.partition("; next: ")[2].splitlines()[0])
     assert harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")[0] == 0
-    assert harness("data", "clean", "not packed.csv", "--out", "c.csv")[0] == 0
 
 
 def test_the_check_of_rows_in_other_words_reads_the_columns_that_were_named():
@@ -144,19 +136,3 @@ def test_the_check_of_rows_in_other_words_reads_the_columns_that_were_named():
         code, said = harness("data", "augment", "rows.csv", *columns, *asked)
     assert code == 0, said
     run(said.partition("next: ")[2].partition(", then train: more.csv on a candidate")[0])
-
-
-def test_a_label_that_holds_a_special_token_names_the_command_that_strips_it():
-    texts = [f"{ASK} {word}?" for word in FILL]
-    labelled = [{"prompt": text, "reference": ("yes", "no")[i % 2]} for i, text in enumerate(texts)]
-    labelled[3]["reference"] = "no<|im_end|>"
-    train = write(Path("train.jsonl"), labelled)
-    test = write(Path("test.jsonl"), [{"prompt": "Is that all?", "reference": "yes"}])
-
-    def load(train):
-        return load_task(Task(name="t", data={"train": train, "test": test}, labels=["yes", "no"]), 0)
-
-    (problem,) = refused(load, train).problems
-    assert problem.next_step == "harness data clean train.jsonl --out train.clean.jsonl --special-tokens"
-    run(problem.next_step)
-    assert {e.references for e in load("train.clean.jsonl").train} == {("yes",), ("no",)}

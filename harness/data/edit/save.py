@@ -72,7 +72,7 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         found, expected = "the file that is read", "a new file: rows are never changed in place"
         raise UserError(Problem(f"--out {shown}", found, expected, "name another file"))
     if not out.absolute().parent.is_dir():
-        step = f"mkdir -p {as_argument(str(out.parent))}, or name another folder"
+        step = f"mkdir -p {as_argument(str(out.parent))}"
         raise UserError(Problem(f"--out {shown}", f"no folder {out.parent}", "an existing folder", step))
     if inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
         found = f"a file in the folder that is read, {inside}"
