@@ -338,11 +338,12 @@ def overlap_notes(
     with_choices: bool = False,
     encode: Encode | None = None,
     options: str = "",
+    drawn_from: str = "",
 ) -> list[str]:
     """Describe the training rows of a file that ask in other words what is evaluated, with the closest three.
 
     With `encode` a second note has those that only the embeddings find. `options` name the columns in the
-    command that drops such rows.
+    command that drops such rows; `drawn_from` is the file that evaluated rows were set aside from.
     """
     questions, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
@@ -360,18 +361,19 @@ def overlap_notes(
         nearest_three = zip(pairs[:3], overlapping, strict=False)
         closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in nearest_three)
         found = f"{pluralize(len(pairs), 'row')} may be evaluated items in other words; closest: {closest}"
-        commands = _dedup_commands(pairs, options) if overlapping is in_words else ()
+        commands = _dedup_commands(pairs, options, drawn_from) if overlapping is in_words else ()
         notes.append(f"{where}: {found}{''.join(commands)}")
     return notes
 
 
-def _dedup_commands(pairs: Sequence[tuple[str, str]], options: str) -> Iterator[str]:
+def _dedup_commands(pairs: Sequence[tuple[str, str]], options: str, drawn_from: str) -> Iterator[str]:
     """Yield the commands that drop such rows from their files; items of lm-eval have no file."""
     from harness.data.edit.row_files import new_name
 
     tests_of: dict[str, dict[str, None]] = defaultdict(dict)
     for training, evaluated in pairs:
-        if (file := file_of(training)) and (test := file_of(evaluated)) and file != test:
+        file, test = file_of(training), file_of(evaluated)
+        if file and test not in ("", file, drawn_from):
             tests_of[file][test] = None
     for file, tests in tests_of.items():
         against = "".join(f" --against {as_argument(test)}" for test in tests)

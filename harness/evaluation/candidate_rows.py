@@ -216,8 +216,9 @@ def refuse_or_note(
     prompt, reference = target.fields.prompt, target.fields.reference
     named = column_options(option_text(prompt, Fields().prompt), option_text(reference, Fields().reference))
     options, choice = "".join(f" {shlex.quote(word)}" for word in named), target.kind == "choice"
+    drawn_from = display_path(target.data.source("train") or "")
     for part, file in file_by_part.items():
-        notes += overlap_notes(own.list_sourced(part), evaluated, file, choice, encode, options)
+        notes += overlap_notes(own.list_sourced(part), evaluated, file, choice, encode, options, drawn_from)
     return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 
 
