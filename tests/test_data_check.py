@@ -229,7 +229,7 @@ def decide_command(*arguments):
     return next(f["command"] for f in found if f["check"] == "personal_data")
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", make_rows_with_mail())
@@ -333,6 +333,7 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
         assert set(finding.steps) <= set(chain)
 
 
+@pytest.mark.e2e
 def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = make_rows_of_articles()

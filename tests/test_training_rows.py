@@ -253,7 +253,7 @@ candidates:
 """
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_rows_that_are_checked_cleaned_made_unique_and_split_raise_the_score(data, tiny, tmp_path, own_cache):
     rows, draw = make_clean_rows(700), random.Random(1)
     messy = [
