@@ -276,17 +276,19 @@ def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
     others = [n for n in names if not (n.endswith((".", "?", "!")) and len(n.split()) > 2) and len(n) <= 100]
     filled = find_filled_columns(content.rows)
     unnamed = filled & {f"column {place}" for place, _ in enumerate(names, start=1)}
+    expected = "a header line that names the columns, such as text,label"
+    step = "or where it is one: --prompt COLUMN --reference COLUMN"
     if 2 * len(unnamed) > len(filled):
-        found = f"no name for {len(unnamed)} of {len(filled)} columns"
-    elif counts[value] > 1:
+        found = f"a first line that names {len(filled - unnamed)} of {len(filled)} columns"
+        return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it, {step}")
+    if counts[value] > 1:
         found = f"{excerpt(value, 60)!r}, which {counts[value]:,} rows hold in that column,"
     elif len(others) < len(names) and all(name.replace(".", "", 1).isdigit() for name in others):
         found = f"{excerpt(names[0], 60)!r} and other data"
     else:
         return None
-    expected = "a header line that names the columns, such as text,label"
-    step = "add a header line, or where it is one: --prompt COLUMN --reference COLUMN"
-    return Problem(f"{content.shown}:1", f"{found} where names of columns belong", expected, step)
+    found = f"{found} where names of columns belong"
+    return Problem(f"{content.shown}:1", found, expected, f"add a header line, {step}")
 
 
 def name_in(template: str | None) -> str:
