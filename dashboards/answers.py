@@ -1,8 +1,4 @@
-"""Answers: the items of a task as rows, candidates as columns; a cell opens with its prompt and scores.
-
-Invariant: items are read a page at a time, and only an opened cell is read in full; the address describes
-the view, so that a link opens the same one.
-"""
+"""Answers: the items of a task as rows, candidates as columns; a cell opens with its prompt and scores."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

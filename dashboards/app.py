@@ -1,8 +1,4 @@
-"""The dashboard: one page a file, chosen in the side bar; `harness dashboard` starts it.
-
-Invariant: pages show stored results and leave all computing to the harness package; only the pages Rate and
-Data write files.
-"""
+"""The dashboard: one page a file, chosen in the side bar; `harness dashboard` starts it."""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""Compare: two or more candidates, paired on the same items.
-
-Invariant: all others are compared with the first candidate; `?compare=a,b` opens the page with this choice.
-"""
+"""Compare: two or more candidates, paired on the same items."""
 
 from typing import Any
 

@@ -1,8 +1,4 @@
-"""Data: findings in the target's rows, and rows to relabel, drop or keep.
-
-Invariant: the page shows the findings of `harness data check` and writes only decisions, in a file next to
-the rows; `harness data clean --decisions` applies them in a new file.
-"""
+"""Data: findings in the target's rows, and rows to relabel, drop or keep."""
 
 import shlex
 from pathlib import Path

@@ -1,8 +1,4 @@
-"""Decide: the arithmetic of the recommendation, live.
-
-Invariant: with untouched sliders the page shows what `harness decide` prints; each change calls the same
-function with another policy or device price.
-"""
+"""Decide: the arithmetic of the recommendation, live."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -154,7 +150,7 @@ def _gains(
 
 
 def _break_even(decision: Decision) -> None:
-    """Draw the cost of both choices by the number of requests, up to the forecast or the break-even."""
+    """Draw the cost of both choices by the number of requests."""
     figures = decision.arithmetic
     tuned, other = figures.get("cost_per_1k_fine_tune_usd"), figures.get("cost_per_1k_alternative_usd")
     if not isinstance(tuned, float) or not isinstance(other, float):
@@ -165,11 +161,7 @@ def _break_even(decision: Decision) -> None:
     most = 1.1 * forecast
     if isinstance(break_even, float) and isfinite(break_even):
         marks = {f"break-even after {round_up(break_even)}": break_even} | marks
-        if break_even < forecast / 8:
-            near = st.segmented_control("Up to", ["break-even", "forecast"], default="break-even", key="upto")
-            most = 2.5 * break_even if near == "break-even" else most
-        else:
-            most = 1.1 * max(forecast, break_even) if break_even < 20 * forecast else most
+        most = max(most, 1.1 * break_even)
     lines = {
         f"fine-tune: {figures['fine_tune']}": (once, tuned / 1000),
         f"instead: {figures['alternative']}": (0.0, other / 1000),

@@ -1,7 +1,4 @@
-"""Forgetting: losses and gains of every fine-tune on the capability suite, by task.
-
-Invariant: the numbers are the report's own; a cell shows its paired difference, also as its colour.
-"""
+"""Forgetting: losses and gains of every fine-tune on the capability suite, by task."""
 
 from collections.abc import Mapping, Sequence
 

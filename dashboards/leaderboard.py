@@ -1,7 +1,6 @@
 """Leaderboard: every run with its score, forgetting, cost and verdict.
 
-Invariant: scores of reported runs are the report's own; those of other runs are estimated from their stored
-rows, the newest first. Runs without a shown difference share a rank.
+Scores of reported runs are the report's own; those of other runs are estimated from their stored rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,7 @@ from harness.report.columns import (
     metric_column,
 )
 from harness.report.escape import clean
-from harness.report.wording import answered_text
-from parts import charts, controls, project, safe_text, scores
+from parts import controls, project, safe_text, scores
 from parts.safe_text import COLOURS
 from parts.scores import AT_ONCE
 
@@ -60,13 +58,6 @@ class Board(NamedTuple):
     def n_unread(self) -> int:
         """Number of scores not estimated yet."""
         return sum(map(len, self.unread.values()))
-
-    @property
-    def n_unanswered(self) -> int:
-        """Number of finished runs without answers to the target."""
-        return sum(
-            line.run.state == "done" and line.facts.target is None and not line.rows for line in self.lines
-        )
 
     def read(self) -> Iterator[float]:
         """Estimate the missing scores; yields the share done."""
@@ -256,20 +247,6 @@ def page() -> None:
     board = make_board(runs, report, metrics)
     _table(board.lines, metrics, report, stored)
     _unread(board)
-    scored = [(line, e) for line in board.lines if (e := line.facts.target) is not None][: scores.AT_ONCE]
-    if not scored:
-        return
-    task, metric = scored[0][0].task, scored[0][0].metric
-    comparable = [(line.run, e) for line, e in scored if (line.task, line.metric) == (task, metric)]
-    unit, names = scored[0][1].unit, controls.distinct([run for run, _ in comparable])
-    bars = []
-    for name, (_, e) in zip(names, comparable, strict=True):
-        value, low, high = (unit.scale * x for x in e[:3])
-        bars.append(charts.Bar(name, value, low, high, answered_text(e)))
-    figure = charts.forest(
-        {"score": bars}, f"{metric.replace('_', ' ')}{unit.axis}, with 95 % interval", zero=False
-    )
-    charts.draw(figure, "leaderboard")
 
 
 def _choose_more_metrics(report: ExperimentReport | None) -> list[str]:
@@ -321,10 +298,6 @@ def _table(
 
 def _unread(board: Board) -> None:
     """Say how many scores are missing, and estimate them on request."""
-    if board.n_unanswered:
-        safe_text.say(
-            f"Runs without a score, because they did not answer the target: {count(board.n_unanswered)}"
-        )
     if board.n_unread == 0:
         return
     st.caption(f"Not estimated yet: {count(board.n_unread)} scores; the page opens with {scores.AT_ONCE}.")

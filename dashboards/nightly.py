@@ -1,8 +1,4 @@
-"""Nightly: the change of every watched candidate against its reference by night, and the alarms.
-
-Invariant: each night is shown as `harness nightly run` reported it, from the nights up to then; the band is
-a confidence sequence, so looking at it every morning adds no false alarms.
-"""
+"""Nightly: the change of every watched candidate against its reference by night, and the alarms."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,21 +1,18 @@
 """Pareto: the gain on the target against the change on the capability suite.
 
-Invariant: a point is on the front if no other is at least as good in both and better in one; the area under
-the front has a fixed reference, so that experiments with the same metric can be compared.
+The area under the front has a fixed reference, so that experiments with the same metric can be compared.
 """
 
 from collections.abc import Sequence
 
 import streamlit as st
 
-from harness import plugins, stats
+from harness import stats
 from harness.formatting import UNKNOWN, percent, points, score
 from harness.report import WORDS, ExperimentReport, front_file
 from harness.report.pareto_front import Point, points_of
-from harness.spec import BASE
 from parts import controls, project, safe_text
 
-_SCALE = 0.5  # default of `scaled` and `interpolated`
 _REFERENCE = (0.0, -1.0)  # nothing right on the target, all of the capability suite lost
 
 
@@ -41,21 +38,7 @@ def page() -> None:
         for rescue in project.rescues(report)
     }
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
-    # The scales of one fine-tune form a line, in the order of their scale.
-    runs = {label: run.recipe for label, run in controls.runs_of(report, project.runs()).items()}
-    by_label = {p.label: p for p in points_found}
-    families: dict[str, list[tuple[float, Point]]] = {}
-    for label, recipe in runs.items():
-        origin = recipe.get("init_from")
-        scaled = plugins.find_method(recipe.get("method", BASE)).interpolates
-        if scaled and origin in by_label and label in by_label:
-            scale = float(recipe.get("params", {}).get("scale", _SCALE))
-            families.setdefault(origin, [(1.0, by_label[origin])]).append((scale, by_label[label]))
-    lines = [
-        *[[p for _, p in sorted(family, key=lambda item: item[0])] for family in families.values()],
-        *rescued.values(),
-    ]
-    picture = front_file(report, lines=lines)
+    picture = front_file(report, lines=list(rescued.values()))
     st.image(picture, width="stretch")
     st.download_button("SVG", picture, "pareto.svg", "image/svg+xml", icon=":material/download:")
     _say_front(report, points_found)

@@ -1,7 +1,4 @@
-"""Report: the first page of the written report: what to ship, why, how sure that is, and what to do next.
-
-Invariant: the page shows the document that `harness compare` writes, and computes nothing.
-"""
+"""Report: the first page of the written report: what to ship, why, how sure that is, and what to do next."""
 
 import streamlit as st
 

@@ -1,8 +1,4 @@
-"""Training: losses of one or several candidates in one plot, time and cost, and the training rows.
-
-Invariant: the page shows only logged values, and two kinds of loss never share an axis; means, gap and
-diagnosis are those of `harness.report.training_tables`.
-"""
+"""Training: losses of one or several candidates in one plot, time and cost, and the training rows."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -81,15 +81,10 @@ class RescueSituation(NamedTuple):
 
 
 class InitWeights(NamedTuple):
-    """Weights to start from, before they exist: their recipe, and what is known about them.
-
-    `adapter` is the adapter's configuration, `tracked()` returns the training steps whose weights may be
-    kept.
-    """
+    """Weights to start from, before they exist: their recipe, and the adapter's configuration if known."""
 
     recipe: Recipe
     adapter: Mapping[str, Any]
-    tracked: Callable[[], Sequence[int]] = tuple
 
 
 class RescueStep(NamedTuple):
@@ -107,13 +102,11 @@ class RescueStep(NamedTuple):
 class MethodChecks(NamedTuple):
     """Checks of a method before anything runs.
 
-    `problems(recipe, base, where)` yields obstacles, `remarks(params, rows)` notes; `of_merges(recipe,
-    adapters, where)` obstacles in the configurations of merged adapters, `of_init(params, init, where)` those
-    to starting from weights.
+    `problems(recipe, base, where)` yields obstacles, `of_merges(recipe, adapters, where)` those in the
+    configurations of merged adapters, `of_init(params, init, where)` those to starting from weights.
     """
 
     problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
-    remarks: Callable[[Any, Sequence[Any]], Iterable[str]] = lambda params, rows: ()
     of_merges: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
     of_init: Callable[[Any, InitWeights, str], Iterable[Problem]] = lambda params, init, where: ()
 

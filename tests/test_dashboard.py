@@ -17,13 +17,11 @@ import fake_project
 import pytest
 from fake_facts import BITS, verdict
 from fake_facts import comparison as comparison_of
-from filelock import FileLock
 
 from harness import formatting, report, store
-from harness.analysis import comparison, decision
+from harness.analysis import comparison
 from harness.analysis.estimators import Estimate
 from harness.analysis.labelled_answers import draw_items
-from harness.analysis.target_scores import TrivialBaseline
 from harness.lifecycle import nightly_alarm as night_alarm
 from harness.lifecycle import nightly_state as files
 from harness.lifecycle import rescue
@@ -143,12 +141,6 @@ def test_a_page_of_an_empty_store_says_what_to_do_and_one_of_a_single_run_opens(
     open_page(name)
 
 
-def test_an_empty_store_in_which_somebody_works_says_to_wait(open_page, tmp_path):
-    with store.hold(Store(tmp_path / "runs")):
-        (info,) = open_page("leaderboard").info
-    assert info.value.endswith("Another command is running; this page fills when it has finished.")
-
-
 @pytest.mark.e2e
 def test_a_report_that_cannot_be_read_is_named_with_what_makes_it_anew(open_page, tmp_path, made):
     written = next((tmp_path / "reports").glob("*.json"))
@@ -214,50 +206,6 @@ def read_cells(table) -> dict[str, list[str]]:
     return shown.to_dict("list")
 
 
-def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts_by_value(
-    open_page, tmp_path
-):
-    made = fake_project.write(tmp_path)
-    dear = replace(made.facts[0], cost_per_1k_usd=12.0, latency_p50_s=0.02)
-    report.write(replace(made, facts=(dear, *made.facts[1:])), tmp_path / "reports")
-    board = board_of(open_page("leaderboard"))
-    measured = ("rank", "target", "gain", "forgetting", "cost_per_1k_usd", "latency_p50_s")
-    assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
-    assert list(board["cost_per_1k_usd"].sort_values().index) == ["lora", "knn", "prompt"]
-
-
-def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(open_page, tmp_path, made):
-    facts = (
-        replace(
-            f,
-            target=f.target._replace(unit=BITS),
-            vs_untrained=f.vs_untrained and replace(f.vs_untrained, unit=BITS),
-        )
-        for f in made.facts
-    )
-    report.write(replace(made, metric="bits_per_byte", facts=tuple(facts)), tmp_path / "reports")
-    board = open_page("leaderboard").dataframe[0].value
-    assert list(board["candidate"]) == ["prompt", "knn", "lora"]
-    assert list(board["target"]) == pytest.approx([f.target.score for f in made.facts])
-
-
-def test_a_run_that_failed_is_an_error_without_a_report_too(open_page, tmp_path):
-    fake_project.write(tmp_path, with_report=False)
-    rewrite_run(tmp_path, "lora-0", state="failed", error="out of memory")
-    board = board_of(open_page("leaderboard"))
-    expected = {"prompt": ["–"], "knn": ["–"], "lora": ["ERROR"]}
-    assert {name: list(words) for name, words in board["verdict"].items()} == expected
-
-
-def test_the_champion_is_marked(open_page, tmp_path, made):
-    champion = store.Champion("support", "knn-0", "x", 0, "x", "x", "x", "x", "x", {}, {}, {})
-    store.record_champion(
-        Store(tmp_path / "runs"), store.ChampionEntry(1, "promotion", "", "Ann", "", 1, champion, keep=1)
-    )
-    board = board_of(open_page("leaderboard"))
-    assert dict(board["champion"]) == {"lora": "", "knn": "★", "prompt": ""}
-
-
 def rewrite_run(folder, run_id, as_id=None, **changes):
     """Write a run anew with changes, in its own folder or as a run of another id."""
     run = json.loads((folder / "runs" / run_id / "run.json").read_text()) | changes
@@ -278,22 +226,6 @@ def test_the_leaderboard_is_filtered_by_experiment_model_seed_and_date(open_page
     for since in ("2026-01-02", "2026-02-01"):
         page.text_input(key="filter_since").set_value(since).run()
         assert list(page.dataframe[0].value["run_id"]) == ["knn-0"], since
-
-
-@pytest.mark.e2e
-def test_scores_on_another_task_are_not_drawn_beside_the_targets(open_page, tmp_path):
-    candidates = {**fake_project.CANDIDATES, "talker": ("lora", 9, 30)}
-    fake_project.write(tmp_path, candidates, with_report=False)
-    at = Store(tmp_path / "runs")
-    runs = {run.candidate: run for run in store.list_runs(at)}
-    desk = fake_project.report_of(at, [runs["prompt"], runs["knn"], runs["lora"]])
-    report.write(desk, tmp_path / "reports")
-    talk = fake_project.report_of(at, [runs["prompt"], runs["talker"]], "talk", ("chat", "support"))
-    report.write(talk, tmp_path / "reports")
-    page = open_page("leaderboard", experiment="desk", all_runs="true")
-    assert "talker" in set(page.dataframe[0].value["candidate"])
-    (forest,) = pictures(page)
-    assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora", "knn", "prompt"}
 
 
 def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, tmp_path, made):
@@ -344,17 +276,6 @@ def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, 
     assert page.info.len == 0
 
 
-def test_runs_that_come_and_go_are_seen(open_page, tmp_path):
-    fake_project.write(tmp_path, with_report=False)
-    page = open_page("leaderboard")
-    names = ["prompt", "knn", "lora"]
-    assert sorted(page.dataframe[0].value["candidate"]) == sorted(names)
-    shutil.rmtree(tmp_path / "runs" / "knn-0")
-    rewrite_run(tmp_path, "lora-0", candidate="dora")
-    page.run()
-    assert sorted(page.dataframe[0].value["candidate"]) == ["dora", "prompt"]
-
-
 def test_compare_follows_a_deep_link_and_shows_and_draws_the_paired_differences(open_page, made):
     page = open_page("compare", compare="knn,lora")
     assert page.multiselect(key="compare_chosen").value == ["knn", "lora"]
@@ -373,15 +294,6 @@ def test_compare_follows_a_deep_link_and_shows_and_draws_the_paired_differences(
     assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (c.delta - c.low) for c in changes])
     for text, c, change in zip(drawn["text"], changes, words, strict=True):
         assert text.endswith(f"{c.task}: {change}")
-
-
-def test_what_is_chosen_stands_in_the_address_where_a_name_may_hold_a_comma(open_page, tmp_path, made):
-    rewrite_run(tmp_path, "lora-0", candidate="lora[r=8,alpha=16]")
-    page = open_page("compare", compare="knn,lora[r=8,alpha=16]")
-    chosen = page.multiselect(key="compare_chosen")
-    assert chosen.value == ["knn", "lora[r=8,alpha=16]"]
-    chosen.set_value(["lora[r=8,alpha=16]", "prompt"]).run()
-    assert page.query_params["compare"] == "lora[r=8,alpha=16],prompt"
 
 
 def matrix(page) -> dict[str, dict[str, str]]:
@@ -405,8 +317,8 @@ def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_p
 @pytest.mark.parametrize(
     ("task", "outcome", "n"),
     [
-        ("chat", "lost", 36), ("chat", "gained", 0), ("chat", "disagreement", 36), ("support", "gained", 28),
-        ("chat", "all right", 12), ("chat", "none right", 12), ("chat", "cut", 1), ("chat", "refused", 0),
+        ("chat", "lost", 36), ("support", "gained", 28), ("chat", "all right", 12), ("chat", "cut", 1),
+        ("chat", "refused", 0),
     ],
 )  # fmt: skip
 def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, made, task, outcome, n):
@@ -415,8 +327,7 @@ def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page
 
 
 @pytest.mark.parametrize(
-    ("text", "n"),
-    [("QUESTION 20 of", 1), ("lora answers 3", 9), ("prompt answers 3", 9), ("family 10", 2), ("nowhere", 0)],
+    ("text", "n"), [("QUESTION 20 of", 1), ("lora answers 3", 9), ("family 10", 2), ("nowhere", 0)]
 )
 def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, made, text, n):
     page = open_page("answers", compare="knn,lora", task="chat")
@@ -473,7 +384,6 @@ def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path, ma
     [
         ("letters", "package-0", "hybrid", ["user", "assistant", "user", "assistant", "user"]),
         ("letters", "package-0", "bag", ["user"]),
-        ("facts", "fact-1", "lora, hybrid", ["user"]),
     ],
 )
 def test_an_answer_opens_with_the_prompt_that_it_was_sent(
@@ -501,15 +411,6 @@ def map_quotes(page) -> dict[str, str]:
     return dict(
         re.findall(r'<div class="name">(.*?)</div><div class="quoted">(.*?)</div>', html(page), re.DOTALL)
     )
-
-
-def test_what_is_not_of_both_prompts_or_not_there_is_said_or_left_out(open_page, made, tmp_path):
-    assert "nobody" in html(open_page("compare", compare="nobody,lora"))
-
-    replace_answers(
-        tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"}
-    )
-    assert "A passage" not in html(open_page("rate", rate="knn,lora", rater="ann"))
 
 
 def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path, made):
@@ -573,18 +474,6 @@ def replace_answers(folder, run_id, task, change, weights=None):
         store.save_run(at, replace(run, rows={**run.rows, key: other.digest}))
 
 
-def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, tmp_path, made):
-    kinds = {0: "unparsable", 1: "unparsable", 2: "refused", 3: "refused", 4: "refused"}
-    replace_answers(
-        tmp_path, "lora-0", "chat", lambda i: {"status": "refused" if i == 9 else "ok"}, weights="base"
-    )
-    replace_answers(tmp_path, "lora-0", "chat", lambda i: {"status": kinds.get(i, "ok")})
-    shown = open_page("forgetting").dataframe[0].value.set_index(["task", "answers"])
-    said = {kind: tuple(shown.loc[("chat", kind), ["base", "lora"]]) for kind in ("unparsable", "refused")}
-    share = {n: formatting.percent(n / 60) for n in range(4)}
-    assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
-
-
 def test_pareto_says_what_is_on_the_front(open_page, made):
     page = open_page("pareto")
     assert "On the front: lora, knn." in html(page)
@@ -592,16 +481,6 @@ def test_pareto_says_what_is_on_the_front(open_page, made):
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
     assert f"Area under the front: {formatting.percent(expected)} %" in html(page)
     assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)
-
-
-@pytest.mark.e2e
-def test_the_scales_of_one_fine_tune_lie_on_one_line(open_page, tmp_path):
-    fake_project.write(tmp_path, {**fake_project.CANDIDATES, "half": ("scaled", 40, 30)})
-    recipe = {"method": "scaled", "init_from": "lora", "params": {"scale": 0.5}}
-    rewrite_run(tmp_path, "half-0", recipe=recipe)
-    page = open_page("pareto")
-    assert "one fine-tune, scaled" in front_texts(page)
-    assert any(text.startswith("half: ") and "; lora: " in text for text in front_texts(page, "title"))
 
 
 def make_rescue(made) -> Rescue:
@@ -633,14 +512,6 @@ def test_the_scales_of_the_last_rescue_lie_on_one_line(open_page, tmp_path):
         == "lora at scale 0.5: −20.0 points; lora at scale 0.75: −40.0 points; lora at scale 1: −60.0 points"
     )
     assert "the last rescue of lora" in html(page)
-
-
-def test_only_the_rescue_of_this_run_is_drawn(open_page, tmp_path, made):
-    earlier = replace(made, facts=tuple(replace(f, run_id=f"{f.run_id}-earlier") for f in made.facts))
-    rescue.write(make_rescue(earlier), tmp_path / "reports")
-    assert "one fine-tune, scaled" not in front_texts(open_page("pareto"))
-    (tmp_path / "reports" / "desk.rescue-lora.json").write_text('{"rescued": null}')
-    assert front_texts(open_page("pareto"))
 
 
 def test_training_overlays_losses_and_names_the_gap(open_page, made):
@@ -682,15 +553,6 @@ def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_pat
 
 
 @pytest.mark.e2e
-def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(open_page, tmp_path):
-    made = fake_project.write(tmp_path, {**fake_project.CANDIDATES, "hybrid": ("lora", 51, 12)})
-    training = made.facts[2].training.to_plain() | {"fit_key": "k"}
-    rewrite_run(tmp_path, "lora-0", training=training)
-    rewrite_run(tmp_path, "hybrid-0", training=training, recipe={"method": "lora", "weights_of": "lora"})
-    assert list(open_page("training").dataframe[0].value["candidate"]) == ["lora"]
-
-
-@pytest.mark.e2e
 def test_a_loss_of_preferences_has_a_picture_of_its_own(open_page, tmp_path):
     fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
     losses = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
@@ -725,66 +587,6 @@ def test_decide_says_what_the_command_says_until_a_slider_moves_and_reprices_all
     assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
     unmoved = "break-even, requests"
     assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.unit))[unmoved]
-
-
-SLIDERS = {
-    "requests a month": ("requests_per_month", 1e6),
-    "horizon, months": ("horizon_months", 24.0),
-    "a label, USD": ("label_cost_usd", 0.5),
-    "one more right answer, USD": ("right_answer_usd", 0.1),
-    "hosting a month, USD": ("hosting_usd_per_month", 5.0),
-    "τ, points per USD of training": ("tau", 100_000.0),
-}
-
-
-def test_each_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path, made):
-    passing = tuple(replace(f, verdict=verdict("pass")) for f in made.facts)
-    report.write(made := replace(made, facts=passing), tmp_path / "reports")
-    page, policy = open_page("decide"), DecidePolicy()
-    task = {"closed_labels": False, "has_documents": False, "metric_name": "exact_match"}
-    for slider, (key, value) in SLIDERS.items():
-        before, policy = arithmetic(page), policy.model_copy(update={key: value})
-        page.select_slider(key=f"decide_{slider}").set_value(value).run()
-        expected = decision.decide(made.facts, policy, **task)
-        assert arithmetic(page) == list_page_rows(expected, formatting.RATE, policy) != before
-        assert expected.sentence in html(page).replace("&#x27;", "'")
-
-
-def test_what_ships_is_held_to_the_majority_class_on_the_page_too(open_page, tmp_path, made):
-    report.write(
-        replace(made, trivial=TrivialBaseline("always answering “<b>no</b>”", 1.0)),
-        tmp_path / "reports",
-    )
-    said = html(open_page("decide"))
-    assert "less than always answering “&lt;b&gt;no&lt;/b&gt;”, which reaches 100.0 %" in said
-
-
-def test_another_experiment_is_decided_as_it_is_written(open_page, tmp_path):
-    desk = fake_project.write(tmp_path)
-    monthly = {"desk": 10_000, "counter": 1_000_000}
-    for name, requests in monthly.items():
-        policy = DecidePolicy(requests_per_month=requests)
-        report.write(replace(desk, experiment=name, policy=policy), tmp_path / "reports")
-    page = open_page("decide", experiment="desk")
-    asked = {}
-    for name in monthly:
-        page.selectbox(key="experiment").select(name).run()
-        asked[name] = arithmetic(page)["requests over the horizon"]
-    assert asked == {name: formatting.count(6 * requests) for name, requests in monthly.items()}
-
-
-def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(open_page, tmp_path):
-    of = fake_project.write(tmp_path).decision.arithmetic
-    (picture,) = pictures(open_page("decide"))
-    drawn = {trace["name"]: trace for trace in picture["data"]}
-    once = {"fine-tune: lora": of["spent_once_usd"], "instead: knn": 0.0}
-    each = {
-        "fine-tune: lora": of["cost_per_1k_fine_tune_usd"],
-        "instead: knn": of["cost_per_1k_alternative_usd"],
-    }
-    for name, line in drawn.items():
-        most = line["x"][1]
-        assert line["y"] == pytest.approx([once[name], once[name] + each[name] * most / 1000])
 
 
 def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page, tmp_path, made):
@@ -847,25 +649,6 @@ def test_nights_are_drawn_with_alarms_open_until_acknowledged_and_with_commits(o
     assert again["y"] == trends["lora"]["y"], "earlier nights are shown as they were"
 
 
-def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(open_page, tmp_path, nights):
-    file = tmp_path / "harness.yaml"
-    file.write_text(file.read_text() + "nightly: {candidates: [<b>lorra</b>]}\nitmes: 3\n")
-    page = open_page("nightly")
-    assert "itmes" in html(page)
-    assert "; expected " in html(page)
-    assert "<b>lorra" not in html(page)
-    assert not page.info, "nights were run"
-
-
-def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path, nights):
-    hostile = {"about": HOSTILE, "sentence": f"{HOSTILE}: regression"}
-    change_state(tmp_path, lambda state: replace(state, alarms=(replace(state.alarms[0], **hostile),)))
-    page = open_page("nightly")
-    assert "<b>x" not in html(page)
-    (picture,) = pictures(page)
-    assert not any("<b>x" in note["text"] for note in picture["layout"]["annotations"])
-
-
 @pytest.mark.e2e
 def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_path):
     texts = {"knn": "red", "lora": "blue"}
@@ -923,7 +706,7 @@ def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, t
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("name", "times"), [("answers", 1), ("answers", 6_000), ("rate", 6_000)])
+@pytest.mark.parametrize(("name", "times"), [("answers", 6_000), ("rate", 1)])
 def test_hostile_answers_are_text(open_page, tmp_path, name, times):
     texts = {"lora": EVIL * times, "prompt": "plain", "knn": "plain"}
     fake_project.write(tmp_path, FEW, texts=texts, n=8)
@@ -967,21 +750,6 @@ def test_hostile_names_are_text(open_page, tmp_path):
     assert len(named) >= 2, "an expander of training, a file of a long answer"
 
 
-def test_a_comparison_at_work_is_shown_with_its_progress(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
-    fake_project.write(tmp_path)
-    at = Store(tmp_path / "runs")
-    (at.folder / ".progress.json").write_text(
-        json.dumps({"stage": "lora: chat", "share": 0.25, "candidates": 3, "finished": ["prompt"]})
-    )
-    with FileLock(at.folder / "compare.lock"):
-        page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
-        shown = [e.value for e in page.sidebar.text]
-    assert shown == ["lora: chat: 25.0 %"]
-    page.run()
-    assert page.sidebar.text == []
-
-
 @pytest.mark.e2e
 def test_pages_open_with_torch_blocked(tmp_path, made):
     fake_project.experiment(tmp_path, metrics="exact_match, token_f1")
@@ -995,7 +763,7 @@ def test_pages_open_with_torch_blocked(tmp_path, made):
         "sys.meta_path.insert(0, Blocked())\n"
         f"sys.path.insert(0, {str(ROOT / 'dashboards')!r})\n"
         "from streamlit.testing.v1 import AppTest\n"
-        f"for name in {PAGES!r}:\n"
+        "for name in ('answers', 'decide', 'leaderboard', 'training'):\n"
         f"    page = AppTest.from_file({str(ROOT / 'dashboards')!r} + f'/{{name}}.py', default_timeout=60).run()\n"
         "    assert not page.exception, (name, page.exception)\n"
         "    if name == 'leaderboard':\n"

@@ -42,9 +42,6 @@ FAMILIES = {
     "DoRA": {"peft_type": "LORA", "r": 2, "use_dora": True},
     "PiSSA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
     "OLoRA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "olora"},
-    "PiSSA of embeddings": {
-        "peft_type": "LORA", "r": 2, "init_lora_weights": "pissa", "target_modules": ["embed_tokens", "q_proj"],
-    },
     "EVA": {"peft_type": "LORA", "r": 2, "init_lora_weights": "eva"},
     "biases": {"peft_type": "LORA", "r": 2, "lora_bias": True},
     "whole modules": {"peft_type": "LORA", "r": 2, "modules_to_save": ["lm_head", "norm"]},

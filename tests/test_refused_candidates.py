@@ -71,23 +71,6 @@ def refusal(tiny, folder, candidates):
     return str(refused(prepare, tiny, folder, candidates))
 
 
-TRACKED = "  lora: {{method: lora, params: {{num_train_epochs: 2{}}}, track: {{points: 2}}}}\n"
-EARLY = "  early: {{method: checkpoint, init_from: lora, params: {{step: {}}}}}\n"
-
-
-def test_a_step_that_the_training_will_not_have_is_refused_with_those_that_it_will(tiny, tmp_path):
-    """Thirty rows in batches of eight are four steps an epoch."""
-    said = refusal(tiny, tmp_path, TRACKED.format("") + EARLY.format(5))
-    assert "candidate early: found step 5, whose weights the training of init_from did not keep" in said
-    assert "expected one of the steps 4, 8; next: another params.step" in said
-    assert prepare(tiny, tmp_path, TRACKED.format("") + EARLY.format(4))
-
-
-def test_a_step_is_left_to_the_training_where_nobody_knows_its_steps(tiny, tmp_path):
-    lora = "  lora: {method: lora, params: {packing: true}, track: {points: 2}}\n"
-    assert prepare(tiny, tmp_path, lora + EARLY.format(5))
-
-
 def test_references_that_the_metric_cannot_read_are_refused_with_one_of_them(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     target = tmp_path / "suites" / "letters.yaml"

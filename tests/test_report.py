@@ -19,13 +19,11 @@ from harness import formatting, plugins
 from harness import report as reports
 from harness.analysis.candidate_facts import UnreadAnswers
 from harness.analysis.estimators import Estimate
-from harness.analysis.significance import SpareItems
 from harness.analysis.verdict import Rule
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.config import CommandLine
 from harness.experiment.catalog import map_purposes
-from harness.formatting import Unit
 from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,
@@ -40,7 +38,6 @@ from harness.report import (
 from harness.report.document import align
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape
-from harness.report.first_page import worst_tasks
 from harness.spec import DecidePolicy
 
 CHAT = comparison(-0.03, 0.04, task="chat", lost=tuple(f"chat-{i}" for i in range(12)), gained=("chat-90",))
@@ -143,43 +140,6 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     assert commands(report(smoke=True, typed=of_two)) == ["harness compare --candidates lora,knn -c a.yaml"]
 
 
-def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
-    ten = Unit(1.0, "judge", higher_is_better=True)
-    lost = Rule("each", "fail", "each: a loss is shown", {"vetoed": ["chat", "judge", "ter"]})
-    run = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
-    comparisons = (
-        comparison(-0.12, task="chat"),
-        comparison(-0.5, task="judge", unit=ten),
-        comparison(0.2, task="ter", unit=Unit(100.0, "points", higher_is_better=False)),
-    )
-    of = report([*alternatives(), run], comparisons={"lora": comparisons}, spans={"judge": 10.0})
-    assert worst_tasks(of, run, ["judge", "chat", "ter"]) == [
-        "ter +20.0",
-        "chat −12.0",
-        "judge −5.0 of its range",
-    ]
-
-
-def test_the_next_comparison_asks_the_items_that_the_decisions_fine_tune_needs():
-    about = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
-    undecided = replace(report().decision, action="undecided", candidate=None, missing=())
-    held = SpareItems("chat", ("suites.general.tasks.chat.limit",), 300, 2300)
-    (step,) = experiment_document(report([about], decision=undecided, spare=(held,))).first.next_steps
-    assert step.line == "harness compare suites.general.tasks.chat.limit=2300"
-
-    other = make_fine_tune("weaker", 0.76, 0.02, corrected=verdict("inconclusive", items_needed=321))
-    (step,) = experiment_document(report([other, about], decision=undecided)).first.next_steps
-    assert "the tasks hold no unused items, and some 1,905 more are needed" in step.text
-
-
-def test_an_undecided_candidate_says_how_many_items_would_settle_it():
-    qlora = make_fine_tune("qlora", 0.80, 0.06, "inconclusive")
-    lines = print_report(report([*alternatives(), LORA, qlora]))
-    assert cells_of(lines, "qlora")[-1] == "UNDECIDED"
-    about = " ".join(lines[lines.index("qlora: UNDECIDED") :])
-    assert " - undecided: some 240 more items would settle it, but the tasks hold no unused items" in about
-
-
 def make_widest_row(name: str) -> object:
     """Make the widest row there is: one-decimal intervals everywhere."""
     macro = verdict("inconclusive", macro=Estimate(-0.123, -0.142, -0.104, 9000), lost=1310, gained=1270)
@@ -217,22 +177,6 @@ def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means()
     assert "other work took" not in markdown(experiment_document(report(alternatives())))
 
 
-GRID = [f"lora[learning_rate={rate},r={r},dropout=0.1]" for rate in ("0.0002", "0.002") for r in (8, 16)]
-
-
-def test_no_two_members_of_a_grid_have_one_name_in_a_narrow_table():
-    lines = print_report(report([make_widest_row(name) for name in GRID] + alternatives()), 100)
-    table = lines[1 : lines.index("")]
-    shown: list[str] = []
-    for line in table:
-        if line[11:].strip():
-            shown.append(line.split()[0])
-        else:  # a wrapped name goes on
-            shown[-1] += line.strip()
-    assert len({name for name in shown if name.startswith("lora")}) == len(GRID)
-    assert max(map(cell_len, table)) <= 100
-
-
 @given(st.text(min_size=1, max_size=60), st.integers(3, 40))
 def test_a_shortened_text_fits_and_a_short_one_is_kept(text, width):
     assert cell_len(shorten(text, width)) <= width
@@ -259,16 +203,6 @@ def test_markdown_escapes_what_would_open_a_cell_or_a_tag():
 def test_a_cleaned_text_is_one_line_without_control_characters(text):
     assert clean(text).isprintable()
     assert clean(clean(text)) == clean(text)
-
-
-def test_every_markdown_table_has_as_many_cells_in_each_row_as_columns():
-    evil = candidate(EVIL, 0.3, slices={"a|b": Estimate(0.3, 0.2, 0.4, 50)})
-    tables = re.findall(
-        r"(?:^\|.*\n)+", markdown(experiment_document(report([evil, *alternatives(), LORA]))), re.MULTILINE
-    )
-    assert len(tables) > 4
-    for table in tables:
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
 def test_the_markdown_of_an_experiment():
@@ -402,17 +336,6 @@ def test_what_fell_and_is_not_judged_stands_on_the_first_page_with_its_key():
     assert said == [
         "harmful got worse (lora 21.6 → 0.0): harmful is reported; gate.safety or gate.critical would judge it."
     ]
-
-
-def test_who_is_ahead_on_the_test_items_alone_is_named():
-    assert not any("which chooses" in line for line in print_report(report(), width=200))
-    lucky = candidate("ranked", 0.30, answer="rank", target=Estimate(0.78, 0.72, 0.83, 200))
-    others = [f for f in alternatives() if f.name != "ranked"]
-    lines = " ".join(line.strip() for line in print_report(report([*others, lucky, LORA]), width=200))
-    assert (
-        "ranked is ahead of knn on the test items (78.0 against 74.0), but was not on validation (30.0 against "
-        "74.0), which chooses; more validation rows would tell them apart"
-    ) in lines
 
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from harness import formatting
 from harness.analysis.estimators import Estimate
 from harness.analysis.verdict import MissRate, Rule
 from harness.metrics import mean_metric
-from harness.records import SampleResult, TokenCounts, TrainingRecord
+from harness.records import SampleResult, TrainingRecord
 from harness.report import (
     ExperimentReport,
     ShownItem,
@@ -37,10 +37,8 @@ from harness.report import (
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
 from harness.report.pareto_front import front
-from harness.report.pictures import forest, heat
-from harness.report.result_tables import arithmetic_rows, provenance_tables
+from harness.report.pictures import heat
 from harness.report.training_tables import curves, gap, smooth
-from harness.spec import DecidePolicy
 
 EVIL = (
     "<script>alert(1)</script> <img src=http://evil.example/x onerror=alert(2)> ![x](http://evil.example/y) "
@@ -269,25 +267,6 @@ def list_titles(svg: str) -> list[str]:
     return [e.text or "" for e in parse_svg(svg).iter() if e.tag.endswith("}title")]
 
 
-def classes(svg: str) -> Counter[str]:
-    return Counter(word for e in parse_svg(svg).iter() for word in e.get("class", "").split())
-
-
-def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
-    picture = forest(report(), lora())
-    assert list_titles(picture) == [
-        "macro: mean of 1: −19.8 [−23, −17] points, margin 2.0 points",
-        "chat: −35.3 [−45, −25] points, margin 5.0 points",
-        "safe: −10.0 [−30, +10] points, reported only",
-    ]
-    assert classes(picture)["margin"] == 2
-    assert classes(picture)["hollow"] == 2, "the mark and the interval of what does not count"
-    macro, *others = lora().verdict.rules  # averages tasks of other units too, which are not drawn
-    rules = (replace(macro, numbers={**macro.numbers, "n_tasks": 3}), *others)
-    three = replace(lora(), verdict=replace(lora().verdict, rules=rules))
-    assert list_titles(forest(report(), three))[0].startswith("macro: mean of 3: −19.8")
-
-
 def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     picture = front(report())
     marks_ = {e.text.split(":")[0]: e for e in parse_svg(picture).iter() if e.tag.endswith("}title")}
@@ -328,26 +307,8 @@ def test_long_names_stay_apart_in_pictures(names):
     points = [add_base_verdict(candidate(name, 0.5 + i / 100)) for i, name in enumerate(names)]
     of = report(*points)
     shown = [e.text for e in parse_svg(front(of)).iter() if "over" in e.get("class", "") and "…" in e.text]
-    tasks = {"lora": tuple(comparison(-0.1, task=name) for name in names)}
-    beside = [text for text in texts(forest(replace(of, comparisons=tasks), lora())) if "…" in text]
-    assert len(set(shown)) == len(set(beside)) == len(names)
+    assert len(set(shown)) == len(names)
     assert max(map(cell_len, shown)) <= 34
-    assert max(map(cell_len, beside)) <= 30
-
-
-def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
-    tokens = {"tokens": TokenCounts(500.0, 100.0, 9.0)}
-    policy = DecidePolicy(usd_per_million_tokens={"input": 0.1, "output": 0.4})
-    facts = [replace(f, **tokens) for f in (*alternatives(), lora(verdict=verdict("pass")))]
-    decision = make_decision(facts, policy)
-    of = report(decision=decision)
-    shown = dict(arithmetic_rows(of.decision, of.unit))
-    as_fields = {name.replace("_", " ") for name in decision.arithmetic} & shown.keys()
-    assert as_fields == {"next best spend", "more test items", "more training rows"}
-    assert shown["gain over the best untrained, points"] == "+7.0 [+2, +12]"
-    assert shown["τ, points per USD of training"] == "0"
-    assert shown["training, USD"] == "0.50"
-    assert shown["prompt of a request to the fine-tune, tokens"] == "500"
 
 
 def test_the_file_of_the_front_stands_alone_on_white():
@@ -377,23 +338,11 @@ def make_training_log(of, noise=0.0, n_steps=80):
     return TrainingRecord(loss=loss, validation_loss=((n_steps, 0.75),))
 
 
-@pytest.mark.parametrize("last", [120, 127, 133, 160])
+@pytest.mark.parametrize("last", [127, 160])
 def test_the_overfitting_gap_does_not_hang_on_where_in_a_round_validation_comes(last):
     training = make_training_log(lambda _: 0.5, noise=0.1, n_steps=160)
     training = replace(training, validation_loss=((80, 0.8), (last, 0.75)))
     assert gap(training) == pytest.approx(0.25)
-
-
-def test_the_report_prints_the_loss_of_a_round_and_the_gap():
-    page = markdown(
-        experiment_document(
-            report(facts=(lora(training=make_training_log(lambda i: 1.0 - i / 100)),), decision=None)
-        )
-    )
-    head = next(line for line in page.splitlines() if "overfitting gap" in line and line.startswith("|"))
-    row = dict(zip(head.split(" | "), page[page.index(head) :].splitlines()[2].split(" | "), strict=True))
-    assert row["loss"] == "1.000 → 0.305"
-    assert row["overfitting gap |"] == "0.445 |"
 
 
 def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():
@@ -404,16 +353,6 @@ def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():
     assert (chat.change, chat.strength, chat.shown) == ("−35.3", -1.0, True)
     assert (safe.change, safe.shown) == ("−10.0", False)
     assert chat.said == "exact_match −35.3 [−45, −25] points, n = 200"
-
-
-def test_what_runs_share_is_said_once_and_what_differs_names_the_runs():
-    origins = {
-        "a": {"run": "a-0", "torch": "2.13", "git_sha": "abc"},
-        "b": {"run": "b-0", "torch": "2.13", "git_sha": "def"},
-    }
-    shared, own = provenance_tables(origins)
-    assert shared[2] == [("torch", "2.13"), ("git sha", "abc (a); def (b)")]
-    assert [row[:2] for row in own[2]] == [("a", "a-0"), ("b", "b-0")]
 
 
 def table(of: ExperimentReport) -> list[dict[str, str]]:

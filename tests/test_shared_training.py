@@ -157,7 +157,7 @@ def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, process
 def test_a_job_for_several_processes_is_refused_by_one_with_the_command_for_all(tiny, tmp_path):
     folder = write_job(tiny, tmp_path, 2, **LORA)
     command = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker"
-    with pytest.raises(UserError, match=f"found 1 processes at work; expected 2.*{command}"):
+    with pytest.raises(UserError, match=f"found 1 processes, sharding none; expected 2.*{command}"):
         training.run_job(folder, ignore)
 
 

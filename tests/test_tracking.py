@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import rescue_worlds
 import tiny_methods
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
@@ -17,10 +16,10 @@ from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import Fit
 from harness.experiment.validation_scores import estimate_tracking, read_tracked_weights
 from harness.lifecycle import rescue
-from harness.methods import checkpoint, full, lora
+from harness.methods import checkpoint, lora
 from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Tracking
-from harness.training import CHECKPOINTS, TRACKED, map_tracked_folders, plan_tracked_steps
+from harness.training import CHECKPOINTS, TRACKED, map_tracked_folders
 
 pytestmark = pytest.mark.e2e
 
@@ -59,15 +58,6 @@ def test_weights_are_kept_evenly_at_checkpoints_and_change_neither_weights_nor_l
     assert not (untracked_fit.folder / TRACKED).exists()
 
 
-def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp_path, tracked_fit):
-    """With a constant rate and the loss of validation falling, the last step's weights are what is saved."""
-    steady = {"lr_scheduler_type": "constant", "warmup_steps": 0}
-    long = fit_tracked(tiny, tmp_path / "long", track=2, **steady)
-    short = fit_tracked(tiny, tmp_path / "short", track=1, num_train_epochs=1, **steady)
-    assert read_step(long, 12) == read_step(short, 12)
-    assert read_step(long, 12)["digest"] != long.digest
-
-
 def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked_fit):
     with pytest.raises(tiny_methods.Interrupted):
         fit_tracked(tiny, tmp_path, track=4, advance=tiny_methods.stop_at(15))
@@ -89,38 +79,6 @@ def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_
     stopped_fit = fit_tracked(tiny, tmp_path, track=4, **STOPPED_EARLY)
     assert stopped_fit.training.n_steps == 48  # four of fifty epochs
     assert list(map_tracked_folders(stopped_fit.folder / TRACKED)) == [12, 24, 36, 48]
-    planned = plan_tracked_steps(lora.Params(**{**SHORT, **STOPPED_EARLY}), 12, 4)
-    assert {12, 24, 36, 48} < {*planned}
-    assert (planned[-1], 13 in planned) == (600, False)
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"num_train_epochs": 1.5, "per_device_train_batch_size": 5},
-        {"max_steps": 7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-        {"eval_steps": 0.3, "early_stopping_patience": 9},
-        {"num_train_epochs": 5, "per_device_train_batch_size": 4, "early_stopping_patience": 9},
-    ],
-)
-def test_the_steps_whose_weights_are_kept_are_known_beforehand(tiny, tmp_path, params):
-    made = fit_tracked(tiny, tmp_path, track=3, **params)
-    planned = plan_tracked_steps(lora.Params(**{**SHORT, **params}), 12, 3)
-    assert planned == [*map_tracked_folders(made.folder / TRACKED)]
-
-
-def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_in_fp32(tiny, tmp_path):
-    machine = tiny_methods.CPU._replace(precision="bf16")
-    made, plain = (
-        tiny_methods.fit(tiny, tmp_path / f"{track}", full, SHORT, machine=machine, track=track)
-        for track in (4, 0)
-    )
-    early, *_, last = (folder / "model" for folder in map_tracked_folders(made.folder / TRACKED).values())
-    folders = (early, last, plain.folder / "model")
-    assert len({(folder / "model.safetensors").stat().st_size for folder in folders}) == 1
-    assert json.loads((early / "config.json").read_text())["dtype"] == "bfloat16"
-    assert made.digest == plain.digest
-    assert made.training.loss == plain.training.loss
 
 
 # What is measured
@@ -175,17 +133,6 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
     assert (
         plain != tracked == Fit(alike, alike.candidates["held"], 0).folder(None)
     )  # whose items are not a part
-
-
-def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(tracked_world):
-    again = rescue_worlds.open_world(tracked_world.path, {})
-    assert again.host.opened == []
-    before = run_of(tracked_world)
-    store.remove_run(tracked_world.session.store, before.run_id)
-    versions = {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED}
-    with_answers = rescue_worlds.open_world(tracked_world.path, versions)
-    assert {*with_answers.host.opened} <= {rescue_worlds.AS_IT_IS}  # it is timed anew, no point is
-    assert run_of(tracked_world).training.tracked == before.training.tracked
 
 
 # A checkpoint as a candidate

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 
 import pytest
 import tiny_experiment
@@ -216,23 +215,3 @@ def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(t
     assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
     assert "method: kto" in said
     assert "kto, and thumbs that all point one way" in said
-
-
-@pytest.mark.parametrize(
-    ("n_up", "n_down", "weights", "said"),
-    [
-        (17, 1, {}, "17 thumbs up and 1 down weigh 17 to 1 .*with undesirable_weight: 17$"),
-        (2, 8, {"undesirable_weight": 2}, "weigh 2 to 16 .*with desirable_weight: 8$"),
-        (17, 1, {"undesirable_weight": 17}, None),
-        (4, 3, {}, None),
-        (5, 5, {}, None),
-    ],
-)
-def test_thumbs_of_unlike_numbers_are_remarked_with_the_weight_that_balances_them(
-    n_up, n_down, weights, said
-):
-    up = [Example(f"u{i}", (), ("late",)) for i in range(n_up)]
-    down = [Example(f"d{i}", (), (), rejected="money") for i in range(n_down)]
-    remarks = list(kto.METHOD.checks.remarks(kto.Params(**weights), [*up, *down]))
-    assert len(remarks) == (said is not None)
-    assert all(re.search(said, remark) for remark in remarks)

@@ -1,7 +1,4 @@
-"""The matrix of answers: one column per row set of a task, one row per item, and its filters.
-
-Invariant: texts are read only for the displayed page of items, and only a metric's scores for all others.
-"""
+"""The matrix of answers: one column per row set of a task, one row per item, and its filters."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

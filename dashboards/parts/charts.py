@@ -1,9 +1,6 @@
 """Plotly charts of results; light and dark come from Streamlit's theme.
 
-Invariant: only positions are computed here; the colours suit colour-blind readers, and a mark or a word
-repeats what a colour says.
-
-Source: Okabe & Ito 2008, colour universal design.
+A mark or a word repeats what a colour says. Source: Okabe & Ito 2008, colour universal design.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +56,7 @@ def draw(figure: go.Figure, name: str, height: int | None = None) -> None:
     st.plotly_chart(figure, key=f"picture_{name}", config=config)
 
 
-def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True) -> go.Figure:
+def forest(series: Mapping[str, Sequence[Bar]], axis: str) -> go.Figure:
     """Draw values with intervals, one line per name, the first on top; series are offset."""
     names = list(dict.fromkeys(bar.name for bars in series.values() for bar in bars))
     figure, step = go.Figure(), 0.62 / max(1, len(series))
@@ -71,17 +68,17 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True)
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [bar.high - bar.value for bar in bars],
-                "arrayminus": [bar.value - bar.low for bar in bars],
                 "thickness": 2,
                 "width": 0,
+                "array": [bar.high - bar.value for bar in bars],
+                "arrayminus": [bar.value - bar.low for bar in bars],
             },
             mode="markers",
             marker={"size": 9, "color": colour, "symbol": ("circle", "diamond", "square", "x")[i % 4]},
             name=plain(label),
             text=[f"{plain(label)}<br>{plain(bar.name)}: {plain(bar.hover, 90)}" for bar in bars],
             hovertemplate="%{text}<extra></extra>",
-        )
+        )  # fmt: skip
     _margins(figure, names, [bar for bars in series.values() for bar in bars])
     figure.update_yaxes(
         tickvals=list(range(len(names))),
@@ -90,13 +87,7 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str, *, zero: bool = True)
         showgrid=False,
         zeroline=False,
     )
-    figure.update_xaxes(
-        title=axis,
-        zeroline=zero,
-        zerolinewidth=1.5,
-        zerolinecolor=QUIET,
-        rangemode="tozero" if zero else "normal",
-    )
+    figure.update_xaxes(title=axis, zeroline=True, zerolinewidth=1.5, zerolinecolor=QUIET, rangemode="tozero")
     figure.update_layout(
         height=110 + max(_ROW, 14 * len(series) + 12) * len(names), showlegend=len(series) > 1
     )
@@ -123,11 +114,7 @@ def _margins(figure: go.Figure, names: Sequence[str], bars: Sequence[Bar]) -> No
 
 
 def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
-    """Draw losses by step: training as a line, validation with marks, one colour per candidate.
-
-    The marks are hollow and differ in size, so that coinciding ones stay visible. Without validation a line
-    has only the candidate's name.
-    """
+    """Draw losses by step: training as a line, validation with hollow marks, one colour per candidate."""
     figure = go.Figure()
     both = any(validation for _, validation in series.values())
     for i, (label, (train, validation)) in enumerate(series.items()):
@@ -145,20 +132,9 @@ def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
                 marker={"symbol": "diamond-open", "size": 9 + 6 * (i % 4), "line": {"width": 2.5}},
             )  # fmt: skip
     figure.update_xaxes(title="step")
-    figure.update_yaxes(title=axis, range=_settled_range(series))
+    figure.update_yaxes(title=axis)
     figure.update_layout(height=420, showlegend=True)
     return figure
-
-
-def _settled_range(series: Mapping[str, Curves]) -> list[float] | None:
-    """Return the range of values after the first tenth of the steps, which would flatten the rest."""
-    points = [point for curves_of in series.values() for curve in curves_of for point in curve]
-    last = max((step for step, _ in points), default=0)
-    later = [value for step, value in points if step >= 0.1 * last]
-    if not later:
-        return None
-    padding = 0.06 * (max(later) - min(later)) or 0.06 * abs(later[0]) or 1.0
-    return [min(later) - padding, max(later) + padding]
 
 
 def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[str, float]) -> go.Figure:

@@ -1,10 +1,6 @@
-"""Controls that pages share: the experiment, candidates in the page's address, downloads.
-
-Invariant: choices are kept in the page's address, so a link shows what its sender saw.
-"""
+"""Controls that pages share: the experiment, candidates in the page's address, downloads."""
 
 import io
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,12 +94,6 @@ def query_values(key: str) -> list[str]:
         else:
             names[-1] += character
     return [name.strip() for name in names if name.strip()]
-
-
-def distinct(runs: Sequence[Run]) -> list[str]:
-    """Name runs for a plot: by label, or by id if runs share a label."""
-    times = Counter(run.label for run in runs)
-    return [run.run_id if times[run.label] > 1 else run.label for run in runs]
 
 
 def newest(runs: Sequence[Run]) -> dict[str, Run]:

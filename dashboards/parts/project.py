@@ -1,8 +1,4 @@
-"""Stored results for the pages: runs, reports, the experiment's file, and the running command.
-
-Invariant: only reads files, each again only after a change, and takes a lock only to detect a running
-command; so a writer never waits for a page.
-"""
+"""Stored results for the pages: runs, reports, the experiment's file, and the running command."""
 
 import os
 from collections.abc import Iterable, Iterator

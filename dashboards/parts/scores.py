@@ -1,8 +1,4 @@
-"""Scores, ranks and paired differences of runs from stored rows; a row set is read once for each metric.
-
-Invariant: numbers come from `comparison`; incomparable rows are never compared, and only the requested row
-sets are read.
-"""
+"""Scores, ranks and paired differences of runs from stored rows; a row set is read once for each metric."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -208,13 +208,14 @@ def write_report(
     own = at._replace(config=Path(at.config.name)).command_line(candidates)
     named = replace(found, typed=own)
     earlier = report.read_kept(at.reports / f"{named.file_name}.json")
-    if earlier and earlier.config != own.config:
+    if earlier and earlier.typed.config != own.config:
         say(
-            f"{at.reports / named.file_name}.* was the report of {earlier.config or CONFIG}, an experiment of"
-            " the same name, and is replaced; next: rename one of them (name:), then harness report for each"
+            f"{at.reports / named.file_name}.* was the report of {earlier.typed.config or CONFIG}, an "
+            "experiment of the same name, and is replaced; next: rename one of them (name:), then harness "
+            "report for each"
         )
-    elif earlier and earlier.wall_s is not None and "wall_s" not in found.header:
-        found = replace(found, header={**found.header, "wall_s": earlier.wall_s})  # nothing ran this time
+    elif earlier and "wall_s" in earlier.header and "wall_s" not in found.header:  # nothing ran this time
+        found = replace(found, header={**found.header, "wall_s": earlier.header["wall_s"]})
     if session:
         from harness.experiment import add_prompts
 

@@ -3,7 +3,7 @@
 Invariant: everything is found before a model is loaded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import trials
 from harness.experiment.bases import marker_problems, quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
-from harness.experiment.validation_scores import plan_tracked_steps, scoring_problems
+from harness.experiment.validation_scores import scoring_problems
 from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import ModelSource, architecture_difference, chat_template, is_packed, load_tokenizer
@@ -64,10 +64,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         items = session.training_data(candidate.source).items
         problems += _unusable_rows(session.target.task, items, candidate)
         problems += _check_prompt_use(session.target, candidate)
-        problems += [
-            *_init_problems(candidate, partial(plan_tracked_steps, session)),
-            *_merge_problems(candidate),
-        ]
+        problems += [*_init_problems(candidate), *_merge_problems(candidate)]
         context = session.mix_context(candidate.recipe, session.first_seed)
         problems += [*regularization_problems(candidate.recipe, context), *_layer_problems(candidate)]
         problems += [
@@ -108,15 +105,12 @@ def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             return
 
 
-def _init_problems(
-    candidate: ResolvedCandidate, plan_steps: Callable[[ResolvedCandidate], list[int]]
-) -> Iterator[Problem]:
+def _init_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     if candidate.init is None or candidate.recipe.weights_of:
         return
     where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
-    tracked = partial(plan_steps, candidate.init)
     params = candidate.method.params(**candidate.source.params)
-    init = plugins.InitWeights(candidate.init.source, adapter, tracked)
+    init = plugins.InitWeights(candidate.init.source, adapter)
     yield from candidate.method.checks.of_init(params, init, where)
     known = plugins.penalties(candidate.method, candidate.source.params)
     able = [name for name in known if not plugins.refuses(name, adapter)]

@@ -20,7 +20,7 @@ from harness.models import encode_all
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.prompting import Step
 from harness.records import Example, Message, Run, SampleResult, canonical_json, digest, has_closed_labels
-from harness.report import ExperimentReport, KeptReport, ShownItem, ShownPrompt, excerpt
+from harness.report import ExperimentReport, ShownItem, ShownPrompt, excerpt
 from harness.spec import Recipe
 from harness.training import Weights
 
@@ -116,7 +116,7 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
 
 
 def add_prompts(
-    session: Session, report: ExperimentReport, earlier: KeptReport | None = None
+    session: Session, report: ExperimentReport, earlier: ExperimentReport | None = None
 ) -> ExperimentReport:
     """Add the prompts as sent to the items that a report shows.
 
@@ -124,9 +124,9 @@ def add_prompts(
     `earlier` report of the same runs and items are reused, because making one loads a tokenizer.
     """
     run_ids = tuple(f.run_id for f in report.facts)
-    if earlier and earlier.has_prompts and earlier.run_ids == run_ids:
+    if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:
         kept = {(one.task, one.item): one.prompts for one in earlier.answers}
-        if {(one.task, one.item) for one in report.answers} == kept.keys():
+        if any(kept.values()) and {(one.task, one.item) for one in report.answers} == kept.keys():
             answers = (replace(one, prompts=kept[one.task, one.item]) for one in report.answers)
             return replace(report, answers=tuple(answers))
     runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])

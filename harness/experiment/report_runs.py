@@ -151,8 +151,10 @@ def advise_before(experiment: Experiment, suites: Sequence[MeasuredTask], typed:
     """Advise how to show margins that these items probably cannot show; commands repeat `typed` options."""
     held = {m.task.name: m.held for m in suites}
     spare = list_spare_items(experiment, (), lambda task: held[task.name])
-    warn = partial(power_warnings, experiment.suites, n_members=family_of(experiment).size)
-    return advise_on_power(experiment, _count_asked(suites), spare, warn, typed)
+    warn = partial(
+        power_warnings, experiment.suites, policy=experiment.gate, n_members=family_of(experiment).size
+    )
+    return advise_on_power(_count_asked(suites), spare, warn, typed)
 
 
 def _count_asked(suites: Sequence[MeasuredTask]) -> dict[str, int]:
@@ -169,9 +171,7 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
                 params = candidate.method.params(**trial.source.params).model_dump()
                 size, written = candidate.base.n_parameters, trial.source.params
                 items = session.training_data(trial.source).items
-                rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
                 lines = [*lint(candidate.source.method, params, size, written)]
-                lines += candidate.method.checks.remarks(candidate.method.params(**written), rows)
                 if candidate.method.trains_on_rows and (most := params.get("max_length")) is not None:
                     n_rows, limit = pluralize(len(items.train), "row"), f"max_length, {count(most)} tokens"
                     lines += filter(None, [costs.describe_longer(items.train, most, n_rows, limit)])

@@ -28,16 +28,12 @@ from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import answer_and_score
 from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.training_fit import processes_of
 from harness.metrics import Metric, extremes
-from harness.models.hub import is_packed, load_tokenizer
 from harness.plugins import methods
 from harness.records import Example, SampleResult, TrackedPoint, digest
-from harness.regularizers import has_hook
 from harness.spec import Recipe, SubjectTo
 from harness.store import write_whole
-from harness.training import TRACKED, SupervisedParams, Weights, map_tracked_folders, tokenize
-from harness.training import plan_tracked_steps as plan_supervised
+from harness.training import TRACKED, Weights, map_tracked_folders
 
 
 class ValidationResult(NamedTuple):
@@ -188,28 +184,6 @@ def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> li
         versions = {**m.versions, "test": task_version(m.task, items, "test")}  # which names the items
         limited.append(m._replace(items=items, versions=versions, weights=None))
     return limited
-
-
-def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[int]:
-    """List the steps whose weights a candidate's training may keep; none if they are unknown beforehand.
-
-    They are known for a training on rows alone, without packing, sweep or folds, in one process.
-    """
-    source, base = candidate.source, candidate.trained_base
-    params = candidate.method.params(**source.params)
-    alone = not (source.tried or session.folds or has_hook(source.regularize, "mix") or is_packed(base))
-    alone = alone and processes_of(session.experiment.training.accelerate, source) == 1
-    if not (source.track and alone and isinstance(params, SupervisedParams)) or params.packing:
-        return []
-    rows, tokenizer = session.training_data(source).items.train, load_tokenizer(base)
-    found: set[int] = set()
-    for seed in candidate.seeds:
-        prompts = [*map(session.prompting_step(source, seed), rows)]
-        answers = [example.references[:1] for example in prompts]
-        made = tokenize(prompts, answers, session.target.task.chat_template, tokenizer, base)
-        if n := sum(len(whole) <= params.max_length for _, (whole,) in made):
-            found |= {*plan_supervised(params, n, source.track.points)}
-    return sorted(found)
 
 
 def read_tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:

@@ -1,6 +1,6 @@
-"""Methods, which make weights; one per file.
+"""Methods, which make weights; one per file, declared as `METHOD` (see `plugins.Method`).
 
-Invariant: a method declares itself as `METHOD` (see `plugins.Method`), and no other package refers to its
-name; `fit(context, params) -> Weights` writes only into `context.folder`, and the same context and parameters
-give the same weights.
+Invariant: `fit(context, params) -> Weights` writes only into `context.folder`; the same input gives the same
+weights. It raises CandidateFailed if they cannot be made: no memory, no row that fits, a loss
+that is not a number. No other package refers to a method's name.
 """

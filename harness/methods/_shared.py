@@ -1,9 +1,7 @@
 """Checks and proposals that methods share: whole models, `init_from`, and proposed trainings.
 
-Invariant: only configurations and safetensors headers are read, never a pickle or a tensor. A rescue tries
-the scales of `rescue.scales`, in that order. Proposed learning rates are within the ranges of
-`config/recipe_ranges.toml` for the base, if it has any, so `harness init` proposes nothing that the lint
-remarks.
+Invariant: only configurations and safetensors headers are read. Proposed learning rates are within
+`config/recipe_ranges.toml`, so `harness init` proposes nothing that the lint remarks.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,6 @@
-"""Adapter that was trained elsewhere: by axolotl, Unsloth, LLaMA-Factory, plain PEFT or any other tool.
+"""Adapter that was trained elsewhere, by any tool that writes PEFT's format.
 
-Invariant: it is copied unchanged and judged like one trained here; the same tensors on the same base have the
-same digest, and so the same rows.
+Invariant: it is copied unchanged and judged like one trained here.
 """
 
 import shutil
@@ -46,11 +45,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Copy the adapter, with its weights as safetensors.
-
-    Raises:
-        CandidateFailed: the pickled weights contain something other than tensors.
-    """
+    """Copy the adapter, with its weights as safetensors."""
     assert context.path is not None
     start, folder = time.perf_counter(), context.folder / "adapter"
     folder.mkdir()

@@ -1,15 +1,10 @@
-"""The base model unchanged, for candidates that only change the prompt.
-
-Invariant: nothing is trained or written, and the weights' digest is the base's own.
-"""
+"""The base model unchanged, for candidates that only change the prompt."""
 
 from harness.plugins import Method
 from harness.spec import Spec
 from harness.training import FitContext, Weights
 
-
-class Params(Spec):
-    """Nothing to set."""
+Params = Spec  # nothing to set
 
 
 def fit(context: FitContext, params: Params) -> Weights:

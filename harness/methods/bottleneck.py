@@ -1,8 +1,7 @@
 """Bottleneck adapters of Houlsby or Pfeiffer, trained with TRL on the completions.
 
-Invariant: only the adapters are trained, and a new one changes no output; the base stays as it was loaded.
-Source: Houlsby et al. 2019 (arXiv:1902.00751); Pfeiffer et al. 2020 (arXiv:2005.00247). The names of the
-parameters are those of AdapterHub (arXiv:2007.07779).
+Invariant: only the adapters are trained, and a new one changes no output.
+Source: Houlsby et al. 2019 (arXiv:1902.00751); Pfeiffer et al. 2020 (arXiv:2005.00247); AdapterHub's names.
 """
 
 from collections.abc import Mapping
@@ -43,12 +42,7 @@ class Params(SupervisedParams):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapters and save them under `delta/`.
-
-    Raises:
-        CandidateFailed: out of memory, no row fits, the loss was NaN or infinite, or the base has no such
-        layers.
-    """
+    """Train the adapters and save them under `delta/`."""
     activation = params.non_linearity or deltas.NON_LINEARITY[params.style]
 
     def form_for(model: Any) -> deltas.Bottleneck:

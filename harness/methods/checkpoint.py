@@ -1,7 +1,5 @@
-"""Another candidate's weights at an earlier step of its training.
+"""Another candidate's weights at an earlier step of its training, as kept by the recipe's `track`.
 
-Invariant: the files are those that the training kept at that step, copied unchanged; only steps kept by the
-recipe's `track` are available.
 Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on stopping early.
 """
 
@@ -26,21 +24,14 @@ class Params(Spec):
 
 
 def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Problem]:
-    """Yield a problem if the training keeps no weights of its steps, or (if known) none of this step."""
+    """Yield a problem if the training keeps no weights of its steps."""
     if init.recipe.track is None:
         step = "add track: {points: 4} to that recipe"
         yield Problem(where, "init_from: a recipe without track", "a training that was tracked", step)
-    elif (kept := init.tracked()) and params.step not in kept:
-        found = f"step {params.step}, whose weights the training of init_from did not keep"
-        yield Problem(where, found, f"one of the steps {', '.join(map(str, kept))}", "another params.step")
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Copy the weights that the training of `init_from` kept at the step.
-
-    Raises:
-        CandidateFailed: there is no `init_from`, or it kept no weights at that step.
-    """
+    """Copy the weights that the training of `init_from` kept at the step."""
     if context.init is None:
         raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
     start, kept = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)

@@ -1,7 +1,6 @@
 """TF-IDF and logistic regression: the cheapest alternative for closed label sets.
 
-Invariant: the training texts and labels are stored, not a pickle; opening the weights fits the classifier
-again, which takes less than a second and gives the same result.
+Invariant: texts and labels are stored, not a pickle; opening the weights fits the classifier again.
 """
 
 import json
@@ -28,11 +27,7 @@ class Params(Spec):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Store the training texts that have a closed set of choices.
-
-    Raises:
-        CandidateFailed: fewer than two labels occur in training.
-    """
+    """Store the training texts that have a closed set of choices."""
     start = time.perf_counter()
     texts, indices, known = label_texts(context.train)
     content = {

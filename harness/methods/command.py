@@ -1,10 +1,8 @@
 """Weights made by the user's command from our training rows: TRL's, axolotl's, LLaMA-Factory's or a script.
 
-Invariant: the command gets its own files and folders and nothing else. Its result in `{out}`, an adapter or a
-whole model with the base's layers, is judged like weights made here. The weights are identified by the
-command's text, the files it reads, the rows and the seed. Double braces, and braces around anything but a
-lower-case name, are left as they are; unknown names in a template are refused, so that a misspelt placeholder
-is never trained with.
+Invariant: its result in `{out}`, an adapter or a whole model with the base's layers, is judged like weights
+made here, and identified by the command's text, the files it reads, the rows and the seed. Unknown names in a
+template are refused; double braces, and braces around anything but a lower-case name, are left as they are.
 """
 
 import json
@@ -107,11 +105,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Write the rows, run the command and take over its weights.
-
-    Raises:
-        CandidateFailed: it could not be run, failed, took too long, or left no weights for this base.
-    """
+    """Write the rows, run the command and take over its weights."""
     log = context.folder / CHECKPOINTS / LOG  # kept there if this fails
     log.parent.mkdir(exist_ok=True)
     log.write_bytes(b"")
@@ -122,9 +116,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         mask_file(file)
     if ended.code or ended.timed_out:
         said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
-        how = f"ended with exit code {ended.code}"
-        if ended.code < 0:
-            how = f"was ended by signal {-ended.code}"
+        how = f"ended with exit code {ended.code}"  # that of a signal is negative
         if ended.timed_out:
             how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
         program = params.run.split()[0]

@@ -1,11 +1,9 @@
 """Direct preference optimisation on pairs of a chosen and a rejected answer.
 
-Invariant: the reference is the policy before training: the base for a new adapter, or with `init_from` the
-adapter of another candidate, which is then trained further. Its log-probabilities are computed once, before
-the first step. On CPUs the default loss computes logits only where an answer's token is predicted, in one of
-two layouts that both give the values of separate rows; all other losses are TRL's.
-Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them. The default
-learning rate is that of Zephyr's adapter (alignment-handbook), the highest that was published.
+Invariant: the reference is the policy before training: the base, or the adapter of `init_from`. On CPUs the
+default loss computes logits only where an answer's token is predicted; all other losses are TRL's.
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; the default learning rate is that of Zephyr's
+adapter (alignment-handbook), the highest that was published.
 """
 
 import random
@@ -20,17 +18,9 @@ from harness.models.loglikelihood import Executor
 from harness.models.weight_files import adapter_digest
 from harness.provenance import environment_digest, versions_of
 from harness.records import TrainingRecord, digest
-from harness.training import heldout, parallel
+from harness.training import heldout, low_rank_adapters, parallel
 from harness.training import trainer as loop
 from harness.training.context import FitContext
-from harness.training.low_rank_adapters import (
-    LoraParams,
-    Policy,
-    load_policy,
-    low_rank_method,
-    make_policy_trainer,
-    train_policy,
-)
 from harness.training.tokenized import cache_dataset
 from harness.training.trainer import Row
 
@@ -47,7 +37,7 @@ _SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that use `la
 Inputs = dict[str, Any]
 
 
-class Params(heldout.HeldOutParams, LoraParams):
+class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
     """TRL's names, and PEFT's for the new adapter (without `init_from`).
 
     `beta` is the weight of the divergence from the reference. `loss_type` is one of TRL's losses; `robust`,
@@ -77,11 +67,8 @@ def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_t
 
     With `context.init` the adapter keeps that shape, and `peft_config` is not used. The reward margin of the
     record is in nats times beta.
-
-    Raises:
-        CandidateFailed: out of memory, no pair fits, or the loss was NaN or infinite.
     """
-    policy = load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # only rows that will be seen
         rows = random.Random(context.seed).sample(rows, n_seen)
@@ -89,7 +76,7 @@ def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_t
     trainer = _trainer(policy, params, (rows, apart))
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may be in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
-    measured = train_policy(policy, trainer, n_dropped)
+    measured = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     n_rows = len(rows), len(apart)
     return heldout.add_curves(
         measured, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
@@ -106,7 +93,9 @@ def _row(start: int, wholes: list[list[int]]) -> Row:
     }
 
 
-def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) -> "DPOTrainer":
+def _trainer(
+    policy: low_rank_adapters.Policy, params: Params, rows: tuple[list[Row], list[Row]]
+) -> "DPOTrainer":
     from trl import DPOConfig
 
     context = policy.context
@@ -128,7 +117,9 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
     arguments, given = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    made: DPOTrainer = make_policy_trainer(policy, kind, DPOConfig, params, arguments, **given)
+    made: DPOTrainer = low_rank_adapters.make_policy_trainer(
+        policy, kind, DPOConfig, params, arguments, **given
+    )
     return made
 
 
@@ -261,7 +252,7 @@ def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     return -torch.zeros(2 * b).index_add(0, answer_of, losses)
 
 
-METHOD = low_rank_method(
+METHOD = low_rank_adapters.low_rank_method(
     Params,
     train,
     draws_from="pairs",

@@ -1,8 +1,6 @@
-"""Embeddings and logistic regression: a linear classifier on texts embedded by a frozen model.
+"""Logistic regression on texts embedded by a frozen model.
 
-Invariant: the model is not trained; coefficients and labels are stored, not a pickle.
-Source: Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings; logistic regression of
-scikit-learn.
+Source: Reimers and Gurevych 2019 (arXiv:1908.10084) for sentence embeddings.
 """
 
 import json
@@ -41,11 +39,7 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Embed the training texts, fit the classifier, and store its coefficients.
-
-    Raises:
-        CandidateFailed: fewer than two labels occur in training, or the model does not fit the memory.
-    """
+    """Embed the training texts, fit the classifier, and store its coefficients."""
     from sklearn.linear_model import LogisticRegression
 
     start, known = time.perf_counter(), heads.label_texts(context.train)

@@ -1,7 +1,6 @@
 """Model that is served elsewhere and asked over HTTP by OpenAI's protocol.
 
-Invariant: only the address, the protocol and the name of the variable with the key are stored, never the key;
-nothing is trained or fetched.
+Invariant: the key is never stored, only the name of its variable.
 """
 
 from harness.models.openai_api import FILE, Settings

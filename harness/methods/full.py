@@ -1,6 +1,5 @@
-"""Training of all parameters of the model, in fp32 by default.
+"""Training of all parameters of the model, in fp32 by default; saved in the precision in which it is served.
 
-Invariant: a whole model folder is saved in safetensors, in the precision in which it is served.
 Source: the default learning rate is a tenth of LoRA's, after Biderman et al. 2024 (arXiv:2405.09673).
 """
 

@@ -1,10 +1,8 @@
 """Generalised knowledge distillation: an adapter learns a teacher's probabilities, also on its own answers.
 
-Invariant: the teacher has the base's vocabulary and is never changed, and its weights are part of the
-adapter's digest. Without `init_from` a new adapter starts at the base; with it the adapter of another
-candidate is trained further. Prompts are those of the training rows. Loss and token counts are over all
-answers that were read, sampled ones included. Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by
-TRL's GKDTrainer.
+Invariant: the teacher has the base's vocabulary, and its weights are part of the adapter's digest. Loss and
+token counts are over all answers that were read, sampled ones included.
+Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by TRL's GKDTrainer.
 """
 
 from collections.abc import Iterator
@@ -20,16 +18,9 @@ from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, 
 from harness.plugins import Teaching
 from harness.records import Example, TrainingRecord
 from harness.spec import Recipe
+from harness.training import low_rank_adapters
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
-from harness.training.low_rank_adapters import (
-    LoraParams,
-    load_policy,
-    low_rank_method,
-    low_rank_problems,
-    make_policy_trainer,
-    train_policy,
-)
 from harness.training.tokenized import tokenized_rows
 
 if TYPE_CHECKING:
@@ -37,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
-class Params(loop.LoopParams, LoraParams):
+class Params(loop.LoopParams, low_rank_adapters.LoraParams):
     """TRL's names, PEFT's for the new adapter (without `init_from`), and the `teacher`.
 
     The teacher is a folder, a hub id or the embedded model's name. `lmbda` is the share of batches whose
@@ -81,17 +72,11 @@ def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
 
 
 def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
-    """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`.
-
-    Raises:
-        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was NaN
-        or
-            infinite.
-    """
+    """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`."""
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
-    policy = load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
     rows, n_dropped = tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
     measured, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
     with loop.explain_out_of_memory():
@@ -114,8 +99,10 @@ def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save
     arguments = loop.evaluations(params, best=False) | {"include_num_input_tokens_seen": "no"}
     train, apart = map(Dataset.from_list, (rows, measured))
     given = {"teacher_model": taught_by, "train_dataset": train, "eval_dataset": apart}
-    trainer: Trainer = make_policy_trainer(policy, DistillationTrainer, GKDConfig, params, arguments, **given)
-    made = train_policy(policy, trainer, n_dropped)
+    trainer: Trainer = low_rank_adapters.make_policy_trainer(
+        policy, DistillationTrainer, GKDConfig, params, arguments, **given
+    )
+    made = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     losses = curve(trainer.state.log_history, "eval_loss")
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
 
@@ -126,7 +113,7 @@ def _row(_: Example, start: int, ids: list[int]) -> loop.Row:
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield the problems of the adapter and of the teacher."""
-    yield from low_rank_problems(recipe, source, where)
+    yield from low_rank_adapters.low_rank_problems(recipe, source, where)
     at = f"{where}: params.teacher"
     try:
         teacher = teacher_of(Params(**recipe.params), at)
@@ -146,7 +133,7 @@ def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> t
     return round(tokens * ratio), round(params.lmbda * drawn + taught)
 
 
-METHOD = low_rank_method(
+METHOD = low_rank_adapters.low_rank_method(
     Params,
     distill,
     draws_from="train",

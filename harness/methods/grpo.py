@@ -1,8 +1,6 @@
 """Group relative policy optimisation: answers are rewarded relative to the others to their prompt.
 
-Invariant: the recipe's `reward` is the source of rewards. Without `init_from` a new adapter starts at the
-base, which is then the reference; with it the adapter of another candidate is trained further. Source: Shao
-et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
+Source: Shao et al. 2024 (arXiv:2402.03300); trained by TRL's GRPOTrainer.
 """
 
 from functools import partial

@@ -1,9 +1,7 @@
 """Classification head on the base or on a BERT-like encoder, with or without a low-rank adapter.
 
-Invariant: it answers only with labels that occur in training; the base is used as published. A new head is
-initialised from the seed. Adapter and head are saved together; without an adapter, all trained parameters
-are. Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers'
-Trainer.
+Invariant: it answers only with labels that occur in training. Source: Devlin et al. 2019 (arXiv:1810.04805),
+section 4.1; PEFT's SEQ_CLS.
 """
 
 import json
@@ -40,11 +38,7 @@ class Params(loop.LoopParams, LoraParams):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Train a head with one output per label that occurs in training, and save it under `head/`.
-
-    Raises:
-        CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was NaN or infinite.
-    """
+    """Train a head with one output per label that occurs in training, and save it under `head/`."""
     from safetensors.torch import save_file
     from transformers import set_seed
 

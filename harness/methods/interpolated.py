@@ -1,8 +1,7 @@
 """Weights interpolated between the base and another candidate's whole model.
 
 Invariant: every tensor is base + scale · (fine-tuned − base), computed in fp32 and stored in the precision of
-the fine-tuned one; a scale of 0 gives the base and 1 the fine-tune.
-Source: Wortsman et al. 2022 (arXiv:2109.01903).
+the fine-tuned one. Source: Wortsman et al. 2022 (arXiv:2109.01903).
 """
 
 import shutil
@@ -29,11 +28,7 @@ class Params(Spec):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Write the model at this share of the way from the base to the one that `init_from` names.
-
-    Raises:
-        CandidateFailed: there is no `init_from`.
-    """
+    """Write the model at this share of the way from the base to the one that `init_from` names."""
     from safetensors.torch import load_file, save_file
 
     if context.init is None:

@@ -1,14 +1,12 @@
 """Kahneman-Tversky optimisation: preferences from single answers with a thumb up or down.
 
-Invariant: without `init_from` a new adapter starts at the base, which is then the reference; with it the
-adapter of another candidate is trained further, and that candidate is the reference. The divergence from the
-reference is estimated on answers to other prompts of the same batch, so rows are shuffled once, by the seed,
-and then keep their order. Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer, whose
-documentation's highest learning rate is the default.
+Invariant: the reference is the base, or the adapter of `init_from`. The divergence from it is estimated on
+answers to other prompts of the batch, so rows are shuffled once and then keep their order.
+Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer and its highest recommended learning rate.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,16 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from harness.records import Example, TrainingRecord
-from harness.training import heldout
+from harness.training import heldout, low_rank_adapters
 from harness.training.context import FitContext, curve
-from harness.training.low_rank_adapters import (
-    LoraParams,
-    Policy,
-    load_policy,
-    low_rank_method,
-    make_policy_trainer,
-    train_policy,
-)
 from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import Row
 
@@ -35,7 +25,7 @@ if TYPE_CHECKING:
     from trl import KTOTrainer
 
 
-class Params(heldout.HeldOutParams, LoraParams):
+class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
     """TRL's names, and PEFT's for the new adapter (without `init_from`).
 
     `beta` is the weight of the divergence from the reference; `desirable_weight` and `undesirable_weight`
@@ -54,17 +44,14 @@ def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_t
     """Train an adapter on the context's answers, from the base or from the adapter in `context.init`.
 
     A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
-
-    Raises:
-        CandidateFailed: out of memory, no answer fits, or the loss was NaN or infinite.
     """
-    policy = load_policy(context, peft_config, save_to)
+    policy = low_rank_adapters.load_policy(context, peft_config, save_to)
     train, apart = heldout.split(context.pairs, context.pairs, params)
     rows, n_dropped = _rows(train, context, params, policy.tokenizer)
     random.Random(context.seed).shuffle(rows)
     measured = _rows(apart, context, params, policy.tokenizer)[0]
     trainer = _trainer(policy, params, (rows, measured))
-    made = train_policy(policy, trainer, n_dropped)
+    made = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     history = trainer.state.log_history
     return replace(
         made,
@@ -82,25 +69,8 @@ def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bo
     return up + [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
 
 
-def weigh_thumbs(params: Params, pairs: Sequence[Example]) -> Iterator[str]:
-    """Explain if thumbs up and down are less balanced than TRL recommends, and which weight would fix it."""
-    thumbs = [up for _, _, up in answers_with_thumbs(pairs)]
-    n_up, n_down = sum(thumbs), len(thumbs) - sum(thumbs)
-    up, down = params.desirable_weight * n_up, params.undesirable_weight * n_down
-    if not (n_up and n_down) or 1 <= up / down <= 4 / 3:
-        return
-    mend = f"undesirable_weight: {up / n_down:.3g}" if up > down else f"desirable_weight: {down / n_up:.3g}"
-    yield (
-        f"{n_up} thumbs up and {n_down} down weigh {up:g} to {down:g} with their weights; TRL's KTO trainer "
-        f"recommends a ratio of 1 to 4/3, such as with {mend}"
-    )
-
-
 def _rows(
-    pairs: Sequence[Example],
-    context: FitContext,
-    params: Params,
-    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Sequence[Example], context: FitContext, params: Params, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Row], int]:
     thumbs = answers_with_thumbs(pairs)
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
@@ -113,7 +83,9 @@ def _rows(
     return rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
-def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) -> "KTOTrainer":
+def _trainer(
+    policy: low_rank_adapters.Policy, params: Params, rows: tuple[list[Row], list[Row]]
+) -> "KTOTrainer":
     from trl import KTOConfig, KTOTrainer
 
     class TokensTrainer(KTOTrainer):
@@ -130,11 +102,13 @@ def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) 
 
     arguments, given = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    made: KTOTrainer = make_policy_trainer(policy, TokensTrainer, KTOConfig, params, arguments, **given)
+    made: KTOTrainer = low_rank_adapters.make_policy_trainer(
+        policy, TokensTrainer, KTOConfig, params, arguments, **given
+    )
     return made
 
 
-METHOD = low_rank_method(
+METHOD = low_rank_adapters.low_rank_method(
     Params,
     train,
     draws_from="pairs",
@@ -143,7 +117,6 @@ METHOD = low_rank_method(
     hooks=("penalty", "step"),
     published_as="unpaired preferences",
     loops=("training", "tokens", "heldout", "unpaired"),
-    checks={"remarks": weigh_thumbs},
     # As for dpo, start at a fine-tune on answers with a thumb up; TRL's documentation asks for 16 rows a
     # step.
     proposal=lambda situation: (

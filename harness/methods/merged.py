@@ -1,9 +1,7 @@
-"""Adapter merged from those of several candidates on one base.
+"""Adapter merged from those of several candidates on one base, by PEFT's `add_weighted_adapter`.
 
-Invariant: the merged adapter is the result of PEFT's `add_weighted_adapter`; adapters that it cannot merge,
-or would merge incorrectly, are refused. Source: the `peft` library, under its names: task arithmetic (Ilharco
-et al. 2022, arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023,
-arXiv:2311.03099).
+Invariant: adapters that PEFT cannot merge correctly are refused. Source: Ilharco et al. 2022
+(arXiv:2212.04089), TIES (Yadav et al. 2023, arXiv:2306.01708), DARE (Yu et al. 2023, arXiv:2311.03099).
 """
 
 import time
@@ -12,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.errors import CandidateFailed, Problem
+from harness.errors import CandidateFailed, Problem, one_line
 from harness.models.devices import load_base
 from harness.models.weight_files import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
 from harness.plugins import Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
@@ -92,11 +90,7 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Merge the adapters of the context and save the result under `adapter/`.
-
-    Raises:
-        CandidateFailed: there are fewer than two, or they cannot be merged in this way.
-    """
+    """Merge the adapters of the context and save the result under `adapter/`."""
     start, n = time.perf_counter(), len(context.merges)
     share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
     weights = params.weights or [share] * n
@@ -124,20 +118,13 @@ def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
     model: Any = PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
     for name, path in zip(names[1:], context.merges[1:], strict=True):
         model.load_adapter(str(path), adapter_name=name)
-    if params.combination_type.endswith("svd"):
-        layers = [layer for layer in model.modules() if getattr(layer, "lora_A", None)]
-        rank = params.svd_rank or max(r for layer in layers for r in layer.r.values())
-        smallest = min(min(layer.in_features, layer.out_features) for layer in layers)
-        if rank > smallest:
-            kind = params.combination_type
-            found = f"{kind} of rank {rank}, and a layer that has {smallest} singular values"
-            raise CandidateFailed(found, f"params.svd_rank: {smallest}, or combination_type: cat")
     set_seed(context.seed)  # DARE drops values at random
     rest = params.model_dump(exclude={"weights"})
     try:
         model.add_weighted_adapter(names, weights, _NAME, **rest)
-    except (ValueError, TypeError) as error:
-        raise CandidateFailed(f"PEFT does not merge them ({error})", "another combination_type") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = f"PEFT does not merge them ({one_line(error)})"
+        raise CandidateFailed(reason, "another combination_type or a smaller svd_rank") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
 

@@ -1,17 +1,11 @@
-"""Whole model that was made elsewhere: a merged adapter, a full fine-tune by axolotl, a model of the hub.
-
-Invariant: it is compared with the experiment's base like any other weights, and uses its own tokenizer;
-nothing is copied, and its files are read where they are.
-"""
+"""Whole model that was made elsewhere, judged with its own tokenizer; its files are read where they are."""
 
 from harness.methods._shared import whole_model_problems
 from harness.plugins import Method, MethodChecks
 from harness.spec import Spec
 from harness.training import FitContext, Weights
 
-
-class Params(Spec):
-    """Nothing to set."""
+Params = Spec  # nothing to set
 
 
 def fit(context: FitContext, params: Params) -> Weights:

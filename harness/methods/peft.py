@@ -1,8 +1,4 @@
-"""Adapters of any PEFT family, trained with TRL on the completions: soft prompts, (IA)³, AdaLoRA and more.
-
-Invariant: only the adapter is trained; the base stays unchanged.
-Source: the families of the `peft` library, under its names (https://huggingface.co/docs/peft).
-"""
+"""Adapters of any family of the `peft` library, under its names, trained with TRL on the completions."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -10,25 +6,16 @@ from typing import Any
 
 from pydantic import ConfigDict
 
+from harness import training
 from harness.errors import Problem
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
 from harness.plugins import AdapterShape, Method, MethodAlternative, MethodChecks
 from harness.spec import Recipe
-from harness.training import (
-    SUPERVISED,
-    FitContext,
-    SupervisedParams,
-    Weights,
-    fine_tune,
-    made_weights,
-    peft_families,
-    refused_families,
-)
 
 
-class Params(SupervisedParams):
+class Params(training.SupervisedParams):
     """`peft_type` names the family; all parameters of its PEFT configuration and TRL's are accepted."""
 
     model_config = ConfigDict(extra="allow")
@@ -43,7 +30,7 @@ class Params(SupervisedParams):
         """Return the values that enter digests: those that are not at their default."""
         held = super().identity()
         of_peft = {name: held.pop(name) for name in self.of_peft}
-        return held | peft_families.list_own_values(self.peft_type, of_peft)
+        return held | training.peft_families.list_own_values(self.peft_type, of_peft)
 
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
@@ -55,23 +42,23 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
         params = Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
         of_peft = {"peft_type": params.peft_type, **params.of_peft}
         given = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
-        found = peft_families.family_problems(*given)
-        if found := found or [*refused_families.quantization_problems(recipe, of_peft, device, where)]:
+        found = training.peft_families.family_problems(*given)
+        if found := found or [
+            *training.refused_families.quantization_problems(recipe, of_peft, device, where)
+        ]:
             yield from found
             return
 
 
-def fit(context: FitContext, params: Params) -> Weights:
-    """Train the adapter and save it under `adapter/`.
-
-    Raises:
-        CandidateFailed: out of memory, no row fits, or the loss was NaN or infinite.
-    """
+def fit(context: training.FitContext, params: Params) -> training.Weights:
+    """Train the adapter and save it under `adapter/`."""
     folder = context.folder / "adapter"
-    config = peft_families.peft_config(params.peft_type, params.of_peft)
-    refused_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-    made = fine_tune(context, params, config, folder)
-    return made_weights(context, "adapter", made)
+    config = training.peft_families.peft_config(params.peft_type, params.of_peft)
+    training.refused_families.exclude_unadapted(
+        config, read_config(context.source.path).get("model_type", "")
+    )
+    made = training.fine_tune(context, params, config, folder)
+    return training.made_weights(context, "adapter", made)
 
 
 def adapter_parameters(shape: Shape, params: Params) -> int:
@@ -84,7 +71,7 @@ METHOD = Method(
     params=Params,
     fit=fit,
     makes="adapter",
-    **SUPERVISED,
+    **training.SUPERVISED,
     loops=("training", "tokens", "sft", "peft_families"),
     checks=MethodChecks(problems),
     adapter=AdapterShape(adapter_parameters),

@@ -1,10 +1,7 @@
 """Reward model with a low-rank adapter, trained on preference pairs, that rewards other candidates' answers.
 
-Invariant: it answers no task and is not compared; it is made before the candidates whose `reward` names it.
-Only the adapter and a head with one output are trained, and saved together; accuracy is measured on held-out
-pairs.
-Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; trained by TRL's
-RewardTrainer, its head by PEFT's SEQ_CLS.
+Invariant: it answers no task and is not compared. Source: Bradley and Terry 1952, as in Ouyang et al. 2022
+(arXiv:2203.02155), equation 1; trained by TRL's RewardTrainer, its head by PEFT's SEQ_CLS.
 """
 
 from pydantic import Field
@@ -32,9 +29,6 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Train adapter and head on the context's pairs, and save them under `reward/`.
 
     The reward margin of the record is in logits, the unit of rewards.
-
-    Raises:
-        CandidateFailed: out of memory, no pair fits, or the loss was NaN or infinite.
     """
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer

@@ -1,8 +1,6 @@
 """REINFORCE leave-one-out: answers are rewarded relative to the mean of the others to their prompt.
 
-Invariant: the recipe's `reward` is the source of rewards. Without `init_from` a new adapter starts at the
-base, which is then the reference; with it the adapter of another candidate is trained further. Source:
-Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
+Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
 """
 
 from functools import partial

@@ -1,9 +1,7 @@
-"""Another candidate's adapter at a share of its scale, between the base and the fine-tune.
+"""Another candidate's adapter at a share of its scale, between the base (0) and the fine-tune (1).
 
-Invariant: the tensors are copied unchanged, and only `lora_alpha`, which determines an adapter's scale in
-PEFT, is multiplied; a share of 0 gives the base and 1 the adapter itself. Source: Wortsman et al. 2022
-(arXiv:2109.01903), who interpolate weights; for low-rank adapters the same as
-`peft.helpers.rescale_adapter_scale`. DoRA's change is not proportional to its scale.
+Invariant: only `lora_alpha`, which determines an adapter's scale in PEFT, is changed. Source: Wortsman et al.
+2022 (arXiv:2109.01903), who interpolate weights; for low-rank adapters that is the same.
 """
 
 import json
@@ -36,11 +34,7 @@ def init_problems(params: Params, init: InitWeights, where: str) -> Iterator[Pro
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Copy the adapter that `init_from` names, with its scale multiplied.
-
-    Raises:
-        CandidateFailed: there is no `init_from`, or its adapter is not low-rank.
-    """
+    """Copy the adapter that `init_from` names, with its scale multiplied."""
     if context.init is None:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
     start, folder = time.perf_counter(), context.folder / "adapter"

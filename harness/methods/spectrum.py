@@ -1,13 +1,10 @@
 """Spectrum: trains the weight matrices with the best signal-to-noise ratios and freezes all others.
 
-Invariant: of each type of linear layer the share with the largest ratios is trained, in fp32, and saved in
-the precision in which it is served; nothing else changes or is saved. The scan is stored with the weights. A
-singular value counts as signal if it exceeds the Marchenko-Pastur bound for pure noise of the matrix's scale;
-a ratio depends only on the base's weights. Source: Hartford et al. 2024 (arXiv:2406.06623): a ratio is the
-sum of the values above the bound over that of those below, divided by the largest. As there the scale of the
-noise comes from the interquartile range, which a few large values hardly move; here it is held against that
-of the law itself (Marchenko and Pastur 1967), where the authors take a normal distribution's, which puts the
-bound of a square matrix inside of its noise.
+Invariant: of each type of linear layer the share with the largest ratios is trained, in fp32; nothing else
+changes or is saved. A ratio depends only on the base's weights. Source: Hartford et al. 2024
+(arXiv:2406.06623): the sum of the singular values above the bound of Marchenko and Pastur 1967 over that of
+those below, divided by the largest. The scale of the noise comes from the interquartile range, here compared
+with that of the law itself: a normal distribution's would put the bound inside a square matrix's noise.
 """
 
 import json
@@ -45,12 +42,7 @@ class Params(SupervisedParams):
 
 
 def fit(context: FitContext, params: Params) -> Weights:
-    """Scan the base, train the chosen matrices and save them under `delta/`.
-
-    Raises:
-        CandidateFailed: out of memory, no row fits, the loss was NaN or infinite, or the base's layers are
-            not `torch.nn.Linear` (GPT-2's are transposed convolutions).
-    """
+    """Scan the base, train the chosen matrices and save them under `delta/`."""
     chosen: list[str] = []
     found: list[MatrixScan] = []
 

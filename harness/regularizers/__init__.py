@@ -1,7 +1,6 @@
 """Regularisers of training, one per file: mixed-in rows, penalties on the loss, choices of parameters.
 
-Invariant: a regulariser exports `Params` and one or more hooks of `plugins.HOOKS`. A method supports it only
-if the method's `hooks` name them all, because its training then calls them:
+A regulariser exports `Params` and one or more hooks. A method supports it if its `hooks` name them all:
 
 - `mix(mixture, evaluate)` returns rows to add to the training rows, made from the mixture of `sample`;
 - `prepare(model, params)` changes the loaded model before training;
@@ -49,8 +48,7 @@ _SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by report
 class Mixture(NamedTuple):
     """General rows of a regulariser: `n` of them, taken from `rows`.
 
-    If `max_new_tokens` is not 0 the rows are prompts, and the base's answers of at most that many tokens are
-    added to them.
+    If `max_new_tokens` is not 0, the rows are prompts, and the base answers with at most that many tokens.
     """
 
     n: int
@@ -102,11 +100,7 @@ def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
 
 
 def mix_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
-    """Return the rows to add to the training rows; `evaluate` returns the base's answers to prompts.
-
-    Raises:
-        CandidateFailed: the base answered none of a regulariser's prompts.
-    """
+    """Return the rows to add to the training rows; `evaluate` returns the base's answers to prompts."""
     mixed: tuple[Example, ...] = ()
     for name, plugin, params in _select_with("mix", regularize):
         mixture = plugin.sample(context, params)
@@ -117,11 +111,7 @@ def mix_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase
 def general_rows(
     regularize: Regularize, context: MixContext, evaluate: EvaluateBase
 ) -> dict[str, tuple[Example, ...]]:
-    """Return the rows that penalties read, by regulariser; `evaluate` returns the base's answers to prompts.
-
-    Raises:
-        CandidateFailed: the base answered none of a regulariser's prompts.
-    """
+    """Return the rows that penalties read, by regulariser; `evaluate` answers prompts by the base."""
     return {
         name: collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
         for name, mixture in mixtures(regularize, context).items()
@@ -141,11 +131,7 @@ def layer_problems(regularize: Regularize, n_layers: int) -> list[str]:
 
 
 def prepare(regularize: Regularize, model: Any) -> None:
-    """Change a loaded model before training.
-
-    Raises:
-        CandidateFailed: the model lacks the part to change.
-    """
+    """Change a loaded model before training."""
     for _, plugin, params in _select_with("prepare", regularize):
         plugin.prepare(model, params)
 
@@ -168,11 +154,7 @@ def has_hook(regularize: Regularize, *hooks: str) -> bool:
 def penalties(
     regularize: Regularize, model: Any, seed: int, rows: Mapping[str, tuple[GeneralRow, ...]]
 ) -> list[Penalty]:
-    """Return the penalties on the loss, starting at this model.
-
-    Raises:
-        CandidateFailed: a penalty is not defined on the model.
-    """
+    """Return the penalties on the loss, starting at this model."""
     return [
         plugin.penalty(Start(model, seed, rows.get(name, ())), params)
         for name, plugin, params in _select_with("penalty", regularize)
@@ -252,10 +234,7 @@ class ShippedAnswer(NamedTuple):
 
 
 def find_shipped_answers(base_digest: str, mixture: Mixture) -> tuple[ShippedAnswer, ...]:
-    """Return the shipped answers to a mixture's prompts; empty if any is missing.
-
-    `base_digest` names the base's weights and template. Any other base has to compute its answers.
-    """
+    """Return the answers to a mixture's prompts that ship for a base; empty if any is missing."""
     shipped = _read_shipped_answers(base_digest)
     if not mixture.max_new_tokens or any(e.prompt not in shipped for e in mixture.rows):
         return ()
@@ -280,10 +259,7 @@ def general_prompts() -> tuple[str, ...]:
 def rescue_by_strength(
     name: str, params: type[Any], strengths: tuple[float, ...], says: str, place: float
 ) -> RescueStep:
-    """Return the step of a rescue that adds a penalty, or strengthens it, from weak to strong.
-
-    Its `place` ranks it by what was kept at an equal gain in reports/fronts.md.
-    """
+    """Return the step of a rescue that adds or strengthens a penalty; `place` is by reports/fronts.md."""
 
     def settings(at: RescueSituation) -> list[TrialSetting] | str:
         present = dict(at.present or {})

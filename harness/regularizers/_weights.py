@@ -1,8 +1,4 @@
-"""Weights that regularisers act on: their displacement from the start of training, and decoder layers.
-
-Invariant: every displacement is zero before the first step. Each function returns one tensor at a time, in
-fp32 and with its gradient. Layers are found by their structure, not by name.
-"""
+"""Displacement of weights from the start of training, one fp32 tensor at a time, and decoder layers."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,11 +32,7 @@ def problem(params: Mapping[str, Any]) -> str:
 
 
 def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
-    """Return a displacement for each trained weight, by name; for an adapter one for each adapted weight.
-
-    Raises:
-        CandidateFailed: the adapter is not added to weight matrices.
-    """
+    """Return a displacement for each trained weight, by name; for an adapter one for each adapted weight."""
     layers = find_adapted_layers(model)
     return {
         **{name: _displace_adapter(layer) for name, layer in layers.items()},

@@ -1,6 +1,5 @@
 """Dropout on the output of each attention and each MLP while the whole model is trained.
 
-Invariant: evaluation drops nothing, and the saved model has no dropout. Adapters have `lora_dropout`.
 Source: Srivastava et al. 2014; placed as in Vaswani et al. 2017 (arXiv:1706.03762), section 5.4.
 """
 
@@ -22,11 +21,7 @@ class Params(Spec):
 
 
 def prepare(model: Any, params: Params) -> None:
-    """Add dropout to the output of each layer's attention and MLP in training.
-
-    Raises:
-        CandidateFailed: a layer has other parts, as BERT's have, which use dropout themselves.
-    """
+    """Add dropout to the output of each layer's attention and MLP in training."""
     from torch.nn.functional import dropout
 
     def drop(module: Any, inputs: Any, output: Any) -> Any:

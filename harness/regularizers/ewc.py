@@ -1,10 +1,9 @@
 """Elastic weight consolidation: a pull back to the start, stronger where general text depends on a weight.
 
-Invariant: the penalty strength / 2 · Σ F (W − W₀)² is zero at the start, with F the diagonal at the start of
-the Fisher information of one token of the general rows' answers. To second order, and without off-diagonal
-entries, the sum is the strength times the KL from the start to the tuned model in nats per token.
-Source: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3, with the Fisher information of labels drawn
-from the model, not of observed ones (Kunstner et al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
+Invariant: the penalty is strength / 2 · Σ F (W − W₀)², with F the diagonal at the start of the Fisher
+information of one token of the general rows' answers, so the sum is about strength · KL in nats per token.
+Source: Kirkpatrick et al. 2017 (arXiv:1612.00796), equation 3, with labels drawn from the model (Kunstner et
+al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
 """
 
 from collections.abc import Iterator
@@ -43,11 +42,7 @@ def sample(context: regularizers.MixContext, params: Params) -> regularizers.Mix
 
 
 def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
-    """Return the penalty, one term per weight; it keeps one fp32 number per weight.
-
-    Raises:
-        CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
-    """
+    """Return the penalty, one term per weight; it keeps one fp32 number per weight."""
     fisher = fisher_diagonal(start.model, start.rows, start.seed)
     moved = _weights.displacements(start.model)
 
@@ -65,9 +60,6 @@ def fisher_diagonal(
 
     The labels at each position of a row are drawn from the model, so the expected squared gradient of their
     joint log-probability is the sum over its tokens.
-
-    Raises:
-        CandidateFailed: there is no general row, or the adapter is not added to weight matrices.
     """
     import torch
 

@@ -1,6 +1,5 @@
 """Decoder layers that stay frozen while the others are trained.
 
-Invariant: frozen layers are equal before and after training.
 Source: half fine-tuning, Hui et al. 2024 (arXiv:2404.18466), here by whole layers.
 """
 
@@ -59,11 +58,7 @@ def layer_problem(params: Params, n_layers: int) -> str:
 
 
 def prepare(model: Any, params: Params) -> None:
-    """Freeze layers of a loaded model.
-
-    Raises:
-        CandidateFailed: the model has too few layers.
-    """
+    """Freeze layers of a loaded model."""
     layers, n = decoder_layers(model), params.n
     if too_few := layer_problem(params, len(layers)):
         raise CandidateFailed(too_few, "fewer layers in freeze")

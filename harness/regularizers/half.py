@@ -1,9 +1,7 @@
-"""Half fine-tuning: half of each layer's matrices is trained, a different half in each round.
+"""Half fine-tuning: in each round half of each layer's matrices is trained, a different half in each round.
 
-Invariant: in a round the other half stays unchanged, bit for bit. In each layer half of the modules of each
-kind are chosen (attention, MLP, norms); of an odd number, one more in every second layer. Parameters outside
-the layers, such as the embeddings, are always trained.
-Source: Hui et al. 2024 (arXiv:2404.18466), whose rounds are consecutive trainings.
+Invariant: in each layer half of the modules of each kind are chosen (attention, MLP, norms). Parameters
+outside the layers are always trained. Source: Hui et al. 2024 (arXiv:2404.18466).
 """
 
 import random

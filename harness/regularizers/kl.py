@@ -1,8 +1,7 @@
 """KL from the starting model to the tuned one on general prompts, as a penalty on the loss.
 
-Invariant: the penalty is strength · KL(start ‖ tuned) in nats per token of general answers, and zero at the
-start. Only the last hidden states of the start are kept; logits are computed for a few tokens at a time.
-Source: Li and Hoiem 2017, learning without forgetting (arXiv:1606.09282), on the start's full distribution.
+Invariant: the penalty is strength · KL(start ‖ tuned) in nats per token of general answers.
+Source: learning without forgetting, Li and Hoiem 2017 (arXiv:1606.09282).
 """
 
 import random
@@ -13,17 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from harness import regularizers
 from harness.errors import CandidateFailed
-from harness.regularizers import (
-    GENERAL,
-    GeneralRow,
-    MixContext,
-    Mixture,
-    Penalty,
-    Start,
-    general_mixture,
-    rescue_by_strength,
-)
 from harness.spec import Spec
 
 if TYPE_CHECKING:
@@ -46,7 +36,7 @@ class Params(Spec):
 
 
 _SAYS = "KL to the start on general prompts as a penalty"
-RESCUE = rescue_by_strength("kl", Params, (0.3, 3.0), _SAYS, place=1)
+RESCUE = regularizers.rescue_by_strength("kl", Params, (0.3, 3.0), _SAYS, place=1)
 
 
 def cost(params: Params, n_rows: int) -> float:
@@ -54,18 +44,13 @@ def cost(params: Params, n_rows: int) -> float:
     return 1 + params.rows_per_step / n_rows
 
 
-def sample(context: MixContext, params: Params) -> Mixture:
+def sample(context: regularizers.MixContext, params: Params) -> regularizers.Mixture:
     """Sample the general rows."""
-    return general_mixture(GENERAL, params.rows, params.data, context)
+    return regularizers.general_mixture(regularizers.GENERAL, params.rows, params.data, context)
 
 
-def penalty(start: Start, params: Params) -> Penalty:
-    """Return the penalty, one term for each general row that the step reads.
-
-    Raises:
-        CandidateFailed: there is no general row, or the logits are not simply a product with the last hidden
-            states.
-    """
+def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
+    """Return the penalty, one term for each general row that the step reads."""
     import torch
 
     if not start.rows:
@@ -126,7 +111,7 @@ def _eval_mode(module: Any) -> Iterator[None]:
     module.train(training)
 
 
-def _answer_states(model: Any, row: GeneralRow) -> "torch.Tensor":
+def _answer_states(model: Any, row: regularizers.GeneralRow) -> "torch.Tensor":
     """Return the last hidden states (t, d) that predict a row's answer, without dropout or noise."""
     import torch
 

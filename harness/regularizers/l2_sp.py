@@ -1,9 +1,6 @@
 """Squared distance from the starting point as a penalty on the loss, strength / 2 · ‖W − W₀‖².
 
-Invariant: penalty and gradient are zero at the start. For an adapter the distance is that of ΔW = BA, not of
-A and B, so adapters that make the same weights get the same penalty.
-Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2; `weight_decay` covers its second term, on the
-weights of a new head.
+For an adapter the distance is that of ΔW = BA. Source: L2-SP, Li et al. 2018 (arXiv:1802.01483), equation 2.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,5 @@
-"""Label smoothing: a share of each target's probability is spread over the vocabulary, or a head's labels.
+"""Label smoothing of the training loss alone: a share of each target's probability goes to all labels.
 
-Invariant: only the training loss is smoothed; the validation loss stays the negative log-likelihood.
 Source: Szegedy et al. 2016 (arXiv:1512.00567), section 7; transformers' own `label_smoothing_factor`.
 """
 

@@ -1,7 +1,5 @@
-"""NEFTune: uniform noise on the input embeddings during training.
+"""NEFTune: uniform noise within ± alpha / √(t d) on the input embeddings during training.
 
-Invariant: the noise on a row of t tokens and d dimensions lies within ± alpha / √(t d). Evaluation has none,
-nor has a reference model that is read before the first step.
 Source: Jain et al. 2023 (arXiv:2310.05914), algorithm 1; transformers' own `neftune_noise_alpha`.
 """
 

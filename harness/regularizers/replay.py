@@ -1,7 +1,5 @@
 """General rows mixed into training to reduce forgetting: the base's own answers, or rows of a file.
 
-Invariant: the sample depends only on the parameters, the number of training rows and the seed, and no row
-asks the question of an evaluated item.
 Source: Ibrahim et al. 2024 (arXiv:2403.08763) and Bethune et al. 2025 (arXiv:2502.06042) for the shares.
 """
 

@@ -1,7 +1,5 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is highest.
+"""Sharpness-aware minimisation: the gradient is taken where the loss nearby is highest, w + rho · g / ‖g‖.
 
-Invariant: the optimiser changes the weights that a step started from, bit for bit; only the gradient is that
-of w + rho · g / ‖g‖.
 Source: Foret et al. 2021 (arXiv:2010.01412), equation 2 and algorithm 1, for each batch that is read at once.
 """
 

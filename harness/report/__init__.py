@@ -23,7 +23,7 @@ from harness.report.experiment_report import (
 )
 from harness.report.first_page import advise_more_items, advise_on_power
 from harness.report.html import html
-from harness.report.interchange import KeptReport, junit, read, read_kept, restore, to_csv, to_json, to_plain
+from harness.report.interchange import junit, read, read_kept, restore, to_csv, to_json, to_plain
 from harness.report.interchange import paths as kept_reports
 from harness.report.pareto_front import front_file
 from harness.report.result_tables import ScoreRow, origin, score_section, targets_section

@@ -1,8 +1,7 @@
 """Tables about answers: diversity, several answers per item, retrieval, and people's labels.
 
-Invariant: shares are printed in percent, and answers on one line, truncated if long; the counts in a row of
-retrieval add up to its items. A corrected number is printed with the uncorrected one; a metric that is not
-shown to agree with people better than chance is marked.
+Invariant: a corrected number is printed with the uncorrected one; a metric that is not shown to agree with
+people better than chance is marked.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,19 +51,6 @@ def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
     return f"{label}: mode collapse, {'; '.join(parts)}" if parts else ""
 
 
-def diversity_text(label: str, found: Sequence[AnswerDiversity]) -> str:
-    """Describe the diversity of the target's answers and the base's; empty if none were generated."""
-    if not found:
-        return ""
-    d = found[0]
-    beside = f"; of the base {_variety_text(d.base)}" if d.base else ""
-    return f"{label}: answers to {d.task}: {_variety_text(d.new)}{beside}"
-
-
-def _variety_text(answers: AnswerCounts) -> str:
-    return f"{_distinct(answers)} are distinct, the commonest is {percent(answers.share)} %"
-
-
 def _distinct(answers: AnswerCounts) -> str:
     return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
 
@@ -89,15 +75,6 @@ def several_section(facts: Sequence[CandidateFacts]) -> Section:
         shares = (of.distinct, of.commonest, *map(passes.get, ks))
         rows.append([label, count(of.distinct.n), count(of.n_samples), *map(_share, shares)])
     return Section("samples", "Several answers to an item", columns, rows, _SEVERAL_NOTE)
-
-
-def several_text(f: CandidateFacts) -> str:
-    """Describe the diversity of several answers per item, pass@1 and pass@n."""
-    if (of := f.several) is None:
-        return ""
-    ends = [of.passes[0], of.passes[-1]] if of.passes else []
-    passes = "".join(f", pass@{one.k} {_share(one.estimate)} %" for one in ends)
-    return f"of {count(of.n_samples)} answers to an item {_share(of.distinct)} % are distinct{passes}"
 
 
 def _share(e: Estimate | None) -> str:

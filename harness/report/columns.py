@@ -1,8 +1,7 @@
-"""Columns of results: the values that tables show of runs and comparisons, and their format.
+"""Columns of results: the values that all formats show of runs and comparisons.
 
-Invariant: columns, and the tables that have them, are listed only here. Terminal, Markdown, HTML, CSV,
-dashboard and docs read heading, meaning, value and digits from here; columns of `records.SERVING` are also in
-SQL and trackers.
+Invariant: columns and their tables are listed only here; those of `records.SERVING` are also in SQL and
+trackers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,9 +36,7 @@ Kind = Literal["text", "number", "interval"]
 class Column(Generic[Row]):
     """Column with its name in files, its heading and meaning, and the value and text of a row.
 
-    A heading may be wrapped at its line break, and contains `{metric}` and `{gain}` if it depends on the
-    metric. Values are unrounded, in the metric's unit, and None if unknown; `interval` values have ends. The
-    text has the same digits in every table, fewer in a tight one.
+    Values are unrounded, in the metric's unit, and None if unknown; the text has fewer digits if tight.
     """
 
     name: str

@@ -1,8 +1,6 @@
 """Document of results: a first page, sections with a table and notes, and an appendix.
 
-Invariant: every format shows the same document; texts from models and files are cleaned or escaped here, so a
-`|` in a name never opens a cell, and nothing is read as markup. Tables of aligned text lose no word; without
-a width, or if wrapping does not help, each row is one line.
+Invariant: every format shows the same document; texts from models and files are cleaned or escaped here.
 """
 
 import re
@@ -32,11 +30,7 @@ CAPTION = (
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Table with text: `lead`, then `notes` below it.
-
-    Without `columns` the table has no header. `kind` says what it shows, `label` names the run; a `detail` is
-    left out on the terminal, and the appendix comes last.
-    """
+    """Table with a `lead` and `notes` below it; a `detail` is left out on the terminal."""
 
     kind: str = ""
     title: str = ""

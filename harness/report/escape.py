@@ -1,8 +1,6 @@
 """Escaping and shortening of foreign text: names, ids and messages from models and files.
 
-Invariant: the result has no control characters, and is one line unless lines are requested. Escaping depends
-on the target: terminal text is printed as plain `Text`, Markdown is escaped here, and HTML by its template.
-Different names stay different when shortened.
+Invariant: the result has no control characters, and different names stay different when shortened.
 """
 
 import csv
@@ -93,10 +91,9 @@ def page_environment(folder: Path) -> "Environment":
 
 
 def shorten(text: str, width: int, kept: int | None = None) -> str:
-    """Replace the middle of a text by `…`, so that it takes at most `width` cells.
+    """Replace the middle of a text by `…`, so that it takes at most `width` cells, `kept` of them at the end.
 
-    The end is kept, with `kept` cells (default half), because names of a grid differ there:
-    `few-shot[shots=8]`.
+    Names of a grid differ at the end: `few-shot[shots=8]`.
     """
     if cell_len(text) <= width:
         return text
@@ -114,38 +111,20 @@ def _shorten_to(text: str, width: int) -> str:
 
 def shorten_for_table(names: Sequence[str], width: int) -> list[str]:
     """Shorten names to a width in cells; names that would become equal are left to wrap."""
-    brief = [_KEYS.sub("", name) for name in names]
-    return _shorten_by_source(names, width) or (brief if _are_different(brief, names) else list(names))
+    return _shorten_all(names, width) or list(names)
 
 
 def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
-    """Shorten names to a width in cells, cutting where they are alike.
-
-    If no cut keeps them different, they are numbered: `a name th… long 2`.
-    """
-    if found := _shorten_by_source(names, width):
-        return found
-    # Cut the middle first, then more of either half.
-    for kept in sorted(range(width), key=lambda n: abs(2 * n - width)):
-        cut = [shorten(name, width, kept) for name in names]
-        if _are_different(cut, names):
-            return cut
+    """Shorten names to a width in cells; names that would become equal are numbered: `a name th… long 2`."""
     places = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
-    return [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
+    numbered = [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
+    return _shorten_all(names, width) or numbered
 
 
-def _shorten_by_source(names: Sequence[str], width: int) -> list[str] | None:
-    """Drop keys and shorten the part before the values; None if that is not enough."""
-    if max(map(cell_len, names), default=0) <= width:
-        return list(names)
-    short = []
-    for name in names:
-        source, bracket, values = _KEYS.sub("", name).partition("[")
-        room = width - cell_len(bracket + values)
-        short.append(shorten(source, max(room, 1)) + bracket + values)
-    fits = max(map(cell_len, short)) <= width
-    return short if fits and _are_different(short, names) else None
-
-
-def _are_different(shown: Sequence[str], names: Sequence[str]) -> bool:
-    return len(set(shown)) == len(set(names))
+def _shorten_all(names: Sequence[str], width: int) -> list[str] | None:
+    """Shorten names, those of a grid by its keys first; None if different names would become equal."""
+    brief = [_KEYS.sub("", name) for name in names]
+    for shown in (list(names), brief, [shorten(name, width) for name in brief]):
+        if max(map(cell_len, shown), default=0) <= width and len(set(shown)) == len(set(names)):
+            return shown
+    return None

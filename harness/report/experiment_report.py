@@ -1,8 +1,4 @@
-"""The report of an experiment: its values, which every format prints.
-
-Invariant: it holds numbers and names alone; the words for them are those of `wording`. The items that it
-shows are spread over all, and a text is cut where it is too long to read.
-"""
+"""The report of an experiment: the values that every format prints, in the words of `wording`."""
 
 import io
 import re
@@ -36,10 +32,9 @@ _LONGEST_NAME = 60  # characters of the names of selected candidates in that of 
 
 @dataclass(frozen=True, slots=True)
 class AttributionStep:
-    """One step: `new` − `base`.
+    """Change `new` − `base` by one step, named by `what`.
 
-    `what` says what was done. `macro` is the mean change over the admitted capability tasks, `tasks` the
-    change of each task's primary metric, `target` that of the target where both answered it.
+    `macro` is the mean over the admitted capability tasks, `tasks` has each task's primary metric.
     """
 
     what: str
@@ -52,7 +47,7 @@ class AttributionStep:
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """One answer to an item: its text, its status, the mark of its score, and the facts that open with it."""
+    """Answer to an item, with the mark of its score and further facts."""
 
     text: str
     status: str
@@ -61,10 +56,9 @@ class ShownAnswer:
 
 
 class ShownPrompt(NamedTuple):
-    """A prompt with its special tokens, and the columns that were asked by it.
+    """Prompt with its special tokens, and the columns that were asked with it.
 
-    Where it `was_sent` it has the tokens of the stored answers; else today's files make another one.
-    `digest` is that of its tokens.
+    If it was not sent (`was_sent`), today's files make another one than that of the stored answers.
     """
 
     columns: tuple[str, ...]
@@ -76,10 +70,7 @@ class ShownPrompt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShownItem:
-    """An item of a task with the answers of candidates by their names; those of equal rows share a name.
-
-    `prompt` is its question, `prompts` what was sent.
-    """
+    """Item of a task with candidates' answers by name; `prompt` is its question, `prompts` were sent."""
 
     task: str
     item: str
@@ -100,26 +91,16 @@ class ShownItem:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentReport:
-    """The results of one experiment.
+    """Results of one experiment.
 
-    `metric` is the target's primary metric. `comparisons` maps a run's `label` to its comparisons with the
-    base on the tasks of the suites, each task's primary metric first; `not_admitted` says of a task why it
-    does not count in the gate, `one_half` why half of it does not. `steps` splits the change of a run, by
-    `label`, where there was a base or a run in between. `header` holds device, precision and times, with
-    units in the names. `seeds` joins the seeds of each recipe that trains, `ablations` holds one table for
-    each grid, `training_sets` one for each method's candidates that differ in their training rows alone,
-    `curve` what more training data would bring. `task` is the target's name; `margins` maps tasks to the loss
-    in [0, 1] that the gate takes for a regression on them, `macro_margin` is that of their mean, None where
-    it is a share of the base's skill; `undecided_fails` says that an inconclusive verdict stops a release.
-    `answers` shows some items with all candidates' answers; `diversity` how varied those of a fine-tune are,
-    by `label`, the target's first. `origins` says what each run's numbers depend on. `policy` is
-    what the decision went by, `closed_labels` and `has_documents` which alternatives the target allows,
-    `trivial` what a rule reaches that reads no item, `family` the fine-tunes over which what is shipped was
-    corrected. `spans` maps tasks to the range of their metric; the gate counts a change as a share of it;
-    `sampled` says that items of some tasks were drawn. `labels` puts metrics of the target beside people's
-    labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat,
-    `spare` the items that limits of the tasks leave out; `can_fold` says that the target could be tested in
-    folds, and is not.
+    `metric` is the primary metric of the target `task`. By run `label`: `comparisons` with the base on the
+    suites' tasks, each task's primary metric first; `steps` between the base and the run; `diversity` of
+    answers, the target's first; `origins` of the numbers. By task: `not_admitted` and `one_half` are reasons
+    why it does not (fully) count in the gate, `margins` the loss in [0, 1] that is a regression, `spans` the
+    range of the metric. `macro_margin` is None if it is a share of the base's skill. `header` has units in
+    its names. `policy` made the decision; `closed_labels` and `has_documents` say which alternatives the
+    target allows, `can_fold` that it could be tested in folds. `sampled`: items of some tasks were drawn.
+    `typed` is what the next commands repeat, `spare` the items that limits leave out.
     """
 
     experiment: str
@@ -160,10 +141,7 @@ class ExperimentReport:
 
     @property
     def file_name(self) -> str:
-        """The name of its files without suffix; one of selected candidates has a name of its own.
-
-        Nor does a smoke report take a result's place.
-        """
+        """Name of its files without suffix; selected candidates and smoke runs have names of their own."""
         chosen = "-".join(_NOT_IN_NAMES.sub("-", name) for name in self.typed.candidates)
         chosen = chosen if len(chosen) <= _LONGEST_NAME else digest(list(self.typed.candidates))[:12]
         parts = [self.experiment, *([f"of-{chosen}"] if chosen else []), *(["smoke"] if self.smoke else [])]
@@ -175,11 +153,11 @@ class ExperimentReport:
         return target_unit(self.facts)
 
     def settling(self, verdict: Verdict) -> Settling:
-        """Return what would settle an open verdict, as far as items, margins and tasks are known."""
+        """Return what would settle an open verdict."""
         return find_settling([verdict], self.spare, relative=self.macro_margin is None)
 
     def task_comparisons(self, label: str) -> dict[str, Comparison]:
-        """Map the tasks of the suites to a run's comparison by the primary metric of each, in their order."""
+        """Map the suites' tasks to a run's comparison by the primary metric."""
         found: dict[str, Comparison] = {}
         for c in self.comparisons.get(label, ()):
             found.setdefault(c.task, c)
@@ -197,7 +175,7 @@ class ExperimentReport:
 
 
 def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
-    """Decide between the candidates of a report, as `facts` have them, by a policy."""
+    """Decide between the candidates of a report by other facts and another policy."""
     return decide(
         facts,
         policy,
@@ -230,7 +208,7 @@ def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:
 
 
 def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: int) -> list[ShownItem]:
-    """Show n items of a task with every arm's answer, first those that arms score otherwise."""
+    """Show n items of a task with every arm's answer, first those that arms score differently."""
     by_arm = {name: {row.example_id: row for row in rows} for name, rows in arms.items()}
     first, *others = by_arm.values()
     ids = [item for item in first if all(item in rows for rows in others)]
@@ -243,7 +221,6 @@ def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: in
         for name, row in ((name, rows[item]) for name, rows in by_arm.items()):
             mark, facts = mark_answer(metric, row.parts.get(metric.name)), map(excerpt, describe_answer(row))
             answers[name] = ShownAnswer(excerpt(row.text), row.status, mark, tuple(facts))
-        # Without passages, where one arm has none.
         shortest = min((rows[item] for rows in by_arm.values()), key=lambda row: len(row.prompt))
         references = tuple(map(excerpt, shortest.references[:_REFERENCES_SHOWN]))
         shown.append(ShownItem(shortest.task, item, excerpt(shortest.prompt), references, answers))
@@ -251,7 +228,7 @@ def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: in
 
 
 def describe_answer(row: SampleResult) -> list[str]:
-    """List what each metric makes of an answer, and what the answer took."""
+    """List an answer's scores, tokens, time and passages."""
     lines = [
         f"{name.replace('_', ' ')}: {', '.join(map(formatting.plain, parts)) if parts else 'not scored'}"
         for name, parts in row.parts.items()
@@ -267,7 +244,7 @@ def describe_answer(row: SampleResult) -> list[str]:
 
 
 def describe_prompt(n_tokens: int, was_sent: bool) -> str:
-    """Say whether a prompt is the one by which a stored answer was asked."""
+    """Say whether a prompt was sent, or is made from today's files."""
     if was_sent:
         return f"The prompt as it was sent, {formatting.count(n_tokens)} tokens."
     return "Made from today's files; the prompt that was sent differed, as files or shots have changed since."

@@ -1,8 +1,7 @@
-"""Page of a data check: findings, the worst first, each with rows, an example and what fixes it.
+"""Page of a data check: findings, the worst first, each with rows, an example and the commands that fix it.
 
-Invariant: terminal, HTML and JSON show the same findings; a file's text is cleaned or escaped. A file's rows
-are cleaned first, then rid of repetitions, then split; all that findings ask of a verb stands in one
-command. Several files are joined where a row of one repeats a row of another, or where they are to be split.
+Rows are cleaned first, then deduplicated, then split; each verb is one command. Several files are joined if a
+row of one repeats a row of another, or if they are to be split.
 """
 
 import re
@@ -32,7 +31,7 @@ _HEAD = 1_000  # bytes of a page in which that stands
 
 
 def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
-    """Lay findings out as the terminal shows them: alarms with all they say, then figures in a line each."""
+    """Return findings for the terminal: alarms with all details, then figures on a line each."""
     alarms: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     for f in findings:
@@ -48,10 +47,7 @@ def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
 
 
 def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the worst alarms in a line each of at most 100 characters, then how many there are.
-
-    What is too long for a line loses its first row, then its amount, and then the end of its title.
-    """
+    """Yield the worst alarms on a line each of at most 100 characters, then how many there are."""
     alarms = [f for f in findings if f.severity != "note"]
     for f in alarms[:_BRIEFLY]:
         amount = f", {share_text(f)}" if f.of else ""
@@ -85,14 +81,14 @@ def places(finding: Finding, most: int = _SHOWN) -> str:
 
 
 def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict[str, Any]:
-    """Turn findings into plain types; of places the first thousand, `count` says how many rows there are."""
+    """Turn findings into plain types, with the first thousand places."""
     cut = [{part: getattr(f, part)[:_KEPT] for part in _BY_ROW} for f in findings]
     plain = [asdict(f) | {"share": f.share} | of for f, of in zip(findings, cut, strict=True)]
     return {"files": list(files), "n": n, "summary": summary(findings), "findings": plain}
 
 
 def refuse_page(file: Path) -> None:
-    """Refuse to write a page over a file that is no such page, as rows are, also by a link.
+    """Refuse to write a page over any other file, such as rows, also by a link.
 
     Raises:
         UserError: another file is there already, or no folder for a new one.
@@ -124,7 +120,7 @@ def data_html(findings: Sequence[Finding], title: str) -> str:
 
 
 def share_text(f: Finding) -> str:
-    """Print the share of the rows that show a finding: `3.2 % (2 of 62)`; empty where it is not of rows."""
+    """Print the share of rows with a finding: `3.2 % (2 of 62)`; empty if it is not about rows."""
     return f"{percent(f.share)} % ({count(f.count)} of {count(f.of)})" if f.of else ""
 
 
@@ -135,7 +131,7 @@ _SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say
 
 
 class _CommandStep(NamedTuple):
-    """A verb that a finding asks for, and its options before and behind the output."""
+    """Verb that fixes a finding, with its options before and after the output."""
 
     verb: str
     before: tuple[str, ...]
@@ -143,7 +139,7 @@ class _CommandStep(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """The commands of the chain by verb and file; what is done to joined files stands under each of them."""
+    """Commands of the chain by verb and file; those of joined files are listed under each file."""
 
     of: dict[tuple[str, str], tuple[str, ...]]
     cleaned: dict[str, tuple[str, ...]]  # options of the file's cleaning
@@ -162,8 +158,8 @@ def fill_commands(
 ) -> list[Finding]:
     """Put files, and the options that name columns, into the commands of findings.
 
-    `named` are the options that the user gave, `named_of_all` those that read rows beside another column.
-    `pages` maps a file whose rows the dashboard's Data page shows to the option that names the experiment.
+    `named` are the user's options, `named_of_all` those that also read another column. `pages` maps files
+    that the dashboard's Data page shows to the option that names the experiment.
     """
     alarms = [f for f in findings if f.severity != "note"]
     steps = _chain(alarms, files, named, named_of_all or named, columns)
@@ -171,10 +167,7 @@ def fill_commands(
 
 
 def order_commands(findings: Iterable[Finding]) -> list[str]:
-    """List the commands that fix all alarms that commands can, in the order in which they are run.
-
-    A check that reads more columns goes alone: what it finds of the rows is something else.
-    """
+    """List the commands that fix all alarms, in order; a check that reads more columns comes alone."""
     steps = dict.fromkeys(step for f in findings if f.severity != "note" for step in f.steps)
     again = [step for step in steps if step.startswith("harness data check ")]
     return again or sorted(steps, key=lambda step: _VERBS.index(step.split()[2]))
@@ -203,7 +196,7 @@ def _fill(
 
 
 def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages: Mapping[str, str]) -> str:
-    """Write the command after which a file's rows are decided on, and the one that makes decisions true."""
+    """Write the commands that open the dashboard to decide on a file's rows, and that apply the decisions."""
     # Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
     dashboard, options = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
@@ -227,7 +220,7 @@ def _chain(
     named_of_all: Sequence[str],
     columns: Container[str],
 ) -> _Steps:
-    """Write the commands of all alarms, each verb once a file."""
+    """Write the commands of all alarms, each verb once for each file."""
     wanted: dict[tuple[str, str], list[_CommandStep]] = {}
     for finding in alarms:
         if step := _step(finding):
@@ -263,13 +256,13 @@ def _chain(
 
 
 def _step(finding: Finding) -> _CommandStep | None:
-    """Read the verb that a finding asks for; None of another command, or of words."""
+    """Read the verb of a finding's command; None for other commands and words."""
     found = _STEP.fullmatch(finding.command.partition("  # ")[0])
     return _CommandStep(found["verb"], _options(found["before"]), _options(found["after"])) if found else None
 
 
 def _options(text: str) -> tuple[str, ...]:
-    """Return options, each with its value, as a shell takes them."""
+    """Split options, each with its value, quoted for a shell."""
     out: list[str] = []
     for word in shlex.split(text):
         if word.startswith("--"):
@@ -295,13 +288,13 @@ def _command(step: _CommandStep, file: str, named: Sequence[str], names: OutputN
 
 
 def _files(finding: Finding, files: Sequence[str]) -> list[str]:
-    """List the files of a finding's rows; of one without rows all that are checked."""
+    """List the files of a finding's rows; all files if it has no rows."""
     places = set(map(file_of, finding.rows))
     return [file for file in files if file in places] or list(files)
 
 
 def _lies_in_two_files(finding: Finding) -> bool:
-    """Tell whether `data dedup` of one file cannot fix it, for what a row repeats stands in another."""
+    """Tell whether a row repeats one of another file, so that `data dedup` of one file cannot fix it."""
     if "dedup FILE" not in finding.command or "--against" in finding.command:
         return False
     pairs = zip(finding.rows, finding.beside, strict=False)

@@ -1,48 +1,27 @@
 """First page of a report: the decision's reasons, the table, the picture, and next steps.
 
-Invariant: what to ship, why, how certain that is and what to do next come from the report's numbers;
-everything else follows after this page. A larger limit is advised only if there are unused items, as settings
-that can be used as printed.
+Invariant: a larger limit is advised only if there are unused items, as settings that can be used as printed.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness import formatting, plugins
-from harness.analysis.candidate_facts import (
-    UNCHECKED,
-    CandidateFacts,
-    best_untrained,
-    gain,
-    is_cross_validated,
-    is_fine_tuned,
-    is_gain_shown,
-    judged_run,
-    seeds_of,
-)
+from harness.analysis import candidate_facts
 from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
 from harness.analysis.goals import judge_by_wins
 from harness.analysis.labelled_answers import count_enough_labels
 from harness.analysis.seeds import pool_seeds
-from harness.analysis.significance import WIDEST_MARGIN, SpareItems, find_settling
+from harness.analysis.significance import SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
 from harness.config import CommandLine
+from harness.report import wording
 from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
 from harness.report.pareto_front import NARROW, front
 from harness.report.result_tables import wins_sentence
-from harness.report.wording import (
-    best_first,
-    change_text,
-    describe_disturbed,
-    describe_stopped,
-    describe_unread,
-    miss_text,
-    target_text,
-)
-from harness.spec import PEOPLE, Experiment, GatePolicy
+from harness.spec import PEOPLE
 
 _TASKS_NAMED = 3  # number of tasks named with the largest losses
 
@@ -50,9 +29,14 @@ _TASKS_NAMED = 3  # number of tasks named with the largest losses
 def first_page(report: ExperimentReport) -> FirstPage:
     """Return the first page of a report."""
     picture = front(report, NARROW)
-    unread = describe_unread(best_first(report), report.metric)
-    remarks = filter(None, [describe_disturbed(report.facts), labels_note(report)])
-    notes = [*unread, *describe_stopped(best_first(report)), explain_columns(report), *remarks]
+    unread = wording.describe_unread(wording.best_first(report), report.metric)
+    remarks = filter(None, [wording.describe_disturbed(report.facts), labels_note(report)])
+    notes = [
+        *unread,
+        *wording.describe_stopped(wording.best_first(report)),
+        explain_columns(report),
+        *remarks,
+    ]
     heads = [head.replace("\n", " ") for head in result_headings(report).values()]
     rows = [list(cells.values()) for cells in result_rows(report)]
     return FirstPage(
@@ -76,36 +60,16 @@ def labels_note(report: ExperimentReport) -> str:
     return f"{report.metric} of {of}: corrected by people's labels; the report also has the judge's grades."
 
 
-def find_judged(report: ExperimentReport) -> CandidateFacts | None:
+def find_judged(report: ExperimentReport) -> candidate_facts.CandidateFacts | None:
     """Return the fine-tune of the decision: the best that passes, else the strongest."""
     facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
     by_wins = report.declared is not None and report.declared.win_rate is not None
     facts = pool_seeds(judge_by_wins(facts) if by_wins else facts)
-    return judged_run(facts)
-
-
-def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
-    """Name an untrained candidate that beats the one chosen on validation on the test items, if any."""
-    sign = report.unit.sign
-    untrained = [f for f in report.facts if f.target and f.validation is not None and not is_fine_tuned(f)]
-    chosen = next((f for f in untrained if f.name == best_untrained(report.facts)), None)
-    highest = max(untrained, key=lambda f: sign * f.target.score if f.target else 0.0, default=None)
-    if not (chosen and highest and chosen.target and highest.target):
-        return
-    if sign * highest.target.score <= sign * chosen.target.score:
-        return
-    on_test, on_validation = (
-        " against ".join(formatting.score(report.unit, value) for value in pair)
-        for pair in ((highest.target.score, chosen.target.score), (highest.validation, chosen.validation))
-    )
-    yield (
-        f"{highest.name} is ahead of {chosen.name} on the test items ({on_test}), but was not on validation "
-        f"({on_validation}), which chooses; more validation rows would tell them apart"
-    )
+    return candidate_facts.judged_run(facts)
 
 
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
-    """List the reasons of the decision and its certainty; empty for a smoke run."""
+    """List the reasons of the decision; empty for a smoke run."""
     if report.smoke:
         return
     if run := find_judged(report):
@@ -114,41 +78,40 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
         yield from (Reason("Not judged", sentence) for sentence in list_unjudged_losses(report))
         yield Reason("How sure", _certainty(report, run))
         return
-    name = best_untrained(report.facts)
+    name = candidate_facts.best_untrained(report.facts)
     run = next((f for f in report.facts if f.name == name), None)
     if run is None or run.target is None:
         return
-    others = [f for f in best_first(report) if f.name != name and f.target and f.state == "done"]
-    beside = f"; the next is {others[0].label} with {target_text(others[0])}" if others else ""
-    yield Reason("Score", f"{run.label} reaches {target_text(run)} {report.metric} on test{beside}.")
+    others = [f for f in wording.best_first(report) if f.name != name and f.target and f.state == "done"]
+    beside = f"; the next is {others[0].label} with {wording.target_text(others[0])}" if others else ""
+    yield Reason("Score", f"{run.label} reaches {wording.target_text(run)} {report.metric} on test{beside}.")
     yield Reason("Forgetting", "nothing is trained, so nothing is forgotten.")
     n = formatting.count(run.target.n)
-    ahead = "".join(f" {note}." for note in name_higher_on_test(report))
-    yield Reason("How sure", f"chosen on validation; the interval is of {n} test items.{ahead}")
+    yield Reason("How sure", f"chosen on validation; the interval is of {n} test items.")
 
 
-def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
+def _gain_sentence(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
     by_metric = next((f for f in pool_seeds(report.facts) if f.run_id == run.run_id), run)
-    g, other = gain(by_metric.vs_untrained), best_untrained(report.facts)
+    g, other = candidate_facts.gain(by_metric.vs_untrained), candidate_facts.best_untrained(report.facts)
     preferred = wins_sentence(run, report.declared)
     against = next((f for f in report.facts if f.name == other), None)
-    reached = f"{run.label} reaches {target_text(run)} {report.metric}"
+    reached = f"{run.label} reaches {wording.target_text(run)} {report.metric}"
     reached = f"{run.label} is {preferred}. {reached}" if preferred else reached
     if g is None or against is None:
         return f"{reached}; it was not compared with an untrained candidate."
     shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
     seeds = f"over {g.components.n_seeds} seeds " if g.components else ""
-    change = f"{seeds}{change_text(g)} {g.unit.name}"
+    change = f"{seeds}{wording.change_text(g)} {g.unit.name}"
     if not report.unit.higher_is_better:
         change = f"a gain of {change} (lower is better)"
     # A judge's metric with a gain that labels do not correct.
     corrected = run.vs_untrained is not None and run.vs_untrained.estimator in ("ppi", "identical")
     unchecked = is_judge(report.metric) and (not corrected or run.labels_missing > 0)
-    by = f", {UNCHECKED}" if unchecked else ""
-    return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}{by}."
+    by = f", {candidate_facts.UNCHECKED}" if unchecked else ""
+    return f"{reached}, {against.label} {wording.target_text(against)} without training: {change}{shown}{by}."
 
 
-def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
+def _describe_forgetting(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
     verdict = run.verdict
     if verdict is None:
         return f"what {run.label} forgot was not measured (suites:)."
@@ -171,13 +134,10 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
 
 
 def list_unjudged_losses(report: ExperimentReport) -> list[str]:
-    """List shown losses of fine-tunes on tasks without a rule, with the key that would judge them.
-
-    For texts in bits per byte, whose rise is only an early sign, the largest rise is listed.
-    """
+    """List shown losses of fine-tunes on tasks without a rule, with the key that would judge them."""
     fell: dict[str, list[str]] = {}
     rises: dict[str, tuple[float, str]] = {}
-    for f in filter(is_fine_tuned, best_first(report)):
+    for f in filter(candidate_facts.is_fine_tuned, wording.best_first(report)):
         judged = {r.name for r in f.verdict.rules if r.outcome != "skipped"} if f.verdict else set()
         for task, c in report.task_comparisons(f.label).items():
             if task not in report.not_admitted or orient(c).high >= 0:
@@ -194,7 +154,9 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
     return parts
 
 
-def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
+def worst_tasks(
+    report: ExperimentReport, run: candidate_facts.CandidateFacts, tasks: Sequence[object]
+) -> list[str]:
     """Describe the change of each task, the worst first, as a share of the metric's range."""
     found = report.task_comparisons(run.label)
     known = [(found[t], report.spans.get(t, 1.0)) for t in map(str, tasks) if t in found]
@@ -207,7 +169,7 @@ def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[o
     ]
 
 
-def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
+def _certainty(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
     """Describe the evidence: items, seeds, error rates of the gate, number of fine-tunes."""
     n = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
     parts = [f"measured on {n} test items"]
@@ -220,7 +182,7 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
         parts.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
     of = next((s for s in report.seeds if s.candidate == run.name), None)
     seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
-    if is_cross_validated(run):
+    if candidate_facts.is_cross_validated(run):
         parts.append(
             "each item answered by a model that did not see it; the gain's interval includes their spread"
         )
@@ -231,14 +193,14 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
     return f"{'; '.join(parts)}."
 
 
-def nearest_miss(run: CandidateFacts) -> str:
-    """Describe how often the gate passes a model with a larger loss than allowed; empty if unknown."""
+def nearest_miss(run: candidate_facts.CandidateFacts) -> str:
+    """Describe how often the gate passes a too large loss; empty if unknown."""
     nearest = _nearest(run)
-    return miss_text(nearest) if nearest else ""
+    return wording.miss_text(nearest) if nearest else ""
 
 
-def _nearest(run: CandidateFacts) -> MissRate | None:
-    """Return the line of the smallest loss beyond the macro's margin, else that of the largest."""
+def _nearest(run: candidate_facts.CandidateFacts) -> MissRate | None:
+    """Return the chance of the smallest loss beyond the macro's margin, else of the largest."""
     if (at := run.corrected or run.verdict) is None:
         return None
     allowed = margin if isinstance(margin := at.numbers("macro").get("margin"), float) else 0.0
@@ -285,7 +247,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         yield _ask_open_question(report)
     if run is not None and run.verdict and not plugins.find_method(run.method).is_remote:
         stopped = {r.name for r in run.verdict.rules if r.outcome == "fail"}
-        if is_gain_shown(run) and {"macro", "each", "safety", "critical"} & stopped:
+        if candidate_facts.is_gain_shown(run) and {"macro", "each", "safety", "critical"} & stopped:
             line = report.typed.command("rescue", run.name)
             yield Command(line, f"tries versions of {run.name} that keep more")
     if decision is not None and decision.candidate and (more := _ask_more_seeds(report)):
@@ -298,7 +260,12 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
         return None
     why, seeds = "as its gain varies most between trainings", list_more_seeds(report.facts, run)
     ships = report.decision is not None and report.decision.candidate == run.name
-    if not seeds and ships and not is_cross_validated(run) and len(seeds_of(report.facts, run)) == 1:
+    if (
+        not seeds
+        and ships
+        and not candidate_facts.is_cross_validated(run)
+        and len(candidate_facts.seeds_of(report.facts, run)) == 1
+    ):
         why, seeds = "which shows by how much its trainings differ", (0, 1, 2)
     if not seeds:
         return None
@@ -333,10 +300,6 @@ def _ask_open_question(report: ExperimentReport) -> Command:
     return more or Command(again, "decides once the decision has what it asks for")
 
 
-_MARGINS = ("macro", "each", "safety", "critical_margin")
-_STEP = 1000  # margins are offered in tenths of a point
-
-
 def advise_more_items(
     verdicts: Sequence[Verdict],
     spare: Sequence[SpareItems],
@@ -345,10 +308,9 @@ def advise_more_items(
     relative: bool,
     judging: Sequence[str],
 ) -> Command:
-    """Advise how to settle verdicts that need more items: by larger limits if the tasks have the items.
+    """Advise how to settle verdicts: by larger limits, a wider margin (by the command `judging`) or tasks.
 
-    Otherwise by a wider margin if that is enough, or by other tasks. `relative` says that the macro's margin
-    is a share of the base's skill. `judging` is the command that judges by another margin.
+    `relative` says that the macro's margin is a share of the base's skill.
     """
     found = find_settling(verdicts, spare, relative=relative)
     if found.sizes:
@@ -366,42 +328,17 @@ def advise_more_items(
 
 
 def advise_on_power(
-    experiment: Experiment,
     n: Mapping[str, int],
     spare: Sequence[SpareItems],
-    warn: Callable[[Mapping[str, int], GatePolicy], Sequence[str]],
+    warn: Callable[[Mapping[str, int]], Sequence[str]],
     typed: CommandLine,
 ) -> Command:
-    """Advise how to run without warnings: by the tasks' items, or by the smallest sufficient margins.
-
-    `n` maps tasks to their number of items; `warn` lists the margins that such numbers probably cannot show.
-    """
-    policy, judging = experiment.gate, ("compare", "--strict")
-    if not warn({**n, **{one.task: one.held for one in spare}}, policy):
+    """Advise how to run without warnings of margins that `n` items by task probably cannot show."""
+    if not warn({**n, **{one.task: one.held for one in spare}}):
         line = typed.with_settings([f"{key}={one.held}" for one in spare for key in one.keys])
         more = formatting.count(sum(one.left for one in spare))
-        return Command(line.command(*judging), f"asks {more} more items, all that the tasks hold")
-    settings, wider = [], policy
-    for key in _MARGINS:
-        if (margin := _find_least_margin(key, policy, lambda tried: warn(n, tried))) is not None:
-            settings.append(f"gate.{key}={margin:g}")
-            wider = wider.model_copy(update={key: margin})
-    if settings and not warn(n, wider):
-        line = typed.with_settings(settings)
-        return Command(line.command(*judging), "judges by the least margins that these items can show")
-    return Command(typed.command(*judging), "runs, once suites: lists other tasks, or their files more rows")
-
-
-def _find_least_margin(
-    key: str, policy: GatePolicy, warn: Callable[[GatePolicy], Sequence[str]]
-) -> float | None:
-    """Find the smallest value of a margin with the fewest warnings; None if no warning is about it."""
-
-    def count(margin: float) -> int:
-        return len(warn(policy.model_copy(update={key: margin})))
-
-    fewest = count(WIDEST_MARGIN)
-    if getattr(policy, key) is None or len(warn(policy)) <= fewest:
-        return None
-    steps = range(1, round(WIDEST_MARGIN * _STEP) + 1)
-    return steps[bisect_left(steps, True, key=lambda step: count(step / _STEP) <= fewest)] / _STEP
+        return Command(
+            line.command("compare", "--strict"), f"asks {more} more items, all that the tasks hold"
+        )
+    purpose = "runs, once suites: lists other tasks, their files more rows, or gate: wider margins"
+    return Command(typed.command("compare", "--strict"), purpose)

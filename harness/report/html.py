@@ -1,10 +1,9 @@
-"""Write a report as one HTML file that needs nothing else: tables, pictures, answers, provenance.
+"""A report as one HTML file that needs nothing else: tables, pictures, answers, provenance.
 
-Invariant: the page holds no script and its own policy forbids any; every text is cleaned and
-escaped; every number was printed by `numbers`.
+Invariant: the page has no script, and its own policy forbids any; every text is cleaned and escaped.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +25,10 @@ _BRIEF = 60  # characters of an answer that is not opened
 
 
 class Chapter(NamedTuple):
-    """One section with its place in the page, and the pictures above it."""
+    """One section with its place in the page."""
 
     id: str
     section: Section
-    above: Sequence[str] = ()
 
 
 def html(report: ExperimentReport) -> str:
@@ -41,24 +39,14 @@ def html(report: ExperimentReport) -> str:
     environment.filters |= {"lines": lambda text: escape(clean_lines(text)), "drawn": Markup}
     environment.filters["brief"] = lambda text: shorten(clean(" ".join(text[:400].split())), _BRIEF)
     shown = experiment_document(report)
-    facts = {f.label: f for f in best_first(report)}
-    chapters = []
-    for i, section in enumerate(shown.sections):
-        f = facts.get(section.label)
-        above: list[str] = []
-        if section.kind == "forgetting" and f:
-            above = [pictures.forest(report, f)]
-        elif section.kind == "gate" and f and f.verdict:
-            above = [pictures.chances(f.label, f.verdict)]
-        elif section.kind == "training":
-            above = _curves(facts.values())
-        chapters.append(Chapter(f"s{i}", section, list(filter(None, above))))
+    chapters = [Chapter(f"s{i}", section) for i, section in enumerate(shown.sections)]
     return environment.get_template("page.html").render(
         report=report,
         document=shown,
         body=[c for c in chapters if not c.section.appendix],
         appendix=[c for c in chapters if c.section.appendix],
         caption=CAPTION,
+        curves=list(filter(None, _curves(best_first(report)))),
         heat=heat(report),
         answers=[(task, list(of)) for task, of in groupby(report.answers, key=lambda item: item.task)],
         marks={RIGHT: "right", WRONG: "wrong"},
@@ -70,7 +58,7 @@ def html(report: ExperimentReport) -> str:
 
 
 def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
-    """Draw each training once, also if several candidates use its weights."""
+    """Draw each training once, under the names of all candidates that use its weights."""
     trainings: list[TrainingRecord] = []
     labels: list[str] = []
     for f in facts:

@@ -1,20 +1,19 @@
 """Results for other programs: JSON that reports are read back from, CSV and JUnit XML.
 
-Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is empty; no
-text can be taken for a formula by a spreadsheet. A test case is a rule; none passes that the gate does not
-pass. A report that is read back prints the same; an infinite end, error or variance is one again.
-Source: JUnit's XML as GitHub, GitLab and Jenkins read it: testsuites, testsuite, testcase, failure, skipped.
+Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is empty. A
+report that is read back prints the same. Source: JUnit's XML as GitHub, GitLab and Jenkins read it.
 """
 
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from math import inf, isfinite
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -24,7 +23,7 @@ from harness.errors import Problem, UserError
 from harness.records import TrainingRecord, parse_json, read_training_record
 from harness.report.columns import COMPARISON_FILE, list_names, map_values
 from harness.report.escape import clean, write_csv
-from harness.report.experiment_report import ExperimentReport, ShownItem
+from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first
 
 _CANDIDATE = ("experiment", "candidate", "seed", "slice")
@@ -33,10 +32,7 @@ Row = dict[str, Any]
 
 
 def to_csv(report: ExperimentReport, evidence: str) -> str:
-    """Write a row a candidate × task × metric × slice: every score and every paired difference.
-
-    That of the target is to the best untrained candidate.
-    """
+    """Write every score and paired difference, on the target to the best untrained candidate."""
     stream = io.StringIO()
     rows: list[Row] = []
     for f in best_first(report):
@@ -60,9 +56,9 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
 
 
 def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
-    """Write one suite a candidate, each with its verdict and whether that stops a release.
+    """Write a suite for each candidate, given its verdict and whether that stops a release.
 
-    Where it does, its inconclusive rules are failures too.
+    A test case is a rule; if the verdict stops a release, inconclusive rules are failures too.
     """
     root = ET.Element("testsuites", name="harness gate")
     for candidate, verdict, stops in judged:
@@ -87,7 +83,7 @@ _INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "
 
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:
-    """Turn a report into plain types; what is unknown or not finite is null."""
+    """Turn a report into plain types; unknown and infinite values are null."""
     plain: dict[str, Any] = to_plain(report)
     return {"evidence": SMOKE if report.smoke else "measured", **plain}
 
@@ -132,29 +128,11 @@ def read(path: Path) -> ExperimentReport:
     raise UserError(Problem(str(path), "no report", "what harness compare wrote", "harness report"))
 
 
-class KeptReport(NamedTuple):
-    """Written report: its experiment file (empty for harness.yaml), how long its run took, items and runs."""
-
-    config: str
-    wall_s: float | None
-    answers: tuple[ShownItem, ...]
-    run_ids: tuple[str, ...]
-
-    @property
-    def has_prompts(self) -> bool:
-        """Whether any of its items shows the prompt that was sent."""
-        return any(item.prompts for item in self.answers)
-
-
-def read_kept(path: Path) -> KeptReport | None:
-    """Read what the next report of the same name has to know of a written one; None where there is none."""
-    try:
-        kept = parse_json(path.read_text("utf-8"))
-        answers = restore(tuple[ShownItem, ...], kept["answers"])
-        run_ids = tuple(facts["run_id"] for facts in kept["facts"])
-        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"), answers, run_ids)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+def read_kept(path: Path) -> ExperimentReport | None:
+    """Read the report that the next one of the same name replaces; None if there is none."""
+    with suppress(UserError):
+        return read(path)
+    return None
 
 
 def paths(folder: Path) -> list[Path]:

@@ -1,9 +1,7 @@
 """Tables of results: what the decision rests on, speed, more targets and win rates, and origins of runs.
 
-Invariant: a corrected p-value never stands without the raw one, and the number of tests; a number of the
-arithmetic that another version has added is shown by its field's name. A figure of speed that other work
-disturbed has its mark. Every score has its interval and every change is paired on the same items; a win rate
-stands beside the one that was required, and a judge's own beside the corrected one.
+Invariant: corrected p-values and win rates are shown with the uncorrected ones and the number of tests;
+disturbed figures of speed are marked.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +30,7 @@ _CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD"
 
 
 def curve_section(curve: LearningCurve) -> Section:
-    """Lay out the sizes that were trained on, then what the fit expects of two and four times the data."""
+    """Show the trained sizes, then the expected gains of two and four times the data."""
     rows = []
     for p in curve.points:
         is_all = "(all)" if p is curve.points[-1] else ""
@@ -42,7 +40,7 @@ def curve_section(curve: LearningCurve) -> Section:
 
 
 def ablation_section(a: Ablation, unit: Unit) -> Section:
-    """Lay out a grid's members by what differs, the reference first, and say how they were compared."""
+    """Show a grid's members, the reference first, and how they were compared."""
     columns = (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
     rows = []
     for f in a.factors:
@@ -58,32 +56,16 @@ def ablation_section(a: Ablation, unit: Unit) -> Section:
 
 
 def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
-    """Lay out every recipe that was trained with several seeds."""
+    """Show every recipe that was trained with several seeds."""
     rows = []
     for s in seeds:
         if len(s.seeds) > 1:
             each = ", ".join(formatting.score(unit, x) for x in s.scores)
             over = score_text(s.score) if s.score else VARIANCE_UNKNOWN
-            found = (each, over, formatting.score(unit, s.seed_sd), change_text(s.gain))
-            rows.append([s.candidate, ", ".join(map(str, s.seeds)), *found])
+            pooled = f" (pooled over recipes, {count(s.seed_df)} df)" if s.is_pooled else ""
+            spread = formatting.score(unit, s.seed_sd) + pooled
+            rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, spread, change_text(s.gain)])
     return Section("seeds", "Seeds", _SEED_COLUMNS, rows)
-
-
-def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
-    """Say what is known over seeds, and name the recipes about which nothing is known."""
-    parts, unknown = [], []
-    for s in seeds:
-        n_seeds = formatting.pluralize(len(s.seeds), "seed")
-        if not s.score:
-            unknown.append(f"{s.candidate} ({n_seeds})")
-            continue
-        each = ", ".join(formatting.score(unit, x) for x in s.scores)
-        gain = f", {change_text(s.gain)} over the best untrained" if s.gain else ""
-        over, spread = score_text(s.score), formatting.score(unit, s.seed_sd)
-        pooled = f", pooled over recipes on {count(s.seed_df)} df" if s.is_pooled else ""
-        found = f"{over} ({each}; SD between seeds {spread}{pooled}){gain}, over items and seeds"
-        parts.append(f"{s.candidate} over {n_seeds}: {found}")
-    return parts + ([f"{VARIANCE_UNKNOWN}: {', '.join(unknown)}; 3 are needed"] if unknown else [])
 
 
 def _short(name: str, grid: str) -> str:
@@ -91,7 +73,7 @@ def _short(name: str, grid: str) -> str:
 
 
 def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str, str]]:
-    """List what each number behind a decision is, and the number with its interval."""
+    """List the name of each number behind a decision, and the number with its interval."""
     of, unit = decision.arithmetic, decision.unit or unit
     ends = {f"{name}{end}" for name in of for end in ENDS}
     rows = []
@@ -116,7 +98,7 @@ _SPEED_LEAD = (
 
 
 def speed_section(done: Sequence[CandidateFacts]) -> Section:
-    """Lay out latency, throughput, tokens and cost of finished runs, one a row."""
+    """Show latency, throughput, tokens and cost of finished runs."""
     notes = [note] if (note := describe_disturbed(done)) else []
     heads, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in done])
     return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
@@ -134,7 +116,7 @@ _LOAD_NOTE = (
 
 
 def parity_section(done: Sequence[CandidateFacts]) -> Section:
-    """Lay out artefacts beside the run that each was exported from, one a row."""
+    """Compare artefacts with the runs that they were exported from."""
     served = [f for f in done if f.parity]
     shown = [figure for figure in PARITY if any(figure.name in f.parity for f in served)]
     rows = [[f.label, *(figure_text(one.name, f.parity.get(one.name)) for one in shown)] for f in served]
@@ -144,7 +126,7 @@ def parity_section(done: Sequence[CandidateFacts]) -> Section:
 
 
 def load_section(facts: Iterable[CandidateFacts]) -> Section:
-    """Lay out one row a candidate that got several requests at once."""
+    """Show the candidates that got several requests at once."""
     rows = []
     for f in facts:
         if of := f.under_load:
@@ -163,7 +145,7 @@ _TARGETS_NOTE = (
 
 
 def targets_section(done: Sequence[CandidateFacts]) -> Section:
-    """Lay out what each candidate reached, target by target, the best first."""
+    """Show each candidate's score, target by target, the best first."""
     found = [(f, one) for f in done for one in f.more_targets]
     found.sort(key=lambda of: -of[1].score.unit.sign * of[1].score.score)
     tasks = dict.fromkeys(one.task for f in done for one in f.more_targets)
@@ -185,7 +167,7 @@ _WINS_NOTE = (
 
 
 def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> Section:
-    """Lay out the candidates whose answers were to be preferred, and say what each judge prefers."""
+    """Show win rates where one is required, and what each judge prefers."""
     if declared is None or declared.win_rate is None:
         return Section("wins")
     rows: list[list[str]] = []
@@ -201,7 +183,6 @@ def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None)
         rows.append([f.label, wins.over, wins.by, rate, own, count(wins.n_ratings), required])
         if (bias := wins.bias) is None:
             continue
-        # What the judge prefers: a place, length, a candidate.
         of, points = f"{wins.by} on {f.label} against {wins.over}", "points of win rate more than people do"
         if bias.first:
             rate = score_text(bias.first)
@@ -221,7 +202,7 @@ def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None)
 
 
 def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
-    """Say how often a candidate is preferred; empty where no win rate was declared, or is known."""
+    """Say how often a candidate is preferred; empty without a required or known win rate."""
     wins = f.wins
     if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
         return ""
@@ -237,7 +218,7 @@ _SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
 
 
 class ScoreRow(NamedTuple):
-    """One score of a task, or of one task of a group (`part`); None where nothing was scored."""
+    """Score of a task, or of one task of a group (`part`); None if nothing was scored."""
 
     task: str
     part: str
@@ -247,7 +228,7 @@ class ScoreRow(NamedTuple):
 
 
 def score_section(scores: Iterable[ScoreRow]) -> Section:
-    """Lay scores out, rates in percent, others in their own unit; each task is named once."""
+    """Show scores; each task is named once."""
     rows, previous = list[list[str]](), ("", "")
     for s in scores:
         is_first, previous = (s.task, s.part) != previous, (s.task, s.part)
@@ -264,10 +245,9 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def origin(run: Run) -> dict[str, str]:
-    """Say of one run what its numbers depend on, each as text."""
+    """Return everything that a run's numbers depend on, each as text."""
     recipe = {k: v for k, v in run.recipe.items() if v}
     own = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
-    # Packages stand under their own names; the kernel's build is nothing that a reader needs.
     packages = {name: v for name, v in (run.provenance.get("packages") or {}).items() if v is not None}
     others = {name: v for name, v in run.provenance.items() if name not in _HIDDEN_ORIGINS}
     named = {**dict(zip(_OWN_ORIGINS, own, strict=True)), **others, **packages}
@@ -275,7 +255,7 @@ def origin(run: Run) -> dict[str, str]:
 
 
 def provenance_tables(origins: Origins) -> Iterator[Table]:
-    """Make two tables: what the runs share, and what is each one's own."""
+    """Yield two tables: what the runs share, and each run's own."""
     shared = list(dict.fromkeys(name for of in origins.values() for name in of if name not in _OWN_ORIGINS))
     rows = []
     for name in shared:
@@ -301,19 +281,8 @@ def _origin_text(value: Any) -> str:
     return ", ".join(parts)
 
 
-def attribution_sentence(label: str, steps: Sequence[AttributionStep]) -> str:
-    """Say where a candidate's change comes from; empty where there is nothing to split."""
-    parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
-    lines = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
-    for s in steps:
-        if (c := s.target) is not None:
-            general = f", capability suite {formatting.points(*s.macro[:3])} points" if s.macro else ""
-            lines.append(f"against {s.base}, which it starts from, {c.metric} {change_text(c)}{general}")
-    return f"{label}: {'; '.join(lines)}" if lines else ""
-
-
 def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:
-    """Lay out the change of each task from one step to the next: a row a task, a column a step."""
+    """Show the change of each task from one step to the next."""
     columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
     changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
     tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)

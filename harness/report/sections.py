@@ -1,8 +1,4 @@
-"""The documents of an experiment and of a verdict of the gate: sections in the order in which they are shown.
-
-Invariant: every format shows these same sections; a section without rows shows no table. A verdict shows
-each rule with its sentence, what the gate could have missed, and the verdict last.
-"""
+"""Documents of an experiment and of a gate's verdict: sections in the order in which they are shown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +14,7 @@ from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.row_traits import RULES
 from harness.formatting import UNKNOWN
-from harness.report import answer_tables, result_tables, training_tables
+from harness.report import answer_tables, result_tables, training_tables, wording
 from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
@@ -26,45 +22,33 @@ from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.interchange import junit, to_plain
 from harness.report.pictures import heat
-from harness.report.wording import (
-    SMOKE,
-    answered_text,
-    best_first,
-    failure_line,
-    family_text,
-    figure_text,
-    last_line,
-    miss_basis,
-    miss_text,
-    name_lost_items,
-)
 
 _LOST_LISTED = 10
 _EVIDENCE = 10  # sentences before the appendix
 # What the terminal shows beside the first page.
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
-_BRIEF = ("ablation", "training sets", "wins", "labels", "more targets")
+_BRIEF = ("seeds", "ablation", "training sets", "wins", "labels", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "95 % intervals, over items like these"
 
 
 def experiment_document(report: ExperimentReport) -> ResultDocument:
-    """Lay out everything that is said of an experiment; the terminal leaves its details out."""
-    done = [f for f in best_first(report) if f.state == "done"]
+    """Return all sections of an experiment; the terminal leaves the details out."""
+    done = [f for f in wording.best_first(report) if f.state == "done"]
     shown = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, done)]
     shown += [replace(s, detail=True, appendix=True) for s in _appendix(report, done)]
     parts = [s for s in shown if s.rows or s.notes]
     header = (
-        f"{training_tables.figure_title(name)} {figure_text(name, value)}"
+        f"{training_tables.figure_title(name)} {wording.figure_text(name, value)}"
         for name, value in report.header.items()
     )
     lead = " · ".join(map(clean, [f"Base model {report.base_model}", *header, _ESTIMAND]))
-    mark = SMOKE if report.smoke else ""
-    return ResultDocument(report.experiment, parts, last_line(report), lead, mark, first_page(report))
+    mark = wording.SMOKE if report.smoke else ""
+    return ResultDocument(report.experiment, parts, wording.last_line(report), lead, mark, first_page(report))
 
 
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
-    """List the numbers behind a decision for a terminal, and in one line those that are not known."""
+    """List the numbers behind a decision for a terminal, the unknown ones on one line."""
     rows = [*result_tables.arithmetic_rows(decision, unit)]
     known = [f"  {name}: {value}" for name, value in rows if value != UNKNOWN]
     unknown = "; ".join(name for name, value in rows if value == UNKNOWN)
@@ -72,7 +56,6 @@ def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
 
 
 def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
-    """Lay out what is read before the appendix."""
     yield Section("evidence", "Evidence", notes=_list_reasons(report)[:_EVIDENCE])
     yield result_tables.wins_section(done, report.declared)
     yield from answer_tables.label_sections(report.labels)
@@ -92,7 +75,7 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
     rows = []
     for f in done if columns else ():
-        scores = (answered_text(f.slices.get(name)) for name in sorted(sizes))
+        scores = (wording.answered_text(f.slices.get(name)) for name in sorted(sizes))
         rows += [[f.label, *scores]] if f.slices else []
     notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
     yield Section("slices", "Slices", ["candidate", *columns], rows, notes=notes)
@@ -108,11 +91,8 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     tuned = [f for f in done if is_fine_tuned(f)]
     notes = [
         *_list_reasons(report)[_EVIDENCE:],
-        *filter(None, (result_tables.attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (answer_tables.collapse_sentence(label, of) for label, of in report.diversity.items())),
-        *result_tables.seed_sentences(report.seeds, report.unit),
         *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.retrieval_text(f))),
-        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.several_text(f))),
         *report.notes,
     ]
     yield Section("notes", "More evidence, and notes", notes=notes)
@@ -137,7 +117,7 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show base → new on every capability task and metric, then the lost items by name."""
+    """Show base → new on every capability task and metric, and name lost items."""
     comparisons = report.comparisons.get(f.label, ())
     primary = report.task_comparisons(f.label)
     columns, rows = print_table(FORGETTING_TABLE, comparisons)
@@ -150,7 +130,7 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
         elif c.task in report.one_half:
             counts = f"one half: {report.one_half[c.task]}"
         row.append(counts)
-    lost = [name_lost_items(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
+    lost = [wording.name_lost_items(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
     title = f"What {f.label} kept and lost"
     return Section("forgetting", title, columns, rows, notes=lost, label=f.label)
 
@@ -175,14 +155,14 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     if f.verdict is None:
         return Section("gate", title, columns, ())
     rows = [[rule.name, WORDS[rule.outcome], rule.sentence] for rule in f.verdict.rules]
-    notes = [*map(miss_text, f.verdict.missed)]
-    notes += filter(None, [family_text(report.family.size, report.family.alpha)])
+    notes = [*map(wording.miss_text, f.verdict.missed)]
+    notes += filter(None, [wording.family_text(report.family.size, report.family.alpha)])
     if f.corrected is not None and f.standing is not None:
         level, outcome = formatting.percent(f.standing.level), WORDS[f.corrected.outcome]
         parts = [f"as one of {f.standing.n} fine-tunes, at {level} %: {outcome}"]
         parts += [report.settling(f.corrected).text] if f.corrected.items_needed else []
         notes.append("; ".join([*parts, *filter(None, [nearest_miss(f)])]))
-    return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
+    return Section("gate", title, columns, rows, wording.miss_basis(f.verdict), notes, f.label)
 
 
 def _list_missing(decision: Decision) -> list[str]:
@@ -192,7 +172,7 @@ def _list_missing(decision: Decision) -> list[str]:
 def _list_reasons(report: ExperimentReport) -> list[str]:
     """List what failed and what the decision rests on, the strongest first; a smoke run has no decision."""
     reasons = report.decision.reasons if report.decision and not report.smoke else ()
-    return [*(failure_line(f) for f in report.facts if f.state == "failed"), *reasons]
+    return [*(wording.failure_line(f) for f in report.facts if f.state == "failed"), *reasons]
 
 
 _LOST_SHOWN = 20
@@ -200,12 +180,12 @@ _HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a ch
 
 
 def gate_document(judged: GateResult) -> ResultDocument:
-    """Lay a verdict out: the tasks, the rules, what the gate could have missed, and the lost items."""
+    """Return a verdict's tasks, rules, missed losses and lost items."""
     v = judged.verdict
     tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
     rates = [t.comparison for t in tasks if t.comparison.base_passed is not None]
-    lost = [name_lost_items(c, _LOST_SHOWN) for c in rates if c.lost]
-    among = family_text(judged.n_members, judged.policy.alpha)
+    lost = [wording.name_lost_items(c, _LOST_SHOWN) for c in rates if c.lost]
+    among = wording.family_text(judged.n_members, judged.policy.alpha)
     heads, rows = print_table(GATE_TABLE, [t.comparison for t in tasks], tight=True)
     heads = [*(_HEADINGS.get(head, head) for head in heads), "in the macro"]
     for row, t in zip(rows, tasks, strict=True):
@@ -217,7 +197,11 @@ def gate_document(judged: GateResult) -> ResultDocument:
             columns=("rule", "outcome", "evidence"),
             rows=[[r.name, WORDS[r.outcome], r.sentence] for r in v.rules],
         ),
-        Section("missed", lead=miss_basis(v), notes=[*map(miss_text, v.missed), *filter(None, [among])]),
+        Section(
+            "missed",
+            lead=wording.miss_basis(v),
+            notes=[*map(wording.miss_text, v.missed), *filter(None, [among])],
+        ),
         Section("lost", notes=lost, detail=True),
         Section("notes", notes=judged.notes),
     ]
@@ -232,7 +216,7 @@ def gate_junit(judged: Sequence[GateResult], name: str) -> str:
 
 
 def gate_json(judged: GateResult) -> dict[str, Any]:
-    """Turn a verdict into plain types, with every metric of every task and the exit code of it alone."""
+    """Turn a verdict into plain types, with every metric of every task and its exit code."""
     plain: dict[str, Any] = to_plain(asdict(judged.verdict))
     return {
         "candidate": judged.candidate,

@@ -1,7 +1,7 @@
 """Report on the terminal: one table, short notes, the decision, and next steps.
 
-Invariant: the table has at most 100 columns, and different candidates have different names in it; a name
-wraps only if no shorter form is unique. Texts from models and files are never read as markup.
+Invariant: the table has at most 100 columns, and different candidates have different names in it. Texts from
+models and files are never read as markup.
 """
 
 import re
@@ -17,31 +17,13 @@ from harness import formatting
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned, passes_alone
 from harness.analysis.economics import forecast_text
 from harness.formatting import UNKNOWN
-from harness.report.answer_tables import collapse_sentence, diversity_text, retrieval_text, several_text
+from harness.report import first_page, wording
+from harness.report.answer_tables import collapse_sentence, retrieval_text
 from harness.report.columns import result_headings, result_rows
 from harness.report.document import STYLES, terminal_lines
 from harness.report.escape import clean, shorten, shorten_for_table
 from harness.report.experiment_report import ExperimentReport
-from harness.report.first_page import (
-    find_judged,
-    labels_note,
-    list_unjudged_losses,
-    name_higher_on_test,
-    nearest_miss,
-    next_steps,
-    reasons,
-    worst_tasks,
-)
-from harness.report.result_tables import attribution_sentence, seed_sentences
 from harness.report.sections import experiment_document
-from harness.report.wording import (
-    SMOKE,
-    best_first,
-    describe_stopped,
-    describe_unread,
-    last_line,
-    verdict_word,
-)
 
 WIDTH = 100
 _NOTES = 5  # number of notes unless all are requested
@@ -55,16 +37,18 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
     """
     console.print(terminal_table(report))
     if verbose:
-        unread = describe_unread(best_first(report), report.metric)
-        for note in [*unread, *filter(None, [labels_note(report)])]:
+        unread = wording.describe_unread(wording.best_first(report), report.metric)
+        for note in [*unread, *filter(None, [first_page.labels_note(report)])]:
             console.print(Text(clean(note)))
         whole = experiment_document(report)
         brief = [s for s in whole.sections if not s.detail]
         for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line=""), WIDTH):
             console.print(line)
         console.print()
-        words = {f.label: verdict_word(f) for f in best_first(report)}
-        groups = {f"{f.label}: {words[f.label]}": candidate_points(report, f) for f in best_first(report)}
+        words = {f.label: wording.verdict_word(f) for f in wording.best_first(report)}
+        groups = {
+            f"{f.label}: {words[f.label]}": candidate_points(report, f) for f in wording.best_first(report)
+        }
         for about, points in {**groups, "all candidates": list_other_notes(report)}.items():
             if points:
                 console.print(Text(clean(about.removesuffix(f": {UNKNOWN}")), style="bold"))
@@ -84,29 +68,32 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
 
 def list_notes(report: ExperimentReport) -> list[str]:
     """List the notes on the table, one line each, the most important first."""
-    run = find_judged(report)
-    about = [f for f in best_first(report) if run is None or f.run_id != run.run_id]
+    run = first_page.find_judged(report)
+    about = [f for f in wording.best_first(report) if run is None or f.run_id != run.run_id]
     text = {f.label: candidate_points(report, f) for f in report.facts}
     stopping = {f.label: _list_stopping(report, f) for f in report.facts}
     notes = [f"{f.label}: {point}" for f in about if f.state == "failed" for point in text[f.label]]
-    notes += describe_unread(best_first(report), report.metric)
+    notes += wording.describe_unread(wording.best_first(report), report.metric)
     if not report.smoke:
-        notes += describe_stopped(about)
-        notes += list_unjudged_losses(report)
-        notes += name_higher_on_test(report)
+        notes += wording.describe_stopped(about)
+        notes += first_page.list_unjudged_losses(report)
         if run:
             notes += [point if run.label in point else f"{run.label}: {point}" for point in text[run.label]]
-        notes += [f"{f.label}: {verdict_word(f)}: {point}" for f in about for point in stopping[f.label]]
+        notes += [
+            f"{f.label}: {wording.verdict_word(f)}: {point}" for f in about for point in stopping[f.label]
+        ]
         notes += [power] if (power := power_line(report)) else []
     rest = [(f.label, point) for f in about for point in text[f.label] if point not in stopping[f.label]]
     notes += [f"{label}: {point}" for label, point in rest]
-    return [*dict.fromkeys([*notes, *filter(None, [labels_note(report)]), *list_other_notes(report)])]
+    return [
+        *dict.fromkeys([*notes, *filter(None, [first_page.labels_note(report)]), *list_other_notes(report)])
+    ]
 
 
 def print_last(report: ExperimentReport, console: Console) -> None:
     """Print the decision and next commands without breaking lines."""
-    console.print(Text(clean(last_line(report)), style="bold"), soft_wrap=True)
-    for step in next_steps(report):
+    console.print(Text(clean(wording.last_line(report)), style="bold"), soft_wrap=True)
+    for step in first_page.next_steps(report):
         console.print(Text(clean(f"next: {step.text}")), soft_wrap=True)
 
 
@@ -122,12 +109,12 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     """List short notes on a candidate besides its row in the table."""
     if f.state == "failed":
         return [f"failed: {f.error or 'no reason was given'}"]
-    run, stopping = find_judged(report), _list_stopping(report, f)
+    run, stopping = first_page.find_judged(report), _list_stopping(report, f)
     points = []
     if run is not None and run.run_id == f.run_id:
         # The rules say what stops it.
         about = ("Gain",) if stopping else ("Gain", "Forgetting")
-        points = [f"{r.about.lower()}: {r.sentence}" for r in reasons(report) if r.about in about]
+        points = [f"{r.about.lower()}: {r.sentence}" for r in first_page.reasons(report) if r.about in about]
     points += stopping
     if f.verdict and f.verdict.outcome == "harness-drift":
         points.append("the base no longer answers as stored, so nothing is said about the candidate")
@@ -142,19 +129,13 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 
 def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
     """List the measurements of a single candidate."""
-    run, own = find_judged(report), f"{f.label}: "
+    run, own = first_page.find_judged(report), f"{f.label}: "
     at = report.decision.arithmetic.get("break_even_requests") if report.decision else None
     if run is not None and run.run_id == f.run_id and isinstance(at, float | int) and report.policy:
         asked, other = forecast_text(report.policy), best_untrained(report.facts)
         yield f"pays for its training after {formatting.round_up(at)} requests, against {other}; {asked}"
     of = report.diversity.get(f.label, ())
-    if several := several_text(f):
-        yield several
-    parts = [
-        attribution_sentence(f.label, report.steps.get(f.label, ())),
-        collapse_sentence(f.label, of) or diversity_text(f.label, of),
-        *_brief_notes(report),
-    ]
+    parts = [collapse_sentence(f.label, of), *_brief_notes(report)]
     yield from (text.removeprefix(own) for text in parts if text.startswith(own))
 
 
@@ -165,7 +146,7 @@ def _list_stopping(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     for rule in f.verdict.deciding if f.verdict and stopped else ():
         vetoed = rule.numbers.get("vetoed")
         if rule.name in ("each", "safety") and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
-            lost = ", ".join(worst_tasks(report, f, vetoed))
+            lost = ", ".join(first_page.worst_tasks(report, f, vetoed))
             parts.append(f"{rule.name}: more than a task's margin lost on {lost}")
         else:
             parts.append(rule.sentence)
@@ -175,13 +156,12 @@ def _list_stopping(report: ExperimentReport, f: CandidateFacts) -> list[str]:
 def list_other_notes(report: ExperimentReport) -> list[str]:
     """List notes that are not about a single candidate."""
     labels = {f.label for f in report.facts}
-    seeds = seed_sentences(report.seeds, report.unit)
     shared = (note for note in _brief_notes(report) if note.partition(": ")[0] not in labels)
     recalls: dict[str, list[str]] = {}  # recall of retrieval, merged for equal values
     for f in report.facts:
         recalls.setdefault(retrieval_text(f), []).append(f.label)
     found = (f"{text}: {', '.join(names)}" for text, names in recalls.items() if text)
-    return [*name_higher_on_test(report), *seeds, *found, *shared]
+    return [*found, *shared]
 
 
 def _brief_notes(report: ExperimentReport) -> Iterator[str]:
@@ -192,8 +172,8 @@ def _brief_notes(report: ExperimentReport) -> Iterator[str]:
 def power_line(report: ExperimentReport) -> str:
     """Describe in one line what the gate could have missed over all fine-tunes; empty if unknown."""
     by_chance: dict[str, list[str]] = {}
-    for f in best_first(report):
-        if is_fine_tuned(f) and (text := nearest_miss(f)):
+    for f in wording.best_first(report):
+        if is_fine_tuned(f) and (text := first_page.nearest_miss(f)):
             by_chance.setdefault(text, []).append(f.label)
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in by_chance.items())
 
@@ -207,12 +187,9 @@ def terminal_table(report: ExperimentReport) -> Table:
         rows = [row | {"candidate": clean(row["candidate"])} for row in (heads, *rows)]
         least = cell_len(rows[0]["candidate"])
         if stacked and _count_free(rows, gap) < least:
-            rows[0] = broken
-            # The metric's name is cut by the excess width, so that no verdict is.
-            spare = _count_free(rows, gap) - least
+            # The metric's name is cut to the width of the scores, so that no verdict is.
             word, _, metric = broken["target"].partition("\n")
-            widest = max(cell_len(row["target"]) for row in rows[1:])
-            metric = shorten(metric, max(cell_len(metric) + min(spare, 0), widest))
+            metric = shorten(metric, max(cell_len(row["target"]) for row in rows[1:]))
             rows[0] = broken | {"target": f"{word}\n{metric}"}
         free = _count_free(rows, gap)
         if free >= max(cell_len(row["candidate"]) for row in rows):
@@ -222,8 +199,8 @@ def terminal_table(report: ExperimentReport) -> Table:
         box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
     )
     if report.smoke:
-        table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
-        table.caption = Text(SMOKE)
+        table.title = Text(f"{clean(report.experiment)}: {wording.SMOKE}")
+        table.caption = Text(wording.SMOKE)
     first, *others = rows[0].values()
     # Without a minimal width, rich would shrink the wrapping column to nothing next to wide ones.
     table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)

@@ -1,10 +1,7 @@
-"""Trackers that show results beside those of other tools: TensorBoard, MLflow and W&B.
+"""Trackers of results: TensorBoard, MLflow and W&B.
 
-Invariant: a tracker shows what the report says, and of a training what it saw while that ran. Runs go by
-their id, so a report that is sent again renews them; that of a training is known before it begins. What keeps
-a tracker from taking runs is a note, and costs no result. Scores and differences are in the metric's unit, a
-rate in [0, 1], as in the report's CSV.
-Source: `mlflow.MlflowClient`; event files and text plugin of the package tensorboard; `wandb.init`
+Invariant: runs are identified by id, so a report that is sent again renews them. A failing tracker is a note,
+and costs no result. Scores and differences are in the metric's unit, a rate in [0, 1].
 """
 
 import glob
@@ -26,17 +23,7 @@ from harness.records import SERVING, Curve, TrainingRecord
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
 from harness.store import ChampionEntry
-from harness.training.live_trackers import (
-    LIVE_ID,
-    Seen,
-    begin_wandb_run,
-    clean_metric_name,
-    find_mlflow_experiment,
-    find_mlflow_run,
-    make_live_id,
-    open_mlflow,
-    read_seen,
-)
+from harness.training import live_trackers
 
 FOLDER = "trackers"  # beside the reports
 ALIAS = "champion"
@@ -55,8 +42,7 @@ def send(
 ) -> list[str]:
     """Send every run of a report to trackers; return for each where its runs are, or why they are not.
 
-    `folder` is that of the reports: what a tracker writes to this disk lies in `trackers/NAME` there.
-    `weights` names the folder of the weights of a key; its files are sent too unless they are large.
+    Files go to `trackers/NAME` in the reports' `folder`. `weights` maps a key to the folder of its weights.
     """
     runs = list_tracked_runs(report, folder / FOLDER, weights)
     experiment = f"{report.experiment}-smoke" if report.smoke else report.experiment
@@ -69,7 +55,7 @@ def send(
             text = _first_line(error)
             link = f"the results were not sent ({text}); next: harness report, which sends them again"
         links.append(f"{name}: {mask_secrets(link)}")
-        missed = {run.label: run.seen.get(name, Seen()).error for run in runs}
+        missed = {run.label: run.seen.get(name, live_trackers.Seen()).error for run in runs}
         links += [
             f"{name} did not see all of the training of {of}: {why}" for of, why in missed.items() if why
         ]
@@ -95,11 +81,9 @@ Point = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """One run of a candidate, without what is unknown.
+    """Run of a candidate: texts, final figures, curves of (step, value) and the files of its weights.
 
-    `params` say what it is, `tags` what was found in words, `metrics` the figures at the end. `curves` are
-    (step, value) by name, in the order of the steps. `seen` maps trackers to what they saw of its training,
-    `files` are those of its weights.
+    `seen` maps trackers to what they saw of its training.
     """
 
     label: str
@@ -108,7 +92,7 @@ class TrackedRun:
     tags: dict[str, str]
     metrics: dict[str, float]
     curves: dict[str, tuple[Point, ...]]
-    seen: dict[str, Seen]
+    seen: dict[str, live_trackers.Seen]
     files: tuple[Path, ...] = ()
 
     def saw_whole(self, tracker: str) -> bool:
@@ -136,9 +120,9 @@ def list_tracked_runs(
         tags |= {"error": f.error} if f.error else {}
         tags["evidence"] = SMOKE if report.smoke else "measured"
         key = f.training.fit_key
-        run_id = make_live_id(f.name, f.seed, key) if key else f.run_id
+        run_id = live_trackers.make_live_id(f.name, f.seed, key) if key else f.run_id
         files = _list_files(weights(key)) if key and weights else ()
-        seen = read_seen(folder, run_id)
+        seen = live_trackers.read_seen(folder, run_id)
         found = {name: getattr(f.training, field) for field, name in _CURVES.items()}
         points = f.training.tracked
         found["training/target"] = tuple((p.step, p.target) for p in points)
@@ -187,12 +171,12 @@ _AT_ONCE = 1_000  # metrics that a request may hold
 
 
 def register_champion(target: str, present: ChampionEntry | None, folder: Path) -> str:
-    """Let the alias `champion` of MLflow's model `target` name this promotion's version, made if missing.
+    """Set the alias `champion` of MLflow's model `target` to this promotion's version; return what was done.
 
-    Without a champion the alias goes. `folder` is as for `send`. Returns what was done, or why it was not.
+    Without a champion the alias is deleted.
     """
     try:
-        client, address = open_mlflow(folder / FOLDER / "mlflow")
+        client, address = live_trackers.open_mlflow(folder / FOLDER / "mlflow")
         if not any(one.name == target for one in client.search_registered_models(f"name = '{target}'")):
             client.create_registered_model(target)
         if present is None:
@@ -212,25 +196,22 @@ def register_champion(target: str, present: ChampionEntry | None, folder: Path) 
 
 
 def send_to_mlflow(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
-    """Send runs to the server of MLFLOW_TRACKING_URI, else to SQLite; return where the experiment is.
-
-    A run that is there gets what it lacks; one whose parameters are now others is made anew.
-    """
+    """Send runs to the server of MLFLOW_TRACKING_URI, else to SQLite; return where the experiment is."""
     from mlflow.entities import Metric, Param, RunTag
 
-    client, address = open_mlflow(folder)
-    place = find_mlflow_experiment(client, experiment, folder)
+    client, address = live_trackers.open_mlflow(folder)
+    place = live_trackers.find_mlflow_experiment(client, experiment, folder)
     for run in runs:
-        made = find_mlflow_run(client, place, run.run_id)
+        made = live_trackers.find_mlflow_run(client, place, run.run_id)
         if made and any(made.data.params.get(name, value) != value for name, value in run.params.items()):
             client.delete_run(made.info.run_id)
             made = None
-        made = made or client.create_run(place, run_name=run.label, tags={LIVE_ID: run.run_id})
+        made = made or client.create_run(place, run_name=run.label, tags={live_trackers.LIVE_ID: run.run_id})
         own, known, now = made.info.run_id, made.data.metrics, int(1_000 * time.time())
         metrics = [
             Metric(named, value, now, step)
             for name, points in run.points("mlflow").items()
-            if known.get(named := clean_metric_name(name)) != points[-1][1]
+            if known.get(named := live_trackers.clean_metric_name(name)) != points[-1][1]
             for step, value in points
         ]
         for first in range(0, len(metrics), _AT_ONCE):
@@ -257,7 +238,6 @@ def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Pat
 
     place = folder / experiment
     for run in runs:
-        # A training has a folder of its own, which the next one of the same name leaves as it is.
         at = place / (run.run_id if run.seen else run.label)
         if run.saw_whole("tensorboard"):
             for old in at.glob(f"*{_OF_REPORT}"):
@@ -278,15 +258,12 @@ def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Pat
 
 
 def send_to_wandb(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
-    """Send runs under their ids; return the project's address, or the command that sends the folder.
-
-    With WANDB_MODE=offline each run lies in that folder once, whole, as it was sent last.
-    """
+    """Send runs; return the project's address, or with WANDB_MODE=offline the command that sends them."""
     url = None
     for run in runs:
         for earlier in folder.glob(f"wandb/offline-run-????????_??????-{glob.escape(run.run_id)}"):
             shutil.rmtree(earlier)
-        with begin_wandb_run(run.run_id, run.label, experiment, run.params, folder) as sent:
+        with live_trackers.begin_wandb_run(run.run_id, run.label, experiment, run.params, folder) as sent:
             by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
             for name, points in (run.curves if sent.offline else run.points("wandb")).items():
                 for step, value in points if name in run.curves else ():

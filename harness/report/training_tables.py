@@ -1,16 +1,12 @@
 """Trainings in a report: figures, trials, sets of training rows, a diagnosis, and the picture of the losses.
 
-Invariant: every score has its interval, every change is paired on the same test items, and costs stand
-beside what they bought. A diagnosis rests on what was logged, names the figures, and is given of no training
-on preferences or with smoothed labels, whose loss is no likelihood, and of none below two rounds of steps.
-Batches hold rows of like length, so a loss is averaged over a round, in which rows of every length come by.
-Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 5.2, for the terms of a diagnosis; its
-limits are this project's own: a change of a twentieth is more than validation on a hundred rows varies by.
-Rounds: `get_length_grouped_indices` of transformers; a quarter of an epoch, at most 50 steps.
+Batches hold rows of similar length, so losses are averaged over a round: a quarter of an epoch, at most 50
+steps, which has rows of every length. Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section
+5.2, for the terms of a diagnosis; its limits are our own (validation on 100 rows varies by less than 5 %).
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil, isfinite
+from math import isfinite
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -54,7 +50,7 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
 
 
 def _figures(training: TrainingRecord) -> dict[str, Any]:
-    """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
+    """Return the shown figures of a training: the loss as means of rounds, and the overfitting gap."""
     found = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
     if mean := smooth(training):
         found["loss"] = mean
@@ -87,7 +83,6 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
         taken_steps = count(one.points[-1][0]) if one.points else UNKNOWN
         parts = [*[taken_steps] * steps, found, *[forgot] * is_bound, taken, weights, outcome]
         rows.append([*map(print_tried_value, one.params.values()), *parts])
-    # How many trials there were, who proposed them, how much they trained, and what bound the choice.
     by = f", proposed by {searched_by}" if searched_by else ""
     sentences = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
     if any(trial.is_pruned for trial in trials):
@@ -100,49 +95,8 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
             sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
-    sentences += [sentence] if (sentence := compare_rates(trials)) else []
-    for trial in trials:
-        if trial.alike:
-            same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
-            sentences.append(f"Sent as equal values, so one trial: {same}.")
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, " ".join(sentences), label=label)
-
-
-_LEARNING_RATE = "learning_rate"
-
-
-def compare_rates(trials: Sequence[Trial]) -> str:
-    """Say at which learning rate the loss fell fastest, and which was best without overfitting.
-
-    The first has the lowest training loss, averaged over a round, halfway through the shortest training; the
-    second the lowest validation loss at the end. Empty where fewer than two rates were trained whole.
-    """
-    trained = [one for one in trials if _LEARNING_RATE in one.params and smooth(one) and not one.is_pruned]
-    if len({one.params[_LEARNING_RATE] for one in trained}) < 2:
-        return ""
-    half = min(smooth(one)[-1][0] for one in trained) / 2
-
-    def loss_at_half(one: Trial) -> float:
-        return min((step, loss) for step, loss in smooth(one) if step >= half)[1]
-
-    fastest = min(trained, key=loss_at_half)
-    sentence = f"By step {count(ceil(half))} training loss fell fastest with {_params_text(fastest.params)}"
-    sentence += f", to {plain(loss_at_half(fastest))}"
-    ends = [(known[-1][1], one) for one in trained if (known := numeric_points(one.validation_loss))]
-    if not ends:
-        return f"{sentence}; there is no validation loss, so nothing says which overfits."
-    sound = []
-    for loss, one in ends:
-        diagnosis = diagnose(TrainingRecord(loss=one.loss, validation_loss=one.validation_loss))
-        if diagnosis is None or diagnosis.kind != "overfits":
-            sound.append((loss, one))
-    if not sound:
-        return f"{sentence}; all of them overfit: a lower rate, fewer epochs or more rows may help."
-    loss, best = min(sound, key=lambda pair: pair[0])
-    n_overfit = len(ends) - len(sound)
-    sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
-    return f"{sentence}; {count(n_overfit)} of {count(len(ends))} overfit."
 
 
 def trial_line(one: TrialRun) -> str:
@@ -211,7 +165,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(training: TrainingRecord) -> Diagnosis | None:
-    """Diagnose a training; None where its losses do not say."""
+    """Diagnose a training; None for preferences, smoothed labels, or fewer than two rounds of steps."""
     train, span = smooth(training), round_length(training)
     if is_of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
         return None
@@ -242,10 +196,9 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
 
 
 def describe_forgetting(training: TrainingRecord) -> str:
-    """Say whether a tracked training forgets, and early or late; empty where nothing was measured.
+    """Say whether a tracked training forgets, and early or late; empty if nothing was measured.
 
-    Early is by half of its steps at least half of what is lost in the worst place, at a point that is shown
-    to have lost something.
+    Early: half of the largest loss, at a point with a shown loss, within the first half of the steps.
     """
     known = [point for point in training.tracked if point.capability is not None]
     if not known:
@@ -263,9 +216,9 @@ def describe_forgetting(training: TrainingRecord) -> str:
 
 
 def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
-    """Say which steps of a tracked training no other beats in both target and capability, its end aside.
+    """Name the earlier steps of a tracked training on the Pareto front of target and capability.
 
-    `sign` is −1 where lower scores on the target are better. Empty where there is no such step.
+    `sign` is −1 if lower scores on the target are better. Empty if there are none.
     """
     known = [(p, p.target, p.capability) for p in training.tracked if p.target is not None]
     found = [(p, sign * target, kept) for p, target, kept in known if kept is not None]
@@ -321,20 +274,16 @@ def round_means(curve: Curve, span: int) -> list[tuple[float, float]]:
 
 
 def round_length(training: TrainingRecord | Trial) -> int:
-    """Count the logged steps of a round.
-
-    An epoch ends where validation is first measured; without validation all steps count as one.
-    """
+    """Count the logged steps of a round; the first validation ends an epoch, else all steps are one."""
     train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
     return max(1, min(epoch // _ROUNDS, _LONGEST_ROUND))
 
 
 def gap(training: TrainingRecord) -> float | None:
-    """Subtract the training loss over the last round from the validation loss, at the last step validated.
+    """Return the last validation loss minus the training loss of the round before it: overfitting above 0.
 
-    Above 0 the rows trained on are known better than others: overfitting. None without validation, and
-    where labels were smoothed in training alone, which makes two kinds of loss.
+    None without validation, and with smoothed labels, which only the training loss has.
     """
     validation = numeric_points(training.validation_loss)
     if not validation or training.label_smoothing:
@@ -355,10 +304,7 @@ LONGEST = 20  # cells of a title, which the legend follows
 
 
 def curves(label: str, training: TrainingRecord, title: str) -> str:
-    """Draw the loss on training and validation rows; empty where no curve was kept.
-
-    The `title` stands over the picture, for at most `LONGEST` cells.
-    """
+    """Draw the loss on training and validation rows; empty without a curve; `title` has ≤ `LONGEST` cells."""
     train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
     if len(train) < 2:
         return ""

@@ -1,8 +1,4 @@
-"""Wording of a report: the sentences and figures about candidates that all formats print.
-
-Invariant: terminal, Markdown, HTML and JSON have the same sentences, because they come from here; a smoke
-report says in each that it is not evidence.
-"""
+"""Wording of a report: the sentences and figures about candidates that all formats print."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,8 +1,4 @@
-"""The shared training loops, driven by TRL; they name no method.
-
-Invariant: training loads its own fresh base and leaves finished weights behind, with its checkpoints;
-what is evaluated later is what was saved.
-"""
+"""The shared training loops, driven by TRL; they name no method."""
 
 from harness.models.weight_files import adapter_digest, model_digest
 from harness.training.checkpoints import map_tracked_folders, read_log_until
@@ -31,6 +27,6 @@ from harness.training.low_rank_adapters import (
 )
 from harness.training.parallel import rows_of_each, write_launch
 from harness.training.reinforcement import is_metric_file, reward_problems, rewards_of
-from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune, plan_tracked_steps
+from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune
 from harness.training.tokenized import tokenize
 from harness.training.trainer import MEMORY_KNOBS, is_of_bitsandbytes

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,10 +27,7 @@ _STEP = "step-"  # prefix of the folder of a tracked point
 
 
 class Checkpoint(NamedTuple):
-    """Complete checkpoint: its folder, the seconds spent up to it, and the random state of its epoch.
-
-    `order` is the hexadecimal state of torch's generator at the start of the current epoch.
-    """
+    """Complete checkpoint: folder, seconds spent, and torch's random state (hex) at the epoch's start."""
 
     folder: Path
     elapsed_s: float
@@ -56,10 +52,7 @@ def find_last_checkpoint(folder: Path, *, clean: bool = False) -> Checkpoint | N
 
 
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
-    """Return the seconds of a training up to its last checkpoint, and both losses up to a step.
-
-    All are unknown without a checkpoint.
-    """
+    """Return the seconds of a training up to its last checkpoint, if any, and both losses up to a step."""
     last = find_last_checkpoint(folder)
     if last is None:
         return None, (), ()
@@ -70,10 +63,7 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
 
 
 def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCallback":
-    """Return a callback that also saves within epochs, records each checkpoint and removes older ones.
-
-    `start` is the `time.perf_counter` at which training began, minus the time of earlier calls.
-    """
+    """Return a callback that also saves within epochs, records each checkpoint and removes older ones."""
     import torch
     from transformers import TrainerCallback
     from transformers.trainer_utils import rotate_checkpoints
@@ -126,27 +116,13 @@ def map_tracked_folders(folder: Path) -> dict[int, Path]:
 
 
 def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
-    """Divide `last` steps into equal parts and choose for each the first step at or after its end.
-
-    `steps` are in order; a step that several parts choose is listed once.
-    """
+    """Choose for each of equal parts of `last` steps the first of the sorted `steps` at or after its end."""
     chosen, before = [], 0
     for step in steps:
         if parts * step // last > parts * before // last:
             chosen.append(step)
             before = step
     return chosen
-
-
-def list_saved_steps(last: int, of_epoch: int, every: float, *, by_epoch: bool) -> list[int]:
-    """List the steps of a training at which checkpoints are saved.
-
-    They are saved `every` n steps (below 1: a share of all), at the last step, and with `by_epoch` at the end
-    of each epoch of `of_epoch` steps.
-    """
-    apart = ceil(every * last) if every < 1 else int(every)
-    ends = range(of_epoch, last, of_epoch) if by_epoch else ()
-    return sorted({*range(apart, last, apart), *ends, last})
 
 
 def make_tracking_callback(
@@ -161,10 +137,8 @@ def make_tracking_callback(
 ) -> "TrainerCallback":
     """Return a callback that keeps the weights of `points` checkpoints, spaced evenly, in a folder.
 
-    `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`. If a
-    training may end early (`ends`), more are kept until then, and finally those spaced evenly over the steps
-    made. If `pause_at` is not 0, training stops after that many planned points, once the last checkpoint is
-    complete.
+    `save(model, folder)` writes weights of a `kind`. If a training may end early (`ends`), more are kept
+    until then. If `pause_at` is not 0, training stops after that many planned points.
     """
     import torch
     from transformers import TrainerCallback

@@ -1,9 +1,7 @@
 """Context of a fit, the weights that it returns, and the figures measured in training.
 
-Invariant: a method writes only into `context.folder`, and what was saved there is evaluated later. A step
-with overflowed fp16 gradients changes no weight, and lowers the loss scale. Source: Micikevicius et al. 2018
-(arXiv:1710.03740), by torch's GradScaler, which accelerate uses only on GPUs. accelerate's flag of skipped
-steps does not work with fused optimisers, such as the default AdamW.
+A step with overflowed fp16 gradients changes no weight, and lowers the loss scale (Micikevicius et al. 2018,
+arXiv:1710.03740). accelerate's flag of skipped steps does not work with fused optimisers such as AdamW.
 """
 
 import resource
@@ -43,10 +41,7 @@ DIGESTS: Mapping[str, Callable[[Path, str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """Source of rewards: a reward model with the base it was trained on, or another source as `written`.
-
-    The latter is the name of a metric, computed as in the `task`, or the path of a Python file.
-    """
+    """Source of rewards: a reward model with its base, or (`written`) a task's metric or a Python file."""
 
     model: Path | None = None
     source: ModelSource | None = None
@@ -56,15 +51,12 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class FitContext:
-    """Input of a method: the base, prompted examples, and a folder for the weights.
+    """Input of a method: the base as it will be served, prompted examples, and a folder for the weights.
 
-    `source` is the base as it will be served, quantised if the method quantises. `pairs` are preference
-    pairs, prompted like the examples. `init` is the folder of the adapter or model that training starts from,
-    `merges` are the folders of adapters to merge, `reward` is the source of rewards, and `path` the place of
-    weights made elsewhere. `prepare` changes the loaded base before training, for example by freezing a part.
-    `regularize` are the regularisers, `general` the rows that penalties read, by name. The weights of `track`
-    checkpoints are kept; training pauses after `pause_at` of them, and likewise after `show_at` planned ones.
-    `send` passes logged values to trackers; None without trackers.
+    `init` is the folder of the adapter or model that training starts from, `merges` are those of adapters to
+    merge, `path` is that of weights made elsewhere. `prepare` changes the loaded base. `general` are the rows
+    that penalties read, by regulariser. The weights of `track` checkpoints are kept; training pauses after
+    `pause_at` of them, or `show_at` planned ones. `send` passes logged values to trackers.
     """
 
     source: ModelSource
@@ -96,11 +88,9 @@ class TrainingPaused(Exception):
 class Weights(NamedTuple):
     """Weights made by a method: kind, digest, folder and measured cost.
 
-    Weights of the kinds `adapter`, `delta` (see `models.deltas`), `model`, `reward`, `head` and `embedding`
-    are in a subfolder with that name. The kind of an endpoint is its protocol (`completions` or `chat`); for
-    an `artefact` the file with that name gives its path. `source` is the base as it is served; None means the
-    experiment's, and is what methods return. A `merged` adapter answers from copies of the base's layers.
-    `choosers` names the reward models that choose among several answers of these weights.
+    Most kinds are in a subfolder with their name; an endpoint's kind is its protocol. `source` is the base as
+    it is served, None for the experiment's. A `merged` adapter answers from copies of the base's layers.
+    `choosers` are the reward models that choose among several answers, by name.
     """
 
     kind: Literal[_LanguageModel, "classifier", "reward", "head", "embedding"]

@@ -1,9 +1,4 @@
-"""Models with a head instead of the vocabulary: one output for a reward, or one per label.
-
-Invariant: a model is opened exactly as a training saved it.
-Source: sequence classification of transformers, on a decoder's last token or an encoder's first; PEFT's
-SEQ_CLS.
-"""
+"""Models with a head instead of the vocabulary: one output for a reward, or one per label."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +27,7 @@ _AT_ONCE, _SCORED_AT_ONCE = 32, 16  # texts read together, and answers scored to
 def load_with_head(
     source: ModelSource, machine: Machine, n_outputs: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a base with a new head of `n` outputs, or none, in the machine's precision, and its tokenizer.
-
-    Raises:
-        CandidateFailed: the model does not fit the device's memory.
-    """
+    """Load a base with a new head of `n` outputs, or none, in the machine's precision, and its tokenizer."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     kind: Any = AutoModelForSequenceClassification if n_outputs else AutoModel
@@ -64,10 +55,7 @@ def load_with_head(
 def open_scorer(
     folder: Path, source: ModelSource, machine: Machine, chat: bool
 ) -> Callable[[Sequence[Example], Sequence[str]], list[float]]:
-    """Open a reward model; return a function that scores answers to prompted examples, as logits.
-
-    Answers are read as in the reward model's training; if longer than the context, they are cut at the end.
-    """
+    """Open a reward model; return a function that scores answers as logits, cut at the context's end."""
     import torch
     from peft import PeftModel
 
@@ -131,11 +119,7 @@ class LabelledTexts(NamedTuple):
 
 
 def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> LabelledTexts:
-    """Return the texts and labels of examples with a closed set of choices.
-
-    Raises:
-        CandidateFailed: no labels are given, and fewer than two occur.
-    """
+    """Return the texts and labels of examples with a closed set of choices."""
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
     known = list(labels) or sorted({e.references[0] for e in closed})
     if not known:
@@ -199,11 +183,7 @@ def _batches(
 
 
 def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_length: int) -> Embedder:
-    """Return a function that embeds texts (n, d) in fp32: sentence-transformers, or the mean last state.
-
-    Raises:
-        CandidateFailed: the encoder cannot be loaded, or the base does not fit the device's memory.
-    """
+    """Return a function that embeds texts (n, d) in fp32: sentence-transformers, or the mean last state."""
     import torch
 
     if encoder is None:

@@ -1,7 +1,6 @@
 """Held-out preference pairs, which no training sees, and the metrics measured on them.
 
-Invariant: which pairs are held out depends only on the pairs, so it is the same for every seed, parameter and
-method; pairs with the same prompt are never split. Accuracies are shares of pairs, regardless of batches.
+Invariant: which pairs are held out depends only on the pairs; those with the same prompt are never split.
 """
 
 import random
@@ -24,11 +23,9 @@ if TYPE_CHECKING:
 
 
 class HeldOutParams(LoopParams):
-    """Parameters of a preference training; all but the held-out share are TRL's.
+    """Parameters of a preference training; all but the held-out share of rows are TRL's.
 
-    `heldout` is the share of rows that is held out and measured after every epoch; 0 holds out none.
-    `early_stopping_patience` counts evaluations without a better held-out loss, and keeps the best
-    checkpoint; without it the last one is kept.
+    With `early_stopping_patience`, in evaluations, the best checkpoint is kept, else the last.
     """
 
     heldout: float = Field(0.2, ge=0, le=0.5)
@@ -49,7 +46,7 @@ def split(
 ) -> tuple[list[_Item], list[_Item]]:
     """Hold out a share of the rows (one per example), by groups with the same prompt; none for one group.
 
-    If `max_steps` reaches only a part of the training rows, at most that part of the held-out rows is kept.
+    If `max_steps` reaches only a part of the training rows, as large a part of the held-out rows is kept.
     """
     share = params.heldout
     if not share or len(groups_of(examples)) < 2:
@@ -68,10 +65,7 @@ def pairs_that_fit(
     tokenizer: "PreTrainedTokenizerBase",
     row: Callable[[int, list[list[int]]], Row],
 ) -> tuple[list[Row], list[Row], int]:
-    """Return the tokenised training and held-out pairs that fit, and the number that did not.
-
-    `row` makes a trainer's row with its `length` from the start of the answers and both whole sequences.
-    """
+    """Return the fitting training and held-out pairs, made by `row(start, wholes)`, and count the others."""
     pairs = context.pairs
     answers = [(pair.references[0], pair.rejected) for pair in pairs]
     made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
@@ -90,11 +84,7 @@ def n_seen(params: HeldOutParams) -> int:
 def trainer_options(
     params: HeldOutParams, rows: tuple[list[Row], list[Row]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the TRL arguments that evaluate held-out rows every epoch, and the trainer's own options.
-
-    The options are training and held-out rows, and an early stopping callback. Without held-out rows nothing
-    is evaluated.
-    """
+    """Return TRL's arguments that evaluate held-out rows, and the trainer's rows and callbacks."""
     from datasets import Dataset
     from transformers import EarlyStoppingCallback
 

@@ -1,8 +1,7 @@
 """Job folder of a fit: the job and its rows, later the weights.
 
 Invariant: `job.json` and `rows.jsonl` contain everything that the weights depend on, so any process makes the
-same weights. `fit.json` is written last and marks the weights as complete. One process works in a folder at a
-time; the next one resumes interrupted work.
+same weights. `fit.json` is written last and marks them as complete. One process at a time works in a folder.
 """
 
 import json
@@ -42,11 +41,9 @@ _WAIT_S = 60  # a worker whose parent was killed ends at its next step
 class TrainingJob:
     """Fit without its rows: the fields of `FitContext`, and `method` with its `params`.
 
-    The last `n_mixed` training rows were mixed in by the regularisers of `regularize`. `threads` is the
-    number of torch's threads, 0 without torch; `processes` share the rows, and the weights as `shards` says
-    (see `AcceleratePolicy`). The weights of `track` checkpoints are kept, and training pauses after
-    `pause_at` of them. `code` holds the versions of the code that the weights depend on. `live` names the
-    trackers that follow the training.
+    The last `n_mixed` training rows were mixed in by regularisers. `threads` is 0 without torch; `processes`
+    share the rows, and the weights as `shards` says (see `AcceleratePolicy`). `code` are the versions of the
+    code that the weights depend on, `live` the trackers that follow the training.
     """
 
     method: str
@@ -131,11 +128,8 @@ def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]
 def run_job(folder: Path, advance: Advance) -> None:
     """Make the weights of a job folder, resuming from its last checkpoint.
 
-    A job that pauses before its last step leaves no record of weights, and resumes when run again.
-
     Raises:
         UserError: there is no job in the folder, or it was written for other code, or for more processes.
-        CandidateFailed: the weights cannot be made.
         HarnessError: another process is working in the folder.
     """
     from filelock import FileLock, Timeout
@@ -146,14 +140,11 @@ def run_job(folder: Path, advance: Advance) -> None:
             at_work = process_count(), name_sharding()
             wanted = job.processes, job.shards.partition("/")[0]
             if at_work != wanted:
-                found, expected = (
-                    f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted)
+                found, expected = (f"{n} processes, sharding {by or 'none'}" for n, by in (at_work, wanted))
+                step = (
+                    f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
                 )
-                launcher = f"accelerate launch --config_file {folder / LAUNCH}"
-                step = f"{launcher} -m harness.training.worker {folder}" if wanted[0] > 1 else "one alone"
-                raise UserError(
-                    Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step)
-                )
+                raise UserError(Problem(str(folder), found, f"{expected}, as its {JOB} says", step))
             wait_for_all(job.machine.device)
             if not (folder / FIT).exists():
                 _make(folder, job, rows, advance)
@@ -217,8 +208,7 @@ def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is
 def clean_up(folder: Path, *, complete: bool) -> None:
     """Delete what a finished job no longer needs, or all but what an interrupted one resumes from.
 
-    An interrupted job without a checkpoint is deleted with its folder. Secrets in a command line are removed
-    from the job, because only the work itself needs them.
+    Secrets in a command line are masked in the job.
     """
     with suppress(OSError, ValueError):  # the job may be missing
         job = json.loads((folder / JOB).read_text("utf-8"))

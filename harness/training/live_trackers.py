@@ -3,10 +3,8 @@
     trackers/NAME/…                files that a tracker writes to this disk
     trackers/live/<run id>.json    what each tracker received from a training, and the error that stopped it
 
-Invariant: a running training never waits for a tracker, draws no random numbers for it and never fails
-because of it: a tracker that fails gets nothing more, and the report later sends it the whole run. A resumed
-training keeps its id. Metric names are those of transformers' integrations: `train/loss`, `eval/loss`.
-Source: `mlflow.MlflowClient`; torch's `SummaryWriter`; `wandb.init`
+Invariant: a training never waits for a tracker and never fails because of it: a tracker that fails gets
+nothing more, and the report later sends it the whole run.
 """
 
 import json

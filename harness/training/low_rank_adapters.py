@@ -1,8 +1,4 @@
-"""A new low-rank adapter, trained on completions on the published or the quantised base.
-
-Invariant: only the adapter is trained; its digest covers the adapter and its base. To check module names the
-base is built without weights, and only if names are given: `all-linear` fits any base.
-"""
+"""Low-rank adapters: parameters, checks of module names on a base without weights, and policies for TRL."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,16 +20,10 @@ from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
 from harness.spec import Recipe, Spec
-from harness.training import parallel
+from harness.training import parallel, refused_families
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
 from harness.training.peft_families import is_soft_prompt, sort_names
-from harness.training.refused_families import (
-    ADAPTED_HEAD,
-    adapts_head,
-    exclude_unadapted,
-    quantization_problems,
-)
 from harness.training.sft import SupervisedParams, fine_tune
 
 if TYPE_CHECKING:
@@ -84,16 +74,14 @@ def low_rank_method(
     checks: Mapping[str, Any] = {},
     **own: Any,
 ) -> Method:
-    """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
+    """Declare a method that trains a low-rank adapter by `train`, saved under `adapter/`.
 
-    Its `fit` saves the adapter under `adapter/` and raises CandidateFailed where `train` does. `checks` are
-    added to those of all low-rank adapters. If the method can start from another candidate's adapter, that
-    adapter fixes the shape.
+    `checks` are added to those of all low-rank adapters; `own` are other fields of `Method`.
     """
 
     def fit(context: FitContext, given: LoraParams) -> Weights:
         config = lora_config(given)
-        exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
+        refused_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
         return made_weights(context, "adapter", train(context, given, config, context.folder / "adapter"))
 
     shared_checks: dict[str, Any] = {"problems": low_rank_problems, "of_init": _init_problems}
@@ -117,7 +105,7 @@ def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     use_dora = any([recipe.params.get("use_dora"), *recipe.tried.get("use_dora", ())])
-    yield from quantization_problems(recipe, {"use_dora": use_dora}, device, where)
+    yield from refused_families.quantization_problems(recipe, {"use_dora": use_dora}, device, where)
 
 
 def _init_problems(params: LoraParams, init: InitWeights, where: str) -> Iterator[Problem]:
@@ -141,10 +129,7 @@ def leave_out(params: LoraParams, modules: str) -> dict[str, Any]:
 
 
 class Policy(NamedTuple):
-    """Model and settings of an adapter that TRL trains against a reference model.
-
-    `start` is the time at which training began, `save_to` the folder of the finished adapter.
-    """
+    """Model and settings of an adapter that TRL trains against a reference model and saves to `save_to`."""
 
     context: FitContext
     peft_config: "PeftConfig"
@@ -167,16 +152,13 @@ def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -
 
 
 def policy_options(policy: Policy) -> dict[str, Any]:
-    """Return the trainer's options for model, tokenizer and adapter: new, or continued from `context.init`.
-
-    TRL copies the adapter named `default` as the reference.
-    """
+    """Return the trainer's model, tokenizer and adapter: new, or continued from `context.init`."""
     from peft import PeftModel
 
     options: dict[str, Any] = {"processing_class": policy.tokenizer}
     if policy.context.init is None:
         return options | {"model": policy.model, "peft_config": policy.peft_config}
-    init = str(policy.context.init)
+    init = str(policy.context.init)  # TRL copies the adapter named `default` as the reference
     model = PeftModel.from_pretrained(policy.model, init, adapter_name="default", is_trainable=True)
     return options | {"model": model}
 
@@ -185,19 +167,13 @@ def make_policy_trainer(
     policy: Policy, kind: Any, config: Any, params: loop.LoopParams, arguments: dict[str, Any], **given: Any
 ) -> Any:
     """Return a trainer for a policy (see `trainer.make_trainer`)."""
-    scratch = policy.save_to.parent / CHECKPOINTS
+    context, scratch = policy.context, policy.save_to.parent / CHECKPOINTS
     given |= policy_options(policy)
-    return loop.make_trainer(
-        kind, config, policy.context, params, policy.tokenizer, scratch, arguments, **given
-    )
+    return loop.make_trainer(kind, config, context, params, policy.tokenizer, scratch, arguments, **given)
 
 
 def train_policy(policy: Policy, trainer: "Trainer", n_dropped: int) -> TrainingRecord:
-    """Train and save the adapter of a policy.
-
-    Raises:
-        CandidateFailed: out of memory, or the loss was not a number.
-    """
+    """Train and save the adapter of a policy."""
     loop.track(trainer, policy.context, policy.save_to, save_policy)
     finish = partial(parallel.save_trained, save_policy, folder=policy.save_to)
     return loop.run(trainer, policy.start, n_dropped, finish)
@@ -256,7 +232,7 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
     modules = [name for name, _ in model.named_modules()]
     holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     config, refusal, adapted = lora_config(params), "", None
-    exclude_unadapted(config, model.config.model_type)
+    refused_families.exclude_unadapted(config, model.config.model_type)
     try:  # PEFT replaces names in the configuration that it knows under others
         adapted = get_peft_model(model, config)
     except (TypeError, ValueError, AttributeError, re.error) as error:
@@ -269,8 +245,10 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
     yield from found
     if refusal and not found:
         yield Problem(where, refusal, _EXPECTED, "fix params")
-    elif adapted and adapts_head(adapted):
-        yield Problem(where, ADAPTED_HEAD, "modules before the head", "leave lm_head out of params")
+    elif adapted and refused_families.adapts_head(adapted):
+        yield Problem(
+            where, refused_families.ADAPTED_HEAD, "modules before the head", "leave lm_head out of params"
+        )
 
 
 def _list_names(names: str | Iterable[str] | None) -> list[str]:

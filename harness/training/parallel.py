@@ -1,11 +1,8 @@
 """Processes that share one training, as started by `accelerate launch`; also works with a single process.
 
-Invariant: only the first process writes into the job folder, and the others wait until the files are there;
-all processes gather a sharded model for saving, in the same order. A step has the same number of rows as with
-one process; each process reads its part. `accelerate launch` reads everything from a file in the job folder,
-so a folder can be launched by hand.
-Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al. 2023 (arXiv:2304.11277) for FSDP;
-accelerate's documentation of FSDP2 and of DeepSpeed, https://huggingface.co/docs/accelerate
+Invariant: only the first process writes into the job folder. A step has the same number of rows as with one
+process; each process reads its part. Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al.
+2023 (arXiv:2304.11277) for FSDP, by accelerate (https://huggingface.co/docs/accelerate).
 """
 
 import json
@@ -127,12 +124,12 @@ def sample_together(kind: Any) -> Any:
     return SharedTrainer
 
 
-def describe_parts(args: Any, *, always: bool = False) -> dict[str, Any]:
-    """Return how a step's rows are divided, for the record; empty for one process unless `always`."""
-    n_processes = process_count() if process_count() > 1 else None
-    parts = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
-    size, accumulated = parts if n_processes or always else (None, None)
-    return {"n_processes": n_processes, "batch_size": size, "accumulated_batches": accumulated}
+def describe_parts(args: Any) -> dict[str, Any]:
+    """Return how a step's rows are divided, for the record; empty for one process."""
+    if process_count() == 1:
+        return {}
+    parts = (process_count(), args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    return dict(zip(("n_processes", "batch_size", "accumulated_batches"), parts, strict=True))
 
 
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # accelerate's names

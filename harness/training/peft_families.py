@@ -1,12 +1,9 @@
 """PEFT's families of adapters: their configurations, and what each needs in training besides the loop.
 
 Invariant: a saved adapter gives, on the published base, the logits that it had in memory. Initialisations
-that change the base's weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs from
-the trained one only by the rounding of the changed weights. If no batch has the tokens that EVA's
-decomposition needs, the training fails before it begins. Source: the parameter names and defaults are PEFT's.
-AdaLoRA's orthogonality penalty: Zhang et al. 2023 (arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's
-and MonteCLoRA's penalties are PEFT's, and so are PiSSA (Meng et al. 2024, arXiv:2404.02948) and EVA (Paischer
-et al. 2024, arXiv:2410.07170).
+that change the base's weights (PiSSA, OLoRA) are saved as a LoRA of twice the rank, which differs by rounding
+alone. Source: names and defaults are PEFT's; AdaLoRA's penalty: Zhang et al. 2023 (arXiv:2303.10512),
+equation 4; PiSSA: Meng et al. 2024 (arXiv:2404.02948); EVA: Paischer et al. 2024 (arXiv:2410.07170).
 """
 
 import json
@@ -19,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from pydantic import ValidationError, create_model
 
-from harness.errors import CandidateFailed, Problem, did_you_mean
+from harness.errors import CandidateFailed, Problem, did_you_mean, one_line
 from harness.models.devices import build_without_weights
-from harness.models.weight_files import CONVERTED, WEIGHTS, describe_beside_low_rank
+from harness.models.weight_files import CONVERTED, describe_beside_low_rank
 from harness.progress import quiet_libraries
 from harness.training import refused_families as refused
 from harness.training.parallel import save_trained
@@ -47,10 +44,8 @@ _ITERATED = re.compile(r"pissa_niter_\d+")
 class PeftFamily(NamedTuple):
     """Additions of a family to a training: a penalty on the loss, callbacks, a start hook and saving.
 
-    `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, for a
-    sharded model from its whole `state_dict`. `keeps_last` says that the last checkpoint is saved instead of
-    the best, `keeps_part` that checkpoints contain only trained parameters, `begins_anew` that a training
-    cannot resume from its checkpoints.
+    `keeps_last`: the last checkpoint is saved instead of the best. `keeps_part`: checkpoints contain only
+    trained parameters. `begins_anew`: a training cannot resume from its checkpoints.
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
@@ -111,17 +106,14 @@ def family_problems(
         _try(peft_type, json.dumps(params), base)
     except ValidationError as error:
         wrong = error.errors()[-1]  # for a union, the last error lists the literals
-        found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
+        found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg']})"
         return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
-        said = " ".join(str(error).split())
-        config = known[peft_type]  # a family may require some of its own parameters
+        said, config = one_line(error), known[peft_type]
         own = [f.name for f in fields(config) if f.name in config.__annotations__ and f.default is None]
         unset = [name for name in own if name not in {*params, *_OF_MODULES}]
-        if isinstance(error, TypeError) and unset:
+        if isinstance(error, TypeError) and unset:  # a family may require some of its own parameters
             said = f"no {' and no '.join(unset)} ({said})"
-        elif isinstance(error, ArithmeticError):
-            said = f"a number that PEFT cannot compute with ({said})"
         return [Problem(where, said, expected, "fix params")]
     return []
 
@@ -161,7 +153,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     from peft import get_peft_model
 
     config = peft_config(peft_type, json.loads(params))
-    refused.refuse_values(config)
+    refused.refuse_values(config, json.loads(params))
     tried: Any = config
     if _start(vars(config)):
         tried = replace(tried, init_lora_weights=False)  # other initialisations compute with weights
@@ -180,8 +172,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
         return  # some families compute with the weights when they are applied
     if refused.adapts_head(made):
         raise ValueError(refused.ADAPTED_HEAD)
-    refused.refuse_order(json.loads(params), made)
-    refused.refuse_rank(config, made, _start(vars(config)))
+    refused.refuse_start(config, made, _start(vars(config)))
 
 
 def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
@@ -262,7 +253,6 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
 
         def save(model: Any, folder: Path) -> None:
             model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
-            _add_embeddings(model, folder / WEIGHTS)
 
         return PeftFamily(begin=begin, save=save)
     return PLAIN
@@ -322,25 +312,6 @@ def _orthogonality(model: Any) -> "torch.Tensor":
             far.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
     weight: float = model.peft_config["default"].orth_reg_weight
     return weight * torch.stack(far).mean()
-
-
-def _add_embeddings(model: Any, converted: Path) -> None:
-    """Add the embeddings' adapters, which PEFT's conversion drops, to a converted adapter at its rank."""
-    # They started at 0 and changed no base weights.
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-    from torch.nn.functional import pad
-
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    found = {name: tensor.detach().cpu() for name, tensor in state.items() if "lora_embedding_" in name}
-    if not found:
-        return
-    padded = {
-        name: pad(tensor, (0, 0, 0, len(tensor)) if "lora_embedding_A" in name else (0, tensor.shape[1]))
-        for name, tensor in found.items()
-    }  # A (r, v) to (2r, v), and B (d, r) to (d, 2r)
-    kept = {name: tensor.clone() for name, tensor in load_file(converted).items()}  # not a map of the file
-    save_file({**kept, **padded}, converted, {"format": "pt"})
 
 
 def _begin_eva(trainer: Any) -> None:

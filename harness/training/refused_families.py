@@ -1,11 +1,8 @@
 """PEFT adapters that cannot be trained or reopened: on quantised layers, on the head, or by their values.
 
-Invariant: refused are adapters that PEFT cannot apply to int8 or NF4 layers, that would compute with the
-stored integers instead of weights, and LoRA variants that PEFT silently ignores there. On a CPU an NF4 base
-is dequantised and takes every adapter. A wrong value is a ValueError that names it and its bound; no weights
-are read. Adapters of the output head are refused, because TRL's losses multiply hidden states by the head's
-own matrix; classifiers and reward models have another head. Source: PEFT's layers of each family;
-`tests/test_quantized_families.py` holds the list to them.
+Adapters of the output head are refused, because TRL's losses multiply hidden states by the head's own matrix.
+On a CPU an NF4 base is dequantised and takes every adapter. Source: PEFT's layers of each family;
+`tests/test_quantized_families.py` compares the list with them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,9 +60,14 @@ def _explain_not_on(quantization: str, params: Mapping[str, Any], device: str) -
     return ""
 
 
-def refuse_values(config: "PeftConfig") -> None:
-    """Refuse values that PEFT accepts but with which training is impossible."""
+def refuse_values(config: "PeftConfig", params: Mapping[str, Any]) -> None:
+    """Refuse values that PEFT accepts but that cannot be trained, or mean something else once saved."""
     of = vars(config)
+    for name, pattern in params.items():
+        may_overlap = is_pattern(name, pattern) and not all(map(str.isidentifier, pattern))
+        if may_overlap and list(pattern) != sorted(pattern):
+            found, expected = map(", ".join, (pattern, sorted(pattern)))
+            raise ValueError(f"{name}: {found}; PEFT saves and matches patterns by name: {expected}")
     if config.is_prompt_learning and not (of.get("num_virtual_tokens") or 0) > 0:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
     if config.peft_type == "ADALORA":
@@ -94,30 +96,14 @@ def is_pattern(name: str, value: Any) -> bool:
     return name.endswith("_pattern") and isinstance(value, dict)
 
 
-def refuse_order(params: Mapping[str, Any], made: Any) -> None:
-    """Refuse patterns that would give a module another value when PEFT saves them sorted by name."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import get_pattern_key
-
-    paths = [path for path, m in made.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
-    for name, pattern in params.items():
-        if not is_pattern(name, pattern) or list(pattern) == sorted(pattern, key=str):
-            continue
-        for path in paths:
-            given, saved = (get_pattern_key(keys, path) for keys in (pattern, sorted(pattern, key=str)))
-            if pattern.get(given) != pattern.get(saved):
-                raise ValueError(
-                    f"{name}: {given} before {saved}, which both match {path.rpartition('.')[2]}, and PEFT "
-                    "saves patterns by name and takes the first that matches"
-                )
-
-
-def refuse_rank(config: "PeftConfig", made: Any, start: str) -> None:
-    """Refuse a rank larger than a layer's number of directions."""
-    # PEFT would compute undefined values for EVA, and save them for PiSSA.
+def refuse_start(config: "PeftConfig", made: Any, start: str) -> None:
+    """Refuse starts from a decomposition with a rank above a layer's directions, or on embeddings."""
+    # PEFT would compute undefined values for EVA, save them for PiSSA, and drop embeddings' adapters there.
     if not start.startswith(("eva", *CONVERTED)):
         return
     for name, module in made.named_modules():
+        if start.startswith(CONVERTED) and getattr(module, "lora_embedding_A", None):
+            raise ValueError(f"init_lora_weights: {start} of {name}, an embedding, which PEFT does not save")
         rank = getattr(module, "r", {}).get("default", 0) if hasattr(module, "lora_A") else 0
         sizes = [getattr(module, size, rank) for size in ("in_features", "out_features")]
         if start == "eva":

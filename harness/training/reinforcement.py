@@ -1,8 +1,7 @@
-"""Reinforcement learning: an adapter learns from rewards of its own answers.
+"""Reinforcement learning: an adapter learns from rewards of its own answers to the training prompts.
 
-Invariant: prompts are those of the training rows; the reference is the policy before training, and the
-divergence from it is part of the record. A higher reward is better, whatever a metric's direction; an answer
-that cannot be scored has no reward and no effect.
+Invariant: the reference is the policy before training. A higher reward is better, whatever a metric's
+direction; an answer that cannot be scored has no reward and no effect.
 Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402.03300), by TRL's trainers.
 """
 
@@ -44,8 +43,8 @@ _VALIDATED = 128  # most validation prompts whose answers are rewarded
 _TOGETHER = 16  # validation prompts answered at once
 
 
-# Fields of `Method` for methods that train by `train_on_rewards`. Additional reading is by the reference, by
-# a reward model and for answering; the sampled tokens are an upper bound.
+# Fields of `Method` for methods that train by `train_on_rewards`. The reference, a reward model and answering
+# also read tokens.
 REWARDED: dict[str, Any] = {
     "draws_from": "train",
     "init_from": "adapter",
@@ -60,11 +59,9 @@ REWARDED: dict[str, Any] = {
 
 
 class ReinforcedParams(LoopParams):
-    """Parameters of reinforcement learning, under TRL's names.
+    """Parameters of reinforcement learning, under TRL's names; batches count answers.
 
-    For each prompt `num_generations` answers of at most `max_completion_length` tokens are sampled at
-    `temperature`; batches count answers, so batch size times `gradient_accumulation_steps` is a multiple of
-    that. `beta` is the weight of the divergence from the reference.
+    `beta` is the weight of the divergence from the reference.
     """
 
     learning_rate: float = Field(1e-5, gt=0, le=1)
@@ -94,11 +91,7 @@ def train_on_rewards(
     peft_config: "PeftConfig",
     save_to: Path,
 ) -> TrainingRecord:
-    """Train an adapter on rewards of its answers, from the base or from the adapter in `context.init`.
-
-    Raises:
-        CandidateFailed: out of memory, no prompt fits, or the loss was NaN or infinite.
-    """
+    """Train an adapter on rewards of its answers, from the base or from the adapter in `context.init`."""
     assert context.reward is not None, "a recipe without a reward is refused"
     policy = load_policy(context, peft_config, save_to)
     prompts = _prompts(context, context.train)
@@ -135,10 +128,7 @@ def train_on_rewards(
 def _validate(
     policy: Policy, params: ReinforcedParams, trainer: Any, score: Rewards
 ) -> tuple[ValidationReward, ...]:
-    """Reward the greedy answers of the reference and of the trained policy to validation prompts.
-
-    The reference is the policy before training, so a resumed training measures the same.
-    """
+    """Reward the greedy answers of the reference and of the trained policy to validation prompts."""
     import torch
     from trl.models.utils import unwrap_model_for_generation
     from trl.trainer.utils import use_adapter
@@ -216,10 +206,7 @@ def _trainer(
 
 
 def _make_resumable(plain: Any) -> Any:
-    """Return TRL's trainer for our prompts, which continues its sampling order when resumed.
-
-    TRL's own would repeat the order of the first epoch.
-    """
+    """Return TRL's trainer for our prompts, which continues its sampling order when resumed."""
     import torch
 
     def begin_epoch(sampler: Any, epoch: int) -> None:

@@ -1,8 +1,4 @@
-"""Supervised fine-tuning on completions, of an adapter or of the whole model.
-
-Invariant: the checkpoint with the best validation loss is saved, or the last one if the adapter family asks
-for it.
-"""
+"""Supervised fine-tuning on completions, of an adapter or of the whole model."""
 
 import json
 import shutil
@@ -19,11 +15,10 @@ from harness.models import mask_assistant
 from harness.models.devices import load_base
 from harness.models.hardware import dtype
 from harness.models.hub import map_end_tokens
-from harness.models.memory import release_gpu_memory
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.regularizers import has_hook
-from harness.training import checkpoints, parallel, shared_beginnings, tokenized
+from harness.training import parallel, shared_beginnings, tokenized
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 
-_BATCH_SIZE = "batch_size"  # name of a file in the folder of checkpoints
 # Fields of `Method` for methods that train a part of the model by `fine_tune`.
 SUPERVISED: dict[str, Any] = {
     "trains": True,
@@ -55,8 +49,7 @@ class SupervisedParams(LoopParams):
     `early_stopping_patience` counts evaluations (one per epoch) without a better validation loss. `packing`
     packs training rows only, and only if enough steps remain (`check_packing`). `eval_steps` is the number
     of steps (below 1: the share of all) between validations and checkpoints, instead of an epoch.
-    `auto_find_batch_size` splits a step into smaller batches when memory runs out; rows per step stay the
-    same. `assistant_only_loss` trains on all assistant turns, not only the last, if the chat template marks
+    `assistant_only_loss` trains on all assistant turns, not only the last, if the chat template marks
     them with `{% generation %}`.
     """
 
@@ -66,7 +59,6 @@ class SupervisedParams(LoopParams):
     packing: bool = False
     early_stopping_patience: int = Field(2, ge=1)
     eval_steps: float | None = Field(None, gt=0)
-    auto_find_batch_size: bool = False
     assistant_only_loss: bool = False
 
     @field_validator("eval_steps")
@@ -90,48 +82,7 @@ def fine_tune(
     its matrix products in the machine's precision (in bf16 if the weights are), and it is saved in the
     machine's precision with its tokenizer. With `save(model, folder)`, only the parameters that the context's
     `prepare` left trainable are in fp32, and `save` writes them.
-
-    Raises:
-        CandidateFailed: out of memory, no row fits, or the loss was NaN or infinite.
     """
-    scratch = save_to.parent / CHECKPOINTS
-    if params.auto_find_batch_size and (found := scratch / _BATCH_SIZE).exists():
-        n_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
-        size = int(found.read_text())  # the batch size that fitted so far; rows per step stay the same
-        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": n_rows // size}
-        params = params.model_copy(update=sizes)
-    try:
-        return _fine_tune(context, params, peft_config, save_to, save)
-    except CandidateFailed as error:
-        size = params.per_device_train_batch_size
-        smaller = smaller_batch_size(size, size * params.gradient_accumulation_steps)
-        alone = parallel.process_count() == 1  # other processes would wait in the middle of a step
-        if not (params.auto_find_batch_size and alone and smaller) or error.reason != loop.NO_MEMORY:
-            raise
-    release_gpu_memory()
-    _remove_begun(scratch)
-    scratch.mkdir()
-    (scratch / _BATCH_SIZE).write_text(str(smaller))  # read again if this call is interrupted
-    return fine_tune(context, params, peft_config, save_to, save)
-
-
-def _remove_begun(scratch: Path) -> None:
-    for begun in (scratch, scratch.with_name(TRACKED)):
-        shutil.rmtree(begun, ignore_errors=True)
-
-
-def smaller_batch_size(size: int, n_rows: int) -> int:
-    """Return the next smaller batch size that divides the rows of a step; 0 if there is none."""
-    return next((smaller for smaller in range(size - 1, 0, -1) if n_rows % smaller == 0), 0)
-
-
-def _fine_tune(
-    context: FitContext,
-    params: SupervisedParams,
-    peft_config: "PeftConfig | None",
-    save_to: Path,
-    save: "Callable[[Any, Path], None] | None",
-) -> TrainingRecord:
     quiet_libraries()
     from transformers import set_seed
 
@@ -140,7 +91,8 @@ def _fine_tune(
     family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
     if family.begins_anew:
         if parallel.is_first():
-            _remove_begun(scratch)
+            for begun in (scratch, scratch.with_name(TRACKED)):
+                shutil.rmtree(begun, ignore_errors=True)
         parallel.wait_for_all()
     start = loop.start_time(scratch)
     whole = peft_config is None and save is None
@@ -179,7 +131,6 @@ def _fine_tune(
         validation_loss=losses,
         token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
-        **parallel.describe_parts(trainer.args, always=params.auto_find_batch_size),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         not_packed=against,
         n_packs=len(read) if params.packing else None,
@@ -261,7 +212,7 @@ def _trainer(
         tokenizer,
         scratch,
         arguments,
-        own=("assistant_only_loss", "eval_steps", "auto_find_batch_size"),
+        own=("assistant_only_loss", "eval_steps"),
         n_trained=n_trained,
         callbacks=[*stopping, *family.callbacks],
         model=model,
@@ -327,12 +278,8 @@ def make_tiled_loss_trainer() -> "type[SFTTrainer]":
 def whole_loss_trainer() -> "type[SFTTrainer]":
     """Return TRL's trainer with the loss computed in one piece, and label smoothing in training only.
 
-    With `joins_rows`, prefixes that rows of a batch share are read once.
-
-    The loss is the same: the mean negative log-likelihood of the completion tokens. TRL converts the
-    vocabulary matrix to fp32 in chunks at every step, which saves GPU memory but takes 43 % of a step's
-    time on a CPU; here logits are computed only where some row has a label. TRL's label smoothing takes
-    another pass, and also smooths the validation loss.
+    With `joins_rows`, prefixes that rows of a batch share are read once. Logits are computed only where some
+    row has a label: TRL's conversion of the vocabulary matrix in chunks takes 43 % of a step on a CPU.
     """
     import torch
     from trl import SFTTrainer
@@ -380,18 +327,3 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             return (loss, outputs) if return_outputs else loss
 
     return WholeLossTrainer
-
-
-def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> list[int]:
-    """List the steps whose weights may be kept at `points`, for an unpacked training in one process.
-
-    If validation may end the training early, all steps with a checkpoint are listed.
-    """
-    of_epoch, last = tokenized.count_epoch_steps(params, n_rows), tokenized.count_row_steps(params, n_rows)
-    by_epoch = params.eval_steps is None
-    saved = checkpoints.list_saved_steps(
-        last, of_epoch, params.eval_steps or checkpoints.SAVED_EVERY, by_epoch=by_epoch
-    )
-    evaluated = checkpoints.list_saved_steps(last, of_epoch, params.eval_steps or last, by_epoch=by_epoch)
-    may_end = len(evaluated) > params.early_stopping_patience + 1
-    return saved if may_end else checkpoints.spread_steps(saved, points, last)

@@ -116,8 +116,7 @@ def _group(rows: Sequence[Row], labels: Sequence[Row]) -> list[tuple[int, list[i
 def can_join(model: Any, path: Path) -> bool:
     """Tell whether a model in training on a CPU gives joined rows the results of separate rows.
 
-    Not if it has dropout, if a mixture-of-experts loss counts tokens per expert, or if an adapter prepends
-    tokens or averages over a batch. A small copy of the base in the folder `path` shows how its family reads.
+    Dropout, losses on experts and adapters that prepend tokens do not; else a small copy of it shows it.
     """
     import torch
 

@@ -1,9 +1,7 @@
 """Training rows as token ids, cached for all candidates, trials and seeds, and packed if that is safe.
 
 Invariant: the ids are TRL's for the same texts, if the chat template renders a conversation as it renders the
-prompt; otherwise the prompt is the one used in evaluation. The cache key covers texts, tokenizer with
-template and end tokens, versions and this code's version. Rows are packed only if no row attends to another
-and enough steps remain; otherwise the reason is given.
+prompt; otherwise the prompt is the one used in evaluation. Rows are packed only if no row attends to another.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,8 +73,7 @@ def tokenized_rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of examples that fit, made by `make_row(example, start, ids)`, and count the others.
 
-    Nothing follows a truncated answer, not even whitespace of a chat template, so that training learns no end
-    there. Whitespace at the end of the truncated answer itself is kept.
+    Nothing follows a truncated answer, not even a template's whitespace, so that no end is learned there.
     """
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
@@ -100,11 +97,7 @@ def rows_that_fit(
     max_length: int,
     what: str = "rows to train or validate on",
 ) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of at most `max_length` tokens, and the number of longer ones.
-
-    Raises:
-        CandidateFailed: there are rows and none fits.
-    """
+    """Return the rows of at most `max_length` tokens, and the number of longer ones."""
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
     if rows and not kept:
         raise CandidateFailed(
@@ -147,13 +140,8 @@ def count_row_steps(params: "LoopParams", n_rows: int) -> int:
     """Count the optimiser steps of a training on `n` rows or packs, in one process."""
     if params.max_steps > 0:
         return params.max_steps
-    return ceil(count_epoch_steps(params, n_rows) * params.num_train_epochs)
-
-
-def count_epoch_steps(params: "LoopParams", n_rows: int) -> int:
-    """Count the optimiser steps of an epoch of `n` rows or packs, in one process."""
     batches = ceil(n_rows / params.per_device_train_batch_size)
-    return ceil(batches / params.gradient_accumulation_steps)
+    return ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
 
 
 def joins_packs(model: "PreTrainedModel") -> bool:

@@ -1,8 +1,4 @@
-"""Trainer settings and the run that all training loops share.
-
-Invariant: a NaN or infinite loss ends the training at once, and an out-of-memory error names the
-parameters to change.
-"""
+"""Trainer settings and the run that all training loops share."""
 
 import random
 import time
@@ -29,12 +25,7 @@ from harness.training.live_trackers import live_callback
 from harness.training.tokenized import tokenized_rows
 
 if TYPE_CHECKING:
-    from transformers import (
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        Trainer,
-        TrainerCallback,
-    )
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 Row = dict[str, Any]
 
@@ -43,25 +34,18 @@ PLAIN_SCORES = 1 << 19
 _LARGE_RANK = 64  # assumed for an adapter of unknown rank
 
 
-# Optimisers of transformers that torch or bitsandbytes provides.
 _OfTorch = Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
 _OfAdam = Literal["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "ademamix", "ademamix_8bit"]
 _OfLion = Literal["lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"]
 _OF_BITSANDBYTES = ("8bit", "32bit", "ademamix")
-KNOBS = (
-    "optim",
-    "gradient_checkpointing",
-    "lr_scheduler_kwargs",
-)  # passed to TRL only if set
+KNOBS = ("optim", "gradient_checkpointing", "lr_scheduler_kwargs")  # passed to TRL only if set
 
 
 class LoopParams(Spec):
     """Parameters of every training loop, under TRL's names; each loop has its own default learning rate.
 
-    `warmup_steps` below 1 is a share of all steps. Rows longer than `max_length` tokens are dropped and
-    counted, never truncated. `cosine_with_min_lr` takes `lr_scheduler_kwargs: {min_lr_rate: 0.1}`. `optim`
-    defaults to transformers' default. `gradient_checkpointing` defaults to on where a GPU's memory would not
-    suffice without it.
+    Rows longer than `max_length` tokens are dropped and counted, never truncated. `gradient_checkpointing`
+    defaults to on where a GPU's memory would not suffice without it.
     """
 
     learning_rate: float = Field(gt=0, le=1)
@@ -111,10 +95,7 @@ def attention(machine: Machine) -> str:
 
 
 def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> None:
-    """Use eager attention for short rows on a CPU, where the fused backward pass takes far longer.
-
-    Eager attention keeps its scores for the backward pass, so long rows stay with the fused one.
-    """
+    """Use eager attention, which keeps all scores, for short rows on a CPU: it is far faster there."""
     if model.device.type == "cpu" and batch_size * longest**2 <= PLAIN_SCORES:
         model.set_attn_implementation("eager")
 
@@ -128,8 +109,7 @@ def checkpoints_activations(
 ) -> bool:
     """Tell whether a training fits in memory only with gradient checkpointing, which takes a third more time.
 
-    `n_trained` is the number of trained parameters, None for an adapter. `free_gib` includes the memory that
-    the weights will take.
+    `n_trained` parameters are trained, None for an adapter; `free_gib` includes the memory of the weights.
     """
     shape = hub.shape(context.source)
     if shape is None:
@@ -157,13 +137,7 @@ def is_of_bitsandbytes(optim: str | None) -> bool:
 
 
 def settings(context: FitContext, params: LoopParams, n_trained: float | None = None) -> dict[str, Any]:
-    """Return the TRL arguments that all methods share, and those of `KNOBS` that the user set.
-
-    `n_trained` is the number of trained parameters, None for an adapter.
-
-    Raises:
-        CandidateFailed: the optimiser's package is not installed.
-    """
+    """Return the TRL arguments that all methods share, and those of `KNOBS` that the user set."""
     import torch
     from transformers.utils import is_bitsandbytes_available
 
@@ -212,13 +186,7 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
 def add_regularizers(
     kind: Any, context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Any:
-    """Return a subclass of a trainer that applies the context's regularisers.
-
-    Penalties are set up when training starts and added to the gradients once per optimiser step.
-
-    Raises:
-        CandidateFailed: all general rows of a regulariser are too long.
-    """
+    """Return a subclass of a trainer that applies the context's regularisers, penalties once per step."""
     given, kind = context.regularize, _draw_apart(kind, context)
     if not regularizers.has_hook(given, "penalty", "step", "select"):
         return kind
@@ -275,10 +243,9 @@ def add_regularizers(
 
 
 def _draw_apart(kind: Any, context: FitContext) -> Any:
-    """Return a subclass of a trainer whose random draws depend on seed, step and batch alone.
+    """Return a subclass of a trainer whose random draws on a CPU depend on seed, step and batch alone.
 
-    Only if a regulariser draws at random. The CPU generator, which shuffles the rows, is restored after each
-    pass. Draws on a GPU come from the device's generator and are not controlled.
+    Only if a regulariser draws at random. The generator, which shuffles rows, is restored after each pass.
     """
     if not regularizers.has_hook(context.regularize, "DRAWS"):
         return kind
@@ -327,11 +294,7 @@ def make_trainer(
 ) -> Any:
     """Return a trainer of class `kind` with the context's regularisers; its checkpoints go to `scratch`.
 
-    Its configuration, of class `config`, gets the shared settings, `arguments`, and the fields of `params`
-    that the class knows, except those in `own`, which the loop handles itself. `options` go to the trainer.
-
-    Raises:
-        CandidateFailed: out of memory, or TRL or PEFT refuse the training; their message is quoted.
+    The `config` class gets the shared settings, `arguments`, and the `params` that it knows except `own`.
     """
     known = set(type(params).model_fields) & {field.name for field in fields(config)}
     given = params.model_dump(include=known.difference(KNOBS, own))
@@ -352,10 +315,9 @@ def make_trainer(
 
 
 def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
-    """Keep the weights of some checkpoints if the context asks for it, written by `save`.
+    """Keep the weights of some checkpoints, written by `save`, if the context asks for it.
 
-    `save_to` is the folder of the finished weights and is named after their kind. Where training pauses at
-    planned points, exactly these are kept, even if training stops early.
+    `save_to` is the folder of the finished weights, named after their kind.
     """
     from transformers import EarlyStoppingCallback
 
@@ -369,17 +331,11 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
 
 
 def run(
-    trainer: "Trainer",
-    start: float,
-    n_dropped: int,
-    save: Callable[[Any], None],
-    trained_in: str = "fp32",
+    trainer: "Trainer", start: float, n_dropped: int, save: Callable[[Any], None], trained_in: str = "fp32"
 ) -> TrainingRecord:
     """Train, resuming from the last complete checkpoint; save the weights and return the training record.
 
     `start` is the `time.perf_counter` at which training began, minus the time of earlier interrupted calls.
-    Trained parameters are held in fp32 unless they are `trained_in` another precision. `save(model)` writes
-    the finished weights.
 
     Raises:
         CandidateFailed: out of memory.
@@ -436,10 +392,9 @@ def _keep_updates(model: Any) -> None:
 
 
 def _spare_casts(model: Any) -> None:
-    """Skip PEFT's cast of a LoRA layer's input to fp32, which autocast would undo at once.
+    """Skip PEFT's cast of a LoRA layer's input to fp32, which autocast would undo: the numbers stay the same.
 
-    The numbers stay bit-identical, and two passes over each input and its gradient are saved. Layers with
-    dropout are left alone, because dropout would then draw in bf16.
+    Layers with dropout are left alone, because dropout would then draw in bf16.
     """
     import torch
     from peft.tuners.lora import Linear

@@ -1,9 +1,7 @@
 """Worker process of a training job: `python -m harness.training.worker JOB`.
 
-Several processes can share a job; `accelerate launch` starts them by a configuration in the job folder.
 Invariant: standard output has one JSON array per line, `["advance", done, total, note]` for progress and
-`["error", …]` on failure; everything else is printed to standard error. The exit code is that of the calling
-command, and checkpoints remain however the worker ends.
+`["error", …]` on failure; everything else is printed to standard error.
 """
 
 import json

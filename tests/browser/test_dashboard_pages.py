@@ -12,8 +12,8 @@ import duckdb
 import fake_project
 import pytest
 from filelock import FileLock
-from reading import PAGES, complaints, failures, grid, hold_changes, path_of, pick
-from serving import load_page, serve_pages, wait_until_drawn
+from reading import PAGES, complaints, failures, grid, path_of, pick
+from serving import serve_pages, wait_until_drawn
 
 from harness import report
 from harness.store import Store
@@ -93,24 +93,6 @@ def test_a_page_loads_while_a_comparison_is_at_work_and_holds_the_index(
         assert failures(page) == 0
 
 
-def test_the_candidates_of_the_report_are_seen_whole_at_1300_pixels(visit, address):
-    page = visit[0](address, "/")
-    page.set_viewport_size({"width": 1300, "height": 900})
-    table = page.locator("table.cells").first
-    table.get_by_text("verdict").wait_for()
-    assert table.evaluate("table => table.offsetWidth <= table.parentElement.clientWidth")
-
-
-def test_a_deep_link_opens_a_comparison_with_the_numbers_of_the_json(visit, address, finished_run):
-    page = visit[0](address, "/compare?compare=prompt,lora")
-    assert hold_changes(page, report.to_json(finished_run[1])["comparisons"]["lora"]) == {
-        "sums",
-        "facts",
-        "prose",
-    }
-    assert page.locator(".js-plotly-plot .main-svg").count() > 0
-
-
 def test_the_leaderboard_is_filtered_and_its_address_keeps_the_filter(visit, address):
     page = visit[0](address, "/leaderboard")
     page.get_by_text("Filters").click()
@@ -148,10 +130,11 @@ def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
     lines = Path(table.value.path()).read_text().splitlines()
     assert lines[0].startswith("rank,champion,candidate,metric,verdict,")
     assert len(lines) == 1 + len(grid(page))
+    page = visit[0](address, "/compare?compare=prompt,lora")
     page.locator(".js-plotly-plot").hover()
     with page.expect_download() as picture:
         page.locator(".modebar-btn[data-title*=PNG], .modebar-btn[data-title*=png]").click()
-    assert picture.value.suggested_filename == "leaderboard.png"
+    assert picture.value.suggested_filename == "compare.png"
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
@@ -172,27 +155,6 @@ def test_a_cell_of_the_matrix_opens_what_was_answered_and_a_selection_is_taken_a
         page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     lines = Path(table.value.path()).read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["item", "chat-020"]
-
-
-def test_sliders_go_back_to_what_is_written_and_stay_there(visit, large_address):
-    page = visit[0](large_address, "/decide")
-    for slider in ("requests a month", "horizon, months"):
-        page.get_by_role("slider", name=slider).press("ArrowRight")
-    page.get_by_text("12,000,000", exact=True).first.wait_for(state="attached")
-    page.get_by_role("button", name="As written").click()
-    page.get_by_text("600,000", exact=True).first.wait_for(state="attached")
-    page.get_by_role("slider", name="horizon, months").press("ArrowLeft")
-    page.get_by_text("300,000", exact=True).first.wait_for(state="attached")
-
-
-def test_an_open_page_shows_a_run_that_comes(visit, tmp_path):
-    fake_project.write(tmp_path, {"prompt": ("base", 20, 48)}, with_report=False)
-    with serve_pages(tmp_path) as address:
-        page = visit[0](address, "/leaderboard")
-        page.get_by_text("1 runs in").wait_for()
-        fake_project.write(tmp_path, {"late": ("base", 30, 48)}, with_report=False)
-        page.wait_for_function(ROWS_SHOWN, arg=2)
-        assert {row["candidate"] for row in grid(page)} == {"prompt", "late"}
 
 
 def test_a_rating_is_found_in_duckdb(visit, address, project):
@@ -225,19 +187,3 @@ def test_text_of_a_model_stays_text(visit, tmp_path):
             assert page.title() != "owned"
             assert page.locator("[data-testid=stHtml] img, [data-testid=stHtml] script").count() == 0
     assert complaints(seen) == []
-
-
-def test_text_stays_readable_in_the_dark(browser, address):
-    context = browser.new_context(color_scheme="dark", viewport={"width": 1440, "height": 1000})
-    page = context.new_page()
-    load_page(page, f"{address}/compare?compare=prompt,lora")
-    ink, ground = page.evaluate(
-        "() => [getComputedStyle(document.querySelector('h1')).color,"
-        " getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor]"
-    )
-    context.close()
-    light, dark = (
-        sum(map(int, colour[colour.index("(") + 1 : -1].split(",")[:3])) for colour in (ink, ground)
-    )
-    assert light > 600
-    assert dark < 150

@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,48 +70,10 @@ def test_the_page_opens_offline_without_a_complaint_or_another_request(page_and_
     assert page.title() == "tiny: what to ship"
 
 
-def table(page, kind: str) -> list[dict[str, str]]:
-    """Read a table of the page, folded or not, each row by the names of the columns."""
-    read = "rows => rows.map(row => [...row.children].map(cell => cell.textContent))"
-    heads, *rows = page.locator(f"table.{kind} tr").evaluate_all(read)
-    return [dict(zip(heads, row, strict=True)) for row in rows]
-
-
 @pytest.fixture
 def page_json(folder):
     """Read the JSON beside the page."""
     return json.loads((folder / "tiny.json").read_text())
-
-
-def test_scores_costs_and_latencies_are_those_of_the_json(page_and_log, page_json):
-    shown = {next(iter(row.values())): row for row in table(page_and_log[0], "candidates")}
-    assert shown.keys() == {f["name"] for f in page_json["facts"]}
-    for f in page_json["facts"]:
-        row, target = shown[f["name"]], f["target"]
-        unread = f.get("unread") or {"cut": 0, "unparsable": 0}
-        mark = " *" if max(unread["cut"], unread["unparsable"]) > 0.05 else ""
-        assert row["target EM"] == formatting.interval(target["score"], target["low"], target["high"]) + mark
-        assert row["$/1k"] == formatting.usd(f["cost_per_1k_usd"])
-        assert row["p50"] == formatting.seconds(f["latency_p50_s"])
-
-
-def test_the_curves_run_through_the_losses_of_the_json(page_and_log, page_json):
-    page = page_and_log[0]
-    (drawn,) = page.locator("svg.picture:has(.batch)").all()
-    training = next(f["training"] for f in page_json["facts"] if "loss" in f["training"])
-    ends = drawn.locator(".batch").evaluate("line => [...line.points].map(p => [p.x, p.y])")
-    steps, losses = zip(*training["loss"], strict=True)
-    assert scale_to_unit([x for x, _ in ends]) == pytest.approx(scale_to_unit(steps), abs=0.01)
-    assert scale_to_unit([-y for _, y in ends]) == pytest.approx(scale_to_unit(losses), abs=0.01)
-    step, loss = training["validation_loss"][-1]
-    said = f"step {formatting.count(step)}: validation loss {formatting.plain(loss)}"
-    assert said in drawn.locator("title").all_text_contents()
-
-
-def scale_to_unit(values) -> list[float]:
-    """Place values between the least and the largest of them, which are 0 and 1."""
-    least, largest = min(values), max(values)
-    return [(value - least) / (largest - least) for value in values]
 
 
 def unfold(page) -> None:
@@ -130,25 +91,6 @@ def test_the_first_page_is_seen_without_scrolling(browser, quickstart):
     assert 3 <= page.locator(".first .reasons li").count() <= 6
     assert page.locator("details > :not(summary)").evaluate_all(VISIBLE) == 0
     page.close()
-
-
-def test_a_link_into_a_folded_section_opens_it(page_and_log):
-    page = page_and_log[0]
-    page.get_by_role("link", name="How to read this page").first.click()
-    page.get_by_text("Every candidate answered the same items").wait_for()
-
-
-def test_every_picture_is_drawn(page_and_log):
-    page = page_and_log[0]
-    unfold(page)
-    pictures = page.locator("svg.picture")
-    boxes = [pictures.nth(i).bounding_box() for i in range(pictures.count())]
-    assert len(boxes) >= 5, "the front, two forests, the chances, a training"
-    assert all(box["width"] > 300 and box["height"] > 60 for box in boxes)
-    marks = page.locator("svg.picture .mark").evaluate_all(
-        "all => all.map(m => m.getBoundingClientRect().width)"
-    )
-    assert min(marks) > 3
 
 
 def test_nothing_is_wider_than_the_window(page_and_log):
@@ -239,16 +181,4 @@ def test_the_quickstart_and_its_markdown_print_on_at_most_six_sheets_before_the_
     page.set_content(f"<body style='font: 11px sans-serif'>{markdown.markdown(text, extensions=['tables'])}")
     assert page.locator("table").count() >= 3
     assert 1 <= sheets(page) <= 6
-    page.close()
-
-
-def test_the_picture_of_the_front_is_shown_as_an_image(browser, folder):
-    (folder / "shows.html").write_text("<img src='tiny.front.svg' width=800>")
-    page = browser.new_page()
-    page.goto((folder / "shows.html").as_uri())
-    size = page.locator("img").evaluate("i => [i.complete, i.naturalWidth, i.naturalHeight]")
-    assert size[0] is True
-    assert size[1] > 800
-    shot = page.locator("img").screenshot()
-    assert struct.unpack(">II", shot[16:24])[0] == 800
     page.close()
