@@ -18,7 +18,7 @@ import harness
 from harness import config, metrics, plugins
 from harness.data import load_task, task_version
 from harness.errors import UserError
-from harness.evaluation.runner import OPENERS
+from harness.evaluation.runner import KINDS
 from harness.methods import command
 from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
@@ -485,8 +485,8 @@ SILENT = {"reward"}  # answers nothing, so nothing opens it as a candidate
 
 
 def test_every_kind_of_weights_that_a_method_makes_can_be_opened():
-    assert set(get_args(get_type_hints(Weights)["kind"])) - SILENT == set(OPENERS)
+    assert set(get_args(get_type_hints(Weights)["kind"])) - SILENT == set(KINDS)
 
     written = get_args(get_type_hints(Method)["makes"])
     made = {kind for one in written for kind in one.split(" or ")}
-    assert (made - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(OPENERS)
+    assert (made - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(KINDS)

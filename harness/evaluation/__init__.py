@@ -135,7 +135,7 @@ def evaluate_block(
     room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
     sizes = [len(item.context.context) for item in block.items]
     outputs = {i: _unfit(n, room) for i, n in enumerate(sizes) if n > room}
-    for route in (_rank, _whole_texts, _generate):
+    for route in (_score_texts, _generate):
         outputs |= route(block, [i for i in range(len(examples)) if i not in outputs])
     return [_row(block, i, index * BLOCK + i, outputs[i]) for i in range(len(examples))]
 
@@ -161,20 +161,22 @@ def _size(encoded: Encoded) -> int:
     return len(encoded.context) + len(encoded.continuation)
 
 
-def _rank(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    """Rank the choices of tasks of `kind: choice` and of items under `answer: rank` by log-likelihood."""
+def _score_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
+    """Score choices to rank and whole texts by log-likelihood."""
     candidate, job, examples, items = block
-    encoded = {i: items[i].scored for i in left if _is_ranked(job, examples[i])}
-    if not encoded:
-        return {}
-    wanted, room = list(encoded), candidate.max_context
-    unfit = {i: _unfit(n, room) for i in wanted if (n := max(map(_size, encoded[i]))) > room}
-    wanted = [i for i in wanted if i not in unfit]
+    room, encoded = candidate.max_context, {i: items[i].scored for i in left if items[i].scored}
+    unfit = {i: _unfit(n, room) for i, texts in encoded.items() if (n := max(map(_size, texts))) > room}
+    fit = {i: texts for i, texts in encoded.items() if i not in unfit}
+    if not fit:
+        return unfit
     start = time.perf_counter()
-    scores = iter(candidate.loglikelihood([(e.context, e.continuation) for i in wanted for e in encoded[i]]))
-    logprobs = {i: [next(scores).logprob for _ in encoded[i]] for i in wanted}
-    share = (time.perf_counter() - start) / max(len(wanted), 1)
-    return unfit | {i: _choose(job, examples[i], encoded[i], logprobs[i], share) for i in wanted}
+    scores = iter(
+        candidate.loglikelihood([(e.context, e.continuation) for texts in fit.values() for e in texts])
+    )
+    logprobs = {i: [next(scores).logprob for _ in texts] for i, texts in fit.items()}
+    share = (time.perf_counter() - start) / len(fit)
+    answer = _read if job.task.kind == "bits_per_byte" else _choose
+    return unfit | {i: answer(job, examples[i], fit[i], logprobs[i], share) for i in fit}
 
 
 def _choose(
@@ -185,40 +187,17 @@ def _choose(
     scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
     gold = example.choices.index(example.references[0])
     best = max(range(len(scores)), key=scores.__getitem__)
-    return Output(
-        example.choices[best],
-        "ranked",
-        len(encoded[0].context),
-        sum(len(e.continuation) for e in encoded),
-        share,
-        tuple(logprobs),
-        tuple(sizes),
-        logprobs[gold],
-        sizes[gold],
-    )
+    n_tokens = len(encoded[0].context), sum(len(e.continuation) for e in encoded)
+    ranked = tuple(logprobs), tuple(sizes), logprobs[gold], sizes[gold]
+    return Output(example.choices[best], "ranked", *n_tokens, share, *ranked)
 
 
-def _whole_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    if block.job.task.kind != "bits_per_byte":
-        return {}
-    room = block.candidate.max_context
-    encoded = {i: block.items[i].scored[0] for i in left}
-    unfit = {i: _unfit(n, room) for i, e in encoded.items() if (n := _size(e)) > room}
-    fit = {i: e for i, e in encoded.items() if i not in unfit}
-    start = time.perf_counter()
-    scores = block.candidate.loglikelihood([(e.context, e.continuation) for e in fit.values()])
-    share = (time.perf_counter() - start) / max(len(fit), 1)
-    return unfit | {
-        i: Output(
-            "",
-            "ranked",
-            _size(e),
-            compute_s=share,
-            gold_logprob=s.logprob,
-            gold_bytes=len(block.examples[i].references[0].encode()),
-        )
-        for (i, e), s in zip(fit.items(), scores, strict=True)
-    }
+def _read(
+    _: EvaluationJob, example: Example, encoded: Sequence[Encoded], logprobs: Sequence[float], share: float
+) -> Output:
+    n_bytes = len(example.references[0].encode())
+    n_tokens = _size(encoded[0])
+    return Output("", "ranked", n_tokens, compute_s=share, gold_logprob=logprobs[0], gold_bytes=n_bytes)
 
 
 def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
@@ -335,11 +314,9 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
     if status == "error":
         return AnswerScore(status, parts, output.error)
     reasons = [*unscored.values()]
-    if not_finite:
-        named = ", ".join(not_finite)
-        reasons.append(
-            f"metric {named}: found NaN or infinity for item {example.id}; expected a finite score"
-        )
+    if named := ", ".join(not_finite):
+        found = f"metric {named}: found NaN or infinity for item {example.id}"
+        reasons.append(f"{found}; expected a finite score")
     failed = bool(unscored) and job.task.primary_metric in unscored
     return AnswerScore("error" if failed else status, parts, "; ".join(reasons))
 

@@ -181,83 +181,66 @@ def _plan_items(
             yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
 
 
-_TEMPLATE = 64  # tokens of a chat template around one turn, at most
-STEP = (
+_STEP = (
     "shorter criteria, fewer graded examples, a smaller max_new_tokens, or a judge that reads longer prompts"
 )
 
 
 class ShortContext(NamedTuple):
-    """A judge whose context is too short for some prompts of a task.
+    """A judge whose context is too short for some prompts; `problem` is set if it is for all of them."""
 
-    Of `n_items` prompts `n_long` are too long with an answer of maximal length, and `n_sure` with any answer;
-    `longest` and `shortest` are in tokens, the second without an answer.
-    """
-
-    task: str
-    metric: str
-    judge: str
-    context: int
-    n_items: int
-    n_long: int
-    n_sure: int
-    longest: int
-    shortest: int
-
-    @property
-    def problem(self) -> Problem | None:
-        """Reason to stop: no answer to any item can be graded; None if some can."""
-        if self.n_sure < self.n_items:
-            return None
-        found = f"prompts of {count(self.shortest)} tokens and more for {self.task}, before any answer"
-        expected = f"at most {count(self.context)}, the context of {self.judge}"
-        return Problem(f"{self.metric}: judge", found, expected, STEP)
-
-    @property
-    def text(self) -> str:
-        """What happens to the answers, and what to do."""
-        items = f"{count(self.n_long)} of {count(self.n_items)} items of {self.task}"
-        sure = f", {count(self.n_sure)} of them with any answer" if self.n_sure else ""
-        return (
-            f"{self.metric}: the context of {self.judge} holds {count(self.context)} tokens; with the longest"
-            f" answer that it may be shown, the prompts of {items} are longer (up to {count(self.longest)}"
-            f" tokens){sure}. Such an answer gets no grade; next: {STEP}"
-        )
+    text: str
+    problem: Problem | None
 
 
 def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]:
     """List the judges whose context is too short for some prompts about the candidates' answers."""
-    pairs = session.open_judge_of_pairs()
-    measured_by = [(judged, m, False) for m in session.tasks for judged in m.judged.values()]
-    measured_by += [(pairs, session.target, True)] if pairs else []
+    judged_items = [
+        (judged, m, [*m.items.validation, *m.items.test], 1)
+        for m in session.tasks
+        for judged in m.judged.values()
+    ]
+    if pairs := session.open_judge_of_pairs():  # the reference is another candidate's answer
+        items = [replace(example, references=("",)) for example in session.target.items.test]
+        judged_items.append((pairs, session.target, items, 2))
     short = []
-    for judged, measured, is_pair in measured_by:
-        examples = [*measured.items.validation, *measured.items.test]
-        if is_pair:  # the other answer is another candidate's
-            examples = [replace(example, references=("",)) for example in measured.items.test]
+    for judged, measured, examples, n_answers in judged_items:
         for judge in judged.judges:
             source = session.candidates[judge.name].served_base if judge.absent else None
             source = judge.weights.source if judge.weights else source
             context = context_length(source) if source and not is_packed(source) else None
             if source is None or context is None or not examples:
                 continue
-            answers = (2 if is_pair else 1) * measured.task.max_new_tokens
+            answers = n_answers * measured.task.max_new_tokens
             if judged.rubric.passages and measured.role == "target":
                 named = (session.candidates[name] for name in names)
                 steps = (session.prompting_step(one.recipe, one.seeds[0]) for one in named)
                 answers += max((passage_tokens(step, examples) for step in steps), default=0)
-            texts = list(_prompts(judged, examples, chat=bool(chat_template(source))))
-            contents = ([*(turn["content"] for turn in text.messages), text.continuation] for text in texts)
-            most_tokens = (sum(len(part.encode()) + _TEMPLATE for part in parts) for parts in contents)
-            if max(most_tokens) + answers <= context:  # no tokenizer makes more tokens than there are bytes
-                continue
-            sizes = [len(e.context) + len(e.continuation) for e in encode_all(load_tokenizer(source), texts)]
-            if n_long := sum(size + answers > context for size in sizes):
-                n_sure = sum(size > context for size in sizes)
-                where = (measured.task.name, judged.metric, judge.name, context)
-                sums = (len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
-                short.append(ShortContext(*where, *sums))
+            prompts = _prompts(judged, examples, chat=bool(chat_template(source)))
+            encoded = encode_all(load_tokenizer(source), list(prompts))
+            sizes = [len(e.context) + len(e.continuation) for e in encoded]
+            if any(size + answers > context for size in sizes):
+                short.append(
+                    _describe_short(judged.metric, judge.name, measured.task.name, context, sizes, answers)
+                )
     return short
+
+
+def _describe_short(
+    metric: str, judge: str, task: str, context: int, sizes: Sequence[int], answers: int
+) -> ShortContext:
+    """Describe prompts of these `sizes` in tokens, to which answers of at most `answers` tokens are added."""
+    n_long, n_sure = (sum(size + more > context for size in sizes) for more in (answers, 0))
+    items = f"{count(n_long)} of {count(len(sizes))} items of {task}"
+    sure = f", {count(n_sure)} of them with any answer" if n_sure else ""
+    text = (
+        f"{metric}: the context of {judge} holds {count(context)} tokens; with the longest answer that it"
+        f" may be shown, the prompts of {items} are longer (up to {count(max(sizes) + answers)} tokens)"
+        f"{sure}. Such an answer gets no grade; next: {_STEP}"
+    )
+    found = f"prompts of {count(min(sizes))} tokens and more for {task}, before any answer"
+    problem = Problem(f"{metric}: judge", found, f"at most {count(context)}, the context of {judge}", _STEP)
+    return ShortContext(text, problem if n_sure == len(sizes) else None)
 
 
 def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:

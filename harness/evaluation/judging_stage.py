@@ -9,7 +9,6 @@ Source: the best of n by a reward model, Stiennon et al. 2020, arXiv:2009.01325
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from harness.metrics import Parts
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Example, Grade, Output, RowsIdentity, Run, Sample, SampleResult, digest
-from harness.store import list_grades, read_anchors, read_checks
+from harness.store import read_checks
 from harness.training import Weights, open_scorer
 
 
@@ -110,36 +109,27 @@ def _remark_of(
 ) -> str:
     """Say how much a judge graded, at which price, and what its unreadable grades `become`."""
     done, name = words
-    paid = ""
+    remark = f"{judged.metric}: {count(len(known))} {done} by {judge.name}"
     if judge.settings and judge.prices is not None:
         cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
-        paid = (
-            f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
-        )
+        unknown = " at an unknown cost, the server sends no usage"
+        remark += unknown if cost is None else f" for {usd(cost)} USD"
     lost = [grade for grade in known.values() if grade.value is None]
-    errors = [grade.error for grade in lost if grade.status == "error"]
-    unread = f"{count(len(lost) - len(errors))} of these {name} could not be read"
-    unasked = f"{count(len(errors))} of these {name} could not be asked for ({errors[0]})" if errors else ""
-    reasons = " and ".join(filter(None, (unread if len(lost) > len(errors) else "", unasked)))
-    failed = f"; {reasons} and {become}"
-    if judge.settings:
-        failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-    extra = failed if lost else ""
+    if errors := [grade.error for grade in lost if grade.status == "error"]:
+        remark += f"; {count(len(errors))} of these {name} could not be asked for ({errors[0]})"
+    if n_unread := len(lost) - len(errors):
+        remark += f"; {count(n_unread)} of these {name} could not be read"
+    remark += f" and {become}" if lost else ""
+    if lost and judge.settings:
+        remark += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
     read = [grade for grade in known.values() if grade.order and grade.value is not None]
     if read:  # each pair is shown in both orders, so half is neutral
-        first = fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in read)
-        extra += (
-            f"; the answer shown first won {percent(first)} % of comparisons, where 50 % favours no place"
-        )
+        first = percent(fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in read))
+        remark += f"; the answer shown first won {first} % of comparisons, where 50 % favours no place"
     if checks := read_checks(judged.store, judge.book):
         last, n = checks[-1], len(checks[-1].grades)
-        extra += f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
-    anchors = {anchor.key for anchor in read_anchors(judged.store, judge.book)}
-    older = list(takewhile(lambda grade: grade.key not in anchors, list_grades(judged.store, judge.book)))
-    if judge.settings and anchors and older:  # not checked for drift
-        extra += f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
-        extra += " (version: in the rubric grades them again)"
-    return f"{judged.metric}: {count(len(known))} {done} by {judge.name}{paid}{extra}"
+        remark += f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
+    return remark
 
 
 _ORDERS: tuple[Order, ...] = ("first", "second")

@@ -6,13 +6,13 @@ memory unchanged.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from harness import provenance, store
 from harness.config import is_shipped
@@ -119,7 +119,7 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open weights as a candidate that generates and scores; CandidateFailed if their files have changed."""
     refuse_damaged(weights)
     start = load()
-    with OPENERS[weights.kind](_Opening(session, weights)) as candidate:
+    with _open(session, weights) as candidate:
         session.learn_load("opened", Work(opened=1), load().since(start), candidate.engine)
         yield candidate
 
@@ -174,80 +174,57 @@ def encode_blocks(
                 ids.append(waiting.result())
 
 
-class _Opening(NamedTuple):
-    session: Session
-    weights: Weights
+KINDS = (
+    "base",
+    "model",
+    "adapter",
+    "delta",
+    "artefact",
+    "classifier",
+    HEAD,
+    EMBEDDING,
+    *openai_api.PROTOCOLS,
+)
 
-    @property
-    def source(self) -> ModelSource:
-        return self.weights.source or self.session.source
 
-    @property
-    def folder(self) -> Path:
-        assert self.weights.folder is not None, f"weights of the kind {self.weights.kind} lie in a folder"
-        return self.weights.folder
-
-    def base(self) -> AbstractContextManager[Candidate]:
-        return nullcontext(self.session.host(self.source).base)
-
-    def model(self) -> AbstractContextManager[Candidate]:
-        source = self.source._replace(path=self.folder / "model", weights_digest=self.weights.digest)
-        return nullcontext(self.session.host(source).base)
-
-    def adapter(self) -> AbstractContextManager[Candidate]:
-        host, folder, digest = self.session.host(self.source), self.folder / "adapter", self.weights.digest
-        if self.weights.merged:
-            assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
-            return host.use_adapter(folder, digest, merged=True)
-        return host.use_adapter(folder, digest)
-
-    @contextmanager
-    def delta(self) -> Iterator[Candidate]:
-        host = self.session.host(self.source)
+@contextmanager
+def _open(session: Session, weights: Weights) -> Iterator[Candidate]:
+    kind, digest, source = weights.kind, weights.digest, weights.source or session.source
+    if kind == "base":
+        yield session.host(source).base
+        return
+    assert weights.folder is not None, f"weights of the kind {kind} are in a folder"
+    folder = weights.folder
+    if kind == "model":  # in place of the base
+        yield session.host(source._replace(path=folder / "model", weights_digest=digest)).base
+    elif kind == "adapter":
+        host, merged = session.host(source), {"merged": True} if weights.merged else {}
+        with host.use_adapter(folder / "adapter", digest, **merged) as candidate:  # no other engine merges
+            yield candidate
+    elif kind == "delta":
+        host = session.host(source)
         assert isinstance(host, ModelHost), "deltas are refused for other engines"
-        with apply_delta(host.model, self.folder / "delta"):
+        with apply_delta(host.model, folder / "delta"):
             engine = host.base.engine.partition("/")[2]
-            yield HFCandidate(host.model, host.tokenizer, self.weights.digest, engine, host.costs)
-
-    @contextmanager
-    def endpoint(self) -> Iterator[Candidate]:
-        """Open the model behind an endpoint; refuse an external server for sensitive rows."""
-        settings = openai_api.settings_of(self.folder)
-        step = "a candidate that answers here or in your network, or remove sensitive_data"
-        told = (settings, "an endpoint", "decide.needs", step)
-        refuse(sensitive_problems(self.session.experiment, *told))
-        with openai_api.open_endpoint(settings, self.weights.digest, self.source) as candidate:
-            yield candidate
-
-    @contextmanager
-    def artefact(self) -> Iterator[Candidate]:
-        """Open a GGUF or ONNX file in a worker, after unloading the base in memory."""
-        session, digest = self.session, self.weights.digest
+            yield HFCandidate(host.model, host.tokenizer, digest, engine, host.costs)
+    elif kind == "artefact":  # in a worker, without a base in memory
         session.unload()
-        path = artefacts.read_path(self.folder)
         log = session.store.folder / ".artefacts" / f"{digest[:8]}-{os.getpid()}.log"
-        with artefacts.open_artefact(path, digest, self.source, log, session.gguf_command) as candidate:
+        path = artefacts.read_path(folder)
+        with artefacts.open_artefact(path, digest, source, log, session.gguf_command) as candidate:
             yield candidate
-
-    def classifier(self) -> AbstractContextManager[Candidate]:
-        return nullcontext(classifier(self.folder, self.weights.digest))
-
-    def text_head(self, opens: Callable[..., Candidate]) -> AbstractContextManager[Candidate]:
-        folder = self.folder / self.weights.kind
-        return nullcontext(opens(folder, self.source, self.session.machine, self.weights.digest))
-
-
-OPENERS: Mapping[str, Callable[[_Opening], AbstractContextManager[Candidate]]] = {
-    "base": _Opening.base,
-    "model": _Opening.model,
-    "adapter": _Opening.adapter,
-    "delta": _Opening.delta,
-    "artefact": _Opening.artefact,
-    "classifier": _Opening.classifier,
-    HEAD: lambda opening: opening.text_head(open_head),
-    EMBEDDING: lambda opening: opening.text_head(open_embedding),
-    **dict.fromkeys(openai_api.PROTOCOLS, _Opening.endpoint),
-}
+    elif kind == "classifier":
+        yield classifier(folder, digest)
+    elif kind in (HEAD, EMBEDDING):
+        opens = open_head if kind == HEAD else open_embedding
+        yield opens(folder / kind, source, session.machine, digest)
+    else:
+        assert kind in openai_api.PROTOCOLS, f"no way to open weights of the kind {kind}"
+        settings = openai_api.settings_of(folder)
+        step = "a candidate that answers here or in your network, or remove sensitive_data"
+        refuse(sensitive_problems(session.experiment, settings, "an endpoint", "decide.needs", step))
+        with openai_api.open_endpoint(settings, digest, source) as candidate:
+            yield candidate
 
 
 def sensitive_problems(

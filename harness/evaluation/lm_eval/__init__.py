@@ -226,8 +226,6 @@ class _TaskEvaluator:
     def task(self, member: int) -> Any:
         """Return one task of lm-eval, loading it on first use."""
         if member not in self._tasks:
-            if not self._tasks:
-                tasks.refuse_lacking(self._members, self._datasets_dir, self._where)
             self._tasks[member] = tasks.load(
                 self._members[member],
                 self.num_fewshot,

@@ -40,11 +40,7 @@ class UnfitRequest(NamedTuple):
     n_tokens: int
 
 
-class EncodedRequest(NamedTuple):
-    """A request with its token ids, and lm-eval's generation settings."""
-
-    encoded: Encoded
-    settings: Mapping[str, Any]
+_Responses = dict[int, RequestResponse | UnfitRequest]
 
 
 def answer(
@@ -55,14 +51,13 @@ def answer(
     With `cut` a prompt that is too long loses its beginning.
     """
     ids = encoded or encode_requests(candidate, instances)
-    responses: dict[int, RequestResponse | UnfitRequest] = {}
-    for kind, route in _ROUTES.items():
-        chosen = {
-            i: EncodedRequest(request_ids, x.args[1] if kind == _GENERATE else {})
-            for i, (x, request_ids) in enumerate(zip(instances, ids, strict=True))
-            if x.request_type == kind
-        }
-        responses.update(route(candidate, chosen, cut) if chosen else {})
+    by_kind: dict[str, dict[int, Encoded]] = {kind: {} for kind in _JOINS}
+    for i, (instance, request_ids) in enumerate(zip(instances, ids, strict=True)):
+        by_kind[instance.request_type][i] = request_ids
+    responses = _likelihoods(candidate, by_kind[_PAIR], cut) if by_kind[_PAIR] else {}
+    responses |= _score_whole_texts(candidate, by_kind[_ROLLING]) if by_kind[_ROLLING] else {}
+    limits = {i: limits_of(instances[i].args[1]) for i in by_kind[_GENERATE]}
+    responses |= _generate(candidate, by_kind[_GENERATE], limits, cut) if limits else {}
     return [responses[i] for i in range(len(instances))]
 
 
@@ -127,26 +122,20 @@ def _score_requests(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Like
     return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
 
 
-def _likelihoods(
-    candidate: Candidate, requests: Mapping[int, EncodedRequest], cut: bool
-) -> dict[int, RequestResponse | UnfitRequest]:
-    room = candidate.max_context
-    pairs = {i: x.encoded for i, x in requests.items()}
-    for i, pair in pairs.items() if cut else ():  # what does not fit, keeping a token of the context at least
-        excess = min(max(_n_read(pair) - room, 0), len(pair.context) - 1)
-        pairs[i] = pair._replace(context=pair.context[excess:])
-    sizes = {i: _n_read(p) for i, p in pairs.items()}
-    out: dict[int, RequestResponse | UnfitRequest] = {
-        i: _unfit(n, room) for i, n in sizes.items() if n > room
-    }
-    out |= {
-        i: UnfitRequest("a continuation without a token of its own", sizes[i])
-        for i, p in pairs.items()
-        if not p[1]
-    }
-    fit = {i: p for i, p in pairs.items() if i not in out}
+def _likelihoods(candidate: Candidate, requests: Mapping[int, Encoded], cut: bool) -> _Responses:
+    room, pairs, responses = candidate.max_context, dict(requests), _Responses()
+    for i, pair in requests.items():
+        excess = _n_read(pair) - room
+        if cut and excess > 0:  # keeps at least one token of the context
+            pairs[i] = pair._replace(context=pair.context[min(excess, len(pair.context) - 1) :])
+        if (n := _n_read(pairs[i])) > room:
+            responses[i] = _unfit(n, room)
+        if not pair.continuation:
+            responses[i] = UnfitRequest("a continuation without a token of its own", n)
+    fit = {i: pair for i, pair in pairs.items() if i not in responses}
     scores = _score_requests(candidate, list(fit.values()))
-    return out | {i: RequestResponse(tuple(s), p) for (i, p), s in zip(fit.items(), scores, strict=True)}
+    scored = zip(fit.items(), scores, strict=True)
+    return responses | {i: RequestResponse(tuple(score), pair) for (i, pair), score in scored}
 
 
 def _n_read(pair: Encoded) -> int:
@@ -154,28 +143,21 @@ def _n_read(pair: Encoded) -> int:
     return len(pair.context) + len(pair.continuation) - 1
 
 
-def _score_whole_texts(
-    candidate: Candidate, requests: Mapping[int, EncodedRequest], _cut: bool
-) -> dict[int, RequestResponse | UnfitRequest]:
-    texts = {
-        i: list(windows(x.encoded.continuation, x.encoded.context[0], candidate.max_context))
-        for i, x in requests.items()
+def _score_whole_texts(candidate: Candidate, requests: Mapping[int, Encoded]) -> _Responses:
+    parts_by_text = {
+        i: list(windows(e.continuation, e.context[0], candidate.max_context)) for i, e in requests.items()
     }
-    scores = iter(_score_requests(candidate, [w for parts in texts.values() for w in parts]))
-    responses: dict[int, RequestResponse | UnfitRequest] = {}
-    for i, parts in texts.items():
-        total = sum(next(scores).logprob for _ in parts)
-        ids = tuple(token for w in parts for token in w.continuation)
-        responses[i] = RequestResponse(total, Encoded(requests[i].encoded.context, ids))
-    return responses
+    scores = iter(_score_requests(candidate, [w for parts in parts_by_text.values() for w in parts]))
+    return {
+        i: RequestResponse(sum(next(scores).logprob for _ in parts), requests[i])
+        for i, parts in parts_by_text.items()
+    }
 
 
 def _generate(
-    candidate: Candidate, requests: Mapping[int, EncodedRequest], cut: bool
-) -> dict[int, RequestResponse | UnfitRequest]:
-    prompts = {i: x.encoded.context for i, x in requests.items()}
-    limits = {i: limits_of(x.settings) for i, x in requests.items()}
-    responses: dict[int, RequestResponse | UnfitRequest] = {}
+    candidate: Candidate, requests: Mapping[int, Encoded], limits: Mapping[int, Limits], cut: bool
+) -> _Responses:
+    prompts, responses = {i: encoded.context for i, encoded in requests.items()}, _Responses()
     for i, prompt in prompts.items():
         room = candidate.max_context - limits[i].max_new_tokens
         if cut and room > 0:
@@ -185,9 +167,8 @@ def _generate(
     for wanted in dict.fromkeys(limits.values()):
         fit = [i for i, limit in limits.items() if limit == wanted and i not in responses]
         outputs = candidate.generate([prompts[i] for i in fit], wanted) if fit else []
-        responses.update(
-            {i: RequestResponse(o.text, Encoded(prompts[i]), o) for i, o in zip(fit, outputs, strict=True)}
-        )
+        for i, output in zip(fit, outputs, strict=True):
+            responses[i] = RequestResponse(output.text, Encoded(prompts[i]), output)
     return responses
 
 
@@ -205,7 +186,6 @@ def is_sampled(settings: Mapping[str, Any]) -> bool:
     return bool(sampled if sampled is not None else float(settings.get("temperature") or 0) > 0)
 
 
-_ROUTES = {_PAIR: _likelihoods, _ROLLING: _score_whole_texts, _GENERATE: _generate}
 _JOINS: Mapping[str, Callable[[Sequence[Encoded]], Encoded]] = {
     _PAIR: _join_pair,
     # A whole text after the prefix token.
@@ -310,23 +290,17 @@ def primary(scores: Sequence[Score], requested: str, where: str) -> str:
         matching = [s.name for s in scores if requested in (s.name, s.metric)]
         if len(matching) == 1:
             return matching[0]
-        found = f"primary: {requested}, " + (
-            "which is not among its scores" if not matching else "which stands for several"
-        )
-        choices = matching or names
-        step = did_you_mean(requested, choices) if not matching else f"primary: {matching[0]}"
-        raise UserError(Problem(where, found, f"one of {_join_names(choices)}", step))
+        problem = "which stands for several" if matching else "which is not among its scores"
+        step = f"primary: {matching[0]}" if matching else did_you_mean(requested, names)
+        expected = f"one of {', '.join(map(repr, matching or names))}"
+        raise UserError(Problem(where, f"primary: {requested}, {problem}", expected, step))
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
     others = [n for n in names if n == "bits_per_byte"] or names
     candidates = [n for n in shares if n == "acc"] or shares or others
     if len(candidates) == 1:
         return candidates[0]
-    found = f"several scores that could decide: {_join_names(candidates)}"
+    found = f"several scores that could decide: {', '.join(map(repr, candidates))}"
     raise UserError(Problem(where, found, "one primary score", f'add primary: "{candidates[0]}" to the task'))
-
-
-def _join_names(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
 
 
 def _two(value: Any) -> Sequence[Any]:

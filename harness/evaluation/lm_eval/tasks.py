@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import random
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -31,35 +30,6 @@ from harness.records import SampleResult, canonical_json, pieces
 
 # The seeds of lm-eval's simple_evaluate.
 _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
-
-
-def refuse_lacking(members: Sequence[RegisteredTask], datasets_dir: Path | None, where: str) -> None:
-    """Refuse a group if local copies lack the data of some tasks, naming all of them.
-
-    Raises:
-        UserError: local copies exist, but not the configuration of every task.
-    """
-    quiet_libraries()
-    import datasets
-
-    folders = {folder for m in members if (folder := local_copy(m, datasets_dir))}
-    configs = {folder: set(datasets.get_dataset_config_names(str(folder))) for folder in folders}
-    absent = [
-        m.name
-        for m in members
-        if (folder := local_copy(m, datasets_dir))
-        and m.dataset_name
-        and m.dataset_name not in configs[folder]
-    ]
-    if absent and len(absent) < len(members):
-        found = (
-            f"no data of {len(absent)} of its {len(members)} tasks in {', '.join(map(str, sorted(folders)))}"
-        )
-        found += f": {', '.join(absent)}"
-        available = ",".join(m.name for m in members if m.name not in absent)
-        raise UserError(
-            Problem(where, found, "the data of every task", f"add it, or name those there are: {available}")
-        )
 
 
 def load(
@@ -228,33 +198,24 @@ def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
 def _describe_load_error(
     member: RegisteredTask, folder: Path | None, datasets_dir: Path | None, error: Exception, where: str
 ) -> Problem:
-    message = " ".join(str(error).split())
+    message, name = " ".join(str(error).split()), member.name
     source = f"{member.dataset_path} ({folder})" if folder else member.dataset_path
     if isinstance(error, ImportError):
-        return Problem(where, f"{member.name}: {message}", "the packages this task needs", "pip install them")
+        return Problem(where, f"{name}: {message}", "the packages this task needs", "pip install them")
     if "Dataset scripts are no longer supported" in message:
         step = "leave it out, or name a copy of plain files: docs/howto/lm_eval.md"
-        return Problem(where, f"{member.name}: {source} is a script", "a data set of plain files", step)
-    if isinstance(error, LookupError) and "punkt" in message:
-        return Problem(
-            where, f"{member.name} without nltk data", "punkt_tab", "python -m nltk.downloader punkt_tab"
-        )
+        return Problem(where, f"{name}: {source} is a script", "a data set of plain files", step)
     if "BuilderConfig" in message:
-        known = re.sub(r".*Available: ", "", message)
-        found = f"{member.name}: {source} without the configuration {member.dataset_name!r}"
-        return Problem(where, found, "the configuration that the task names", f"there are {known[:200]}")
-    if isinstance(error, KeyError):
-        found = f"{member.name}: {source} without the split {error}"
-        return Problem(
-            where, found, "every split that the task names", "add the split's file to its README.md"
-        )
+        found = f"{name}: {source} without the configuration {member.dataset_name!r}"
+        available = message.rpartition("Available: ")[2][:200]
+        return Problem(where, found, "the configuration that the task names", f"there are {available}")
     if isinstance(error, OSError) and not folder:
         looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
-        found = f"{member.name}: {looked}the hub did not give {source} ({type(error).__name__})"
+        found = f"{name}: {looked}the hub did not give {source} ({type(error).__name__})"
         expected = "a data set that can be fetched or is cached, or a local copy"
         place = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
         return Problem(where, found, expected, f"put it in {place}, as {source}/")
-    found = f"{member.name}: {type(error).__name__}: {message[:200]}"
+    found = f"{name}: {source}: {type(error).__name__}: {message[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
 
 
