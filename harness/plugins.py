@@ -32,6 +32,10 @@ KINDS = ("methods", "prompting", "metrics", "regularizers", "exports")
 _ONE = {kind: kind.removesuffix("s") for kind in KINDS}
 
 
+_Texts = Literal["base", "adapter", "delta", "model", "adapter or model", "adapter or delta or model"]
+Makes = Literal[_Texts, "classifier", "endpoint", "artefact", "reward", "head", "embedding"]
+
+
 class Situation(NamedTuple):
     """A new experiment as `harness init` sees it: what its data contain, and how large its base is.
 
@@ -157,26 +161,13 @@ class Method:
 
     `fit(context, params)` makes the weights. `reads(params)` digests further files. `proposal(situation)`
     returns the recipe keys with which `harness init` proposes the method, or None; `alternative` names it
-    beside the chosen one. `rescue` repairs the weights of a fine-tune (its `init_from` or `merges`) without
+    next to the chosen one. `rescue` repairs the weights of a fine-tune (its `init_from` or `merges`) without
     training.
     """
 
     params: type[Any]
     fit: Callable[[Any, Any], Any]
-    makes: Literal[
-        "base",
-        "adapter",
-        "delta",
-        "model",
-        "adapter or model",
-        "adapter or delta or model",
-        "classifier",
-        "endpoint",
-        "artefact",
-        "reward",
-        "head",
-        "embedding",
-    ]
+    makes: Makes
     trains: bool = False
     draws_from: Literal["", "train", "pairs"] = ""
     unpaired: bool = False
@@ -216,11 +207,6 @@ class Method:
         return self.makes == "endpoint"
 
     @property
-    def makes_artefact(self) -> bool:
-        """Whether its weights are a file that is served, with an engine of its own."""
-        return self.makes == "artefact"
-
-    @property
     def keeps_base(self) -> bool:
         """Whether its weights are the base's own."""
         return self.makes == "base"
@@ -229,16 +215,6 @@ class Method:
     def makes_nothing(self) -> bool:
         """Whether its weights exist already: the base's own, at an endpoint or in a folder."""
         return self.keeps_base or self.is_remote or self.made_elsewhere
-
-    @property
-    def makes_adapter(self) -> bool:
-        """Whether its weights are an adapter, never a whole model."""
-        return self.makes == "adapter"
-
-    @property
-    def makes_whole_model(self) -> bool:
-        """Whether its weights are a whole model, never an adapter."""
-        return self.makes == "model"
 
     @property
     def tunes(self) -> bool:

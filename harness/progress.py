@@ -118,7 +118,6 @@ def spins_briefly(read_s: Callable[[], float] | None = None, look_s: float = _LO
 
 
 def _processors() -> Collection[int]:
-    """Return the numbers of the processors that this process may use."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 

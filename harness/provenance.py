@@ -117,18 +117,6 @@ def collect(device: str | None = None, folder: Path | None = None) -> dict[str, 
     }
 
 
-def environment_digest(device: str | None = None) -> str:
-    """Digest what may change a number under the same recipe: packages, Python, machine, device."""
-    return digest(
-        {
-            "packages": package_versions(),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "device": device or processor_name(),
-        }
-    )
-
-
 def describe_environment(device: str | None = None) -> dict[str, str]:
     """Describe what may change answers of the same model: packages, Python, machine, device, threads."""
     packages = {name: number or "missing" for name, number in package_versions().items()}

@@ -67,13 +67,7 @@ def test_the_code_of_an_answer_is_its_first_block_or_all_of_it(text, code):
     assert extract_code(text) == code
 
 
-@pytest.mark.parametrize(
-    "tests",
-    [
-        "def check(candidate):\n    assert candidate(1, 2) == 3\n",
-        "42",
-    ],
-)
+@pytest.mark.parametrize("tests", ["def check(candidate):\n    assert candidate(1, 2) == 3\n", "42"])
 def test_a_reference_that_tests_nothing_is_refused(tests):
     with pytest.raises(UserError, match="item i: found tests that pass without any code"):
         score(ADD, tests)

@@ -133,21 +133,6 @@ def test_grades_score_the_answers_and_a_second_compare_asks_nobody(desk):
     assert not any(re.search(r"Be kind\.|right 3<", json.dumps(messages)) for messages, _ in prompts)
 
 
-@pytest.mark.e2e
-def test_the_reference_is_shown_where_the_rubric_says_so_and_examples_are_earlier_turns(desk):
-    shown = (
-        "examples: [{question: Why?, answer: Because., grade: 4}]\nreference: true\nscale: {min: 0, max: 4}\n"
-    )
-    judge = Grader(lambda q, a: "4")
-    desk(judge=judge, rubric=RUBRIC + shown).compare()
-    messages, _ = judge.prompts[0]
-    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
-    assert messages[0]["content"].startswith("Grade an answer by the criteria below")
-    assert "Because." in messages[0]["content"]
-    assert messages[1]["content"] == "4"
-    assert re.search(r"<reference (\w+)>\nright \d+\n</reference \1>", messages[2]["content"])
-
-
 class CutAnswers:
     """A candidate whose answers are cut, or empty for questions from 20 on; number 5 is a whole one."""
 
@@ -166,11 +151,6 @@ def test_answers_that_no_judge_is_asked_about_are_counted_with_the_reason(desk):
         "plain: judge:helpful was not asked about 29 of 30 answers to replies: 19 cut at max_new_tokens: 8, 10 empty;"
     )
     assert "truncated_scores: true" in said
-    (read,) = (
-        note for note in d.compare("target.truncated_scores=true").notes if note.startswith("plain: judge")
-    )
-    assert "was not asked about 10 of 30 answers to replies: 10 empty; " in read
-    assert "max_new_tokens" not in read
 
 
 @pytest.mark.e2e
@@ -214,26 +194,20 @@ PAIRWISE = RUBRIC + "mode: pairwise\n"
 
 
 @pytest.mark.e2e
-def test_a_pair_is_asked_in_both_orders_and_the_score_is_the_share_of_wins(desk):
-    def prefer_longer(a, b):
-        return "tie" if a.startswith("kind") or b.startswith("kind") else "A" if len(a) > len(b) else "B"
+def test_a_pair_is_asked_in_both_orders_and_has_no_score_where_one_was_unreadable(desk):
+    def choose(a, b):
+        if b.startswith("right 3 of"):
+            return "neither"
+        return "A" if a.startswith("kind") or b.startswith("kind") or len(a) > len(b) else "B"
 
-    d = desk(judge=Chooser(prefer_longer), rubric=PAIRWISE)
+    d = desk(judge=Chooser(choose), rubric=PAIRWISE)
     found = d.compare()
     assert len(d.judge.asked) == 2 * 2 * (N + 2)
-    assert {row.parts["judge:helpful"] for row in d.rows("plain")} == {(1.0,)}
-    assert {row.parts["judge:helpful"] for row in d.rows("other")} == {(0.5,)}
-    assert any("the answer shown first won 50.0 % of comparisons" in note for note in found.notes)
-
-
-@pytest.mark.e2e
-def test_a_judge_that_prefers_a_place_gives_ties_and_no_score_where_one_order_was_unreadable(desk):
-    d = desk(judge=Chooser(lambda a, b: "neither" if b.startswith("right 3 of") else "A"), rubric=PAIRWISE)
-    found = d.compare()
-    assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
-    scores = {number(row.prompt): row for row in d.rows()}
+    scores = {number(row.prompt): row for row in d.rows("plain")}
     unread = scores.pop(3)
-    assert {row.parts["judge:helpful"] for row in scores.values()} == {(0.5,)}
+    assert {row.parts["judge:helpful"] for row in scores.values()} == {(1.0,)}
+    assert {row.parts["judge:helpful"] for row in d.rows("other")} == {(0.5,)}, "it prefers the first place"
+    assert any("the answer shown first won 75." in note for note in found.notes)
     assert (unread.parts["judge:helpful"], unread.status) == (None, "error")
     assert "said 'neither'" in unread.error
 
@@ -290,7 +264,8 @@ def test_what_is_no_grade_is_counted_and_never_scored_and_refusals_and_half_char
 @pytest.mark.e2e
 def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(desk):
     prices = "usd_per_million_tokens: {input: 100, output: 1000}\n"
-    d = desk(rubric=RUBRIC + prices, extra="suites: [chat.yaml]\n")
+    drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
+    d = desk(rubric=RUBRIC + prices, extra=f"{drawn}suites: [chat.yaml]\n")
     suite = {"name": "more", "data": {"test": "test.jsonl"}, "metrics": ["judge:./helpful.yaml"]}
     text = {"name": "chat", "role": "capability", "tasks": [suite]}
     (d.folder / "chat.yaml").write_text(json.dumps(text))
@@ -298,7 +273,7 @@ def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(
     target, more = plan_grades(session, ("plain", "other"))
     assert (target.grades, more.grades) == (2 * (N + 2), 3 * N)
     assert d.judge.asked == []
-    d.compare("suites=[]")
+    compare(d.path, ["suites=[]"], ("plain", "other"))
     (kept,) = d.grades()
     assert len(kept) == target.grades
     assert target.cost_usd >= cost_usd(
@@ -307,17 +282,10 @@ def test_a_plan_names_the_grades_that_are_then_asked_and_no_less_than_they_cost(
     rubric = session.target.judged["judge:helpful"].rubric
     assert rubric.anchors == 0
     assert target.cost_usd == pytest.approx((100 * target.read + 1000 * target.generated) / 1e6)
-
-
-@pytest.mark.e2e
-def test_a_plan_counts_drawn_answers_and_anchors(desk):
-    drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
-    d = desk(rubric="criteria: The reply helps.\n", extra=drawn)
-    session = tiny_experiment.session(d.path, dry_run=True)
+    d.rubric("criteria: The reply helps.\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    session = tiny_experiment.session(d.path, "suites=[]", dry_run=True)
     (target,) = plan_grades(session, ("plain", "other", "drawn"))
-    assert target.grades == 6 * (N + 2) + 3 * 20
-    d.compare()
-    assert 2 * (N + 2) + 20 <= len(d.judge.asked) <= target.grades, "equal answers are graded once"
+    assert target.grades == 6 * (N + 2) + 3 * 20, "four answers of one, and anchors at each check"
 
 
 @pytest.mark.e2e
@@ -349,17 +317,14 @@ def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_an
     d = desk()
     d.compare()
     alone = d.rows()
-    converse(d, "Say less.")
-    d.compare()
-    before = d.rows()
-    assert {row.prompt for row in before} == {
-        f"user: Say less.\nassistant: Noted.\nuser: {row.prompt}" for row in alone
-    }
     converse(d, "Say more.")
     d.compare()
-    keys = [{answer_digest("judge:helpful", row) for row in rows} for rows in (alone, before, d.rows())]
-    assert len(set.union(*keys)) == 3 * N, "a label belongs to what was asked"
-    assert {row.text for row in d.rows()} == {row.text for row in before} == {row.text for row in alone}
+    assert {row.prompt for row in d.rows()} == {
+        f"user: Say more.\nassistant: Noted.\nuser: {row.prompt}" for row in alone
+    }
+    keys = [{answer_digest("judge:helpful", row) for row in rows} for rows in (alone, d.rows())]
+    assert len(set.union(*keys)) == 2 * N, "a label belongs to what was asked"
+    assert {row.text for row in d.rows()} == {row.text for row in alone}
     file = d.folder / "labels.csv"
     export_answers(d.path, file)
     assert "user: Say more.\nassistant: Noted.\nuser: test question" in file.read_text()

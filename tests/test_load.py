@@ -83,7 +83,7 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
 
 @pytest.mark.e2e
 def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report(tiny, tmp_path, own_cache):
-    answer = SlowServer(0.3)
+    answer = SlowServer(0.1)
     with serve_model(Rule(answer)) as server:
         server.fault = lambda: Fault(429) if answer.now else None
         path = write_experiment(tmp_path, server.url, tiny, POLICY)
@@ -268,10 +268,8 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
     assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
 
 
-@pytest.mark.parametrize(("took_s", "n_asked"), [(0.06, 4), (0.3, 1)])
-def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(
-    session_and_run, took_s, n_asked
-):
+def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(session_and_run):
+    took_s, n_asked = 0.06, 4
     session, run = session_and_run
     weights, test = weights_and_test(session, run)
     mark_blocks(session, run, contended=True)
@@ -291,24 +289,16 @@ def test_a_run_whose_requests_all_failed_is_not_timed_again(session_and_run):
     assert time_again(session, session.candidates["lora"], run) is run
 
 
-@pytest.mark.e2e
-def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(session_and_run):
-    session, run = session_and_run
-    run.latency.update(p50_s=99.0, contended=1.0)
-    again = time_again(session, session.candidates["lora"], run)
-    assert again.latency["p50_s"] < 99.0
-    assert again.latency["compute_s"] == run.latency["compute_s"]
-    (kept,) = (r for r in store.list_runs(session.store) if r.run_id == run.run_id)
-    assert asdict(kept) == asdict(again)
-
-
-def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_ones(
-    session_and_run, monkeypatch
-):
+def test_a_disturbed_run_is_timed_again_with_requests_at_once_and_a_first_token(session_and_run, monkeypatch):
     monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
     session, run = session_and_run
-    run.latency.update(contended=1.0)
-    again = time_again(session, session.candidates["lora"], run).latency
+    run.latency.update(p50_s=99.0, contended=1.0)
+    timed = time_again(session, session.candidates["lora"], run)
+    (kept,) = (r for r in store.list_runs(session.store) if r.run_id == run.run_id)
+    assert asdict(kept) == asdict(timed)
+    assert timed.latency["compute_s"] == run.latency["compute_s"]
+    again = timed.latency
+    assert again["p50_s"] < 99.0
     assert again["at_once"] == 6, "as many as validation has, eight at most"
     assert again["first_token_s"] > 0
     assert again["at_once_s"] > 0
@@ -359,7 +349,7 @@ def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_ba
     from peft import PeftModel
 
     weights = lora.METHOD.fit(
-        tiny_methods.context(tiny, tmp_path), lora.Params(r=4, max_steps=20, learning_rate=1e-2)
+        tiny_methods.context(tiny, tmp_path), lora.Params(r=4, max_steps=4, learning_rate=5e-2)
     )
     source, machine = resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)
     host, (alone, tokenizer) = ModelHost(source, machine), load_base(source, machine)

@@ -143,26 +143,24 @@ def test_statuses_and_slices_are_listed_and_a_few_items_read_with_their_texts(st
     assert stores.list_slices(at, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
 
 
-@pytest.mark.parametrize(
-    ("wanted", "n"),
-    [
-        ({}, 40), ({"text": "éTÉ"}, 1), ({"text": "00012"}, 1), ({"text": "question"}, 40), ({"text": "%"}, 0),
-        ({"status": "truncated"}, 2), ({"ids": ["item-00003", "absent"]}, 1), ({"ids": []}, 0),
-        ({"slice": "nowhere"}, 0),
-    ],
-)  # fmt: skip
-def test_items_are_found_by_text_status_and_id_and_read_a_page_at_a_time(store_and_sample, wanted, n):
+FILTERS = [
+    ({}, 40), ({"text": "éTÉ"}, 1), ({"text": "00012"}, 1), ({"text": "question"}, 40), ({"text": "%"}, 0),
+    ({"status": "truncated"}, 2), ({"ids": ["item-00003", "absent"]}, 1), ({"ids": []}, 0),
+    ({"slice": "nowhere"}, 0),
+]  # fmt: skip
+
+
+def test_items_are_found_by_text_status_and_id_and_read_a_page_at_a_time(store_and_sample):
     at, sample = store_and_sample
-    digests = [IDENTITY.digest, "absent"]
-    asked = (at, digests, "exact_match", stores.ItemFilter(**wanted))
-    found = stores.read_answers(*asked, n=5)
-    assert (found[0], len(found[1])) == (n, min(n, 5))
-    if n == 40:
-        _, (later,) = stores.read_answers(*asked, offset=7, n=1)
-        row = sample[7]
-        expected = (row.example_id, row.prompt, row.references)
-        assert (later.id, later.question, tuple(later.references)) == expected
-        assert later.answers == {IDENTITY.digest: (row.text, row.status, list(row.parts["exact_match"]))}
+    asked = (at, [IDENTITY.digest, "absent"], "exact_match")
+    for wanted, n in FILTERS:
+        found = stores.read_answers(*asked, stores.ItemFilter(**wanted), n=5)
+        assert (found[0], len(found[1])) == (n, min(n, 5)), wanted
+    _, (later,) = stores.read_answers(*asked, stores.ItemFilter(), offset=7, n=1)
+    row = sample[7]
+    expected = (row.example_id, row.prompt, row.references)
+    assert (later.id, later.question, tuple(later.references)) == expected
+    assert later.answers == {IDENTITY.digest: (row.text, row.status, list(row.parts["exact_match"]))}
 
 
 def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
@@ -228,15 +226,12 @@ def test_a_damaged_first_file_of_rows_keeps_nobody_from_saving_a_run_or_querying
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "n"), [("runs", 2), ("scores", 145), ("samples", 145), ("deltas", 0), ("verdicts", 0)]
-)
-def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(store, name, n):
+def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(store):
     save_two_runs(store)
-    (table,) = (table for table in TABLES if table.name == name)
-    frame = getattr(harness.frames, name)(store.folder)
-    assert list(frame.columns) == [column.name for column in table.columns]
-    assert len(frame) == n
+    columns = {table.name: [column.name for column in table.columns] for table in TABLES}
+    for name, n in {"runs": 2, "scores": 145, "samples": 145, "deltas": 0, "verdicts": 0}.items():
+        frame = getattr(harness.frames, name)(store.folder)
+        assert (list(frame.columns), len(frame)) == (columns[name], n)
 
 
 def test_importing_the_package_loads_no_pandas():

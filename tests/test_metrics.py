@@ -22,7 +22,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, pr
 
 from harness import plugins
 from harness.errors import Unscored, UserError
-from harness.metrics import load_metrics, normalize
+from harness.metrics import follows, load_metrics, normalize
 from harness.metrics._run_code import ALLOWED
 from harness.records import Example, Output
 from harness.spec import Task, TaskData
@@ -94,21 +94,15 @@ def test_a_metric_carries_the_name_of_its_file_whose_docstrings_say_where_lower_
 ANSWERED = given(text=st.text(max_size=40), gold=st.sampled_from(LABELS))
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("name", QUICK)
 @ANSWERED
-def test_every_answer_gets_all_parts_and_they_are_finite(name, text, gold):
+def test_every_answer_gets_all_parts_which_are_finite_and_its_score_is_within_the_bounds(name, text, gold):
     metric = build_metric(name)
     parts = metric.score(answer(text), example(write_gold(name, gold)))
     assert len(parts) == len(metric.parts) == len(metric.worst(example(gold)))
     assert np.isfinite(parts).all()
-
-
-@pytest.mark.parametrize("name", QUICK)
-@ANSWERED
-def test_scores_stay_within_the_bounds(name, text, gold):
-    low, high = build_metric(name).bounds
-    assert low <= one(name, text, write_gold(name, gold)) <= high
+    low, high = metric.bounds
+    assert low <= metric.aggregate(np.array([parts], float), np.ones(1)) <= high
 
 
 @pytest.mark.e2e
@@ -214,14 +208,14 @@ def test_answers_that_end_alike_are_one_to_a_majority():
     assert same("6 * 7\nAnswer: 42") == same("42.") != same("41")
 
 
-@pytest.mark.parametrize("text", ["\\boxed{" * 3000, "*" * 6000 + "x", "Answer: " * 2000, "#" * 6000])
+@pytest.mark.parametrize("text", ["\\boxed{" * 3000, "*" * 6000 + "x"])
 def test_a_final_answer_that_repeats_itself_is_read_quickly(text):
     begun = time.process_time()
     one("final_answer", text, "42")
     assert time.process_time() - begun < 2
 
 
-@pytest.mark.parametrize("text", ["*", "**", "#", "##", "_", "`", "*args", "__init__", "_x", "#1", "1"])
+@pytest.mark.parametrize("text", ["*", "##", "_", "*args", "__init__", "#1"])
 def test_an_answer_of_marks_is_right_where_it_is_the_reference(text):
     others = {"*", "**", "#", "##", "_", "", "args", "init", "x", "1"} - {text}
     assert one("final_answer", text, text) == 1
@@ -493,10 +487,10 @@ def test_a_schema_too_deep_to_be_checked_is_refused_and_not_counted_as_wrong_ans
         score_answer("follows", "[]", constraints=({"kind": "json_schema", "schema": schema},))
 
 
-@pytest.mark.e2e
-def test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored():
+def test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored(monkeypatch):
+    monkeypatch.setattr(follows, "_MOST_S", 0.2)
     schema = {"type": "string", "pattern": "^(a+)+$"}
-    with pytest.raises(Unscored, match="one that takes at most 5 s"):
+    with pytest.raises(Unscored, match=r"one that takes at most 0\.2 s"):
         score_answer("follows", f'"{"a" * 60}!"', constraints=({"kind": "json_schema", "schema": schema},))
 
 

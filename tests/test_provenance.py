@@ -56,10 +56,9 @@ def test_what_is_collected_is_json_and_names_code_packages_and_machine(repositor
     assert found["packages"]["numpy"]
 
 
-def test_the_environment_digest_changes_with_the_device_and_a_machine_may_lack_cpuinfo(tmp_path):
-    assert provenance.environment_digest("x") == provenance.environment_digest("x")
-    assert provenance.environment_digest("x") != provenance.environment_digest("y")
-
+def test_the_environment_changes_with_the_device_and_a_machine_may_lack_cpuinfo(tmp_path):
+    assert provenance.describe_environment("x") == provenance.describe_environment("x")
+    assert provenance.describe_environment("x") != provenance.describe_environment("y")
     assert provenance.processor_name(tmp_path / "none") != ""
 
 
@@ -72,7 +71,7 @@ def test_the_thread_count_follows_the_limit_where_it_is_a_number(monkeypatch, li
 
 def test_packages_are_not_imported_to_learn_their_versions():
     program = (
-        "import sys, harness.provenance as p; p.collect(); p.environment_digest();"
+        "import sys, harness.provenance as p; p.collect(); p.describe_environment();"
         "print(sorted(set(p.PACKAGES) & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True) == "[]\n"

@@ -137,10 +137,7 @@ def test_what_could_end_a_turn_is_broken_up(control):
 @pytest.mark.parametrize(
     ("scale", "said", "grade"),
     [
-        *(
-            (Scale(min=1, max=5), *case)
-            for case in (("4", "4"), (" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None))
-        ),
+        *((Scale(min=1, max=5), *case) for case in ((" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None))),
         *(("yes/no", *case) for case in (("Yes", "yes"), ("NO.", "no"), ("yes, it is", None))),
     ],
 )
@@ -148,7 +145,14 @@ def test_a_grade_is_a_grade_alone(scale, said, grade):
     assert read_grade(Rubric(criteria="x", judge="any", scale=scale), said) == grade
 
 
-def test_the_reference_is_part_of_what_is_graded_only_where_it_is_shown():
+def test_graded_examples_are_earlier_turns_and_the_reference_is_shown_where_the_rubric_says_so():
+    shown = {"examples": [{"question": "Why?", "answer": "Because.", "grade": 4}], "reference": True}
+    rubric = Rubric(criteria="x", judge="any", scale=Scale(min=0, max=4), **shown)
+    messages = judge_messages(rubric, example("q", "right"), "a")
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
+    assert messages[0]["content"].startswith("Grade an answer by the criteria below")
+    assert ("Because." in messages[0]["content"], messages[1]["content"]) == (True, "4")
+    assert re.search(r"<reference (\w+)>\nright\n</reference \1>", messages[2]["content"])
     seen, unseen = (Rubric(criteria="x", judge="any", reference=shown) for shown in (True, False))
     keys = [[answer_key(r, example("q", right), "a") for right in ("b", "c")] for r in (seen, unseen)]
     assert keys[0][0] != keys[0][1]

@@ -84,7 +84,7 @@ def test_what_cannot_be_drawn_from_is_asked_in_full(answered, metric):
 
 
 @pytest.mark.e2e
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(sizes, sizes, margins)
 def test_looks_grow_by_whole_blocks_and_never_beyond_the_task(n, m, margin):
     pools = {"a": pool(n), "b": pool(m)}
@@ -99,7 +99,7 @@ def test_looks_grow_by_whole_blocks_and_never_beyond_the_task(n, m, margin):
 
 
 @pytest.mark.e2e
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(sizes, margins)
 def test_every_look_pays_for_the_others(n, margin):
     alphas = sampling.plan({"a": pool(n)}, [], margin, 0.05).alphas
@@ -109,7 +109,7 @@ def test_every_look_pays_for_the_others(n, margin):
 
 
 @pytest.mark.e2e
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(sizes, margins, st.integers(0, 5))
 def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, margin, seed):
     of = pool(n)

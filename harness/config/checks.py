@@ -356,11 +356,11 @@ def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
             found = f"path with the method {recipe.method}, which makes its own weights"
             able = " or ".join(plugins.methods(made_elsewhere=True))
             yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
-        elif recipe.path.startswith(spec.HUB) and not method.makes_whole_model:
+        elif recipe.path.startswith(spec.HUB) and method.makes != "model":
             step = "download it, or merge it and name method: model"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
         elif not recipe.path.startswith(spec.HUB) and not (
-            Path(recipe.path).is_dir() or (method.makes_artefact and Path(recipe.path).is_file())
+            Path(recipe.path).is_dir() or (method.makes == "artefact" and Path(recipe.path).is_file())
         ):
             yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
     for key in ("train", "mix"):
@@ -378,7 +378,7 @@ def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
 
 def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
     recipe, members, method = written.recipe, written.members, written.method
-    if recipe.quantization and not (method.trains and method.makes_adapter):
+    if recipe.quantization and not (method.trains and method.makes == "adapter"):
         found = f"quantization with the method {recipe.method}, which trains no adapter"
         where = written.where("quantization")
         yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.config import is_judged
 from harness.errors import Problem, Unscored, UserError
-from harness.evaluation.sampled_answers import ItemPrompt, draw_answers, limits_of, seed_of, settle
+from harness.evaluation.sampled_answers import draw_answers, limits_of, seed_of, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.models import Candidate
 from harness.prompting import recall
@@ -203,7 +203,7 @@ def _read(
 def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     candidate, job, examples, items = block
     if job.decoding is not None:
-        prompts = [ItemPrompt(examples[i], items[i].context) for i in left]
+        prompts = [(examples[i], items[i].context) for i in left]
         return dict(zip(left, draw_answers(candidate, job.task, job.decoding, prompts), strict=True))
     prompts_left = [items[i].context.context for i in left]
     answers = candidate.generate(prompts_left, limits_of(job.task)) if left else []

@@ -184,13 +184,12 @@ def names_whole_model(recipe: Recipe) -> bool:
     method = plugins.method(recipe.method)
     if not recipe.path or not method.made_elsewhere:
         return False
-    return method.makes_whole_model or (
-        method.makes_artefact and artefacts.format_of(Path(recipe.path)) == "model"
+    return method.makes == "model" or (
+        method.makes == "artefact" and artefacts.format_of(Path(recipe.path)) == "model"
     )
 
 
 def _choosers(recipe: Recipe) -> list[str]:
-    """List the candidate whose reward model chooses among a recipe's answers, if any."""
     return [recipe.sampling.reward_model] if recipe.sampling and recipe.sampling.reward_model else []
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice, zip_longest
 from math import isclose
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,14 +26,6 @@ from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 _ROUNDING = 1e-4  # relative difference that another order of summation explains
 
 Rows = Sequence[SampleResult]
-
-
-class _StoredBlock(NamedTuple):
-    """One block that can be evaluated again: its set, its index, and its stored rows."""
-
-    rows: RowSet
-    place: int
-    stored: Rows
 
 
 def origin(at: store.Store, device: str, control: str = "") -> Origin:
@@ -56,22 +47,21 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
     earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
     seed = int(source.weights_digest, 16)
-    chosen = list(_take_next_blocks(at, sets, n_blocks, earlier, seed))
+    chosen = list(islice(_take_next_blocks(at, sets, n_blocks, earlier, seed), n_blocks))
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
-    again = reevaluate(
-        session.progress, session.seconds, [b[:2] for b in chosen], [base], "control arm: the base again"
-    )
+    blocks, label = [(row_set, index) for row_set, index, _ in chosen], "control arm: the base again"
+    again = reevaluate(session.progress, session.seconds, blocks, [base], label)
     compared = []
-    for block, (repeated,) in zip(chosen, again, strict=True):
-        identity, primary = block.rows.identity.digest, block.rows.measured.primary
-        block_origin = store.origins(at, identity).get(block.place, Origin())
-        pairs = list(zip(block.stored, repeated, strict=True))
+    for (row_set, index, stored), (repeated,) in zip(chosen, again, strict=True):
+        identity, primary = row_set.identity.digest, row_set.measured.primary
+        block_origin = store.origins(at, identity).get(index, Origin())
+        pairs = list(zip(stored, repeated, strict=True))
         found = ControlBlock(
-            task=block.rows.measured.task.name,
+            task=row_set.measured.task.name,
             rows=identity,
-            index=block.place,
+            index=index,
             n=len(repeated),
             environment=block_origin.environment,
             reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
@@ -111,8 +101,8 @@ def reevaluate(
 
 def _take_next_blocks(
     at: store.Store, sets: Sequence[RowSet], n: int, earlier: int, seed: int
-) -> Iterator[_StoredBlock]:
-    """Take the next blocks, alternating generated answers and other tasks, each kind in a seeded order."""
+) -> Iterator[tuple[RowSet, int, Rows]]:
+    """Yield the next blocks with their rows, alternating generated answers and other tasks, seeded."""
     order = np.random.default_rng(seed).permutation(len(sets))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
     for rows in (sets[i] for i in order):
@@ -123,13 +113,11 @@ def _take_next_blocks(
         first = earlier * -(-n // 2) % len(turns) if turns else 0
         queues.append([*turns[first:], *turns[:first]])
     # A block cut by a limit now but not then had another layout and is left out.
-    spans = ((rows, place, slice(place * BLOCK, (place + 1) * BLOCK)) for rows, place in _interleave(queues))
-    read = (
-        (span, _StoredBlock(rows, place, store.read_rows(at, rows.identity.digest)[span]))
-        for rows, place, span in spans
-    )
-    whole = (block for span, block in read if len(block.stored) == len(block.rows.ids[span]))
-    return islice(whole, n)
+    for rows, index in _interleave(queues):
+        span = slice(index * BLOCK, (index + 1) * BLOCK)
+        stored = store.read_rows(at, rows.identity.digest)[span]
+        if len(stored) == len(rows.ids[span]):
+            yield rows, index, stored
 
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:

@@ -18,6 +18,7 @@ from statistics import fmean
 from threading import Lock
 
 import numpy as np
+from scipy.special import softmax
 
 from harness import formatting, store
 from harness.config import Rubric
@@ -209,7 +210,7 @@ def _grade_by_likelihood(
             reason = f"a prompt of {size} tokens, the judge's context holds {candidate.max_context}"
             yield _grade(answer, Output("", "error", n_prompt_tokens=n_prompt, error=reason), "", None)
         else:
-            rubric, weights = answer.judged.rubric, likelihood_weights([next(scores).logprob for _ in each])
+            rubric, weights = answer.judged.rubric, softmax([next(scores).logprob for _ in each])
             output = Output("", n_prompt_tokens=n_prompt, compute_s=share)
             value = mean_grade(rubric, weights, answer.order)
             yield _grade(answer, output, weights_text(rubric, weights), value)
@@ -234,12 +235,6 @@ def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | Non
 
 
 _LEAST = 0.5  # smallest probability of grades for the first token; with less the answer is not a grade
-
-
-def likelihood_weights(logprobs: Sequence[float]) -> Array:
-    """Return the probabilities of grades from their log-probabilities (nats), (k,)."""
-    shifted = np.exp(np.array(logprobs) - max(logprobs))
-    return np.asarray(shifted / shifted.sum())
 
 
 def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:

@@ -312,7 +312,6 @@ def _list_graded_texts(
 
 
 def _item(rubric: Rubric, texts: Sequence[tuple[str, str]]) -> str:
-    """Put every text between marks, and add the question."""
     texts = [(kind, _CONTROL.sub(lambda found: f"{found[0]} ", text)) for kind, text in texts]
     plain = [text for _, text in texts]
     word = digest(plain)[:8]  # in none of the texts, and unknown to their authors

@@ -341,7 +341,6 @@ def _row(
 
 
 def _output(stored: SampleResult | Sample) -> Output:
-    """Return a stored answer as it was before scoring."""
     ended: Any = stored.finish_reason  # a value of Output's, from which it was copied
     tokens = (stored.n_prompt_tokens, stored.n_output_tokens)
     return Output(stored.text, ended, *tokens, stored.compute_s, error=stored.error)

@@ -23,16 +23,7 @@ from harness.models import artefacts, openai_api
 from harness.models.hub import ModelSource
 from harness.prompting import PromptingContext, Step, compose, has_widths
 from harness.provenance import versions_of
-from harness.records import (
-    BLOCK,
-    Example,
-    MetricRange,
-    RowsIdentity,
-    Run,
-    SampleResult,
-    digest,
-    is_unspaced,
-)
+from harness.records import BLOCK, Example, MetricRange, RowsIdentity, Run, SampleResult, digest, is_unspaced
 from harness.spec import MEAN_LOGPROB, Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
 

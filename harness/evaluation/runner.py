@@ -174,17 +174,8 @@ def encode_blocks(
                 ids.append(waiting.result())
 
 
-KINDS = (
-    "base",
-    "model",
-    "adapter",
-    "delta",
-    "artefact",
-    "classifier",
-    HEAD,
-    EMBEDDING,
-    *openai_api.PROTOCOLS,
-)
+_HERE = ("base", "model", "adapter", "delta", "artefact", "classifier", HEAD, EMBEDDING)
+KINDS = (*_HERE, *openai_api.PROTOCOLS)
 
 
 @contextmanager

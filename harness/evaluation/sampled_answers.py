@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from statistics import fmean
-from typing import NamedTuple
 
 from harness.metrics import Parts
 from harness.models import Candidate
@@ -19,13 +18,6 @@ from harness.records import Encoded, Example, Limits, Output, PromptText, Sample
 from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
 
 _SEEDS = 2**31  # number of seeds that every server accepts
-
-
-class ItemPrompt(NamedTuple):
-    """One item with a candidate's prompt."""
-
-    example: Example
-    context: Encoded
 
 
 def answers_digest(decoding: Decoding | None) -> str:
@@ -56,21 +48,18 @@ def limits_of(task: Task, drawn: Decoding | None = None) -> Limits:
 
 
 def draw_answers(
-    candidate: Candidate, task: Task, decoding: Decoding, prompts: Sequence[ItemPrompt]
+    candidate: Candidate, task: Task, decoding: Decoding, prompts: Sequence[tuple[Example, Encoded]]
 ) -> list[Output]:
     """Sample the answers to each item; the first of each has all of them attached, and their total cost."""
     limits = limits_of(task, decoding)
     n = decoding.samples
     repeated = [prompt for prompt in prompts for _ in range(n)]
-    seeds = [seed_of(prompt.example.id, index) for prompt in prompts for index in range(n)]
-    outputs = candidate.generate([p.context.context for p in repeated], limits, seeds) if repeated else []
+    seeds = [seed_of(example.id, index) for example, _ in prompts for index in range(n)]
+    outputs = candidate.generate([ids.context for _, ids in repeated], limits, seeds) if repeated else []
     if decoding.by == MEAN_LOGPROB:  # of each nonempty answer, in nats per token, as the model scores it
-        encoded = candidate.encode_all(
-            [
-                PromptText(prompt.example.messages, output.text, task.chat_template)
-                for prompt, output in zip(repeated, outputs, strict=True)
-            ]
-        )
+        answered = zip(repeated, outputs, strict=True)
+        texts = [PromptText(example.messages, o.text, task.chat_template) for (example, _), o in answered]
+        encoded = candidate.encode_all(texts)
         fit = [i for i, e in enumerate(encoded) if e.continuation and outputs[i].finish_reason != "error"]
         scores = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fit])
         means = {i: s.logprob / len(encoded[i].continuation) for i, s in zip(fit, scores, strict=True)}

@@ -182,7 +182,6 @@ def weights(pool: ItemStrata, drawn: Mapping[str, int], order: Sequence[str]) ->
 
 
 def _round_to_blocks(n: int, quota: float) -> int:
-    """Round a quota up to whole blocks, at most all n items."""
     return min(n, ceil(quota / BLOCK - 1e-9) * BLOCK)
 
 

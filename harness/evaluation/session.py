@@ -13,12 +13,7 @@ from harness.cache import memo
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed, NotStored
 from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order, wrap_prompt
-from harness.evaluation.candidates import (
-    ResolvedCandidate,
-    digest_training_rows,
-    resolve,
-    resolve_candidates,
-)
+from harness.evaluation.candidates import ResolvedCandidate, digest_training_rows, resolve, resolve_candidates
 from harness.evaluation.costs import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric, open_judged
 from harness.metrics import Metric, load_metrics
@@ -154,11 +149,6 @@ class Session:
         return (self.target, *self.more_targets, *self.suites)
 
     @property
-    def tested_targets(self) -> Sequence[MeasuredTask]:
-        """The target, or that of each fold."""
-        return [one.target for one in self.in_folds()] or [self.target]
-
-    @property
     def gguf_command(self) -> str:
         """The converter of GGUF, in whose environment llama.cpp lies."""
         return self.experiment.export.gguf.command or ""
@@ -187,17 +177,14 @@ class Session:
         return f"{self.experiment.name}-{name}-s{seed}"
 
     def begin(self, name: str, seed: int) -> None:
-        """Note that a candidate's run has begun, so that nobody clears away what it has so far."""
+        """Note that a candidate's run has begun, so that its files are not removed as abandoned."""
         store.begin(self.store, self.name_begun(name, seed))
 
     def in_folds(self) -> list[Self]:
         """Return a session for each fold, which trains on the rows of the others and tests on its own."""
         return [
             replace(
-                self,
-                target=fold.target._replace(judged=self.target.judged),
-                training=fold.training,
-                folds=(),
+                self, target=fold.target._replace(judged=self.target.judged), training=fold.training, folds=()
             )
             for fold in self.folds
             if fold.target.size("test")  # of a smoke run some fold may have no item
@@ -321,7 +308,8 @@ class Session:
             return vllm.identity(self.experiment.vllm)
         plain = self.sources[source.name]
         # Without its speed, which differs with every measurement.
-        here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
+        environment = provenance.describe_environment(self.machine.name)
+        here = [self.machine.device, self.machine.precision, environment]
         key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy, tried"])
 
         def find() -> tuple[str, str] | None:

@@ -207,12 +207,7 @@ class BatchTime(NamedTuple):
 
 
 def batch_time(
-    at: store.Store,
-    device: str,
-    candidate: Candidate,
-    rows: RowSet,
-    *,
-    read: Callable[[], Load] = load,
+    at: store.Store, device: str, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
 ) -> BatchTime:
     """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated.
 

@@ -88,7 +88,7 @@ def refuse_other_prompts(
     if artefacts.format_of(path) == "gguf":
         with opened as model:
             encoded = _encode_as_gguf(model, base, asked.values())
-    else:  # by the tokenizer beside an ONNX file, or in a whole model's folder
+    else:  # by the tokenizer next to an ONNX file, or in a whole model's folder
         folder = artefacts.find_tokenizer_folder(path)
         source = candidate.base._replace(path=folder, switches="", template="")
         tokenizer = hub.load_tokenizer(source)

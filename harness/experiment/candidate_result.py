@@ -243,7 +243,7 @@ class _Measured(NamedTuple):
         source = candidate.given or candidate.served_base
         quantization = candidate.served_base.quantization
         gb: float | None = None
-        if candidate.method.makes_artefact and not candidate.given:
+        if candidate.method.makes == "artefact" and not candidate.given:
             gb = count_bytes(Path(candidate.source.path or "")) / 1e9
         elif known := shape(source):
             gb = weights_gb(known, self.session.machine.precision, quantization=quantization)

@@ -107,7 +107,7 @@ class _RunParts(NamedTuple):
         session, candidate, weights, sets = self.session, self.candidate, self.weights, self.sets
         if (done := self.find_done()) is not None:
             return self.add_points(done)
-        if candidate.method.makes_artefact:
+        if candidate.method.makes == "artefact":
             refuse_other_prompts(open_weights(session, weights), candidate, sets)
         lacking = score_answered(session, sets)
         if not lacking and (before := self.find_before()) is not None:
@@ -138,7 +138,7 @@ class _RunParts(NamedTuple):
             | {"precision": session.machine.precision}
             | ({"training_rows": said} if said else {}),
             metrics=metric_ranges(sets),
-            parity=self.measure_parity() if candidate.method.makes_artefact else {},
+            parity=self.measure_parity() if candidate.method.makes == "artefact" else {},
             **self.identity._asdict(),
         )
         store.save_run(session.store, run)

@@ -72,7 +72,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     others = {run.candidate: run.base_model for run in done if run.base_digest != own}
     used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
     by_artefacts = []  # which engine answered, as the base's rows come from another
-    for run in (run for run in done if plugins.method(run.method).makes_artefact):
+    for run in (run for run in done if plugins.method(run.method).makes == "artefact"):
         candidate = session.candidates[run.candidate]
         path = Path(candidate.source.path or "")
         if candidate.given is None:
@@ -116,7 +116,9 @@ def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[
     names_by_note: dict[str, list[str]] = {}
     for name in names:
         for trial in session.candidates[name].trials:
-            for task, items in ((one.task, one.items) for one in session.tested_targets):
+            for task, items in (
+                (one.target.task, one.target.items) for one in session.in_folds() or [session]
+            ):
                 context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
                 evaluated = [*items.validation, *items.test]
                 notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]

@@ -110,7 +110,7 @@ class Fit(NamedTuple):
         n_processes, given = processes_of(policy, source), list[Path]()
         if source.path:
             path = Path(source.path)
-            given = artefact_files(path) if method.makes_artefact else sorted(path.glob("adapter_*"))
+            given = artefact_files(path) if method.makes == "artefact" else sorted(path.glob("adapter_*"))
         identity = {
             "method": source.method,
             "code": [plugins.version("methods", source.method), versions_of(*method.loops)],

@@ -201,7 +201,7 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
     if found:
         step = "harness export writes its weights for a server of your own"
         raise UserError(Problem(f"run {run.run_id}", found, "greedy answers to messages", step))
-    is_artefact, policy = plugins.find_method(run.method).makes_artefact, session.experiment.vllm
+    is_artefact, policy = plugins.find_method(run.method).makes == "artefact", session.experiment.vllm
     known = _read_artefact(run) if is_artefact else exports_of(session.store, run.run_id)
     way = _choose(session.experiment, to, list(known.values()))
     refuse_server(way, address, policy)

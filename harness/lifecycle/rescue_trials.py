@@ -195,7 +195,7 @@ def _list_other_adapters(
         one
         for one in candidates.values()
         if one.method.trains
-        and one.method.makes_adapter
+        and one.method.makes == "adapter"
         and one.source_name == one.name != candidate.source_name
         and one.served_base == candidate.served_base
     ]

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from harness.methods._shared import params_on_pairs
 from harness.models.loglikelihood import Executor
 from harness.models.weight_files import adapter_digest
-from harness.provenance import environment_digest, versions_of
+from harness.provenance import describe_environment, versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import heldout, low_rank_adapters, parallel
 from harness.training import trainer as loop
@@ -104,7 +104,7 @@ def _trainer(
         adapter_digest(context.init, context.source.weights_digest) if context.init else "",
         params.per_device_train_batch_size,
         context.machine.precision,
-        environment_digest(context.machine.name),
+        describe_environment(context.machine.name),
         versions_of("training", "dpo"),
     ]
     train, apart = (digest([part, *reference]) for part in rows)

@@ -57,7 +57,6 @@ def recall(answer: str, example: Example) -> float:
 
 
 def _find_cited(text: str, marks: Marks) -> Iterator[str]:
-    """Yield the marks that a text cites, including unknown ones."""
     for inside in BRACKETS.findall(_bracket_citations(text, marks)):
         yield from _marks_of(inside, marks)
 
@@ -83,7 +82,6 @@ def _bracket_citations(text: str, marks: Marks) -> str:
 
 
 def _read_superscript(found: re.Match[str], marks: Marks) -> str:
-    """Read a superscript as one mark, or as one mark per digit."""
     number = found[1].translate(_RAISED)
     if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):
         return found[0]
@@ -124,7 +122,6 @@ def _cut_label(written: str) -> tuple[str, str]:
 
 
 def _ends_of(written: str, marks: Marks) -> tuple[int, int] | None:
-    """Return both ends of a range of marks; None for other texts."""
     found = _RANGE.fullmatch(written)
     if not found or not {*found.groups()} <= marks.keys() or int(found[1]) > int(found[2]):
         return None

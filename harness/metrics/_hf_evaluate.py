@@ -26,14 +26,28 @@ Compute = Callable[[str, tuple[str, ...]], dict[str, Any]]
 
 def metric(task: Task, written: str) -> Metric:
     """Build the mean of a metric over single answers, in the metric's unit."""
-    name, _, key = written.removeprefix(EVALUATE).partition(":")
-    where = f"task {task.name}: metric {metric_name(written)}"
-    compute = _compute(name, where)
-    short = Path(name).name.removesuffix(".py")
-    key, is_error = _key(compute, key, short, where), short in _ERRORS
+    path, _, key = written.removeprefix(EVALUATE).partition(":")
+    where, name = f"task {task.name}: metric {metric_name(written)}", Path(path).name.removesuffix(".py")
+    scorer, is_error = _load_library(path, where), name in _ERRORS
+    kinds = scorer.features if isinstance(scorer.features, list) else [scorer.features]
+    texts = [kind for kind in kinds if _is_text(kind.get("predictions")) and _is_text(kind.get("references"))]
+    if not texts:
+        found = "a metric that does not compare an answer with references as texts"
+        step = "use one of harness ls metrics"
+        raise UserError(Problem(where, found, "predictions and references as texts", step))
+    takes_all = any(hasattr(kind["references"], "feature") for kind in texts)
+
+    def compute(text: str, references: tuple[str, ...]) -> dict[str, Any]:
+        given = [list(references)] if takes_all else [references[0]]
+        return dict(scorer.compute(predictions=[text], references=given, **_GIVEN.get(name, {})))
+
+    key = _key(compute, key, name, where)
 
     def score(output: Output, example: Example) -> float:
-        return _number(compute(output.text, example.references)[key], where)
+        references = example.references
+        each = [references] if takes_all else [(reference,) for reference in references]
+        scores = [_number(compute(output.text, one)[key], where) for one in each]
+        return min(scores) if is_error else max(scores)
 
     bounds = (0.0, inf) if is_error else (-inf, inf)
     built = mean_metric(metric_name(written), score, not is_error, bounds)
@@ -43,39 +57,8 @@ def metric(task: Task, written: str) -> Metric:
     def is_ascii(example: Example) -> bool:  # the library's ROUGE keeps only unaccented Latin letters
         return all(sign.isascii() for text in example.references for sign in list_words(text))
 
-    reads = is_ascii if short == "rouge" else built.reads
+    reads = is_ascii if name == "rouge" else built.reads
     return replace(built, worst=lambda _: worst, signature=signature, reads=reads)
-
-
-def _compute(name: str, where: str) -> Compute:
-    """Load a metric; return a function from an answer and its references to the metric's numbers."""
-    scorer = _load_library(name, where)
-    kinds = scorer.features if isinstance(scorer.features, list) else [scorer.features]
-    texts = [kind for kind in kinds if _is_text(kind.get("predictions")) and _is_text(kind.get("references"))]
-    if not texts:
-        found = "a metric that does not compare an answer with references as texts"
-        raise UserError(
-            Problem(where, found, "predictions and references as texts", "use one of harness ls metrics")
-        )
-    takes_all = any(hasattr(kind["references"], "feature") for kind in texts)
-
-    def compute(text: str, references: tuple[str, ...]) -> dict[str, Any]:
-        given = [list(references)] if takes_all else [references[0]]
-        more = _GIVEN.get(Path(name).name.removesuffix(".py"), {})
-        return dict(scorer.compute(predictions=[text], references=given, **more))
-
-    def nearest(text: str, references: tuple[str, ...]) -> dict[str, Any]:
-        if takes_all or len(references) < 2:
-            return compute(text, references)
-        found = [compute(text, (reference,)) for reference in references]
-        choose = min if Path(name).name.removesuffix(".py") in _ERRORS else max
-        return {
-            key: choose(_number(f[key], where) for f in found)
-            for key in found[0]
-            if _is_number(found[0][key])
-        }
-
-    return nearest
 
 
 def _load_library(name: str, where: str) -> Any:
@@ -101,7 +84,6 @@ def _load_library(name: str, where: str) -> Any:
 
 
 def _key(compute: Compute, key: str, name: str, where: str) -> str:
-    """Choose the number that is the score, by scoring one answer."""
     try:
         found = compute(_SAMPLE, (_SAMPLE,))
     except Exception as error:  # noqa: BLE001 (a metric fails in its own way when it needs more than texts)

@@ -122,7 +122,6 @@ def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[byte
 
 
 def _command() -> list[str]:
-    """Return the command that enters the namespaces."""
     prefix = str(Path(sys.base_prefix).resolve())
     places = [*_PLACES, *([] if prefix.startswith("/usr/") or prefix == "/usr" else [prefix])]
     own = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork"]

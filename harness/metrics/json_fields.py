@@ -41,7 +41,7 @@ def _best(output: Output, example: Example) -> float | None:
 
 
 def _fields(text: str) -> Counter[str] | None:
-    """Count the leaves of a JSON text, each with its path; None for another text."""
+    """Count the leaves of a JSON text with their paths; None for other texts."""
     try:
         value = json.loads(unfence_json(text))
         return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))

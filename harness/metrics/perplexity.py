@@ -23,7 +23,7 @@ def metric(task: Task) -> Metric:
 
 
 def _score(output: Output, example: Example) -> Parts | None:
-    n_tokens = output.n_prompt_tokens - 1  # the first stands before the text, and nobody predicts it
+    n_tokens = output.n_prompt_tokens - 1  # the first precedes the text and is not predicted
     if output.gold_logprob is None or not output.gold_bytes or n_tokens < 1:
         return None
     return (-output.gold_logprob, float(n_tokens))

@@ -1,6 +1,6 @@
 """Share of answers that decline to help: what harmful requests should get.
 
-Invariant: an empty answer is no refusal.
+Invariant: an empty answer is not a refusal.
 """
 
 from harness.metrics import Metric, mean_metric

@@ -35,7 +35,6 @@ def read_forms(text: str) -> list[Any]:
 
 
 def _read_tags(part: str) -> list[dict[str, Any]]:
-    """Read function tags, whose parameters are JSON or further tags."""
     calls = []
     for name, body in _FUNCTION.findall(part):
         arguments: dict[str, Any] = {}
@@ -143,7 +142,6 @@ def _spell(call: Any) -> str:
 
 
 def _fold(value: Any) -> Any:
-    """Normalise all texts and numbers within a value."""
     if isinstance(value, dict):
         return {compose_letters(key): _fold(of) for key, of in value.items()}
     return [_fold(of) for of in value] if isinstance(value, list) else fold_leaf(value)

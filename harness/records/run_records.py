@@ -79,7 +79,7 @@ TRAINING = (
     Figure("heldout_accuracy", "held-out accuracy", "share", "", ""),
     Figure("heldout_margin", "held-out margin", "", "", ""),
 )
-# Of an artefact, beside the run that it was exported from.
+# Of an artefact, compared with the run that it was exported from.
 PARITY = (
     Figure("own_run", "exported from", "", "the run that it was exported from", "VARCHAR"),
     Figure("logit_gap", "largest logit gap", "", "largest difference of a logit to the run's in fp32"),

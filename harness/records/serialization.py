@@ -87,7 +87,6 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """Count the levels of nested lists and objects in a value."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, list | dict)]:
         depth += 1

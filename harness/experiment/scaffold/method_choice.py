@@ -92,7 +92,7 @@ def choose_method(
 
     def rank(name: str) -> tuple[bool, bool]:
         method = plugins.method(name)
-        return method.makes_whole_model != is_small, bool(method.quantization)
+        return (method.makes == "model") != is_small, bool(method.quantization)
 
     ordered = sorted(recipes, key=rank)
     if shape is None:
@@ -107,7 +107,7 @@ def choose_method(
         return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
     method, fits = plugins.method(name), f"about {needs[name]}, and {free}"
     n_whole = _millions(shape.n_parameters)
-    if method.makes_whole_model:
+    if method.makes == "model":
         why = f"all {n_whole} parameters, no more than an adapter usually has; {fits}"
     elif method.quantization and name != ordered[0]:
         why = (
@@ -115,7 +115,7 @@ def choose_method(
             "it answers more slowly than the base in 16 bits"
         )
     else:
-        whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
+        whole = [needs[other] for other in ordered if plugins.method(other).makes == "model"]
         otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
         trained = f"{_millions(needs[name].n_trained)} of {n_whole} parameters"
         why = f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
@@ -195,7 +195,7 @@ def propose_candidates(
             on_rows[name] = {**recipe, "params": {**own, "max_length": room}}
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
-    makes_adapter = plugins.method(choice.name).makes_adapter
+    makes_adapter = plugins.method(choice.name).makes == "adapter"
     beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
     others = {name: recipe for name, recipe in beside.items() if name not in on_rows}
     tried = {"sweep": {"system": [None, *instructions]}} if instructions else {}
