@@ -187,9 +187,11 @@ def _choose(
     scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
     gold = example.choices.index(example.references[0])
     best = max(range(len(scores)), key=scores.__getitem__)
-    n_tokens = len(encoded[0].context), sum(len(e.continuation) for e in encoded)
-    ranked = tuple(logprobs), tuple(sizes), logprobs[gold], sizes[gold]
-    return Output(example.choices[best], "ranked", *n_tokens, share, *ranked)
+    n_read, n_scored = len(encoded[0].context), sum(len(e.continuation) for e in encoded)
+    all_choices = tuple(logprobs), tuple(sizes)
+    return Output(
+        example.choices[best], "ranked", n_read, n_scored, share, *all_choices, logprobs[gold], sizes[gold]
+    )
 
 
 def _read(
