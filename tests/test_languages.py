@@ -1,13 +1,18 @@
 """Languages: which one rows are in, and texts of scripts that write no blanks, which are read by their pieces."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
+import tiny_hub
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -85,6 +90,7 @@ def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_
 
 ROOM = Memory(64.0, 80.0, "memory")
 GPU = Resources(Machine("cuda", "a GPU", "bf16", 100_000.0), ROOM)
+CPU = Resources(Machine("cpu", "a machine", "fp32", 1000.0), ROOM)
 
 
 def write_experiment(folder, texts, here):
@@ -102,13 +108,46 @@ def list_suites(path, *settings):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("texts", "language", "name", "n"), [(GERMAN, "German", "public", 5), (ENGLISH, "English", "standard", 12)])  # fmt: skip
-def test_init_names_the_public_tasks_and_the_setting_that_adds_them(tmp_path, texts, language, name, n):
-    said, path = write_experiment(tmp_path, texts, GPU)
-    assert f"those of lm-eval in {language}, suites/{name}.yaml" in said
-    assert f"harness compare 'suites=[general,safety,{name}]' asks them too" in said
+def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_that_adds_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
+    said, path = write_experiment(tmp_path, GERMAN, GPU)
+    assert "5 tasks of lm-eval in German, suites/public.yaml; not listed" in said
+    assert "harness compare 'suites=[general,safety,public]' asks them too" in said
     assert [*list_suites(path)] == ["general", "safety"]
-    assert len(list_suites(path, f"suites=[general,safety,{name}]")[name]) == n
+    assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
+
+
+@pytest.mark.e2e
+def test_public_tasks_whose_data_a_mirror_has_are_listed_for_a_gpu_and_named_for_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tiny_hub.write(tmp_path / "hub")))
+    there = ["arc_challenge", "arc_easy", "winogrande", "mmlu", "gsm8k", "lambada_openai"]
+    said, path = write_experiment(tmp_path, ENGLISH, GPU)
+    assert "6 tasks of lm-eval in English, suites/public.yaml; listed, with data from the copies" in said
+    assert list_suites(path)["public"] == there
+    said, path = write_experiment(tmp_path, ENGLISH, CPU)
+    assert "not listed, for on a CPU they take long" in said
+    assert [*list_suites(path)] == ["general", "safety"]
+
+
+@pytest.mark.e2e
+def test_a_hub_that_accepts_and_never_answers_costs_three_seconds_and_none_is_asked_offline():
+    """The hub is a server that listens and says nothing; its address is read when a process starts."""
+    program = (
+        "import time; from harness.experiment.scaffold import proposal_files as tasks;"
+        "from huggingface_hub import get_session; get_session(); begin = time.monotonic();"
+        "print(tasks._reaches_hub(), time.monotonic() - begin)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for offline, least, most in (("0", 2.5, 4.0), ("1", 0.0, 0.1)):
+            env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": offline, "HF_DATASETS_OFFLINE": "0"}
+            done = subprocess.run(
+                [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+            )
+            found, took_s = done.stdout.split()
+            assert (found, least <= float(took_s) <= most) == ("False", True), done.stdout
 
 
 COLOURS, PLACES = "青白红黑金", "河山湖城"

@@ -126,12 +126,13 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
-    public, public_suite = propose_public(items)
-    remarks.append(public)
+    public = propose_public(items, on_gpu=here.machine.device == "cuda")
+    remarks.append(public.said)
+    suites = (*SUITES, public.name) if public.listed else SUITES
     files = {
-        path: experiment_text(request, name, candidates, gate, remarks),
+        path: experiment_text(request, name, candidates, gate, remarks, suites),
         suite: suite_text(request, task, suite.parent),
-        **({suite.with_name(f"{PUBLIC}.yaml"): public_suite} if public_suite else {}),
+        **({suite.with_name(f"{PUBLIC}.yaml"): public.text} if public.text else {}),
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     unused = list_unused(task, seen)

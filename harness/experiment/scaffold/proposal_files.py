@@ -9,10 +9,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any, NamedTuple
 
 from harness import config
@@ -20,12 +23,14 @@ from harness.analysis.seeds import family_of
 from harness.analysis.significance import chance_of_an_equal_model, power_warnings
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
+from harness.errors import UserError
 from harness.evaluation.languages import SPOKEN, find_language
+from harness.evaluation.lm_eval import registry
 from harness.evaluation.session import join_items
 from harness.experiment.candidate_costs import Estimates
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.scaffold.recognition import Request
-from harness.formatting import seconds
+from harness.formatting import pluralize, seconds
 from harness.models.hardware import Machine
 from harness.progress import SilentProgress
 from harness.spec import HUB, Experiment, GatePolicy, ItemLimits, Recipe, Task
@@ -79,6 +84,7 @@ def experiment_text(
     candidates: Mapping[str, Any],
     gate: tuple[GatePolicy, str] | None = None,
     remarks: Sequence[str] = (),
+    suites: Sequence[str] = SUITES,
 ) -> str:
     """Write harness.yaml; each remark becomes a comment above the candidates."""
     base = request.base_model
@@ -90,7 +96,7 @@ def experiment_text(
         f"name: {flow(name)}",
         f"base_model: {flow(base)}",
         f"target: {flow(f'suites/{name}.yaml')}",
-        f"suites: {flow(list(SUITES))}            # what a fine-tune might forget",
+        f"suites: {flow(list(suites))}            # what a fine-tune might forget",
         *(f"# {remark}" for remark in remarks),
         "candidates:                          # what is compared; `harness ls methods` lists more",
         *(line for key, recipe in candidates.items() for line in _write_entry(key, recipe, "  ")),
@@ -278,20 +284,91 @@ def time_sentence(bounded: BoundedSetup, minutes: float) -> str:
 
 
 PUBLIC = "public"
+_MOST_S = 3.0
 _LIMIT = 300  # items of a task in another language
+_KEYS = {"lm_eval", "limit", "num_fewshot", "primary", "chance", "margin"}
 
 
-def propose_public(items: TaskItems) -> tuple[str, str]:
-    """Name public tasks in the language of the rows, and write the suite of other languages than English."""
+class PublicTasks(NamedTuple):
+    """A suite of public tasks: its name, its file's text if it is none of ours, and what to say of it.
+
+    It is `listed` in harness.yaml where its data can be had and a GPU answers it.
+    """
+
+    name: str
+    text: str
+    listed: bool
+    said: str
+
+
+def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
+    """Propose public tasks in the language of the rows, English where it cannot be told."""
     rows = (*items.train, *items.validation, *items.test)
     code = find_language(example.prompt for example in rows) or "en"
-    if (language := SPOKEN.get(code)) is None:
-        return f"public tasks: none are known in the language of the rows, “{code}”", ""
+    language = SPOKEN.get(code)
+    if language is None:
+        said = f"public tasks: none are known in the language of the rows, “{code}”"
+        return PublicTasks("", "", listed=False, said=said)
+    shipped = config.read_suites(Path(os.devnull))  # no folder: the suites that the package ships
+    standard = next(suite for suite in shipped if suite.name == "standard")
+    usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
     spoken = [{"lm_eval": n, "limit": _LIMIT, "chance": round(c, 3)} for n, c in language.tasks.items()]
-    name = PUBLIC if spoken else "standard"
-    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in spoken)]
-    said = (
-        f"public tasks: those of lm-eval in {language.name}, suites/{name}.yaml, which take long on a CPU and"
-        f" fetch data; harness compare 'suites=[general,safety,{name}]' asks them too"
-    )
-    return said, "\n".join(lines) + "\n" if spoken else ""
+    wanted = spoken or usual
+    source, there = _find_data([str(task["lm_eval"]) for task in wanted])
+    kept = [task for task in wanted if task["lm_eval"] in there] or wanted
+    name = standard.name if kept == usual else PUBLIC
+    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept)]
+    text = "" if name == standard.name else "\n".join(lines) + "\n"
+    of = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
+    setting = f"'suites=[general,safety,{name}]'"
+    if source and on_gpu:
+        said = f"listed, with data from {source}; they are not in the margins and the time above"
+    elif source:
+        said = f"not listed, for on a CPU they take long; harness compare {setting} asks them too"
+    else:
+        said = (
+            "not listed, for no hub, cache or mirror (HARNESS_DATASETS_DIR) of their data is reached, or"
+            f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
+        )
+    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {of}; {said}")
+
+
+def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
+    """Say where data of tasks can be had, and of which: the hub, a mirror or the hub's cache."""
+    if find_spec("lm_eval") is None:
+        return "", set()
+    if _reaches_hub():
+        return "the hub", set(tasks)
+    from huggingface_hub import constants
+
+    mirror, cache = registry.datasets_folder(None), Path(constants.HF_HUB_CACHE)
+
+    def is_here(task: str) -> bool:
+        with suppress(UserError):
+            found = registry.members(task, "init")
+            cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in found)
+            return all(
+                registry.local_copy(m, mirror) or at.is_dir() for m, at in zip(found, cached, strict=True)
+            )
+        return False
+
+    there = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
+    return ("the copies on this machine" if there else ""), there
+
+
+def _reaches_hub() -> bool:
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0"):
+        return False
+    answers: list[int] = []
+
+    def ask() -> None:
+        with suppress(Exception):
+            answers.append(get_session().head(constants.ENDPOINT, timeout=_MOST_S).status_code)
+
+    # A look-up of a name has no time limit of its own.
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_MOST_S)
+    return bool(answers) and answers[0] < 500
