@@ -62,6 +62,12 @@ def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
     assert len(read) == 4  # OTHER went when THIRD came
 
 
+def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model):
+    with note_shapes(model.get_output_embeddings()) as projected:
+        Executor(model, 512, "packed").score(make_pairs(ONE))
+    assert [math.prod(shape[:-1]) for shape in projected] == [1, 6 * 3]
+
+
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]}
 LONG = {"rope_type": "longrope", **FACTORS, "rope_theta": 1e4}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
@@ -111,7 +117,7 @@ def score_alone(model, context, continuation):
     return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
 
 
-@pytest.mark.parametrize("chosen", [PAIRS, PAIRS[:2]])
+@pytest.mark.parametrize("chosen", [PAIRS, PAIRS[2:5], PAIRS[:2]])
 def test_likelihoods_do_not_hang_on_what_else_is_read(host, load_untouched, chosen):
     found = [one.logprob for one in host.base.loglikelihood(chosen)]
     assert found == pytest.approx([score_alone(load_untouched(), *pair) for pair in chosen], abs=1e-4)

@@ -9,6 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from harness.models.batching import Tokens
+from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -106,9 +107,20 @@ class PrefixCache:
         self._read: OrderedDict[Tokens, Cache] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> "Cache":
-        """Return the keys of a prefix, read now if they are not kept."""
+        """Return the keys of a prefix, read now if they are not kept; out of memory, no others are kept."""
+        import torch
+
         key = tuple(ids)
-        cache = self._read.pop(key, None) or self._pass(key)
+        cache = self._read.pop(key, None)
+        try:
+            cache = cache or self._pass(key)
+        except OUT_OF_MEMORY as error:
+            if not ran_out_of_memory(error) or not self.forget():
+                raise
+        if cache is None:
+            # Outside the except clause, where the error would still hold the computed tensors.
+            torch.cuda.empty_cache()
+            cache = self._pass(key)
         self._read[key] = cache
         while len(self._read) > 1 and sum(map(_n_bytes, self._read.values())) > self._kept_bytes:
             self._read.popitem(last=False)
