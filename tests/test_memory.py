@@ -71,6 +71,15 @@ def test_the_weights_of_llama_take_the_known_bytes():
     assert in_nf4 == pytest.approx(expected["nf4_w_GB_4p127"])
 
 
+def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
+    expected, tolerance = golden("qlora_65b")
+    shape = Shape(expected["P"], 80, 8192, 22016, 64, 64, 128, 32000)
+    bare = memory.weights_gb(shape._replace(vocabulary=0), "bf16", quantization="nf4")
+    assert bare == pytest.approx(expected["w_GB"], rel=tolerance)
+    n_trained = memory.lora_parameters(shape, 16)
+    assert memory.training_peak(shape, n_trained, 512, quantization="nf4").total < 48
+
+
 @pytest.mark.parametrize(
     ("r", "modules", "name"),
     [
