@@ -194,7 +194,7 @@ def test_a_log_that_is_not_utf8_is_refused_without_the_personal_data_of_its_line
     line = f"Päckchen, {' ' * 20}030 901820, ann.lee@mail.example.org;late"
     (tmp_path / "log.csv").write_text(f"request;answer\n{line}\n", "latin-1")
     told = desk("feedback", "add", "log.csv", check=2).stderr
-    assert "as the first: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in told
+    assert "from Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in told
     assert "ann.lee" not in told
     assert "901820" not in told
 

@@ -133,7 +133,7 @@ def test_folds_that_contradict_the_files_are_refused(data, said):
 def test_folds_go_with_one_seed_with_the_target_alone_and_without_win_rates():
     target = {"name": "t", "data": {"all": "a.jsonl", "folds": 5}}
     experiment = {"name": "e", "target": target, "candidates": {"prompt": {}}}
-    with pytest.raises(ValidationError, match="and 3 seeds: each fold is a training of its own"):
+    with pytest.raises(ValidationError, match="and 3 seeds; leave one of the two out"):
         Experiment.model_validate({**experiment, "seeds": [0, 1, 2]})
     with pytest.raises(ValidationError, match="win_rate: its interval would forget"):
         Experiment.model_validate({**experiment, "gate": {"target": {"win_rate": 0.5}}})

@@ -355,7 +355,7 @@ def test_all_problems_of_rows_come_in_one_round_and_none_hides_another(tmp_path)
     assert_all_lines(problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0)))
 
 
-def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
+def test_rows_made_from_test_items_alone_are_refused(tmp_path):
     asked = task(tmp_path, GOOD)
     made = [
         {"prompt": f"in other words {i}", "reference": "card", "augmented_from": TEST[i]["prompt"]}
@@ -363,8 +363,7 @@ def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
     ]
     own = write(tmp_path / "own.jsonl", made)
     (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
-    assert said.where == f"{own}:1"
-    assert said.found == "only rows made from rows that are evaluated (this is the first of 3)"
+    assert (said.where, said.found) == (str(own), "only rows that are evaluated too")
 
 
 def test_training_rows_in_folds_need_no_test_rows(tmp_path):

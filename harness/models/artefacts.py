@@ -240,10 +240,10 @@ def find_converter(command: str | None) -> str | None:
 
 
 def gguf_python(command: str) -> str:
-    """Return the Python that has llama.cpp: next to the converter, else this one."""
-    program = find_converter(command)
-    python = Path(program).with_name("python") if program else None
-    return str(python) if python and python.exists() else sys.executable
+    """Return the Python that has llama.cpp: next to a given converter, else in `.venv-gguf`, else this one."""
+    program = find_converter(command) if command else None
+    folders = [*([Path(program).parent] if program else []), *_gguf_folders()]
+    return next((str(one) for folder in folders if (one := folder / "python").exists()), sys.executable)
 
 
 def _gguf_folders() -> list[Path]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from pydantic import ValidationError, create_model
 
-from harness.errors import CandidateFailed, Problem, did_you_mean, one_line
+from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.models.devices import build_without_weights
 from harness.models.weight_files import CONVERTED, describe_beside_low_rank
 from harness.progress import quiet_libraries
@@ -109,7 +109,7 @@ def family_problems(
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg']})"
         return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
-        said, config = one_line(error), known[peft_type]
+        said, config = " ".join(str(error).split()), known[peft_type]
         own = [f.name for f in fields(config) if f.name in config.__annotations__ and f.default is None]
         unset = [name for name in own if name not in {*params, *_OF_MODULES}]
         if isinstance(error, TypeError) and unset:  # a family may require some of its own parameters
