@@ -240,7 +240,7 @@ def find_converter(command: str | None) -> str | None:
 
 
 def gguf_python(command: str) -> str:
-    """Return the Python that has llama.cpp: next to a given converter, else in `.venv-gguf`, else this one."""
+    """Return the Python with llama.cpp: next to a given converter, else in `.venv-gguf`, else this one."""
     program = find_converter(command) if command else None
     folders = [*([Path(program).parent] if program else []), *_gguf_folders()]
     return next((str(one) for folder in folders if (one := folder / "python").exists()), sys.executable)
