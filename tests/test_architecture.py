@@ -71,7 +71,7 @@ OFFERED = {
     "data": "cells check check.personal_data columns contamination edit.augment edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns multiple_choice readers row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval "
+        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval lm_eval.registry "
         "row_sets runner sampling session timing verification"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
@@ -89,7 +89,7 @@ OFFERED = {
     "store": "frames",
     # A group: the loop, its parts and the families that it trains, of which each method needs a few. `worker` is
     # run as a program, which the package must not have loaded.
-    "training": "context heads heldout live_trackers low_rank_adapters parallel peft_families refused_families reinforcement shared_beginnings tokenized trainer worker",
+    "training": "context heads heldout live_trackers low_rank_adapters parallel reinforcement shared_beginnings tokenized trainer worker",
 }
 # Modules that offer what they import, as packages do.
 FACADES = "experiment/preparation lifecycle/release lifecycle/rescue lifecycle/nightly"

@@ -197,7 +197,7 @@ def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     own = f"  own: {{method: lora, quantization: int8, {params}}}\n"
     plain = "  plain: {weights_of: own, serve_on: bf16}\n"
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{own}{plain}")
-    report = tiny_experiment.run(path, "suites=[]")
+    report = tiny_experiment.run(path)
     assert {fact.state for fact in report.facts} == {"done"}
     runs = runs_of(path)
     assert runs["own"].served_digest == quantize(resolve(str(tiny)), "int8").weights_digest

@@ -230,7 +230,7 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(
     chosen_s = runs_of(path)["rag"].latency["prompting_s"]
     assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
     assert find_shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
-    assert "1.50 USD of 1,000 requests to rag, by the 20,000 forecast" in made.decision.reasons[-1]
+    assert "1.50 USD of 1,000 requests to rag at 20,000 requests a month" in made.decision.reasons[-1]
     use = facts["rag"].retrieval
     assert {kind: getattr(use, kind) for kind in wanted} == wanted
     assert (use.n, use.known, use.errors, use.unclear) == (20, 0, 0, 0)

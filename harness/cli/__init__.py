@@ -24,6 +24,7 @@ __all__ = ["app", "main"]
 
 _ALLOCATIONS = 5_000_000  # between collections; at Python's 700 they take a tenth of a command
 _INTERRUPTED = 130  # how typer ends on Ctrl-C
+_LOOP = "Symlink loop from"  # how a path that is resolved tells it, before Python 3.13
 _KINDS = {  # what a path was found to be, and what was expected there
     errno.EISDIR: ("a folder", "a file"),
     errno.ENOTDIR: ("a file", "a folder"),
@@ -50,6 +51,12 @@ def main() -> None:
         otherwise = said, "free disk space, and whole files that may be read and written"
         found, expected = _KINDS.get(error.errno or 0, otherwise)
         say(f"error: {Problem(error.filename or 'disk', found, expected, 'fix that and run again')}")
+        sys.exit(2)
+    except RuntimeError as error:
+        if not str(error).startswith(_LOOP):
+            raise
+        where = str(error).removeprefix(_LOOP).strip("' ")
+        say(f"error: {Problem(where, 'a link that leads to itself', 'a file or folder', 'correct the link')}")
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:

@@ -43,7 +43,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
 
 class Assignment(NamedTuple):
-    """What workers need to know; `state` has to be the same there, `costs` of a pass lay out batches."""
+    """Settings that workers are given; `state` must be the same there, `costs` of a pass lay out batches."""
 
     loaded: LoadedExperiment
     scope: Scope

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from harness.data import cells, columns, examples, formats, readers
 from harness.data.cells import ColumnCells
 from harness.data.columns import (
-    PAIRS,
     QuestionAndAnswers,
     Roles,
     find_reading_roles,
@@ -36,7 +35,7 @@ from harness.data.edit.changes import list_written_answers
 from harness.data.edit.dedup import fold_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
-from harness.data.guessed_columns import LONGEST_LABEL, label_set
+from harness.data.guessed_columns import label_set
 from harness.data.row_traits import ScoreAnswers
 from harness.data.splits import is_augmented
 from harness.data.text_files import Row, cap_problems
@@ -310,7 +309,7 @@ MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found in the rows, where, what it means, and the command that fixes it.
+    """Finding of a check: what is wrong in the rows, where, what it means, and the command that fixes it.
 
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is information.
     `count` of `of` rows show it; `rows` are all their places, `file:line`. `labels` are proposed for `rows`,
@@ -349,7 +348,7 @@ class Tokenizer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """What the rows are checked with: test rows, a tokenizer and others.
+    """Inputs of a check besides the rows: test rows, a tokenizer and others.
 
     `most` rows are judged by classifiers, drawn by class. `encode` gives embeddings of texts, to find
     duplicates and contamination. `score` scores the quality of answers, with `perplexity` also by that.
