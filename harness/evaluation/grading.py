@@ -79,14 +79,6 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
             raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
-def check_judge(judged: JudgedMetric, judge: Judge) -> None:
-    """Let an endpoint judge grade its anchors again; CandidateFailed if it grades them differently now."""
-    if judge.settings:
-        budget = open_budget(judged, judge)
-        with _open_server(judge.settings, judged) as (_, candidate):
-            check_anchors(judged, judge, partial(_say, candidate, budget))
-
-
 def _ask_endpoint(
     judge: Judge,
     answers: Sequence[UngradedAnswer],
