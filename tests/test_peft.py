@@ -62,8 +62,14 @@ def train(tiny, folder, name, **given):
     return peft.fit(context, peft.Params(**params)), kept[0]
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("name", FAMILIES)
+# One of each kind in every run of CI: a soft prompt, scales, rotations, a start from the base's matrices, whole modules.
+USUAL = ("PREFIX_TUNING", "IA3", "OFT", "PiSSA", "whole modules")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.e2e if name in USUAL else pytest.mark.weekly) for name in FAMILIES],
+)
 def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(tiny, tmp_path, name):
     made, trained = train(tiny, tmp_path, name)
     host = host_of(tiny)
