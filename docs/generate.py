@@ -30,7 +30,8 @@ from harness.store import TABLES
 
 ROOT = Path(__file__).parents[1]
 COPIES = ("reports/*.md", "reports/*.svg", "reports/benchmarks/*.md", "reports/benchmarks/*.svg",
-          "dashboards/screenshots/*.png", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
+          "reports/examples/*", "dashboards/screenshots/*.png",
+          "README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
 OVERVIEW = "overview.md"
 AT_TOP = (OVERVIEW, "CONTRIBUTING.md", "CHANGELOG.md")  # copies of files next to docs/
 # Public Python names by use: heading, module, names.
@@ -288,6 +289,18 @@ def _metric_row(item: tuple[str, str]) -> tuple[str, ...]:
     )
 
 
+def recipes() -> Iterator[str]:
+    """Yield the page of recipes: each file of `baselines/`, with the sources of its values."""
+    yield "# Recipes"
+    yield (
+        "`candidates: {knn: few-shot}` uses a recipe by its name. Each comment names the source of "
+        "the values. The ranges that `harness compare` warns by are in `harness/config/recipe_ranges.toml`."
+    )
+    for file in sorted((ROOT / "baselines").glob("*.yaml")):
+        yield f"## `{file.stem}` {{ #{file.stem} }}"
+        yield f"```yaml\n{file.read_text('utf-8').strip()}\n```"
+
+
 def tables() -> Iterator[str]:
     """Yield the page of the tables that can be queried."""
     yield "# Tables of SQL"
@@ -393,6 +406,7 @@ REFERENCE = {
     "rubric": rubric,
     "verbs": verbs,
     "plugins": plugin_parameters,
+    "recipes": recipes,
     "tables": tables,
     "python": python,
 }

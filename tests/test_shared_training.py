@@ -101,6 +101,16 @@ def assert_equal_weights(made, name, most):
         assert np.allclose(record.get(curve, []), expected.get(curve, []), atol=1e-3), curve
 
 
+@pytest.mark.weekly
+def test_two_processes_train_the_embedded_model_as_one_does(tmp_path):
+    rates = {"dpo": 3e-5, "qlora": 1e-3, "spectrum": 1e-4, "bottleneck": 1e-4, "IA3": 3e-3}
+    named = {name: {"learning_rate": rate} for name, rate in rates.items()}
+    few = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    made = make_by_one_and_two("smollm2-135m", tmp_path, named, **few)
+    for name, rate in rates.items():
+        assert_equal_weights(made, name, rate)
+
+
 def process_of(folder, rank):
     for at in Path("/proc").glob("[0-9]*"):
         try:
