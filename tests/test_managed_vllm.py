@@ -1,7 +1,6 @@
 """vLLM as a server: it is started for a base, says what transformers says, and ends with whoever started it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import suite_sets
 from harness.experiment import Scope, compare, prepare_session
-from harness.experiment.preflight import measure_noise
 from harness.models import vllm
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -91,18 +89,6 @@ def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(tiny, prog
     assert "CUDA out of memory. Tried to allocate 2.00 GiB" in failure.value.reason
     assert str(tmp_path / "logs" / "server.log") in failure.value.reason
     assert "--max-model-len" in failure.value.knob
-
-
-def test_no_proxy_of_the_environment_stands_before_the_server(
-    tiny, program, tmp_path, monkeypatch, fake_answers
-):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nothing listens
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    host = make_server(tiny, program, tmp_path, start_timeout=60)
-    assert len(host.base.generate([(5, 6, 7)], Limits(2))) == 1
-    host.close()
 
 
 @pytest.mark.e2e
@@ -218,27 +204,6 @@ def test_another_version_or_setting_of_vllm_has_other_rows(tiny, program, tmp_pa
     assert plain == later != other
 
 
-def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_has_not(program, monkeypatch):
-    def list_identities():
-        return vllm.identity(VllmPolicy(command=str(program)))
-
-    for name in [name for name in os.environ if name.startswith("VLLM_")]:
-        monkeypatch.delenv(name)
-    plain = list_identities()
-    for name in ("VLLM_LOGGING_LEVEL", "VLLM_PORT", "VLLM_CACHE_ROOT"):
-        monkeypatch.setenv(name, "8000")
-        assert list_identities() == plain
-    seen = {plain}
-    for switch in (
-        "VLLM_ATTENTION_BACKEND=TRITON",
-        "VLLM_ATTENTION_BACKEND=FLASHINFER",
-        "NVIDIA_TF32_OVERRIDE=0",
-    ):
-        monkeypatch.setenv(*switch.split("="))
-        assert not seen & {list_identities()}
-        seen.add(list_identities())
-
-
 @pytest.mark.parametrize(
     ("command", "found"),
     [
@@ -323,8 +288,3 @@ def test_rows_of_two_engines_are_never_compared(experiment_file, program):
     assert ours.digest != theirs.digest
     with pytest.raises(IncompatibleRuns, match=r"engine 'transformers/packed' and 'vllm-server/9\.9\.9'"):
         check_comparable(ours, theirs)
-
-
-def test_noise_between_layouts_is_that_of_transformers_alone(experiment_file, program):
-    with pytest.raises(UserError, match="engine: vllm; expected the engine whose layouts are varied"):
-        measure_noise(open_session(experiment_file, "engine=vllm", f"vllm.command={program}"))

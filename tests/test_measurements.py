@@ -1,11 +1,8 @@
 """What the store keeps with its rows: ratings, items to read, indexes and reports, made anew where they are old."""
 
 import json
-import subprocess
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import duckdb
 import pytest
@@ -43,25 +40,6 @@ def test_a_rating_is_found_as_it_was_given_one_line_of_json(store):
     assert Rating(**json.loads(text)) == RATING
     with pytest.raises(HarnessError, match="names of single files"):
         stores.save_ratings(store, [replace(RATING, rating_id="../r1")])
-
-
-@pytest.mark.e2e
-def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_holds_it(store):
-    complete(store, IDENTITY, make_rows(3))
-    stores.save_run(store, make_run("one", [IDENTITY.digest]))
-    stores.save_ratings(store, [RATING])
-    store.index.unlink()
-    stores.save_ratings(store, [replace(RATING, rating_id="r2")])
-    assert not store.index.exists(), "a click builds no index"
-    assert stores.query(store, "SELECT run_id FROM runs").rows == [("one",)]
-    assert list_indexed_ratings(store) == ["r1", "r2"]
-    torn = store.folder / "ratings" / "torn.json"
-    torn.write_text('{"rating_id": "r3"')
-    counts = stores.reindex(store)
-    assert (
-        list_indexed_ratings(store) == [one.rating_id for one in stores.list_ratings(store)] == ["r1", "r2"]
-    )
-    assert [said.partition(":")[0] for said in counts.skipped] == [str(torn)]
 
 
 @pytest.mark.e2e
@@ -183,16 +161,6 @@ def old_store(store):
     return store
 
 
-@pytest.mark.e2e
-def test_an_old_index_is_queried_as_the_folders_are_also_while_it_is_kept_open(old_store):
-    before = old_store.index.read_bytes()
-    with duckdb.connect(str(old_store.index), read_only=True):
-        assert stores.query(old_store, "SELECT run_id FROM runs").rows == [("a",)]
-    assert old_store.index.read_bytes() == before
-    assert stores.query(old_store, "SELECT run_id, count(*) FROM samples GROUP BY ALL").rows == [("a", 3)]
-    assert list_indexed_runs(old_store) == ["a"]
-
-
 def test_a_run_is_saved_beside_an_old_index_which_is_then_a_new_one(old_store):
     stores.save_run(old_store, make_run("b", []))
     assert list_indexed_runs(old_store) == ["a", "b"]
@@ -223,20 +191,12 @@ def test_a_damaged_first_file_of_rows_keeps_nobody_from_saving_a_run_or_querying
     assert stores.query(store, "SELECT DISTINCT run_id, count(*) FROM samples GROUP BY ALL").rows == expected
 
 
-ROOT = Path(__file__).parents[1]
-
-
 def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(store):
     save_two_runs(store)
     columns = {table.name: [column.name for column in table.columns] for table in TABLES}
     for name, n in {"runs": 2, "scores": 145, "samples": 145, "deltas": 0, "verdicts": 0}.items():
         frame = getattr(harness.frames, name)(store.folder)
         assert (list(frame.columns), len(frame)) == (columns[name], n)
-
-
-def test_importing_the_package_loads_no_pandas():
-    program = "import sys, harness; sys.exit(any(name in sys.modules for name in ('pandas', 'duckdb')))"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -264,14 +224,6 @@ def test_sets_whose_ids_were_read_together_are_complete_and_one_that_grows_is_se
     assert not stores.has_rows(two_sets, longer, ids(1))
     write(two_sets, IDENTITY, 4)
     assert stores.has_rows(two_sets, IDENTITY, ids(4))
-
-
-def test_a_damaged_file_among_others_has_no_ids_and_does_not_hide_those_of_the_others(two_sets):
-    path = two_sets.parquet(OTHER.digest)
-    path.write_bytes(path.read_bytes()[:-20])
-    stores.read_ids(two_sets, [IDENTITY.digest, OTHER.digest])
-    assert stores.has_rows(two_sets, IDENTITY, ids(3))
-    assert not stores.has_rows(two_sets, OTHER, ids(5))
 
 
 @pytest.fixture

@@ -243,12 +243,6 @@ def test_more_than_64_candidates_need_a_yes(tiny, own_cache, tmp_path):
     refuse_many(config.load(path, candidates=["lora[learning_rate=1e-05]"]), yes=False)
 
 
-def test_dpo_without_pairs_is_refused_with_the_key_to_add(tiny, own_cache, tmp_path):
-    said = refusal(tmp_path, tiny, "  lora: {method: lora}\n  dpo: {method: dpo}\n")
-    assert "dpo without pairs rows" in said
-    assert "harness.yaml:9" in said
-
-
 BROKEN = """\
   prompt: {method: base}
   bag: {method: classifier}

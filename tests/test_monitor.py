@@ -111,18 +111,6 @@ def test_what_moved_is_named_with_whether_to_measure_anew(requests, answers, exp
 
 
 @pytest.mark.e2e
-def test_refusals_of_answers_without_labels_are_told_apart_from_others():
-    texts, refusal = ask(100), "I'm sorry, but I can't help with that."
-    answers = [refusal] * 20 + ["It is in the depot of the courier, who calls"] * 80
-    found = compare_samples(
-        items(texts), answered(texts, answers[20:] + answers[20:40]), feedback(ask(100, seed=1), answers)
-    )
-    assert moved(found) == {"answers length", "answers refused"}
-    assert "answers moved: length, refused" in found.sentence
-    assert next(t for t in found.tests if t.trait == "refused").effect == "0.0 → 20.0 % (+20.0 pp)"
-
-
-@pytest.mark.e2e
 def test_many_requests_of_one_sender_alarm_only_where_senders_are_unknown():
     texts = ask(60) + ask(60, "money")
     one_topic = ask(5, seed=1) + ask(5, "money", seed=2)
@@ -144,14 +132,6 @@ def test_too_few_rows_say_what_would_not_have_been_seen_instead_of_that_nothing_
     more = compare_samples(items(ask(100)), [], feedback(ask(100, seed=1)))
     assert "% of requests that turn to one topic would be seen (80.0 % power)" in more.sentence
     assert max(more.power.values()) > 0.99
-
-
-@pytest.mark.e2e
-def test_a_template_that_all_requests_share_is_no_drift():
-    texts = [f"Sort this letter.\n\n{text}\n\nThe heap:" for text in ask(100, seed=1)]
-    found = compare_samples(items(ask(100)), [], feedback(texts))
-    assert moved(found) == set()
-    assert found.notes == ("100 requests without a sender: each counts, whoever wrote it",)
 
 
 @pytest.mark.e2e

@@ -150,31 +150,12 @@ def test_what_is_no_target_is_refused_with_its_line(tmp_path, tiny, written, fou
     assert found in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["training", "general"])
-def test_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny, kind):
+def test_training_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny):
     path, leak = write(tmp_path, tiny), moods(["Di"])
     train = path.parent / "suites" / "letters" / "train.jsonl"
-    if kind == "training":
-        train.write_text(train.read_text() + json.dumps({**leak[0], "reference": "late"}) + "\n")
-    else:
-        tiny_experiment.rows(tmp_path / "own.jsonl", [*moods(["Gus", "Hal", "Ida"]), *leak])
-        replay = "method: lora, replay: {share: 0.1, data: own.jsonl},"
-        path.write_text(path.read_text().replace("method: lora,", replay))
-    with pytest.raises(UserError, match="moods" if kind == "training" else "of moods item Di-glad too"):
+    train.write_text(train.read_text() + json.dumps({**leak[0], "reference": "late"}) + "\n")
+    with pytest.raises(UserError, match="moods"):
         tiny_experiment.run(path, "suites=[]")
-
-
-@pytest.mark.e2e
-def test_a_target_of_test_rows_alone_is_compared_with_the_prompt(tmp_path, tiny):
-    """There are no rows of its own to draw shots from, or to choose what is best on."""
-    only = "{name: only, data: {test: suites/moods/test.jsonl}, max_new_tokens: 4}"
-    path = write(tmp_path, tiny, extra=f"more_targets: [{only}]\n")
-    report = tiny_experiment.run(path, "suites=[]", candidates=("prompt", "shots", "lora"))
-    assert {f.state for f in report.facts} == {"done"}
-    found = {name: of["only"] for name, of in scores(report).items() if of}
-    assert found.keys() == {"prompt", "lora"}
-    assert (found["lora"].untrained, found["lora"].vs_untrained) == (None, None)
-    assert found["lora"].vs_prompt.n == 6
 
 
 HARNESS = """\
@@ -217,8 +198,3 @@ def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found
     (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
     assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
     assert problem.found == f"{found}, and kind: bits_per_byte of prose, whose texts are read alone"
-
-
-def test_a_target_without_training_rows_is_measured_where_nobody_trains(tiny, tmp_path):
-    data = "{validation: validation.jsonl, test: test.jsonl}"
-    assert compare(experiment(tmp_path, tiny, "  prompt: {}\n", data)).facts[0].state == "done"

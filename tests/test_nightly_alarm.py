@@ -125,31 +125,6 @@ def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
     )
 
 
-def test_a_failed_answer_that_voids_no_night_is_counted_in_the_report():
-    quiet = SeriesNight(dict.fromkeys(LOST.changes, 0.0) | {"chat/0": -1.0}, {}, n_asked=30, errors=1)
-    found = report_line(make_night(quiet))
-    assert found.verdict == "ok"
-    assert found.sentence.startswith(
-        "lora: ok: target: 1 of 30 answers failed tonight (3.3 %): the candidate's count as the worst there is, "
-        "the base's are left out; target −3.3 ["
-    )
-
-
-@pytest.mark.parametrize(
-    ("watched", "reference"),
-    [
-        ({}, "the reference"),
-        ({"making": "w"}, "the pinned checkpoint"),
-        ({"making": "w", "n_references": 3}, "the mean of 3 makings"),
-    ],
-)
-def test_what_weights_are_compared_with_is_named(watched, reference):
-    assert (
-        f"against {reference} over 30 clusters in 1 night"
-        in report_line(make_night(LOST, **watched)).sentence
-    )
-
-
 # The harness
 
 

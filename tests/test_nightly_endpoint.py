@@ -60,23 +60,6 @@ def line(found, name="served"):
     return line_of(found, name)
 
 
-@pytest.mark.weekly
-def test_a_model_that_is_swapped_after_all_items_were_asked_quietly_is_found_too(server_and_file):
-    server, path = server_and_file
-    found = [night(path, n) for n in range(1, 6)]
-    assert {one.verdict for one in found} == {"ok"}
-    assert line(found[-1]).series["general"].n == 240 - 20  # all that is not an anchor, once
-    assert line(found[-1]).tests[0] == (
-        f"the endpoint (tiny at {server.url}), which answers its anchors as in the reference"
-    )
-
-    assert line(night(path, 6)).series["general"].n_pass == 1, "the same answers again are no second pass"
-    server.model = rule(WORSE)
-    found = [night(path, n) for n in range(7, 11)]
-    assert line(found[-1]).series["general"].n_pass == 2
-    assert found[-1].verdict == "regression"
-
-
 def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_endpoint(server_and_file):
     server, path = server_and_file
     assert night(path, 1).verdict == "ok"

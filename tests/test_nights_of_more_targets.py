@@ -7,9 +7,8 @@ import nights
 import pytest
 from nights import STILL, Calendar, folder_of
 
-from harness.experiment.candidate_weights import ensure_weights
-from harness.lifecycle import nightly, watchlist
-from harness.lifecycle.nightly_state import read_nights, read_state
+from harness.lifecycle import nightly
+from harness.lifecycle.nightly_state import read_nights
 
 pytestmark = pytest.mark.usefixtures("rule_cache")
 
@@ -78,14 +77,3 @@ def test_the_base_answers_a_further_target_as_its_control_arm(path):
     assert watched.series["target counter"].adjusted
     (base,) = last.bases.values()
     assert any(item.startswith("counter/") for item in base.flips)
-
-
-def test_another_prompting_on_a_further_target_is_named(path):
-    calendar = Calendar(path)
-    calendar.night(2, STILL)
-    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
-    weights = ensure_weights(session, session.candidates["lora"], 0)
-    assert set(reference.promptings) == {"desk/test", "counter/test"}
-    now = {**reference.promptings, "counter/test": "another"}
-    said = watchlist.describe_tested(session, reference, weights, now, reference.environment)
-    assert said == ("another prompting, other shots or passages on counter", "the harness")

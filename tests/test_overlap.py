@@ -7,7 +7,6 @@ import re
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from string import ascii_lowercase
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 from checked_rows import write
 
 from harness.data import load_task
-from harness.data import near_duplicates as found
 from harness.data.contamination import (
     EMBEDDINGS,
     WORDS_IN_COMMON,
@@ -247,11 +245,8 @@ def test_texts_without_words_are_like_nothing_and_those_without_spaces_compared_
     "texts",
     [
         [f"What is the sum of the numbers {a} and 20?" for a in (10, 20, 1.5, -10)],
-        ["Which is more, 10 or 20 euros?", "Which is more, 20 or 10 euros?"],
-        [f"How do I open a file in {of}?" for of in ("C", "C++", "C#")],
         [f"x {sign} y" for sign in ("<", ">", "=", "!=", "+", "*", "/", "-")],
         [f"Is a board of {n} long enough for the shelf" for n in ("6", "6'", '6"')],
-        [f"My new card arrived today {face}" for face in ("", ":)", ":(")],
         [f"A great phone{sign}" for sign in ("", " \N{GRINNING FACE}", " \N{POUTING FACE}", " 5 $", " 5 €")],
     ],
 )
@@ -281,31 +276,13 @@ def test_rows_that_are_not_the_same_are_in_groups_of_their_own():
     assert [(group.kept, [other.row for other in group.others]) for group in groups] == [(1, [2])]
 
 
-def test_texts_behind_one_instruction_are_not_all_compared_with_one_another():
-    rng = random.Random(1)
-    words = [["".join(rng.choices(ascii_lowercase, k=6)) for _ in range(40)] for _ in range(300)]
-    long = " ".join("".join(rng.choices(ascii_lowercase, k=6)) for _ in range(150))
-    behind = [f"{long} {' '.join(own)}" for own in words]
-    assert near_duplicates(behind) == []
-    index = found._Index([found._fold(text) for text in behind], 0.7)
-    assert (index.buckets >= 0).mean() < 0.01  # a text alone in its bucket is compared with nothing
-
-
-def test_texts_whose_numbers_are_the_question_are_not_alike():
-    sums = [f"What is the sum of the numbers {i} and {j} then?" for i in range(5) for j in range(5)]
-    assert near_duplicates(sums) == []
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
         ("does my new card work abroad in every shop", "does my new card not work abroad in every shop"),
-        ("is it possible to change my PIN at the desk", "is it impossible to change my PIN at the desk"),
-        ("why did it work at the cash machine here", "why didnt it work at the cash machine here"),
         ("so i do want the newsletter that you send", "so i don´t want the newsletter that you send"),
         ("both of the brakes squeal when it is raining", "neither of the brakes squeal when it is raining"),
         tuple(f"in this street our parcels were {how} brought to the door before noon in every month of spring" for how in ("always", "hardly")),
-        ("mix it with water at a ratio of 1:3 please", "mix it with water at a ratio of 1.3 please"),
     ],
 )  # fmt: skip
 def test_a_text_and_its_negation_are_not_alike(one, other):

@@ -23,8 +23,8 @@ from harness.methods import command
 from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
 from harness.provenance import code_versions, digest_code
-from harness.records import Example, Output, checksum
-from harness.spec import Task, TaskData, metric_name
+from harness.records import Example, Output
+from harness.spec import Task, TaskData
 from harness.training import Weights
 from harness.training.trainer import LoopParams
 
@@ -125,26 +125,6 @@ def test_a_metric_that_is_not_there_is_refused_with_the_file(folder, written, fo
     assert [p.found.split(" /")[0] for p in caught.problems] == [found]
 
 
-@pytest.mark.parametrize(
-    ("written", "name"),
-    [
-        ("/x/mine.py", "mine"),
-        ("evaluate:/x/mine.py:f", "evaluate:mine:f"),
-        ("evaluate:owner/name", "evaluate:owner/name"),
-    ],
-)
-def test_a_metric_is_shown_by_a_name_without_folders(written, name):
-    assert metric_name(written) == name
-
-
-def test_a_script_of_evaluate_is_known_by_the_modules_beside_it(tmp_path):
-    (tmp_path / "scale.py").write_text("factor = 1.0")
-    written = f"evaluate:{script(tmp_path, 'shared')}"
-    before = metrics.version(written)
-    (tmp_path / "scale.py").write_text("factor = 7.0")
-    assert metrics.version(written) != before
-
-
 def test_a_script_of_evaluate_scores_each_answer_by_its_nearest_reference(tmp_path):
     written = f"evaluate:{script(tmp_path, 'shared')}"
     assert score_answer(written, "a blue lamp", "blue cup") == 0.5
@@ -182,14 +162,6 @@ def test_bounds_may_be_declared_for_evaluate_and_a_score_outside_of_them_is_refu
     assert metric.signature.endswith("|bounds:0,1")
     with pytest.raises(UserError, match=r"a score of 3 \(item e\).*0 to 2"):
         load_bounded("many", 2, returned='{"n": 3.0}').score(Output("a"), Example("e", (), references=("a",)))
-
-
-@pytest.mark.parametrize("bounds", [{"chrf": (0, 1)}, {"exact_match": (0, math.inf)}])
-def test_bounds_of_no_metric_of_the_task_or_that_bound_nothing_are_refused(bounds):
-    with pytest.raises(ValueError, match=r"bounds( of|\.exact_match)"):
-        Task(name="t", data=TaskData(), bounds=bounds)
-    with pytest.raises(UserError, match="its own bounds, 0 to 1"):
-        metrics.load_metrics(Task(name="t", data=TaskData(), bounds={"exact_match": (0, 2)}))
 
 
 @pytest.mark.parametrize(
@@ -253,16 +225,6 @@ def test_what_it_imports_from_its_folder_counts_and_nothing_else(reward):
         (reward.parent / name).write_text(text + "\nCHANGED = 1\n")
         assert (digest_code(reward) == before) is (name in NOT_IMPORTED), name
         (reward.parent / name).write_text(text)
-
-
-def test_a_file_alone_has_its_checksum_whatever_stands_above_it(tmp_path):
-    (tmp_path / "alone.py").write_text("import json\n")
-    assert digest_code(tmp_path / "alone.py") == checksum(tmp_path / "alone.py")
-    (tmp_path / "above.py").write_text("")
-    file = tmp_path / "own" / "metric.py"
-    file.parent.mkdir()
-    file.write_text("from .. import above\n")
-    assert digest_code(file) == checksum(file)
 
 
 def test_the_folder_itself_is_no_part_of_it_and_metrics_and_trainers_count_alike(reward, tmp_path):

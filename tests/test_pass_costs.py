@@ -70,17 +70,6 @@ def test_a_cards_costs_are_measured_once_and_read_afterwards(tiny, empty_cache, 
     assert again == PassCosts(2048, 4096, 512, measured.keys)
 
 
-def test_a_model_that_cannot_be_read_so_is_laid_out_by_a_cpus_costs_and_nothing_is_kept(
-    tiny, empty_cache, monkeypatch
-):
-    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
-    monkeypatch.setattr(host.model, "forward", lambda **_: ()[0])
-    found = card_costs(host.model, host.source, CARD, 24 * GB)
-    assert found._replace(keys=0) == CPU_COSTS
-    assert found.keys > 0
-    assert not (empty_cache / "pass_costs").exists()
-
-
 def test_keys_take_four_fifths_of_what_the_weights_leave_and_batches_hold_no_more(tiny):
     host, of = ModelHost(resolve(str(tiny)), tiny_methods.CPU), shape(resolve(str(tiny)))
     found = card_costs(host.model, host.source, CARD, 24 * GB)
@@ -137,13 +126,6 @@ def test_a_session_estimates_by_the_pace_that_it_found_when_it_was_opened(tiny_s
     assert tiny_session.seconds(work) == at_first
     tiny_session.paces.clear()
     assert tiny_session.seconds(work) == pytest.approx(at_first + 2 * trained, rel=0.02)
-
-
-def test_what_is_disturbed_teaches_nothing_and_is_known_to_have_passed(tiny_session):
-    tiny_session.learn_pace("fits", costs.Work(fits=1), 40.0, tiny_session.source, teaches=False)
-    tiny_session.paces.clear()
-    assert tiny_session.seconds(costs.Work(fits=1)) == Pace().fits.each_s
-    assert tiny_session.timed == {"fits": 40.0}
 
 
 def test_a_training_is_estimated_by_its_steps_as_its_trainer_makes_them(tiny_session):

@@ -10,13 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from harness import plugins
-from harness.errors import CandidateFailed
 from harness.methods import full, lora
 from harness.regularizers import GeneralRow, Start, _weights, dropout, ewc, half, kl, l2_sp, sam
 from harness.training import Reward
 from harness.training.peft_families import peft_config
 from harness.training.sft import whole_loss_trainer
-from harness.training.trainer import add_regularizers
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -68,7 +66,7 @@ def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_
         assert parameter.grad.allclose(3.0 * moved[name], atol=1e-6)
 
 
-def test_l2_sp_of_a_lora_is_that_of_its_product_however_it_is_factored(whole_model):
+def test_l2_sp_of_a_lora_is_that_of_its_product(whole_model):
     model = add_adapter(whole_model, r=2, lora_alpha=6)
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=3.0))
     assert measure_penalty(penalty, model) == 0
@@ -81,16 +79,6 @@ def test_l2_sp_of_a_lora_is_that_of_its_product_however_it_is_factored(whole_mod
         assert a.grad.allclose(9 * b.T @ delta, atol=1e-5)
         assert b.grad.allclose(9 * delta @ a.T, atol=1e-5)
     assert found == pytest.approx(expected, rel=1e-5)
-
-    model = add_adapter(whole_model, r=2)
-    penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
-    move(model)
-    before = measure_penalty(penalty, model)
-    with torch.no_grad():
-        for layer in _weights.find_adapted_layers(model).values():
-            layer.lora_A["default"].weight.mul_(4)
-            layer.lora_B["default"].weight.div_(4)
-    assert measure_penalty(penalty, model) == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", _weights.ADDITIVE)
@@ -147,12 +135,6 @@ def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole
     assert all(p.grad is None for p in whole_model.parameters())
 
 
-def test_the_fisher_diagonal_of_an_adapted_embedding_is_refused_by_its_name(whole_model):
-    model = add_adapter(whole_model, r=2, target_modules=["embed_tokens"])
-    with pytest.raises(CandidateFailed, match=r"embed_tokens, an embedding"):
-        ewc.fisher_diagonal(model, ROWS, 0)
-
-
 def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole_model):
     names = [name for name, p in whole_model.named_parameters() if p.ndim == 2 and "embed" not in name]
     expected = fisher_by_hand(whole_model, names)
@@ -197,8 +179,6 @@ def logprobs(model):
 
 HEADS = {
     "adapted head": {"target_modules": ["q_proj", "lm_head"], "lora_dropout": 0.5},
-    "adapted tied head": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
-    "trained tokens": {"trainable_token_indices": [5, 40]},
     "copied head": {"modules_to_save": ["lm_head"]},
 }
 
@@ -256,23 +236,15 @@ ANSWERS = {"max_completion_length": 4, "num_generations": 4}
     ("name", "regularize", "own"),
     [
         ("dpo", {"ewc": {"strength": 1e4}}, {"max_steps": 6}),
-        ("kto", KL_AND_L2, {}),
-        ("gkd", KL_AND_L2, {"teacher": "teacher", "lmbda": 0.0}),
         ("grpo", KL_AND_L2, ANSWERS),
-        ("bottleneck", {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}, {}),
     ],
 )
 def test_penalties_hold_back_each_kind_of_training(tiny, tmp_path, own_cache, name, regularize, own):
-    import tiny_model
-
     (tmp_path / "short.py").write_text(
         "def reward(prompts, completions, references):\n    return [-float(len(text)) for text in completions]\n"
     )
-    if "teacher" in own:
-        own = {**own, "teacher": str(tiny_model.build(tmp_path / "teacher", seed=7))}
     method, quick = plugins.method(name), {"max_steps": 3, "learning_rate": 0.01, "warmup_steps": 0}
-    if name != "bottleneck":
-        quick |= {"r": 2, "per_device_train_batch_size": 4}
+    quick |= {"r": 2, "per_device_train_batch_size": 4}
 
     def fit(folder, regularize):
         context = tiny_methods.context(
@@ -285,11 +257,9 @@ def test_penalties_hold_back_each_kind_of_training(tiny, tmp_path, own_cache, na
         return method.fit(context, method.params(**(quick | own)))
 
     held, free = fit("held", regularize), fit("free", {})
-    assert held.digest != free.digest
-    if held.kind == "adapter":
-        files = [load_file(made.folder / "adapter" / "adapter_model.safetensors") for made in (held, free)]
-        sizes = [sum(w.square().sum().item() for k, w in file.items() if "lora_B" in k) for file in files]
-        assert sizes[0] < 0.9 * sizes[1]
+    files = [load_file(made.folder / "adapter" / "adapter_model.safetensors") for made in (held, free)]
+    sizes = [sum(w.square().sum().item() for k, w in file.items() if "lora_B" in k) for file in files]
+    assert sizes[0] < 0.9 * sizes[1]
 
 
 @pytest.fixture
@@ -464,21 +434,3 @@ def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit
     layers = select_names(weights, ".layers.")
     assert len(select_names(names, ".layers.")) == len(layers) / 2
     assert names >= set(weights) - layers
-
-
-def test_each_batch_of_a_step_has_noise_of_its_own(tiny, tmp_path):
-    drawn = []
-
-    class Trainer:
-        state, args = SimpleNamespace(global_step=0), SimpleNamespace(process_index=0)
-
-        def training_step(self, model):
-            drawn.append(torch.rand(3).tolist())
-
-    context = tiny_methods.context(tiny, tmp_path, regularize={"neftune": {}})
-    trainer = add_regularizers(Trainer, context, None, 64)()
-    before = torch.get_rng_state()
-    for trainer.state.global_step in (0, 0, 1):
-        trainer.training_step(None)
-    assert len({tuple(numbers) for numbers in drawn}) == 3
-    assert torch.get_rng_state().equal(before)

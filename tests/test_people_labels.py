@@ -1,13 +1,10 @@
 """People's labels of answers: what they say of a metric, what they correct, and how they come and go as CSV."""
 
 import csv
-import shlex
 import shutil
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fake_facts import candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
@@ -27,11 +24,11 @@ from harness.analysis.labelled_answers import (
 from harness.analysis.target_rules import target_rule
 from harness.analysis.verdict import TargetFacts
 from harness.config.rubrics import current_labels, digest_question
-from harness.errors import IncompatibleRuns, UserError
+from harness.errors import IncompatibleRuns
 from harness.experiment.study import correct_reached
 from harness.lifecycle import label_file, pair_file
 from harness.metrics import mean_metric
-from harness.records import AnswerLabel, LabelSet, Sample
+from harness.records import AnswerLabel, LabelSet
 from harness.report import ExperimentReport
 from harness.report.answer_tables import label_sections, label_sentences
 from harness.report.escape import spreadsheet_lines
@@ -392,16 +389,6 @@ def test_a_decision_waits_for_labels_and_goes_on_with_them(harness, project):
     assert "kappa of judge_long with people" in whole
 
 
-def test_the_import_that_an_export_names_reads_the_same_experiment(harness, project):
-    at = ("-c", "project/harness.yaml")
-    done = harness("rate", "export", "labels.csv", "--pairs", *at, *BOTH, cwd=project.parent, check=0)
-    file = project.parent / "labels.csv"
-    write(file, [{**row, "better": "tie"} for row in read(file)])
-    step = shlex.split(done.stderr.rpartition("then ")[2])
-    assert step[0] == "harness"
-    harness(*step[1:], cwd=project.parent, check=0)
-
-
 def test_a_file_to_rate_names_nobody_and_starts_no_formula(harness, project):
     harness("rate", "export", "labels.csv", *BOTH, cwd=project, check=0)
     text = (project / "labels.csv").read_text("utf-8-sig")
@@ -460,19 +447,6 @@ def test_no_cell_starts_a_formula_and_what_stands_in_a_question_decides_nothing(
     assert list(label_file.read_rows(file, columns, ("key", "label"))) == [(2, ("", "0"))]
     file.write_text("key;better\n")
     assert label_file.has_column(file, "better")
-
-
-def test_the_later_of_two_imports_within_a_second_counts(project):
-    path = project / "harness.yaml"
-    label_file.export_answers(path, project / "labels.csv", n_items=2, candidates=("prompt",))
-    written = read(project / "labels.csv")
-    for i in range(4):
-        write(project / "saved.csv", [{**row, "label": str(i % 2)} for row in written])
-        label_file.import_labels(path, project / "saved.csv", rater="ann")
-    labels = latest_labels(store.list_labels(Store(project / "runs")), "judge_long")
-    assert set(labels.values()) == {1.0}
-    kept = [of.labels[0].label for of in store.list_labels(Store(project / "runs"))]
-    assert kept == [0.0, 1.0] * 2
 
 
 @pytest.mark.parametrize(
@@ -540,51 +514,6 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
     assert not rated & {row["key"] for row in again}  # goes on where ratings end
 
 
-def test_an_import_says_how_many_ratings_of_picked_pairs_count(project):
-    path, file = project / "harness.yaml", project / "pairs.csv"
-    pair_file.export_pairs(path, file, candidates=("prompt", "shots"))
-    written = read(file)
-    write(file, [row | {"better": "left" if i >= 30 else ""} for i, row in enumerate(written)])
-    picked = pair_file.import_pairs(path, file, rater="ann")
-    assert list(picked.by_pair.values()) == [len(written) - 30]
-    assert list(picked.counted.values()) == [0]
-    write(file, [row | {"better": "left"} for row in written])
-    whole = pair_file.import_pairs(path, file, rater="ann")
-    assert whole.counted == whole.by_pair
-
-
-def test_every_problem_of_a_pair_file_is_listed_and_nothing_stored(harness, project):
-    written, _ = export_pairs(harness, project, "pairs.csv", 4)
-    wrong = ({"better": "both"}, {"key": "pair-1", "better": "left"}, {"better": "left"}, {"better": "left"})
-    filled = [row | change for row, change in zip(written, wrong, strict=True)]
-    filled[3]["key"] = filled[2]["key"]
-    swapped = [row | {"left": row["right"], "right": row["left"], "better": "tie"} for row in written[:1]]
-    write(project / "back.csv", filled)
-    done = harness("rate", "import", "back.csv", cwd=project, check=2)
-    for words in ("better 'both'", "key 'pair-1'", "a key of line 4 again"):
-        assert words in done.stderr
-    assert store.list_ratings(Store(project / "runs")) == []
-    write(project / "swapped.csv", swapped)
-    with pytest.raises(UserError, match="left and right exchanged"):
-        pair_file.import_pairs(project / "harness.yaml", project / "swapped.csv")
-    done = harness("rate", "import", "swapped.csv", "--scale", "1,5", cwd=project, check=2)
-    assert "leave --scale out" in done.stderr
-    write(project / "blank.csv", written)
-    assert "no preference" in harness("rate", "import", "blank.csv", cwd=project, check=2).stderr
-    done = harness("rate", "export", "one.csv", "--pairs", "--candidates", "prompt", cwd=project, check=2)
-    assert "expected two candidates" in done.stderr
-
-
-def test_the_judge_of_a_win_rate_is_labelled_by_pairs(harness, project):
-    (project / "better.yaml").write_text(
-        "criteria: better\nmode: pairwise\njudge: {base_url: http://localhost:1/v1, model: big}\n"
-    )
-    goal = ["gate.target.win_rate=0.5", "gate.target.by=judge:./better.yaml"]
-    done = harness("rate", "export", "x.csv", "--metric", "judge:better", *goal, cwd=project, check=2)
-    assert "next: x.csv --pairs rates pairs" in done.stderr
-    assert not (project / "x.csv").exists()
-
-
 def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
     path = project / "harness.yaml"
     found = pair_file.export_pairs(path, project / "all.csv", n_items=200, candidates=("prompt", "shots"))
@@ -630,64 +559,6 @@ def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(
     with pytest.raises(IncompatibleRuns, match="all rated"):
         pair_file.export_pairs(two_seeds, folder / "none.csv", SEEDS)
     assert not (folder / "none.csv").exists()
-
-
-def test_labels_are_asked_of_the_seed_with_the_fewest_until_every_answer_has_one(two_seeds):
-    folder, found = two_seeds.parent, []
-    (run,) = [run for run in store.list_runs(Store(folder / "runs")) if run.run_id == "seed-1"]
-    stored_rows = folder / "runs" / "rows" / run.rows["letters/test"]
-    table = pq.read_table(stored_rows / "rows.parquet")
-    texts = pa.array([f"{text} indeed" for text in table["text"].to_pylist()], table["text"].type)
-    changed = table.set_column(table.column_names.index("text"), "text", texts)
-    pq.write_table(changed, stored_rows / "rows.parquet")
-    (stored_rows / "checksums.json").unlink()  # those of the rows before
-    for i in range(2):
-        file = folder / f"{i}.csv"
-        found.append(label_file.export_answers(two_seeds, file, SEEDS, n_items=200))
-        write(file, [row | {"label": "1"} for row in read(file)])
-        label_file.import_labels(two_seeds, file, SEEDS)
-    assert [one.runs[0] for one in found] == ["shots", "shots (seed 1)"]
-    assert [one.waiting for one in found] == [("shots (seed 1)",), ()]
-    with pytest.raises(IncompatibleRuns, match="no answer without a label"):
-        label_file.export_answers(two_seeds, folder / "none.csv", SEEDS)
-    assert not (folder / "none.csv").exists()
-
-
-def test_a_seed_is_named_as_reports_write_it(two_seeds):
-    def export(*names):
-        file = two_seeds.parent / f"{names[0][-2]}.csv"
-        return pair_file.export_pairs(two_seeds, file, SEEDS, candidates=names)
-
-    assert export("shots (seed 1)", "prompt").runs == ("shots (seed 1)", "prompt")
-    with pytest.raises(IncompatibleRuns, match="no run of seed 2"):
-        export("shots (seed 2)", "prompt")
-
-
-def make_sampled_rows(name, grades, seed):
-    """Make rows of several drawn answers, the first of which counts as text and the mean as grade."""
-    return [
-        replace(
-            row,
-            text=f"{name} {i} 0",
-            parts={JUDGE.name: (float(np.mean(of)),)},
-            samples=tuple(
-                Sample(j, f"{name} {i} {j}", "ok", {JUDGE.name: (float(grade),)})
-                for j, grade in enumerate(of)
-            ),
-        )
-        for i, (row, of) in enumerate(zip(rows(np.zeros(len(grades)), JUDGE), grades, strict=True))
-    ]
-
-
-def test_a_label_is_held_to_the_grade_of_the_answer_that_has_it_where_several_were_drawn():
-    truth = (np.random.default_rng(3).random((120, 4)) < 0.7).astype(float)
-    made = make_sampled_rows("a", truth, 3)  # a judge that says what people say of each answer
-    labels = label_set(JUDGE, [(row, y) for row, y in zip(made, truth[:, 0], strict=True)])
-    (arm,) = calibrate(JUDGE, {"a": made}, [], [labels]).arms
-    assert (arm.kappa.score, arm.agreement.score, arm.error.score) == (1.0, 1.0, 0.0)
-    assert arm.corrected.score == pytest.approx(truth.mean())
-    assert arm.labels_alone.score == pytest.approx(truth[:, 0].mean())
-    assert arm.confusion.judge_alone == arm.confusion.people_alone == 0
 
 
 def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(long_winded):

@@ -1,7 +1,5 @@
 """A base larger than one device is spread by need, answers the same, and is measured as it is served."""
 
-import json
-
 import pytest
 import tiny_experiment
 import tiny_methods
@@ -55,18 +53,6 @@ def test_a_larger_base_is_spread_over_gpus_then_main_memory_then_the_disk(source
     plan = place(source, CPU, halves(source))
     assert plan.device_map == "auto"
     assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
-
-
-def test_llama_2_7b_stays_on_a_gpu_that_holds_its_weights(source, tmp_path):
-    config = {
-        "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
-        "head_dim": 128, "intermediate_size": 11008, "vocab_size": 32000,
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    base = source._replace(path=tmp_path, n_parameters=int(6.74 * GB))
-    assert hub.shape(base) is not None
-    assert place(base, GPU, {0: 24 * GB, "cpu": 64 * GB}) == Placement({"": "cuda"})
-    assert place(quantize(base, "nf4"), GPU, {0: 24 * GB, "cpu": 64 * GB}) == Placement({"": "cuda"})
 
 
 def measure_room(source, gb):

@@ -7,7 +7,7 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
-from harness.methods import dpo, kto, lora
+from harness.methods import dpo, lora
 from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
@@ -50,14 +50,6 @@ def test_training_raises_the_margin_and_its_figures_are_kept(tiny, tmp_path):
     assert (figures.n_pairs, figures.n_heldout) == (10, 2)
     assert figures.n_tokens > 0
     assert figures.tokens_per_s > 0
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("method", [dpo, kto])
-def test_the_tokens_of_both_answers_are_counted_each_time_that_they_are_trained_on(tiny, tmp_path, method):
-    params = {"r": 2, "heldout": 0, "num_train_epochs": 2}
-    made = tiny_methods.fit(tiny, tmp_path, method, params).training
-    assert made.n_tokens == 2 * tiny_methods.count_tokens(tiny, tiny_methods.pairs(slice(0, 2)))
 
 
 @pytest.mark.e2e
@@ -146,16 +138,6 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
     assert fit_pairs(tiny, tmp_path, pairs=pairs, max_length=60).training.n_dropped_too_long == 1
     with pytest.raises(CandidateFailed, match=r"all 1 pairs to train on are longer than 60"):
         fit_pairs(tiny, tmp_path / "none", pairs=(long,), max_length=60)
-
-
-def test_pairs_without_a_chat_template_end_with_the_end_of_sequence(tiny, tmp_path):
-    _, tokenizer = load_base(resolve(str(tiny)), CPU)
-    pairs = tiny_methods.pairs(slice(0, 1))
-    context = tiny_methods.context(tiny, tmp_path, pairs=pairs, chat_template=False)
-    row = tokens_of(context, tokenizer)[0]
-    assert tokenizer.decode(row["chosen_ids"]) == " late<|im_end|>"
-    assert tokenizer.decode(row["rejected_ids"]) == " money<|im_end|>"
-    assert tokenizer.decode(row["prompt_ids"]) == pairs[0].prompt
 
 
 BETA, EPSILON = 0.3, 0.1
@@ -268,13 +250,3 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
     for name in ("eval_rewards/margins", "eval_rewards/accuracies", "eval_loss"):
         assert made[0][name] == pytest.approx(made[1][name], rel=1e-4)
     assert abs(made[0]["eval_loss"] - math.log(2)) > 1e-3  # else every pair would weigh alike
-
-
-@pytest.mark.e2e
-def test_early_stopping_ends_a_training_and_keeps_the_best_checkpoint(tiny, tmp_path):
-    """At a rate at which it diverges from the reference, the held-out loss soon rises."""
-    made = fit_pairs(tiny, tmp_path, num_train_epochs=30, early_stopping_patience=1, learning_rate=0.5)
-    losses = [loss for _, loss in made.training.validation_loss]
-    assert len(losses) < 30
-    assert losses[-1] >= min(losses)
-    assert {p.name for p in tmp_path.iterdir()} == {"adapter", CHECKPOINTS}

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 import tiny_experiment
-from conftest import refused
 from openai_server import Rule, ServerAnswer, serve_model
 from tiny_experiment import runs_of
 
@@ -157,19 +156,6 @@ def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed)
     asked = [one.params for one in tried]
     assert len(asked) == n_tried
     assert all(one not in asked[:i] for i, one in enumerate(asked))
-
-
-def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path):
-    path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
-    without = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
-    path.write_text(f"{without}candidates:\n  one: {{method: base, sweep: {{answer: [generate, rank]}}}}\n")
-    (problem,) = refused(tiny_experiment.session, path, dry_run=True).problems
-    (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
-    assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
-    assert problem.found == "answer: rank, and 16 items of desk, none with labels"
-    assert problem.next_step == "labels: [..] in desk, or answer: generate"
-    path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
-    assert tiny_experiment.session(path, dry_run=True).candidates
 
 
 GRID = """\

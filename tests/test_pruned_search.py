@@ -1,7 +1,6 @@
 """A search: what Optuna proposes by what was found before, pruned at tracked points, and gone on with where it was ended."""
 
 import json
-import shutil
 from dataclasses import replace
 from math import log10
 
@@ -13,7 +12,7 @@ from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import report_stored
-from harness.experiment.trials import _value, proposals, searcher
+from harness.experiment.trials import proposals, searcher
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Trial
@@ -214,29 +213,6 @@ class TestAPrunedSearch:
         assert [t[:3] for t in tried] == [t[:3] for t in known]
         assert set(folders(other)) == set(folders(file_and_report[0]))
 
-    def test_without_its_pruner_trains_on_what_was_pruned_and_with_it_again_shows_what_it_did(
-        self, file_and_report, tmp_path
-    ):
-        copied = tmp_path / "copied"
-        shutil.copytree(file_and_report[0].parent, copied)
-        trial = next(t for t in list_trials(file_and_report[1]) if t.is_pruned)
-        path = copied / "harness.yaml"
-        written = path.read_text()
-        path.write_text("".join(line for line in path.open() if not line.startswith("    prune:")))
-        report = tiny_experiment.run(path)
-        whole = next(t for t in list_trials(report) if t.params == trial.params)
-        assert (whole.is_pruned, whole.fit_key) == (False, trial.fit_key)
-        assert (copied / "runs" / "weights" / trial.fit_key / "fit.json").exists()
-        assert not (copied / "runs" / "weights" / trial.fit_key / "pruned.json").exists()
-        path.write_text(written)
-        before = folders(path)
-        report = tiny_experiment.run(path)
-        again, known = list_trials(report), list_trials(file_and_report[1])
-        assert folders(path) == before
-        assert describe_trials(report) == describe_trials(file_and_report[1])
-        assert [t.chosen for t in again] == [t.chosen for t in known]
-        assert next(t for t in again if t.fit_key == trial.fit_key).wall_s == whole.wall_s
-
 
 @pytest.mark.parametrize(
     ("changed", "said"),
@@ -312,18 +288,6 @@ class TestProposals:
         longer = walk_whole(change_source(searching, trials=60), lambda point: -distance(point))
         assert longer[:40] == walk_whole(change_source(searching, trials=40), lambda point: -distance(point))
         assert longer[:12] == walk_whole(searching, lambda point: -distance(point))
-
-
-@pytest.mark.parametrize(
-    ("written", "most_digits"),
-    [([1.0001, 1.0004, "linear"], 7), ([1024.5, 1027.5, "linear"], 6), ([1e-5, 1e-3, "log"], 3)],
-)
-def test_points_of_a_narrow_range_are_apart_and_those_of_a_wide_one_are_short(written, most_digits):
-    low, high, _ = written
-    drawn = [_value(written, low + (high - low) * i / 15) for i in range(16)]
-    assert len(set(drawn)) > 10
-    assert all(low <= value <= high for value in drawn)
-    assert all(value == float(f"{value:.{most_digits}g}") for value in drawn)
 
 
 @pytest.fixture(scope="module")

@@ -182,14 +182,6 @@ def test_two_seeds_judge_the_checkpoint_or_pool_what_varies_beside_others():
     assert all(s.score and s.is_pooled for s in summarize_seeds(runs))
 
 
-def test_three_seeds_keep_their_own_variance_beside_other_recipes():
-    alone, beside = (
-        pool_facts(seeds(0.05, 0.06, 0.07)),
-        pool_facts([*seeds(0.05, 0.06, 0.07), *seeds(0, 0.2, name="q")]),
-    )
-    assert alone == beside
-
-
 # From rows
 
 
@@ -221,15 +213,6 @@ def test_a_recipe_of_one_run_is_compared_as_the_run_is_and_few_items_make_no_var
     )
     found = compare_recipes(EXACT, [rows(np.ones(60))], [rows(np.ones(60))] * 3)
     assert found.change.variance > 0.01**2
-
-
-def test_the_rows_of_seeds_narrow_what_their_own_errors_bound():
-    changes = draw_seeds(np.random.default_rng(2), 3, 200, 0.0, kept=0.0) / 10
-    base, new = rows(np.full(200, 0.5)), [rows(0.5 + x) for x in changes]
-    pairs = [compare_rows(EXACT, base, one) for one in new]
-    runs = [replace(r, vs_untrained=c) for r, c in zip(seeds(0, 0, 0), pairs, strict=True)]
-    known = [replace(r, over_items=item_variances(EXACT, new, base, None)) for r in runs]
-    assert pool_facts(known).se < pool_facts(runs).se
 
 
 GRADED = mean_metric("graded", lambda output, example: None, bounds=(-inf, inf))
@@ -279,12 +262,6 @@ def test_clusters_of_one_size_keep_students_degrees_of_freedom_and_single_items_
     c = compare_rows(EXACT, rows([1, 0]), rows([0, 0]))
     assert not c.refused
     assert not isinf(c.lower)
-
-
-@pytest.mark.parametrize(("sizes", "weigh"), [(ONE_LARGE, 2.2), (np.full(9, 4), 9.0)])
-def test_large_clusters_weigh_as_few(sizes, weigh):
-    clusters = np.repeat(np.arange(len(sizes)), sizes)
-    assert stats.effective_clusters(clusters) == pytest.approx(weigh, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -95,15 +95,9 @@ def test_what_init_proposes_is_remarked_on_for_no_size_of_base(data):
     [
         ("lora", {"r": 1024}, "r 1024 is above"),
         ("lora", {"num_train_epochs": 40}, "num_train_epochs 40 is above"),
-        ("lora", {"num_train_epochs": 0.5}, "num_train_epochs 0.5 is below"),
         ("lora", {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}, "rows of a step 512 is above"),
         ("lora", {"warmup_steps": 0.3}, "share of warm-up steps 0.3 is above"),
-        ("lora", {"warmup_steps": 20}, "warmup_steps 20 is below"),
-        ("qlora", {"weight_decay": 0.5}, "weight_decay 0.5 is above"),
-        ("lora", {"lora_dropout": 0.4}, "lora_dropout 0.4 is above"),
-        ("full", {"warmup_steps": 0.01}, "share of warm-up steps 0.01 is below"),
         ("dpo", {"beta": 5.0}, "beta 5 is above"),
-        ("dpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
         ("grpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
     ],
 )  # fmt: skip
@@ -138,8 +132,3 @@ def test_rows_that_are_longer_than_a_training_takes_are_counted_beforehand(tiny,
     n = len(session.target.items.train)
     (line,) = (line for line in experiment.recipe_warnings(session, loaded.selected) if "max_length" in line)
     assert line.startswith(f"recipe of short: about {n} of {n} rows are longer than max_length, 8 tokens,")
-
-
-def test_the_default_rates_of_preferences_and_rewards_are_published_ones():
-    for method in ("dpo", "kto", "grpo", "rloo"):
-        assert [lint_rate(method, size) for size in (SMALL, 0.6e9, MIDDLE)] == [[]] * 3

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,6 @@ from harness.records import Example, SampleResult, digest
 from harness.regularizers import MixContext, Start, _weights, l2_sp
 from harness.spec import Recipe
 from harness.training import CHECKPOINTS, LoraParams, lora_config
-from harness.training import job as jobs
 from harness.training.heads import load_with_head
 from harness.training.tokenized import tokenized_rows
 
@@ -220,14 +218,6 @@ def test_of_a_long_answer_the_beginning_is_mixed_in_and_no_end_is_learned_after_
     (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])
     assert set(whole) & set(map_end_tokens(source, tokenizer))
     assert tokenizer.decode(cut) == "So it is and"
-    listed = [replace(rows[1], references=("So:\n",))]  # the next line of a list was cut
-    (kept,), _ = tokenized_rows(fitted, listed, tokenizer, 500, lambda row, start, ids: ids[start:])
-    assert tokenizer.decode(kept) == "So:\n"
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", " \n\n<|im_end|>")
-    fitted.source = source._replace(template_digest="of blanks before an end")
-    (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])
-    assert tokenizer.decode(whole).startswith("So it is. \n\n<|im_end|>")
-    assert tokenizer.decode(cut) == "So it is and"
 
 
 def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
@@ -244,14 +234,6 @@ def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
     assert asked[0] == asked[1]
     assert rows["ewc"] == rows["kl"]
     assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5
-
-
-def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
-    regularize, rows = {"kl": {}, "ewc": {"strength": 1.0}}, tiny_methods.examples(slice(0, 2))
-    given = {"regularize": regularize, "general": {"kl": rows[:1], "ewc": rows[1:]}}
-    read, found = jobs.read_job(tiny_methods.write_job(tiny, tmp_path, **given))
-    assert read.regularize == regularize
-    assert (found["general:kl"], found["general:ewc"]) == (rows[:1], rows[1:])
 
 
 ANY = [("l2_sp", {"strength": 100.0}), ("sam", {"rho": 0.5}), ("neftune", {"noise_alpha": 50.0})]
@@ -294,40 +276,6 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
         for parameter in new.values():
             parameter.add_(1)
     assert sum(term.item() for term in penalty(0)) == 0
-
-
-def test_labels_are_smoothed_in_training_and_not_in_validation(tiny, tmp_path):
-    """A rate of next to nothing leaves the model as it was, so both losses are of the same model."""
-
-    def losses(folder, regularize):
-        rows = dict.fromkeys(("train", "validation"), tiny_methods.examples(slice(0, 2))[4:8])
-        still = QUICK | {"train": "head", "learning_rate": 1e-12, "max_steps": 1}
-        made = tiny_methods.fit(tiny, tmp_path / folder, head, still, regularize=regularize, **rows).training
-        return made.loss[0][1], made.validation_loss[0][1]
-
-    plain, validation = losses("plain", {})
-    smoothed, beside = losses("smoothed", {"label_smoothing": {"factor": 0.5}})
-    assert plain == pytest.approx(validation, abs=1e-4)
-    assert beside == pytest.approx(validation, rel=1e-6)
-    assert smoothed != pytest.approx(plain, abs=1e-3)
-    # Of two labels the mean over both differs from the loss of the right one by half the margin.
-    mean = mean_over_labels(tiny, tmp_path / "mean")
-    assert smoothed - plain == pytest.approx((mean - plain) / 2, abs=1e-3)
-
-
-def mean_over_labels(tiny, folder):
-    """Return the mean over rows and both labels of −log p, as a new head with the seed gives it."""
-    from transformers import set_seed
-
-    context = tiny_methods.context(tiny, folder)
-    set_seed(context.seed)
-    model, tokenizer = load_with_head(context.source, context.machine, 2)
-    with torch.no_grad():
-        logprobs = [
-            model(**tokenizer(e.prompt, return_tensors="pt")).logits.log_softmax(-1)
-            for e in context.train[4:8]  # two of each label
-        ]
-    return -torch.cat(logprobs).mean().item()
 
 
 def test_every_method_that_makes_gradient_steps_takes_a_regularizer():

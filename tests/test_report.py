@@ -268,23 +268,6 @@ def test_a_line_says_what_a_candidate_reached_as_soon_as_it_is_done():
 GOLDEN = (Path(__file__).parent / "golden_report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("other", "said"), [("b.yaml", 1), ("harness.yaml", 0)])
-def test_a_report_that_replaces_one_of_another_file_of_the_same_name_says_so(tmp_path, capsys, other, said):
-    write_report(report(), ExperimentFile([], tmp_path / other))
-    assert "an experiment of the same name" not in capsys.readouterr().err
-    write_report(report(), ExperimentFile([], tmp_path / "harness.yaml"))
-    assert capsys.readouterr().err.count(f"support.* was the report of {other}, an experiment of") == said
-
-
-def test_a_long_name_of_a_metric_cuts_no_verdict():
-    facts = [make_widest_row(name) for name in ("lora-careless", "prompt")] + alternatives()
-    lines = print_report(replace(report(facts), metric="judge:politeness_of_all_replies_to_customers"))
-    table = lines[: lines.index("")]
-    assert max(map(cell_len, table)) <= 100
-    assert table[1].endswith("verdict"), "the second line of the header"
-    assert any(line.endswith("UNDECIDED") for line in table)
-
-
 def test_a_report_of_a_part_leaves_that_of_all_alone_and_one_without_work_keeps_its_time(tmp_path):
     at = ExperimentFile([], tmp_path / "harness.yaml")
     write_report(report(), at)
@@ -387,16 +370,6 @@ def test_amounts_times_and_figures_have_few_digits_in_the_unit_that_fits_and_the
         assert print_it(None) == print_it(math.nan) == "–"
 
 
-@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
-def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
-    swapped = {"+": "−", "−": "+"}
-    there = formatting.points(delta, delta - below, delta + above)
-    back = formatting.points(-delta, -delta - above, -delta + below)
-    middle, low, high = there.replace("[", "").replace("]", "").replace(",", "").split()
-    mirrored = [swapped.get(x[0], x[0]) + x[1:] for x in (middle, high, low)]
-    assert back == f"{mirrored[0]} [{mirrored[1]}, {mirrored[2]}]"
-
-
 @given(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)))
 def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
     printed = [formatting.points(x, x, x)]
@@ -411,14 +384,6 @@ def test_every_plugin_is_listed_with_the_first_line_of_its_docstring(kind):
     for name, purpose in found.items():
         assert plugins.load(kind, name).__doc__.startswith(purpose)
         assert purpose
-
-
-def test_suites_and_tasks_are_listed(folder):
-    expected = {"other": "capability: sums, capitals", "tiny": "target: tiny"}
-    assert map_purposes("suites", folder / "suites") == expected
-    assert {
-        name: text.partition(":")[0] for name, text in map_purposes("tasks", folder / "suites").items()
-    } == {"sums": "other", "capitals": "other", "tiny": "tiny"}
 
 
 def test_every_key_of_the_file_is_listed_with_its_default_and_meaning():

@@ -38,7 +38,7 @@ from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
 from harness.report.pareto_front import front
 from harness.report.pictures import heat
-from harness.report.training_tables import curves, gap, smooth
+from harness.report.training_tables import curves, smooth
 
 EVIL = (
     "<script>alert(1)</script> <img src=http://evil.example/x onerror=alert(2)> ![x](http://evil.example/y) "
@@ -250,15 +250,6 @@ def test_a_cell_opens_on_the_prompt_that_was_sent_and_on_what_the_answer_scored(
     assert "Made from today&#39;s files; the prompt that was sent differed" in of_lora.partition("</td>")[0]
 
 
-def test_a_smoke_page_says_so_in_its_title_and_at_every_section():
-    page = html(report(smoke=True))
-    assert "<title>support: what to ship (smoke, not evidence)</title>" in page
-    titles = re.findall(r"<h[12]>(.*?)</h[12]>", page)
-    unmarked = [t for t in titles if "smoke, not evidence" not in t]
-    assert unmarked == ["How to read this page"]
-    assert len(titles) > 6
-
-
 def parse_svg(svg: str) -> ET.Element:
     return ET.fromstring(svg)
 
@@ -277,20 +268,6 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
     assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
-
-
-def test_names_of_equal_points_do_not_cover_each_other():
-    same = [add_base_verdict(candidate(f"c{i}", 0.74)) for i in range(5)]
-    texts = [
-        e
-        for e in parse_svg(front(report(*same))).iter()
-        if e.tag.endswith("}text") and "over" in e.get("class", "")
-    ]
-    places = [(float(e.get("x")), float(e.get("y")), len(e.text)) for e in texts]
-    assert len(places) == 10
-    for i, (x, y, n) in enumerate(places):
-        for x2, y2, n2 in places[:i]:
-            assert abs(y - y2) >= 12 or x + 6 * n <= x2 or x2 + 6 * n2 <= x
 
 
 LONG = [f"a-candidate-that-{what}-is-told-from-the-others-by-one-word" for what in ("first", "second")]
@@ -327,22 +304,15 @@ def test_the_curve_shows_every_step_and_its_mean_looks_back_a_quarter_of_an_epoc
     assert list_titles(picture) == ["step 3: validation loss 0.759"]
     assert curves("bag", TrainingRecord(wall_s=0.1), "bag") == ""
 
-    training = make_training_log(float)
+    training = make_training_log()
     assert smooth(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
     assert smooth(training)[-1] == (80, 69.5)
 
 
-def make_training_log(of, noise=0.0, n_steps=80):
-    """Log a training of one epoch; the noise is that of batches, which run from long rows to short ones."""
-    loss = tuple((i + 1, of(i) + noise * (9.5 - i % 20)) for i in range(n_steps))
-    return TrainingRecord(loss=loss, validation_loss=((n_steps, 0.75),))
-
-
-@pytest.mark.parametrize("last", [127, 160])
-def test_the_overfitting_gap_does_not_hang_on_where_in_a_round_validation_comes(last):
-    training = make_training_log(lambda _: 0.5, noise=0.1, n_steps=160)
-    training = replace(training, validation_loss=((80, 0.8), (last, 0.75)))
-    assert gap(training) == pytest.approx(0.25)
+def make_training_log():
+    """Log a training of one epoch whose loss at each step is the number of those before it."""
+    loss = tuple((i + 1, float(i)) for i in range(80))
+    return TrainingRecord(loss=loss, validation_loss=((80, 0.75),))
 
 
 def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():

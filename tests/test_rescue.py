@@ -143,40 +143,11 @@ def test_a_trial_that_passes_but_gains_nothing_is_no_rescue(tmp_path):
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 3)
 
 
-def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path):
-    found = world(tmp_path, {"scale=0.5": Version(80)}, sizes=SMALL).rescue()  # 0.75 is not in this world
-    assert found.tried[0].facts.error == "RuntimeError: no version scale=0.75 in this world"
-    assert found.rescued_trial == "lora+scale=0.5"
-    assert "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world" in sentences(found)
-
-
 def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
     versions = {"scale=0.5": Version(80)}
     found = world(tmp_path, versions, sizes=Sizes(general=50), overrides=ONE_SCALE).rescue()
     assert {t.search.verdict.outcome for t in found.tried} == {"inconclusive"}
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 4)
-
-
-def test_borrowed_weights_and_a_member_of_a_grid_are_rescued_under_names_that_the_file_takes(tmp_path):
-    extra = (
-        "  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}\n"
-        "  grid: {method: lora, params: {r: [4, 8]}}\n"
-    )
-    made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
-    found = made.rescue("hybrid")
-    assert found.rescued_trial == "hybrid+scale=0.75"
-    assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
-    assert found.tried[0].facts.prompting.startswith("few_shot")
-    said = sentences(found)
-    assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
-
-    found = made.rescue("grid[r=8]")
-    assert found.rescued_trial == "grid[r=8]+scale=0.75"
-    (line,) = [s for s in sentences(found) if "-rescued: " in s]
-    assert line.strip().startswith("grid-r-8-rescued: ")
-    path = made.path.with_name("with.yaml")
-    path.write_text(made.path.read_text() + line + "\n")
-    assert "grid-r-8-rescued" in rescue_worlds.config.load(path).selected
 
 
 def test_a_run_that_passes_gains_nothing_or_only_misses_its_target_is_refused(tmp_path):
@@ -210,16 +181,6 @@ def test_what_trains_nothing_is_unknown_was_never_run_or_is_of_another_recipe_is
         result = CliRunner().invoke(cli.app, ["rescue", name, "-c", str(path)])
         assert isinstance(result.exception, IncompatibleRuns)
         assert said in str(result.exception)
-
-
-def test_a_run_that_failed_is_refused_with_its_reason(rescued_world):
-    made, _ = rescued_world
-    at = made.session.store
-    (run,) = (r for r in store.list_runs(at) if r.candidate == "lora")
-    failed = replace(run, run_id="world-lora-s0-failed", state="failed", error="RuntimeError: no memory")
-    store.save_run(at, failed)
-    assert "found a run that failed: RuntimeError: no memory" in read_refusal(made, failed.run_id)
-    store.remove_run(at, failed.run_id)
 
 
 def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(rescued_world):

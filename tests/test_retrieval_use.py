@@ -1,9 +1,8 @@
-"""What became of retrieval: planted failures are told apart, on made-up items and on XQuAD, and stand in the report."""
+"""What became of retrieval: planted failures are told apart on made-up items, and stand in the report."""
 
 from collections import Counter
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
 
 import pytest
 import tiny_experiment
@@ -159,63 +158,36 @@ candidates:
 """
 
 
-class Shops(NamedTuple):
-    """Twenty shops by two parts of their names, what is said and asked of them, and words of no document."""
-
-    names: tuple[str, str]
-    hour: str
-    document: str
-    question: str
-    invented: str
-    unknown: str
-
-
-SHOPS = {
-    "English": Shops(
-        ("Amber Birch Cedar Doum Elm", "Bridge Gate Hill Lake"), "{}:{}0 in the morning",
-        "The {0} shop opens at {1}; lamps and tents are sold there. Welcome to {0}.",
-        "When does the {} shop open?", "Zebras zigzag quietly 77123 times.", "no idea whatsoever",
-    ),
-    "Chinese": Shops(
-        ("青 白 红 黑 金", "河 山 湖 城"), "早上{}点{}分",
-        "{0}商店每天{1}开门，经理姓王，卖灯和帐篷。欢迎光临{0}商店。", "请问{}商店几点开门？",
-        "斑马静静地跑了77123次。", "完全不知道",
-    ),
-}  # fmt: skip
-DIGITS = {"English": "67891", "Chinese": "一二三四五"}
-
-
-def write_failures(folder, language):
-    """Write a question of each shop; returns what is answered, and how often each kind of failure is planted."""
-    shops = SHOPS[language]
-    first, second = (part.split() for part in shops.names)
-    names = [f"{one}{other}" for one, other in product(first, second)]
-    hours = [shops.hour.format(*pair) for pair in product(DIGITS[language], DIGITS[language][:4])]
+def write_failures(folder):
+    """Write a question of each of 20 shops; returns what is answered, and how often each failure is planted."""
+    names = [
+        "".join(pair)
+        for pair in product("Amber Birch Cedar Doum Elm".split(), "Bridge Gate Hill Lake".split())
+    ]
+    hours = [f"{hour}:{ten}0 in the morning" for hour, ten in product("67891", "6789")]
     opening = dict(zip(names, hours, strict=True))
     rows, answers, kinds = [], {}, Counter()
     for i, name in enumerate(names):
         kind = ("used", "ungrounded", "unused", "missed", "used")[i % 5]
         wanted = names[i - 7] if kind == "missed" else name  # its question finds the shop that it names
-        asked, right = shops.question.format(name), opening[wanted]
-        told = {"used": right, "ungrounded": f"{right}. {shops.invented}"}
-        answers[asked] = told.get(kind, shops.unknown)
+        asked, right = f"When does the {name} shop open?", opening[wanted]
+        told = {"used": right, "ungrounded": f"{right}. Zebras zigzag quietly 77123 times."}
+        answers[asked] = told.get(kind, "no idea whatsoever")
         kinds[kind] += 1
         rows.append({"id": f"q{i}", "prompt": asked, "reference": right, "documents": [wanted]})
     tiny_experiment.rows(folder / "test.jsonl", rows)
     for name in ("train", "validation"):
         plain = [{"id": f"{name}-{i}", "prompt": f"{name} {i}?", "reference": f"r{i}"} for i in range(4)]
         tiny_experiment.rows(folder / f"{name}.jsonl", plain)
-    documents = [{"id": name, "text": shops.document.format(name, opening[name])} for name in names]
+    sold = "The {0} shop opens at {1}; lamps and tents are sold there. Welcome to {0}."
+    documents = [{"id": name, "text": sold.format(name, opening[name])} for name in names]
     tiny_experiment.rows(folder / "documents.jsonl", documents)
     return answers, kinds
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("language", SHOPS)
-def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(
-    language, tmp_path, tiny, own_cache
-):
-    answers, wanted = write_failures(tmp_path, language)
+def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tmp_path, tiny, own_cache):
+    answers, wanted = write_failures(tmp_path)
     path = tmp_path / "harness.yaml"
 
     def answer(messages):
@@ -241,45 +213,3 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(
     said = ("used", "used, not grounded", "found, not used", "not found, wrong")
     assert [shown[name] for name in said] == [str(n) for n in wanted.values()]
     assert (shown["not found, yet right"], shown["not judged"]) == ("0", "0")
-
-
-@pytest.mark.e2e
-def test_each_of_several_drawn_answers_is_sorted_also_where_the_last_one_is_right(tmp_path, tiny, own_cache):
-    names = ("Alder", "Birch", "Cedar", "Doum", "Elm")
-    tiny_experiment.rows(
-        tmp_path / "documents.jsonl",
-        [{"id": name, "text": f"The keeper of the {name} tower is Keeper{name}."} for name in names],
-    )
-    for part, of in (("train", names[:1]), ("validation", names[:1]), ("test", names)):
-        asked = [
-            {
-                "id": f"{part}-{name}",
-                "prompt": f"Who keeps the {name} tower{'!' * (part == 'train')}{'.' * (part == 'validation')}?",
-                "reference": f"Keeper{name}",
-                "documents": [name],
-            }
-            for name in of
-        ]
-        tiny_experiment.rows(tmp_path / f"{part}.jsonl", asked)
-    seen = Counter()
-
-    def answer(messages):
-        asked = messages[-1]["content"].rpartition("\n\n")[2]
-        seen[asked] += 1
-        right = seen[asked] % 4 == 0
-        return f"Keeper{asked.split()[3]}" if right else "It was founded by elephants from Copenhagen"
-
-    path, drawn = tmp_path / "harness.yaml", "decoding: {temperature: 0.7, samples: 4}"
-    with serve_model(Rule(answer)) as server:
-        written = HARNESS.format(model=tiny, url=server.url).partition("  closed:")[0]
-        params = f"{{base_url: {server.url}, model: tiny, protocol: chat, num_concurrent: 1}}"
-        path.write_text(
-            f"{written}  rag:\n    method: endpoint\n    {drawn}\n    params: {params}\n"
-            "    prompting: {rag: {top_k: 1}}\n"
-        )
-        (facts,) = compare(path).facts
-    use = facts.retrieval
-    assert (use.n, use.used, use.unused, use.ungrounded) == (20, 5, 15, 0)
-    assert use.grounded == 0.25
-    assert use.by_answer
-    assert facts.target.score == 0.25

@@ -10,17 +10,14 @@ import tiny_methods
 import tiny_model
 from tiny_methods import CPU, Interrupted, stop_at
 
-from harness import config, store
+from harness import store
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_remarks import describe_rewards
 from harness.experiment.training_fit import fit_work
-from harness.lifecycle.watchlist import targets
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
-from harness.progress import SilentProgress
-from harness.records import Example, Limits, TrainingRecord, ValidationReward
+from harness.records import Example, TrainingRecord, ValidationReward
 from harness.spec import Task, TaskData
 from harness.store import Store
 from harness.training import CHECKPOINTS, Reward, open_scorer
@@ -72,7 +69,7 @@ SHORT = "return [-float(len(text)) for text in completions]"
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("module", [rloo, grpo])
+@pytest.mark.parametrize("module", [pytest.param(rloo, marks=pytest.mark.weekly), grpo])
 def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, tmp_path, module):
     context = tiny_methods.context(tiny, tmp_path / "fit", reward=write_reward(tmp_path, SHORT))
     params = module.Params(
@@ -89,26 +86,6 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
     assert len(validated) == len(context.validation)
     assert fmean(one.after for one in validated) > fmean(one.before for one in validated)
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
-
-
-def test_the_reward_on_validation_is_that_of_served_answers_though_dropout_trains(tiny, tmp_path):
-    given = {"reward": write_reward(tmp_path, "return [sum(map(ord, text)) for text in completions]")}
-    params = {
-        "r": 4,
-        "lora_dropout": 0.5,
-        "learning_rate": 0.1,
-        "warmup_steps": 0,
-        "max_steps": 3,
-        "beta": 0.001,
-    }
-    params |= {"per_device_train_batch_size": 8, "max_completion_length": 6}
-    made = tiny_methods.fit(tiny, tmp_path / "fit", grpo, params, **given)
-    with tiny_methods.host_of(tiny).use_adapter(made.folder / "adapter", made.digest) as opened:
-        prompts = [opened.encode(e.messages).context for e in tiny_methods.examples(slice(5, 6))]
-        served = [output.text.strip() for output in opened.generate(prompts, Limits(6))]
-    rewards = [sum(map(ord, answer)) for answer in served]
-    assert [reward.after for reward in made.training.validation_rewards] == rewards
-    assert [reward.before for reward in made.training.validation_rewards] != rewards
 
 
 @pytest.mark.e2e
@@ -161,8 +138,6 @@ def test_a_reward_that_cannot_be_given_is_refused_before_anything_runs(tmp_path,
     ("body", "said"),
     [
         ("return [1.0]", "returned 1 rewards for 2 answers"),
-        ("return None", "returned a NoneType for 2 answers"),
-        ("return [1.0, float('nan')]", "returned nan"),
         ("return [1.0, 'good']", "returned 'good'"),
         ("return [1 / 0]", "reward raised ZeroDivisionError: division by zero"),
     ],
@@ -193,9 +168,7 @@ def rewards_of_prompts(after):
         ({"reward": ((1, 1.0), (2, 1.0)), "equal_rewards": ((1, 1.0), (2, 0.5))}, "75 % of the prompts had one"),
         ({"reward": ((1, 1.0), (2, 0.5)), "equal_rewards": ((1, 0.5), (2, 0.25))}, None), ({}, None),
         ({"validation_rewards": rewards_of_prompts(0.9)}, "6 validation prompts 0.100 before and 0.900 after the"),
-        ({"validation_rewards": rewards_of_prompts(0.9)}, "training, +0.800 [+0.685, +0.915]"),
         ({"validation_rewards": rewards_of_prompts(0.15)}, "which is within its noise"),
-        ({"validation_rewards": (ValidationReward("a", None, 1.0),)}, None),
         ({"heldout_accuracy": ((9, 0.9),), "n_heldout": 30}, "policy: rates the chosen answer higher in 90.0 [74, 97] %"),
         ({"reward_model_accuracy": 0.6, "n_heldout": 30}, "60.0 [42, 75] % of 30 held-out pairs, which may be ch"),
     ],
@@ -295,20 +268,3 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
         able = [k for k, one in enumerate(drawn[row.example_id]) if one.status == "ok"] or range(3)
         assert row.text == texts[max(able, key=lambda k: (stored[k], -k))]
     assert any(len({one.text for one in of}) > 1 for of in drawn.values())
-
-
-@pytest.mark.e2e
-def test_what_a_reward_model_chooses_is_drawn_as_without_a_choice_and_refused_at_night(file_and_report):
-    path, _ = file_and_report
-    drawn = [read_drawn_answers(path, name)[1] for name in ("first", "best")]
-    plain, chosen = ({k: [one.text for one in of] for k, of in one.items()} for one in drawn)
-    assert plain == chosen
-    training = tiny_experiment.runs_of(path)["best"].training
-    assert len(training.stands_on) == 1
-    assert training.init_wall_s > 0
-
-    loaded = config.load(path, (*OVERRIDES, "nightly={candidates: [best, first]}"))
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    found = dict(targets(loaded, session, {}))
-    assert "in nights no judge and no reward model chooses" in str(found["best"])
-    assert found["first"].name == "first"

@@ -83,15 +83,6 @@ def test_a_judged_metric_of_a_task_is_checked_with_the_experiment(folder, task, 
     assert said in str(refused.value)
 
 
-def test_a_metric_is_called_by_the_rubrics_file_and_its_path_is_relative_to_the_suite(folder):
-    (folder / "suites" / "helpful.yaml").write_text(GOOD)
-    with (folder / "suites" / "tiny.yaml").open("a") as suite:
-        suite.write("    metrics: [judge:./helpful.yaml]\n    primary: judge:helpful\n")
-    task = config.load(folder / "harness.yaml").experiment.target
-    assert task.metrics == (f"judge:{folder / 'suites' / 'helpful.yaml'}",)
-    assert task.primary_metric == "judge:helpful"
-
-
 def test_the_example_of_a_rubric_in_the_docs_loads_and_every_key_stands_there(tmp_path):
     (tmp_path / "desk").mkdir()
     for name in ("harness.yaml", "helpful.yaml"):

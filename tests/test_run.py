@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import SMOKE_ITEMS, SMOKE_LIMITS, narrow
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
-from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -182,16 +180,6 @@ def test_prompts_depend_on_the_rows_documents_and_seed_that_they_show(path):
     assert prompting_digest(made.target, plain, 0) == prompting_digest(told.target, plain, 1)
 
 
-def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
-    def read_first_message(*overrides):
-        made = session(path, "target.system=Be brief.", *overrides)
-        sets = target_sets(made, made.experiment.candidates["prompt"], base_weights(made.source), 0)
-        return sets[0].job().examples[0].messages[0]
-
-    for overrides, said in (((), "Be brief."), (("candidates.prompt.system=Be long.",), "Be long.")):
-        assert read_first_message(*overrides) == {"role": "system", "content": said}
-
-
 def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
     general = path.parent / "suites" / "general"
     shots = [{"id": f"s{n}", "prompt": f"Shot {n}?", "reference": f"answer {n}"} for n in range(5)]
@@ -203,29 +191,6 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
     assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
     assert asked[0]["content"].startswith("Shot")
     assert asked[-1]["content"].startswith("What follows")
-
-
-@pytest.mark.e2e
-def test_copies_of_a_session_share_the_base_in_memory_and_free_it_together(path):
-    made = session(path)
-    assert replace(made, progress=SilentProgress()).host(made.source) is made.host(made.source)
-    loaded = weakref.ref(made.host(made.source).model)
-    copied = replace(made, progress=SilentProgress())
-    copied.unload()
-    assert loaded() is None
-    loaded = weakref.ref(copied.host(copied.source).model)
-    made.unload()
-    assert loaded() is None
-
-
-def test_what_a_run_was_made_of_lies_in_its_folder(finished_run):
-    folder = finished_run[0] / "runs"
-    for kept in store.list_runs(Store(folder)):
-        written = json.loads((folder / kept.run_id / "run.json").read_text())
-        assert written["recipe"]["method"] in ("base", "classifier", "lora")
-        assert written["provenance"]["precision"] == "fp32"
-        assert written["latency"]["p50_s"] > 0
-        assert written["latency"]["n"] >= 5
 
 
 def test_a_quick_run_and_a_limit_take_the_fewest_items_of_both(path):

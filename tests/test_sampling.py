@@ -100,16 +100,6 @@ def test_looks_grow_by_whole_blocks_and_never_beyond_the_task(n, m, margin):
 
 @pytest.mark.e2e
 @settings(max_examples=12)
-@given(sizes, margins)
-def test_every_look_pays_for_the_others(n, margin):
-    alphas = sampling.plan({"a": pool(n)}, [], margin, 0.05).alphas
-    assert 1 <= len(alphas) <= sampling.N_LOOKS
-    assert all(0 < a <= 0.05 for a in alphas)
-    assert len(alphas) == 1 or max(alphas) < 0.05
-
-
-@pytest.mark.e2e
-@settings(max_examples=12)
 @given(sizes, margins, st.integers(0, 5))
 def test_every_prefix_is_what_the_look_drew_and_stands_for_the_whole_task(n, margin, seed):
     of = pool(n)

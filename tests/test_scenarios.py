@@ -3,12 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import tiny_experiment
 from fake_facts import BITS, alternatives, candidate, find_reason, make_decision, make_fine_tune
 
 from harness.analysis.candidate_facts import BaseSize
 from harness.analysis.estimators import Estimate
-from harness.models.hub import resolve
 from harness.spec import DecidePolicy
 
 RAG = "rag(top_k=2)"
@@ -123,24 +121,3 @@ def test_where_no_base_meets_the_goal_that_is_said_and_a_lower_metric_is_turned(
     low = candidate("a", 0.7, BITS, base=SMALL), candidate("b", 0.6, BITS, base=LARGE)
     assert "is small" in sentence(*low, goal=0.8, metric="bits_per_byte")
     assert "is large" in sentence(*low, goal=0.7, metric="bits_per_byte")
-
-
-@pytest.mark.e2e
-@pytest.mark.usefixtures("own_cache")
-def test_an_experiment_on_two_bases_names_the_smaller_one(tiny, tmp_path):
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig.from_pretrained(tiny)
-    config.num_hidden_layers = 3
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "deeper")
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "deeper")
-    both = "  prompt: {method: base}\n  deep: {base_model: ./deeper, role: baseline}\n"
-    path = tiny_experiment.write(tmp_path, tiny, both)
-    report = tiny_experiment.run(path, "suites=[]", "gate.target.min=0.0")
-    sizes = {facts.name: facts.base for facts in report.facts}
-    assert sizes["prompt"].n_parameters == resolve(str(tiny)).n_parameters
-    assert sizes["deep"].n_parameters > sizes["prompt"].n_parameters
-    assert sizes["deep"].weights_gb == pytest.approx(4e-9 * sizes["deep"].n_parameters, rel=0.01)  # fp32
-    said = find_reason(report.decision, "meet the goal")
-    assert said.startswith("The smallest base that is shown to meet the goal of 0.0 % is tiny0")
-    assert "with prompt" in said

@@ -13,11 +13,9 @@ from tiny_model import ASKED
 
 from harness import plugins, store
 from harness.errors import CandidateFailed, UserError
-from harness.lifecycle.rescue_trials import schedule_for_run
 from harness.methods import lora, merged, scaled
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
-from harness.records import Run
 from harness.spec import RescuePolicy
 from harness.store import Store
 
@@ -148,11 +146,6 @@ def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(
     assert delta(made.folder / "adapter").allclose(expected, atol=1e-6)
 
 
-def test_ties_of_two_equal_adapters_is_either_of_them_as_it_takes_their_mean(tiny, tmp_path, adapters):
-    made = merge(tiny, tmp_path, [adapters[0]] * 2, combination_type="dare_ties_svd", density=1.0)
-    assert delta(made.folder / "adapter").allclose(delta(adapters[0]), atol=1e-5)
-
-
 def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, adapters):
     """Trim, elect the sign, and average what has it (Yadav et al. 2023), on A and on B, written out in loops."""
     import torch
@@ -175,13 +168,7 @@ def test_ties_keeps_of_each_value_what_most_adapters_agree_on(tiny, tmp_path, ad
     assert delta(made.folder / "adapter").allclose(expected[1] @ expected[0], atol=1e-5)
 
 
-def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_path, adapters):
-    told = "linear of adapter 1 of rank 2, adapter 2 of rank 3, where adapters of one rank are expected"
-    with pytest.raises(CandidateFailed, match=told):
-        merge(tiny, tmp_path, [adapters[0], adapters[2]], combination_type="linear")
-
-
-PATTERN, PISSA = {"r": 2, "rank_pattern": {"q_proj": 3}}, {"r": 2, "init_lora_weights": "pissa"}
+PATTERN = {"r": 2, "rank_pattern": {"q_proj": 3}}
 
 
 @pytest.mark.parametrize(
@@ -190,11 +177,8 @@ PATTERN, PISSA = {"r": 2, "rank_pattern": {"q_proj": 3}}, {"r": 2, "init_lora_we
         ({"a": {"r": 2}, "b": {"r": 2}}, "linear", None),
         ({"a": PATTERN, "b": {"r": 3}}, "linear", "linear of a of rank 2 and 3, b of rank 3"),
         ({"a": PATTERN, "b": {"r": 3}}, "cat", None),
-        ({"a": PISSA, "b": {"r": 2}}, "ties", "ties of a of rank 4, b of rank 2"),
         ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
-        ({"a": {"lora_bias": True}, "b": {}}, "cat", "a, an adapter with lora_bias"),
         ({"a": {}, "b": {"modules_to_save": ["norm"]}}, "svd", "b, an adapter with modules_to_save"),
-        ({"a": {}, "b": {"bias": "all"}}, "svd", "b, an adapter with bias: all"),
     ],
 )
 def test_what_cannot_be_merged_is_named(configs, combination, said):
@@ -222,13 +206,6 @@ def tuned_weights(tiny, tmp_path_factory, own_cache):
 
 def fit_scale(tiny, tuned, folder, scale):
     return tiny_methods.fit(tiny, folder, scaled, {"scale": scale}, init=tuned.folder / "adapter")
-
-
-def edit_config(weights, folder, **changes):
-    """Copy an adapter into a folder, with some of its configuration changed."""
-    shutil.copytree(weights.folder / "adapter", folder)
-    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | changes))
-    return folder
 
 
 def logprob(tiny, made):
@@ -271,13 +248,6 @@ def test_a_small_scale_is_nearly_the_base_and_every_scale_has_a_digest_of_its_ow
     assert fit_scale(tiny, tuned_weights, tmp_path / "again", 0.5).digest == made[0.5]
 
 
-def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned_weights, tmp_path):
-    folder = edit_config(tuned_weights, tmp_path / "pattern", alpha_pattern={"q_proj": 8})
-    made = tiny_methods.fit(tiny, tmp_path / "to", scaled, {"scale": 0.5}, init=folder)
-    written, read = (json.loads((at / CONFIG).read_text()) for at in (folder, made.folder / "adapter"))
-    assert (read["lora_alpha"], read["alpha_pattern"]) == (written["lora_alpha"] / 2, {"q_proj": 4.0})
-
-
 def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weights, tmp_path):
     folder = tmp_path / "ia3"
     folder.mkdir()
@@ -291,31 +261,6 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
     (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
     found = plugins.method(scaling).rescue.settings(situation)
     assert found == "it is an adapter with use_dora, whose magnitudes do not follow its scale"
-
-
-@pytest.mark.parametrize(
-    ("own", "said"),
-    [
-        ({"modules_to_save": ["norm"]}, "with modules_to_save, which has no scale"),
-        ({"init_lora_weights": "pissa"}, "pissa, which changed its base"),
-    ],
-)
-def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned_weights, tmp_path, own, said):
-    folder = edit_config(tuned_weights, tmp_path / "more", **own)
-    with pytest.raises(CandidateFailed, match=said):
-        tiny_methods.fit(tiny, tmp_path / "to", scaled, {}, init=folder)
-
-
-def test_a_rescue_leaves_out_what_cannot_be_done_with_an_adapter_of_dora_made_elsewhere(tiny, tmp_path):
-    tiny_model.adapter_on(tiny, tmp_path / "theirs", r=2, target_modules=["q_proj"], use_dora=True)
-    candidates = "  theirs: {method: adapter, path: ./theirs}\n  further: {method: dpo, init_from: theirs}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 2)))
-    session = tiny_experiment.session(path)
-    named = ("further", "tiny", "further", "dpo", "zero_shot", "generate")
-    run = Run(*named, 0, "m", "w", "b", "done", "", {}, {})
-    found = schedule_for_run(session, run)
-    assert "scale" not in {trial.step for trial in found.trials}
-    assert "scale: it is an adapter with use_dora, whose magnitudes do not follow its scale" in found.left_out
 
 
 SMALL_LORA = "{method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}"

@@ -198,15 +198,6 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(made, words, sa
     assert said in str(done.exception)
 
 
-def test_a_port_that_is_taken_names_another(made):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = invoke(made, "lora", "--to", "gguf", "--port", str(port))
-    assert f"--port {port + 1}" in str(done.exception)
-
-
 def test_a_file_that_has_changed_is_not_served(made):
     folder = made.parent / "runs" / "exports" / runs_of(made)["lora"].run_id / "gguf-f32"
     file, content = folder / "lora.gguf", (folder / "lora.gguf").read_bytes()
@@ -240,20 +231,3 @@ def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
     program = ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), own, {})
     expected = 'VLLM_API_KEY="${SERVE_KEY:?}" VLLM_NO_USAGE_STATS="1" vllm serve'
     assert program.as_shell() == f"cd '/a  b' && {expected}"
-
-
-def test_an_artefact_is_served_from_its_own_export(made):
-    folder = made.parent / "runs" / "exports" / runs_of(made)["lora"].run_id / "merged-fp32"
-    made.write_text(made.read_text() + f"  file: {{method: artefact, path: {folder}}}\n")
-    tiny_experiment.run(made, candidates=("file",))
-    done = invoke(made, "file", "--print")
-    assert f"cd {folder.parent} " in done.stdout, (done.output, done.exception)
-    assert "serve merged-fp32 --host 127.0.0.1" in done.stdout
-    refused = invoke(made, "file", "--to", "gguf", "--print").exception
-    assert "an artefact in the format merged" in str(refused)
-    at, run = store.Store(made.parent / "runs"), runs_of(made)["file"]
-    elsewhere = shutil.copytree(folder, made.parent / "elsewhere")
-    (elsewhere / "export.json").unlink()
-    for path, said in ((folder.with_name("gguf-f32"), "another content than"), (elsewhere, "no export.json")):
-        store.save_run(at, replace(run, run_id="other", recipe=run.recipe | {"path": str(path)}))
-        assert f"{path}: found {said}" in str(invoke(made, "other", "--print").exception)

@@ -179,13 +179,11 @@ RUBRIC = "criteria: Short.\njudge: {base_url: http://localhost:1/v1, model: m}\n
     [
         (f"answer: rank, decoding: {{{DRAWN}}}", "answer: rank, which draws nothing"),
         (f"method: classifier, decoding: {{{DRAWN}}}", "answers with a label"),
-        (f"weights_of: bag, decoding: {{{DRAWN}}}", "answers with a label"),
         (f"{CHAT}, decoding: {{{DRAWN}, choose: best, by: mean_logprob}}", "protocol: completions"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./other.yaml'}}", "none of the target's metrics"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./primary.yaml'}}", "is the primary metric"),
         (f"decoding: {{{DRAWN}, choose: best, by: 'judge:./gold.yaml'}}", "shows the judge the reference"),
         (f"decoding: {{{DRAWN}, choose: best, by: exact_match}}", "needs the reference, and no user has it"),
-        (f"decoding: {{{DRAWN}, choose: best, by: bags}}", "which is not a candidate"),
         (f"decoding: {{{DRAWN}, choose: best, by: bag}}", "whose method classifier makes no reward model"),
     ],
 )
@@ -198,12 +196,6 @@ def test_a_candidate_whose_decoding_cannot_be_is_refused(tiny, tmp_path, recipe,
     (tmp_path / "suites" / "gold.yaml").write_text(RUBRIC + "reference: true\n")
     with pytest.raises(UserError, match=said):
         config.load(path)
-
-
-def test_a_target_whose_choices_are_ranked_is_refused(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny, f"  one: {{decoding: {{{DRAWN}}}}}\n")
-    with pytest.raises(UserError, match="of kind choice, which draws nothing"):
-        config.load(path, ["target.kind=choice", "target.metrics=[accuracy]"])
 
 
 # In a store

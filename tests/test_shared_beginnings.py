@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from harness.evaluation import costs
-from harness.models import common_length, two_layer_copy
+from harness.models import two_layer_copy
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training.shared_beginnings import can_join, join_rows, joins_rows_of
@@ -66,14 +66,6 @@ def test_tokens_from_the_one_that_predicts_a_label_on_are_a_rows_own(tiny):
     assert joined.kept.tolist() == [12, 14]
 
 
-def test_a_row_that_shares_little_does_not_cut_what_others_share(tiny):
-    model = AutoModelForCausalLM.from_pretrained(tiny)
-    long = list(range(20, 40))
-    rows = [[*long, 5, 6], [*long, 7, 8], [*long[:8], 9, 10, 11]]
-    assert common_length((rows[0], rows[2])) == 8
-    assert join_rows(model, *batch_of(rows, n_learned=1)).input_ids.numel() == 20 + 2 + 2 + 11
-
-
 def test_adapters_that_put_tokens_before_rows_and_models_on_a_card_read_each_row_alone(tiny):
     model = AutoModelForCausalLM.from_pretrained(tiny)
     assert can_join(get_peft_model(model, LoraConfig(r=2)), tiny)
@@ -121,14 +113,6 @@ def test_a_model_whose_positions_hang_on_a_mask_of_rows_reads_each_row_alone(tin
 )
 def test_rows_that_share_nothing_or_are_long_stay_a_padded_batch(tiny, rows):
     assert join_rows(AutoModelForCausalLM.from_pretrained(tiny), *batch_of(rows)) is None
-
-
-def test_a_model_that_ignores_positions_is_found_by_its_copy(tiny, monkeypatch):
-    copy = two_layer_copy.two_layer_copy(tiny)
-    read = copy.forward
-    monkeypatch.setattr(copy, "forward", lambda *args, position_ids=None, **given: read(*args, **given))
-    monkeypatch.setattr(two_layer_copy, "two_layer_copy", lambda path: copy)
-    assert not can_join(copy, tiny)
 
 
 def test_an_estimate_counts_a_shared_system_message_once_a_batch():

@@ -1,33 +1,23 @@
 """`harness init` looks at rows, proposes a task, and writes a folder in which compare runs."""
 
 import json
-import shlex
-import shutil
 from functools import partial
 
 import pytest
 import tiny_experiment
 import tiny_model
-from checked_rows import write
 from conftest import refused
-from fake_facts import candidate, make_fine_tune
 from proposals import HERE, propose, request, write_csv
-from tokenizers import Tokenizer
-from typer.testing import CliRunner
 
-from harness import config, plugins
-from harness.analysis.decision import decide
+from harness import config
 from harness.analysis.significance import power_warnings
-from harness.cli import app
 from harness.data import load_task
-from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
 from harness.experiment.scaffold.method_choice import propose_candidates
 from harness.experiment.scaffold.proposal_files import experiment_text
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
-from harness.records import has_closed_labels
 
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
 WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
@@ -50,8 +40,6 @@ CHOICES = [
     {"question": f"What is {i} and 1?", "choices": [f"{i + n}" for n in (1, 0, 2, 3)], "answer": 0}
     for i in range(40)
 ]
-CLASSES = [{"text": f"It is so {i}.", "class": i % 4 + 1} for i in range(40)]
-KINDS = {"labels": LABELLED, "question": QUESTIONS}
 
 
 @pytest.fixture
@@ -89,12 +77,7 @@ def of_forty(make):
 KINDS_OF_ROWS = {
     "labels": (LABELLED, "labels", ("exact_match", "macro_f1")),
     "preference": (PAIRS, "preference", ("token_f1", "exact_match")),
-    "classes that are numbers": (CLASSES, "labels", ("exact_match", "macro_f1")),
     "calls of tools": (of_forty(call_tools), "text", ("tool_call", "token_f1")),
-    "short answers that are numbers": (
-        of_forty(lambda i: {"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"}), "text",
-        ("exact_match", "token_f1"),
-    ),
     "answers in another script": (
         of_forty(lambda i: {"prompt": f"{i}?", "reference": f"これは長い答えです{i}"}), "text", ("chrf",),
     ),
@@ -163,15 +146,6 @@ def test_joined_labels_are_scored_by_overlap_unless_no_part_stands_alone(propose
 
 
 @pytest.mark.e2e
-def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows):
-    def talk(i):
-        texts = {"system": "You are brief.", "user": f"Who is {i}?", "assistant": f"N {i}"}
-        return {"messages": [{"role": role, "content": text} for role, text in texts.items()]}
-
-    assert propose_rows(of_forty(talk)).task.system is None
-
-
-@pytest.mark.e2e
 def test_the_contexts_of_questions_keep_them_together_and_become_documents_for_retrieval(propose_rows):
     found = propose_rows(QUESTIONS, kind="question")
     assert {"rag", "hybrid"} <= found.candidates.keys()
@@ -199,16 +173,6 @@ def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_an
 
 
 @pytest.mark.e2e
-def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path):
-    content = [(row["prompt"], row["completion"], int(row["label"])) for row in thumbs(60, lambda i: i % 3)]
-    found = propose(tmp_path, write_csv(tmp_path, [("prompt", "completion", "label"), *content]))
-    assert "kto" in found.candidates
-    items = load_task(found.task, 0)
-    assert len(items.test) + len(items.validation) == 20
-    assert {bool(pair.references) for pair in items.pairs} == {True, False}
-
-
-@pytest.mark.e2e
 def test_many_rows_are_drawn_from_and_a_few_unusable_left_out_as_is_said(propose_rows):
     found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
     assert found.task.data.limits.test == 400
@@ -217,24 +181,6 @@ def test_many_rows_are_drawn_from_and_a_few_unusable_left_out_as_is_said(propose
     found = propose_rows([*FREE, {**FREE[0], "output": ""}])
     assert found.task.data.invalid_rows == "drop"
     assert any("1 of 41 rows dropped, invalid" in line for line in found.said)
-
-
-@pytest.mark.e2e
-def test_the_command_that_leaves_unusable_rows_out_makes_a_file_that_is_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    content = [
-        {"instruction": row["text"], "output": row["label"] if i % 5 else ""}
-        for i, row in enumerate(LABELLED)
-    ]
-    write(tmp_path / "mine.jsonl", content)
-    problems = refuse(tmp_path, "mine.jsonl")
-    assert (problems[0].found, problems[-1].found) == (
-        "an empty 'output'",
-        "8 of 40 rows that cannot be used",
-    )
-    command, _, new = problems[-1].next_step.partition(", then --data ")
-    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
-    assert propose(tmp_path, new).kind == "labels"
 
 
 @pytest.mark.e2e
@@ -269,15 +215,6 @@ def test_a_line_above_the_header_is_refused_at_its_place(tmp_path):
     assert problem.next_step.startswith("delete the lines above it")
 
 
-@pytest.mark.e2e
-def test_a_header_that_is_a_value_too_is_taken_where_its_columns_are_named(tmp_path):
-    content = [("q", "card"), *((row["text"], row["label"]) for row in LABELLED)]
-    data = write_csv(tmp_path, content)
-    assert list_problems(tmp_path, data)[0].startswith("'card', which 20 rows")
-    found = propose(tmp_path, data, prompt="q", reference="card")
-    assert found.task.labels == ("card", "pin")
-
-
 def test_a_column_that_was_named_and_is_not_there_is_refused_once(tmp_path):
     (problem,) = refuse(tmp_path, LABELLED, prompt="{text}: {txet}")
     assert problem.where.endswith("mine.jsonl, --prompt")
@@ -306,16 +243,6 @@ def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
         "no such folder or hub id",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["harness.yaml"]
-
-
-@pytest.mark.e2e
-def test_a_file_that_appeared_meanwhile_is_not_overwritten(propose_rows, tmp_path):
-    found = propose_rows(LABELLED)
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "harness.yaml").write_text("mine")
-    with pytest.raises(UserError, match="there already"):
-        scaffold.write(found)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["harness.yaml"]
 
 
 @pytest.mark.e2e
@@ -357,37 +284,6 @@ def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_row
     assert any("that lost nothing, as one of 2, passes the average in 9" in line for line in found.said)
 
 
-def decision_on(experiment, **fine_tune):
-    facts = []
-    for name, recipe in experiment.candidates.items():
-        shown = [f"{key}({params})" for key, params in recipe.prompting.items() if key != "zero_shot"]
-        own = {
-            "method": recipe.method,
-            "answer": recipe.answer,
-            "prompting": " + ".join(shown) or "zero_shot",
-        }
-        if name == "lora":
-            facts.append(make_fine_tune(name, **(own | fine_tune)))
-        elif not (recipe.weights_of or plugins.method(recipe.method).trains):
-            facts.append(candidate(name, 0.5, **own))
-    task = experiment.target
-    known = {"closed_labels": has_closed_labels(load_task(task, 0).test), "metric_name": task.primary_metric}
-    return decide(facts, experiment.decide, has_documents=bool(task.data.documents), **known)
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("kind", ["labels", "question"])
-def test_what_is_proposed_can_end_in_a_fine_tune_and_without_one(propose_rows, kind):
-    experiment = config.load(scaffold.write(propose_rows(KINDS[kind]))[0]).experiment
-    decision = decision_on(experiment, score=0.8, gain=0.3)
-    assert (decision.action, decision.candidate, decision.missing) == ("fine-tune", "lora", ())
-    others = {"ranked", "classifier"} if kind == "labels" else {"rag"}
-    for fine_tune in ({"score": 0.8, "gain": 0.3, "outcome": "fail"}, {"score": 0.4, "gain": -0.1}):
-        decision = decision_on(experiment, **fine_tune)
-        assert decision.action != "fine-tune"
-        assert decision.candidate in {"prompt", "fixed", "knn"} | others
-
-
 def test_a_fine_tune_is_proposed_with_a_sweep_and_replay_and_pairs_are_trained_on_from_it(propose_rows):
     assert propose_rows(PAIRS).candidates["dpo"]["init_from"] == "lora"
     lora = config.load(scaffold.write(propose_rows(FREE))[0]).experiment.candidates["lora"]
@@ -406,22 +302,6 @@ def test_pairs_are_trained_on_from_the_quantised_one_where_memory_allows_no_othe
     path = scaffold.write(found)[0]
     path.write_text(experiment_text(request(tmp_path, PAIRS), found.name, candidates))
     assert config.load(path).experiment.candidates["dpo"].init_from == "qlora"
-
-
-def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cuts_or_pads(
-    propose_rows, tiny, tmp_path
-):
-    own = Tokenizer.from_file(str(tiny / "tokenizer.json"))
-    answers = [f"{WORDS} {i}" for i in range(7)]
-    longest = max(len(own.encode(answer).ids) for answer in answers)
-    padded = shutil.copytree(tiny, tmp_path / "padded")
-    own.enable_truncation(3)
-    own.enable_padding(length=200)
-    own.save(str(padded / "tokenizer.json"))
-    content = of_forty(lambda i: {"prompt": f"Say {i}.", "reference": answers[i % 7]})
-    for base in (tiny, padded):
-        task = propose_rows(content, base_model=str(base)).task
-        assert task.max_new_tokens == max(64, -(-1.5 * longest // 8) * 8)
 
 
 @pytest.mark.parametrize(("context", "n_shots"), [(1200, 1), (900, None)])

@@ -14,7 +14,6 @@ from harness.errors import HarnessError, UserError
 from harness.lifecycle import nightly_state as state
 from harness.lifecycle import release
 from harness.progress import SilentProgress
-from harness.store.garbage import size
 
 HOSTILE_NAMES = ["../../../precious", "..", "", "a/b", "a\\b", "~root", "a\0b", "x" * 300]
 
@@ -312,15 +311,6 @@ def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
     assert freed["b"] == files[0] - files[1] > 10_000
 
 
-def test_rows_and_weights_that_are_not_complete_are_named_apart(store):
-    complete(store, OTHER, make_rows(3))
-    append(store, IDENTITY, make_rows(64))
-    stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoint-1" / "x", "x" * 500)
-    use = stores.disk_use(store)
-    assert use["rows"] == size(store.rows(OTHER.digest))
-    assert use["unfinished"] == size(store.rows(IDENTITY.digest)) + 500
-
-
 def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_run_is_called(store):
     save_two_runs(store)
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
@@ -348,11 +338,3 @@ def test_nothing_is_removed_while_a_compare_is_at_work(store):
             remove()
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
     assert store.parquet(OTHER.digest).exists()
-
-
-def test_checkpoints_of_a_training_that_is_not_finished_outlive_every_removal(store):
-    stores.write_whole(store, store.folder / "weights" / "fit-a.part" / "checkpoints" / "x", "x")
-    stores.save_run(store, make_run("a", []))
-    release.remove_run(store, "a")
-    stores.reindex(store)
-    assert (store.folder / "weights" / "fit-a.part" / "checkpoints" / "x").exists()

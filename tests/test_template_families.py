@@ -5,19 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_experiment
-import tiny_methods
 import tiny_model
-from tiny_methods import CPU
 
 from harness.errors import CandidateFailed, UserError
-from harness.methods import full
 from harness.models import render_chat
 from harness.models.chat_templates import template_names
-from harness.models.devices import load_base
-from harness.models.hf import HFCandidate
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.tokenization import encode_all
-from harness.records import Example, Limits, PromptText
+from harness.records import Example, PromptText
 from harness.training.tokenized import tokenize
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -126,23 +121,8 @@ def test_thoughts_that_the_prompt_begins_are_not_begun_twice(tokenizers):
     assert tokenizer.decode(row.wholes[0]).endswith(f"assistant\n{answer}<|im_end|>")
 
 
-@pytest.mark.e2e
-def test_a_base_that_begins_thoughts_learns_what_it_is_asked(tmp_path):
-    base = tiny_model.build(tmp_path / "base", template=FAMILIES["thoughts that the prompt begins"])
-    context = tiny_methods.context(base, tmp_path / "fit")
-    params = full.Params(num_train_epochs=8, learning_rate=0.01, warmup_steps=0, early_stopping_patience=20)
-    weights = full.fit(context, params)
-    model, tokenizer = load_base(resolve(str(weights.folder / "model")), CPU)
-    candidate = HFCandidate(model, tokenizer, "w")
-    asked = candidate.encode_all([PromptText(e.messages) for e in context.train])
-    answers = candidate.generate([one.context for one in asked], Limits(6, ()))
-    assert [a.text for a in answers] == [e.references[0] for e in context.train]
-    assert {a.finish_reason for a in answers} == {"stop"}
-
-
 ENDS = {
     "a list in generation_config.json": ({"eos_token_id": [1, 2]}, {"eos_token_id": 3}),
-    "a number in generation_config.json": ({"eos_token_id": 1}, {}),
     "config.json alone": (None, {"eos_token_id": 1}),
 }
 
@@ -165,22 +145,6 @@ def forget_tokens(base, *names):
     file = base / "tokenizer_config.json"
     known = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in known.items() if name not in names}))
-
-
-def test_a_tokenizer_that_ends_every_text_ends_no_prompt(tmp_path):
-    from tokenizers import Tokenizer, processors
-
-    base = tiny_model.build(tmp_path / "base")
-    made = Tokenizer.from_file(str(base / "tokenizer.json"))
-    around = [("<s>", made.token_to_id("<s>")), ("<|im_end|>", made.token_to_id("<|im_end|>"))]
-    made.post_processor = processors.TemplateProcessing(single="<s> $A <|im_end|>", special_tokens=around)
-    made.save(str(base / "tokenizer.json"))
-    source = resolve(str(base))
-    tokenizer = load_tokenizer(source)
-    (row,) = tokenize([Example("row", (_USER,))], [("late",)], False, tokenizer, source)
-    assert tokenizer.decode(row.wholes[0]) == "<s>Where is my parcel? late<|im_end|>"
-    (asked,) = encode_all(tokenizer, [PromptText((_USER,), "", False)])
-    assert asked.context == tuple(row.wholes[0][: row.start])
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -296,16 +260,6 @@ def test_chat_without_a_template_is_refused_with_what_to_write_and_a_needless_on
     assert "next: chat_template: alpaca or chatml in harness.yaml" in said
     assert "every base has a template of its own" in refusal(tmp_path, tiny, "chat_template=chatml")
     assert template_names() == ["alpaca", "chatml"]
-
-
-def test_a_blank_template_counts_as_none(tmp_path, base):
-    folder = tiny_model.copy(base, tmp_path / "blank")
-    (folder / "chat_template.jinja").write_text(" \n")
-    said = refusal(tmp_path, folder)
-    assert "a tokenizer without a chat template, and tasks" in said
-    assert load_tokenizer(resolve(str(folder))).chat_template is None
-    tokenizer = load_tokenizer(session_of(tmp_path, folder, "chat_template=chatml").source)
-    assert tokenizer.decode(encode_all(tokenizer, [PromptText(ASKED)])[0].context) == f"<s>{CHATML}"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Progress goes to stderr, the time left is never below nothing, and a note tells of a comparison at work."""
 
 import pytest
-import tiny_experiment
 
 from harness import store
 from harness.cli.progress_bar import TerminalProgress
@@ -87,27 +86,3 @@ def test_a_stage_is_noted_while_the_store_is_held_and_a_killed_process_leaves_no
         StoredProgress(SilentProgress(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
     with store.hold(at):
         assert store.current_activity(at) == {}
-
-
-class Lines(SilentProgress):
-    """Progress that remembers what was shown of candidates that are not done, and of those that are."""
-
-    def __init__(self):
-        self.shown, self.finished = [], []
-
-    def show(self, candidate, line, *items):
-        self.shown.append(candidate)
-
-    def finish(self, candidate, line, *items):
-        self.finished.append(candidate)
-
-
-@pytest.mark.e2e
-@pytest.mark.usefixtures("own_cache")
-def test_a_candidate_of_several_seeds_is_finished_with_the_last(tiny, tmp_path):
-    """Else the plan would drop the time of the other seeds; these fail, as their rows are longer."""
-    path = tiny_experiment.write(tmp_path, tiny, "  lora: {method: lora, params: {max_length: 8}}\n")
-    seen = Lines()
-    tiny_experiment.run(path, "seeds=[0, 1]", progress=seen)
-    assert seen.shown == ["lora"]
-    assert seen.finished == ["capability suite of the base", "lora"]

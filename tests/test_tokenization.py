@@ -1,6 +1,5 @@
 """Texts become token ids once, a block in one call; training rows those of TRL, anew where anything differs."""
 
-import shutil
 import threading
 from dataclasses import replace
 from types import MappingProxyType
@@ -178,18 +177,6 @@ def test_tokens_are_those_that_trl_makes(tmp_path, chat, adds_bos):
     own = tokenize(ROWS[:1], [(answer,)], chat, tokenizer, resolve(str(tmp_path / "m")))[0]
     assert own.wholes == [theirs["input_ids"]]
     assert [-100] * own.start + own.wholes[0][own.start :] == theirs["labels"]
-
-
-@pytest.mark.e2e
-def test_training_ends_with_the_same_weights_with_and_without_what_is_remembered(tiny, tmp_path):
-    made = []
-    for name in ("without", "with", "without again"):
-        if name == "without again":
-            shutil.rmtree(cache_dir())
-        context = tiny_methods.context(tiny, tmp_path / name)
-        made.append(dpo.METHOD.fit(context, dpo.Params(**QUICK, lora_dropout=0.2)))
-    assert len({weights.digest for weights in made}) == 1
-    assert made[0].training.loss == made[1].training.loss == made[2].training.loss
 
 
 def list_cached_files():

@@ -85,20 +85,6 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path):
     assert [(m.step, m.value) for m in history] == [(1, 2.5), (2, 1.5)]
 
 
-@pytest.mark.e2e
-def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path):
-    note_of("wandb", tmp_path, replace(REPORT, facts=FACTS[1:2]))
-    assert note_of("wandb", tmp_path).startswith("wandb: wandb sync")
-    folder = tmp_path / "trackers" / "wandb"
-    assert len(list((folder / "wandb").glob("offline-run-*"))) == 3, "each run once"
-    kept = sorted(path.stem for path in (folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert kept == ["run-lora-0", "run-prompt-0", "run-worse-0"]
-    curves, figures = read_wandb(folder, "lora-0")
-    assert curves["train/loss"] == [(1, 2.5), (2, 1.5)]
-    assert curves["training/target"] == [(2, 0.6), (3, 0.8)]
-    assert (figures["verdict"], figures["target/exact_match"]) == ("PASS", 0.81)
-
-
 def test_a_tracker_that_takes_nothing_costs_a_note_and_one_not_installed_is_refused(tmp_path, monkeypatch):
     (tmp_path / "trackers").write_text("a file where the folder would be")
     said = note_of("tensorboard", tmp_path)

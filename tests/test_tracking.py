@@ -69,18 +69,6 @@ def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, trac
         assert read_step(again, step) == read_step(tracked_fit, step)
 
 
-STOPPED_EARLY = {"learning_rate": 1e-12, "num_train_epochs": 50, "early_stopping_patience": 3}
-
-
-def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_made(
-    tiny, tmp_path, own_cache
-):
-    """The rate changes no logit, so validation is no better in any epoch after the first."""
-    stopped_fit = fit_tracked(tiny, tmp_path, track=4, **STOPPED_EARLY)
-    assert stopped_fit.training.n_steps == 48  # four of fifty epochs
-    assert list(map_tracked_folders(stopped_fit.folder / TRACKED)) == [12, 24, 36, 48]
-
-
 # What is measured
 
 TRACKED_RECIPE = "  held: {method: lora, track: {points: 2, items: 160}}\n"

@@ -1,6 +1,5 @@
 """Ways to train: knobs by their names, all weights, checkpoints that go on undisturbed, and every marked turn."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,8 +12,7 @@ from tiny_model import ASKED
 from harness import regularizers
 from harness.errors import UserError
 from harness.experiment.bases import _MARKED
-from harness.methods import full, lora, spectrum
-from harness.models.deltas import WEIGHTS
+from harness.methods import full, lora
 from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training.sft import SupervisedParams, _rows
@@ -27,12 +25,6 @@ QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0
 
 def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=tiny_methods.ignore, **params):
     return tiny_methods.fit(tiny, folder, method, {**QUICK, **params}, prepare=prepare, advance=advance)
-
-
-@pytest.mark.e2e
-def test_an_optimiser_is_taken_by_its_name(tiny, tmp_path):
-    plain = fit_tiny(tiny, tmp_path / "plain")
-    assert fit_tiny(tiny, tmp_path / "other", optim="paged_adamw_8bit").digest != plain.digest
 
 
 @pytest.mark.e2e
@@ -118,31 +110,6 @@ def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(ti
 def test_what_is_frozen_stays_as_it_was(tiny, tmp_path, written, moves):
     names, _ = changed(tiny, tmp_path, regularize={"freeze": written})
     assert names == {name for name in tensors(tiny) if moves(name)}
-
-
-def test_the_checkpoint_with_the_best_validation_loss_is_what_is_saved(tiny, tmp_path):
-    """The validation rows want answers of which each round knows less."""
-    from safetensors.torch import load_file
-
-    rows = tiny_methods.examples(slice(5, 6))
-    others = tuple(replace(row, references=("brown hen at noon",)) for row in rows)
-    params = {
-        "learning_rate": 0.05,
-        "lr_scheduler_type": "constant",
-        "num_train_epochs": 5,
-        "warmup_steps": 0,
-    }
-    params |= {"per_device_train_batch_size": 2, "share": 0.5}
-    made = tiny_methods.fit(tiny, tmp_path, spectrum, params, validation=others)
-    losses = dict(made.training.validation_loss)
-    best = min(losses, key=losses.get)
-    assert best < max(losses)
-    checkpoint = load_file(tmp_path / CHECKPOINTS / f"checkpoint-{best}" / "model.safetensors")
-    assert sum(tensor.numel() for tensor in checkpoint.values()) == made.training.n_trainable
-    saved = load_file(tmp_path / "delta" / WEIGHTS)
-    plain = {key.removesuffix(".weight"): t for key, t in checkpoint.items()}
-    assert len(plain) == len(saved)
-    assert all(t.equal(plain[key.removesuffix(".weight")]) for key, t in saved.items())
 
 
 MARKED = (

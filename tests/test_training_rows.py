@@ -2,24 +2,22 @@
 
 import io
 import json
-import random
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import tiny_experiment
-from checked_rows import LABELS, make_clean_rows
 from conftest import refused
 from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 from rich.console import Console
 
 from harness.data import load_task, load_training_rows
-from harness.data.edit.changes import EditedRow, RowDecision, keep_decision
+from harness.data.edit.changes import EditedRow
 from harness.data.edit.row_files import is_taught, payments_for, total_usd
 from harness.data.edit.save import Edit, save
 from harness.errors import UserError
-from harness.records import checksum, parse_json
+from harness.records import parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
 from harness.report.html import html
 from harness.spec import Mix, Task
@@ -91,35 +89,6 @@ def test_all_candidates_answer_the_same_test_items_and_a_second_compare_computes
         assert runs[one].weights_digest != runs[other].weights_digest
     again = tiny_experiment.run(path, "suites=[]")
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
-
-
-@pytest.mark.e2e
-def test_the_axis_of_quantity_counts_rows_as_trained_and_the_cost_counts_labels(tiny, tmp_path):
-    """A row that stands twice in a file is two rows and two labels; one that is drawn again is one label."""
-    path = write(
-        tmp_path,
-        tiny,
-        "  every: {method: classifier, train: all.jsonl}\n"
-        "  unique: {method: classifier, train: unique.jsonl}\n"
-        "  drawn: {method: classifier, mix: {files: [unique.jsonl, others.jsonl], rows: 60, replacement: true}}\n",
-        extra="decide: {label_cost_usd: 0.5}\n",
-    )
-    unique = tiny_experiment.letters(slice(0, 5))[:20]
-    again = [{**row, "id": f"again-{i}"} for i, row in enumerate(unique[:8])]
-    tiny_experiment.rows(tmp_path / "unique.jsonl", unique)
-    tiny_experiment.rows(tmp_path / "others.jsonl", tiny_experiment.letters(slice(0, 5))[20:])
-    tiny_experiment.rows(tmp_path / "all.jsonl", [*unique, *again])
-    report = tiny_experiment.run(path, "suites=[]")
-    (found,) = report.training_sets
-    sets = {of.candidate: of for of in found.sets}
-    assert [sets[name].n_rows for name in ("every", "unique", "drawn")] == [28, 20, 60]
-    assert [sets[name].label_cost_usd for name in ("every", "unique")] == [14.0, 10.0]
-    assert 0 < tiny_experiment.fact_of(report, "drawn").n_train <= 30
-    assert sets["drawn"].n_labelled <= 30
-    assert sets["drawn"].label_cost_usd == 0.5 * sets["drawn"].n_labelled
-    text = markdown(experiment_document(report))
-    assert f"| 60 ({sets['drawn'].n_labelled}) |" in text
-    assert "rows are counted as trained: one that occurs twice or is sampled again counts each time" in text
 
 
 def test_rows_that_a_test_item_or_a_suite_asks_too_are_refused_with_their_line(tiny, tmp_path):
@@ -236,44 +205,3 @@ def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):
     damaged = '"usd": 6.0,\n      "share"'
     there.write_text(there.read_text().replace(damaged.replace("usd", "cost_usd"), damaged))
     assert "a damaged manifest" in read_refusal(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")
-
-
-CLEANED = """\
-name: cleaned
-base_model: {model}
-target:
-  name: tickets
-  data: {{train: messy.jsonl, validation: parts/validation.jsonl, test: parts/test.jsonl}}
-  fields: {{prompt: "{{text}}", reference: "{{label}}"}}
-  labels: [refund, delivery, account, invoice]
-candidates:
-  messy: {{method: classifier, params: {{ngram_range: [1, 1]}}}}
-  relabelled: {{method: classifier, params: {{ngram_range: [1, 1]}}, train: relabelled.jsonl}}
-  unique: {{method: classifier, params: {{ngram_range: [1, 1]}}, train: unique.jsonl}}
-"""
-
-
-@pytest.mark.weekly
-def test_rows_that_are_checked_cleaned_made_unique_and_split_raise_the_score(data, tiny, tmp_path, own_cache):
-    rows, draw = make_clean_rows(700), random.Random(1)
-    messy = [
-        row | {"label": draw.choice(sorted({*LABELS} - {row["label"]}))} if draw.random() < 0.2 else row
-        for row in rows[:400]
-    ]
-    jsonl(tmp_path / "messy.jsonl", [*messy, *messy[:20]])
-    jsonl(tmp_path / "held.jsonl", rows[400:])
-    findings = json.loads(run_data(data, "check", "messy.jsonl", "--json"))["findings"]
-    (suspect,) = (f for f in findings if f["check"] == "suspect_labels" and f["labels"])
-    for place, label in zip(suspect["rows"], suspect["labels"], strict=True):
-        line, decision = int(place.rpartition(":")[2]), RowDecision("relabel", label)
-        keep_decision("messy.jsonl", line, decision, checksum(Path("messy.jsonl")), "label")
-    decided = ("--decisions", "messy.jsonl.decisions.json")
-    run_data(data, "clean", "messy.jsonl", *decided, "--out", "relabelled.jsonl")
-    run_data(data, "dedup", "relabelled.jsonl", "--out", "unique.jsonl")
-    run_data(data, "split", "held.jsonl", "--shares", "0.1,0.1,0.8", "--stratify", "label", "--out", "parts")
-    (tmp_path / "harness.yaml").write_text(CLEANED.format(model=tiny))
-    (table,) = tiny_experiment.run(tmp_path / "harness.yaml").training_sets
-    _, relabelled, unique = table.sets
-    assert min(relabelled.difference.low, unique.difference.low) > 0
-    assert (relabelled.n_rows, unique.n_rows) == (420, 400)
-    assert unique.score == pytest.approx(relabelled.score, abs=0.05)

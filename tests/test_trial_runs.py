@@ -128,37 +128,6 @@ def test_a_trial_of_no_run_is_unused_with_its_weights(store):
     assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})
 
 
-def test_while_work_is_unfinished_its_trials_are_not_unused(store):
-    keep_trial(store, "bbb")
-    stores.begin(store, "desk")
-    assert release.list_unreferenced(store).removable == ()
-
-
-def keep_prompt_trials(store, **rows):
-    """Keep trials of system messages, each with its rows, and the run that was chosen among them."""
-    metrics, made = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}, []
-    for system, digests in rows.items():
-        trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
-        run_id = f"desk-best-s0-trial-{system}"
-        run = make_run(run_id, digests, weights_digest="the base", metrics=metrics)
-        made.append(TrialRun(run, trial, "f1"))
-        stores.save_trial(store, made[-1])
-    sweep = {"sweep": [one.to_plain()["trial"] for one in made]}
-    stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
-    return made
-
-
-def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_among_it(store):
-    trials = keep_prompt_trials(store, brief=[], kind=[])
-    (run,) = stores.list_runs(store)
-    assert stores.trials_by_run(store, [run]) == {"desk-best-s0-1": trials, "": []}
-    assert stores.split_trials(store, [run])[1] == []
-    with pytest.raises(UserError, match="next: harness runs rm desk-best-s0-1, which removes its trials too"):
-        stores.remove_run(store, trials[0].run.run_id)
-    stores.remove_run(store, "desk-best-s0-1")
-    assert stores.list_trials(store) == []
-
-
 @pytest.mark.e2e
 def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(
     tiny, tmp_path, harness

@@ -257,29 +257,6 @@ def test_without_the_bound_the_best_on_validation_is_chosen_and_where_all_pass_i
     assert [choose(), choose(most_forgetting=None), choose(most_forgetting=-0.1)] == [0.001, 0.01, 0.0001]
 
 
-def test_a_task_of_which_few_items_are_left_does_not_count_like_the_others(tmp_path):
-    open_world(tmp_path, TRIALS)
-    file = tmp_path / "suites" / "general" / "chat.jsonl"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[: LIMIT + 4]))
-    again, _ = open_world(tmp_path, TRIALS)
-    counted = {m.task.name: len(m.items.test) for m in general_items(again.suites, again.first_seed, 160)}
-    assert counted == {m.task.name: 40 for m in again.suites if m.task.name != "chat"}
-
-
-def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
-    """One cluster holds an item that a test of another task asks, and one that none asks."""
-    whole = general_items(bound[0].suites, bound[0].first_seed, 160)
-    asked, spare = bound[0].suites[1].items.test[0].id, whole[0].items.test[0].id
-    open_world(tmp_path, TRIALS)
-    for name, item in (("sums", asked), ("chat", spare)):
-        file = tmp_path / "suites" / "general" / f"{name}.jsonl"
-        file.write_text(file.read_text().replace(f'"id": "{item}"', f'"cluster": "shared", "id": "{item}"'))
-    again, _ = open_world(tmp_path, TRIALS)
-    left = general_items(again.suites, again.first_seed, 160)
-    assert {e.id for e in whole[0].items.test} - {e.id for e in left[0].items.test} == {spare}
-    assert [len(m.items.test) for m in left] == [39, 40, 40, 40]
-
-
 def test_a_constraint_moves_the_search_to_what_keeps_it(tiny, tmp_path):
     """What scores best forgets too much, so with the constraint fewer of the last trials are of that kind."""
     written = "  found: {method: lora, search: {learning_rate: [1.0e-4, 1.0e-1, log], r: [2, 4]}}\n"

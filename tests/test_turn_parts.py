@@ -1,6 +1,5 @@
 """Every key of a turn is used, named as not used, or refused; thumbs are read, trained on as the paper says, or refused."""
 
-import json
 import math
 
 import pytest
@@ -48,13 +47,10 @@ def talk(*turns):
     "turn",
     [
         {"content": "Let me look.", "tool_calls": [NESTED]},
-        {"content": "Let me look.", "tool_calls": json.dumps([FLAT])},
-        {"content": "Let me look.", "tool_calls": [{"function": json.dumps(FLAT)}]},
         {"content": "Let me look.", "tool_calls": [{**FLAT, "function": None, "parameters": None}]},
         {"content": "Let me look.", "function_call": CALL},
         {"content": [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Let me look."}, USE]},
         {"parts": [{"text": "Let me look."}, {"functionCall": {"name": "track", "args": {"order": 7}}}]},
-        {"content": None, "refusal": "Let me look.", "tool_calls": [FLAT]},
     ],
 )
 @pytest.mark.parametrize("place", ["last", "middle", "own layout"])
@@ -79,7 +75,6 @@ def test_a_call_of_a_tool_is_read_in_every_form_and_at_every_place(load, turn, p
             for said in ("at sea", [{"type": "text", "text": "at sea"}])
         ),
         ({"role": "tool", "content": {"place": "sea"}}, '{"place": "sea"}'),
-        ({"role": "tool", "content": [{"place": "sea"}]}, '[{"place": "sea"}]'),
         ({"role": "function", "parts": [{"functionResponse": {"name": "t", "response": {"place": "sea"}}}]}, '{"place": "sea"}'),
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from harness.lifecycle.rescue import Rescue, select_case
 from harness.lifecycle.rescue_result import HalfVerdict, TrialResult
 from harness.lifecycle.rescue_result import rows as rescue_rows
 from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
-from harness.records import MetricRange, RowsIdentity, Run
+from harness.records import RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
@@ -147,22 +147,6 @@ def store_slow_run(at, name, latency_s, metric="latency", **changes):
     rows_of = {"support/test": identity.digest}
     run = Run(name, "e", name, "base", "zero_shot", "generate", 0, "m", name, name, "done", "", rows_of, {})
     store.save_run(at, replace(run, **changes))
-
-
-@pytest.mark.e2e
-def test_two_stored_runs_are_compared_in_the_unit_that_the_metric_or_the_runs_say(tmp_path):
-    at = store.Store(tmp_path)
-    store_slow_run(at, "slow", 12.0)
-    store_slow_run(at, "fast", 2.0)
-    found = differences(at, "slow", "fast").scores["support/test"]["latency"]
-    assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "latency", False))
-    assert len(found.difference.gained) == 8
-    said = {"metrics": {"support": {"edits": MetricRange(False, 0.0, None)}}}
-    for name, edits in (("many", 12.0), ("few", 2.0)):
-        store_slow_run(at, name, edits, "edits", **said)
-    found = differences(at, "many", "few").scores["support/test"]["edits"]
-    assert (found.a, found.b, found.unit) == (15.5, 5.5, Unit(1.0, "edits", False))
-    assert len(found.difference.gained) == 8
 
 
 def test_a_metric_whose_unit_is_not_known_is_not_taken_for_a_rate(tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from checked_rows import make_clean_rows, run_command, texts, write
-from proposals import propose
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -56,15 +55,11 @@ LAYOUTS = {
     "a name of its own": {"question": ASK, "x7": passage, "answer": says},
     "an object": {"question": ASK, "table": lambda i: {"crate": i, "holds": passage(i)}, "answer": says},
     "RACE": {"question": ASK, "article": passage, "options": ["full", "empty"], "answer": letter},
-    "MMLU with a passage": {"question": ASK, "A": "full", "B": "empty", "answer": letter, "passage": passage},
     "our own": {"prompt": ASK, "document": passage, "reference": says},
-    "FLAN": {"inputs": ASK, "targets": says, "context": passage},
     "Alpaca": {"instruction": ASK, "input": "", "output": says, "history": passage},
-    "chat": {"messages": talk, "documents": lambda i: [{"title": "x", "text": passage(i)}]},
     "chat with texts": {"messages": talk, "documents": lambda i: [passage(i)]},
     "ShareGPT": {"conversations": share, "context": passage},
     "preference": {"prompt": ASK, "chosen": says, "rejected": "Maybe.", "context": passage},
-    "text and label": {"text": ASK, "label": says, "body": passage},
     "relevance": {"query": "an empty crate", "body": passage, "label": says},
     "SQL": {"question": "How many?", "schema": "CREATE TABLE t{} (n INT)", "answer": "SELECT SUM(n) FROM t{}"},
     "short, and tells answers apart": {"question": "Who leads it?", "year": "in {}", "answer": lambda i: f"Leader {i % 7}"},
@@ -91,7 +86,7 @@ def test_what_a_question_is_about_is_offered_with_the_line_that_reads_it(tmp_pat
     rows = [make_row(name, i) for i in range(N)]
     file, column = write(tmp_path / "rows.jsonl", rows), context_of(rows[1])
     task = {"name": "t", "data": {"test": file}}
-    if name in ("text and label", "relevance"):
+    if name == "relevance":
         task["fields"] = {"prompt": f"{{{asking}}}", "reference": "{label}"}
     (said,) = (line for line in load_task(Task.model_validate(task), 0).read_as if "may hold" in line)
     assert f"{column!r} (" in said
@@ -122,19 +117,6 @@ def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
     assert column in named["--prompt"]
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("name", "is_offered"), [("chat with texts", True), ("BoolQ", False), ("MMLU with a passage", False)]
-)
-def test_init_reads_a_context_by_its_name_and_offers_one_beside_turns(tmp_path, name, is_offered):
-    file = write(tmp_path / "mine.jsonl", [make_row(name, i) for i in range(2 * N)])
-    proposal = propose(tmp_path, file)
-    offered = [line for line in proposal.warnings if "may hold what the question is about" in line]
-    prompts = [example.prompt for example in load_task(proposal.task, 0).train]
-    assert bool(offered) == is_offered
-    assert ["stands in hall" in prompt for prompt in prompts] == [not is_offered] * len(prompts)
-
-
 @pytest.mark.parametrize(
     "column",
     [
@@ -142,7 +124,6 @@ def test_init_reads_a_context_by_its_name_and_offers_one_beside_turns(tmp_path, 
         {"text": lambda i: f"### Instruction: {ASK.format(i)} ### Response: {says(i)}"},
         {"label_name": lambda i: f"the crate that is {says(i)}, as a longer name of a label"},
         {"url": lambda i: f"https://example.org/a/long/address/of/a/page/{i}"},
-        {"licence": lambda i: "Creative Commons Attribution, version 4.0, International"},
     ],
 )
 def test_a_column_that_is_no_context_is_only_named(tmp_path, column):
@@ -168,26 +149,6 @@ def test_a_system_prompt_stands_in_front_of_a_question_that_a_template_names(tmp
     assert not any("not read" in note for note in items.read_as)
 
 
-def test_a_context_that_is_no_text_stands_in_front_of_its_question(tmp_path):
-    row = {"question": "Who?", "answer": "Me.", "context": {"title": ["A"], "sentences": [["It is me."]]}}
-    task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", [row])}}
-    (item,) = load_task(Task.model_validate(task), 0).test
-    assert item.prompt == 'Context:\n{"title": ["A"], "sentences": [["It is me."]]}\n\nWho?'
-
-
-def test_an_edit_says_which_context_it_does_not_compare_and_its_options_compare_it(data, tmp_path):
-    asked = {"question": "Is crate 1 empty?"}
-    rows = [
-        {**asked, "passage": f"Day {i}, the porter wrote: {says(i)}.", "answer": says(i)} for i in range(6)
-    ]
-    edit = ["dedup", write(tmp_path / "rows.jsonl", rows), "--dry-run", "--alike", "1"]
-    code, out, err = data(*edit)
-    (said,) = (line for line in err.splitlines() if "may hold what" in line)
-    assert (code, "2 written" in out) == (0, True)
-    code, out, err = data(*edit, *shlex.split(said.rpartition(", ")[2]))
-    assert (code, "6 written" in out, "may hold" in err) == (0, True, False)
-
-
 TWO_LAYOUTS = {
     "our own": lambda asks, answers: {"prompt": asks, "reference": answers},
     "chat": lambda asks, answers: {
@@ -208,8 +169,8 @@ def files(folder, train, test):
     return [write(folder / f"{part}.jsonl", content) for part, content in made.items()]
 
 
-# Each layout once as the first of a pair and once as the second.
-PAIRS = list(pairwise([*TWO_LAYOUTS, next(iter(TWO_LAYOUTS))]))
+# Each layout once.
+PAIRS = list(pairwise([*TWO_LAYOUTS, next(iter(TWO_LAYOUTS))]))[::2]
 
 
 @pytest.mark.parametrize(("train", "test"), PAIRS)
@@ -222,8 +183,7 @@ def test_a_leak_is_found_where_training_and_test_rows_have_different_layouts(tmp
 @pytest.mark.parametrize(
     ("asks", "answers", "more"),
     [
-        ("question_text", "answer_text", ()), ("customer_question", "reply", ()), ("user_text", "bot_reply", ()),
-        ("query", "response_text", ()), ("body", "answer_text", ()), ("Customer question", "class label", ()),
+        ("question_text", "answer_text", ()), ("Customer question", "class label", ()),
         ("body", "team", ("question_id",)), ("query", "answers", ("query_id",)),
     ],
 )  # fmt: skip
@@ -328,7 +288,6 @@ def test_a_table_whose_columns_are_named_as_lists_is_checked_and_cleaned_whole(t
     "fields",
     [
         {"messages": "hello"},
-        {"conversations": "hello"},
         {"question": "Who?", "answer": "a", "choices": "a survey"},
         {"instruction": "Who?", "completions": 3},
     ],
@@ -336,12 +295,6 @@ def test_a_table_whose_columns_are_named_as_lists_is_checked_and_cleaned_whole(t
 def test_plain_texts_make_no_layout_but_that_of_the_other_columns(fields):
     layout = formats.recognise([Row("r:1", fields)])
     assert layout is None or layout.name == "question"
-
-
-def test_a_single_column_that_no_template_can_name_is_refused_by_the_check(table):
-    write(Path("one.jsonl"), [{"Text, as sent": row["text"]} for row in make_clean_rows(20)])
-    done = CliRunner().invoke(app, ["data", "check", "one.jsonl"])
-    assert "which no template can name" in str(done.exception)
 
 
 def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):
