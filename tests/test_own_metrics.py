@@ -295,56 +295,12 @@ def test_a_regularizer_has_a_hook_and_a_method_that_calls_it(name):
     assert any(plugins.takes(plugins.method(method), name) for method in plugins.names("methods"))
 
 
-NORMS = """
-from dataclasses import replace
-
-from harness.plugins import Method
-from harness.training import FitContext, SupervisedParams, Weights, model_digest, fine_tune
-
-
-class Params(SupervisedParams):
-    pass
-
-
-def only_norms(model):
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("norm" in name)
-
-
-def fit(context, params):
-    folder = context.folder / "model"
-    training = fine_tune(replace(context, prepare=only_norms), params, None, folder)
-    return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, training)
-
-
-METHOD = Method(params=Params, fit=fit, makes="model", trains=True, draws_from="train", seeded=True)
-"""
-TUNED = "{method: norms, params: {num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
-
-
 def run_own(folder, cache, program, *words):
     env = {**os.environ, "PYTHONPATH": str(folder), "HARNESS_CACHE": str(cache)}
     command = [sys.executable, "-c", program, *words]
     done = subprocess.run(command, cwd=folder / "own", env=env, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     return {fact["name"]: fact for fact in json.loads(done.stdout)["facts"]}, done.stderr
-
-
-@pytest.mark.slow
-def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
-    """What only its file knows of is checked, trained, evaluated, judged and can be rescued."""
-    shutil.copytree(Path(harness.__file__).parent, tmp_path / "harness")
-    (tmp_path / "harness" / "methods" / "norms.py").write_text(NORMS)
-    candidates = (
-        f"  prompt: {{method: base}}\n  norms: {TUNED}\n  half: {{method: interpolated, init_from: norms}}\n"
-    )
-    tiny_experiment.write(tmp_path / "own", tiny, candidates)
-    facts, _ = run_own(tmp_path, own_cache, "from harness.cli import main; main()", "compare", "--json")
-    assert {name: fact["state"] for name, fact in facts.items()} == dict.fromkeys(
-        ("prompt", "norms", "half"), "done"
-    )
-    assert facts["norms"]["verdict"]["outcome"] in ("pass", "fail", "inconclusive")
-    assert 0 < facts["norms"]["training"]["n_trainable"] < 2000
 
 
 L1 = '''

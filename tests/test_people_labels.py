@@ -24,7 +24,6 @@ from harness.analysis.labelled_answers import (
 from harness.analysis.target_rules import target_rule
 from harness.analysis.verdict import TargetFacts
 from harness.config.rubrics import current_labels, digest_question
-from harness.errors import IncompatibleRuns
 from harness.experiment.study import correct_reached
 from harness.lifecycle import label_file, pair_file
 from harness.metrics import mean_metric
@@ -101,27 +100,6 @@ def test_a_judge_that_likes_long_answers_is_unmasked_and_what_its_own_model_made
         ends = sorted((sign * favour.low, sign * favour.high))
         assert formatting.points(sign * favour.score, *ends) in said
     assert "no pair with another model" in " ".join(label_sentences(replace(found, own=("long", "short"))))
-
-
-def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
-    draw = np.random.default_rng(2)
-    truth = [(draw.random(300) < 0.5).astype(float) for _ in range(2)]
-    lengths = [draw.integers(60, 240, 300), draw.integers(120, 480, 300)]
-    arms = [
-        answers(np.maximum(y, draw.random(300) < share), n, name)
-        for y, n, name, share in zip(truth, lengths, ("one", "liked"), (0, 0.7), strict=True)
-    ]
-    labels = label_arms(arms, truth, 200)
-    found = calibrate(JUDGE, {"one": arms[0], "liked": arms[1]}, [("liked", "one")], [labels])
-    assert found.pairs[0].favour.low > 0.1
-    assert found.length.low < 0 < found.length.high
-    between = found.pairs[0].longer
-    assert between.is_length
-    assert between.favour.low < 0 < between.favour.high
-    assert "is not shown to favour a length" in " ".join(label_sentences(found))
-    even = [[replace(row, text=row.text[:40]) for row in arm] for arm in arms]
-    labels = label_arms(even, truth, 200)
-    assert calibrate(JUDGE, {"one": even[0]}, [], [labels]).length is None
 
 
 def test_such_a_judge_is_corrected(long_winded):
@@ -429,14 +407,6 @@ def test_every_problem_of_a_file_is_listed_and_nothing_stored(harness, project):
     assert store.list_labels(Store(project / "runs")) == []
 
 
-def test_labels_of_another_scale_are_taken_to_0_to_1(harness, project):
-    said = ("1", "3,0", "5", "", "Yes", "no")
-    written, done = rate(harness, project, 5, lambda i: said[i % 6], "--scale", "1,5")
-    (found,) = store.list_labels(Store(project / "runs"))
-    assert {one.label for one in found.labels} == {0.0, 0.5, 1.0}
-    assert f"{len(written) - len(found.labels)} rows left blank" in done.stdout
-
-
 def test_no_cell_starts_a_formula_and_what_stands_in_a_question_decides_nothing(tmp_path):
     assert [spreadsheet_lines(f"{sign}1") for sign in "=＝＋－＠"] == [f"'{sign}1" for sign in "=＝＋－＠"]
     assert spreadsheet_lines("a\u202eb\x00c\nd") == "abc\nd"
@@ -522,43 +492,6 @@ def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
     assert found.n_pairs == len(written) > 20
     assert 0 < sum(firsts) < len(firsts)
     assert all("Letter" in row["question"] and row["question"].count("Letter") == 1 for row in written)
-
-
-SEEDS = ["seeds=[0,1]"]
-
-
-@pytest.fixture
-def two_seeds(project):
-    at, path = Store(project / "runs"), project / "harness.yaml"
-    (run,) = [run for run in store.list_runs(at) if run.candidate == "shots"]
-    path.write_text(path.read_text().replace("shots: {prompting", "shots: {method: full, prompting"))
-    recipe = config.load(path).experiment.candidates["shots"].model_dump(mode="json")
-    for seed in (0, 1):
-        # What a fine-tune's rows are stored under holds its weights, so no two seeds share a digest.
-        identity = store.rows.read_identity(at, run.rows["letters/test"])
-        own = replace(identity, weights_digest=f"weights-{seed}")
-        shutil.copytree(at.rows(identity.digest), at.rows(own.digest))
-        store.write_record(at, at.rows(own.digest) / "identity.json", own)
-        rows_of = run.rows | {"letters/test": own.digest}
-        made = replace(run, run_id=f"seed-{seed}", method="full", seed=seed, recipe=recipe, rows=rows_of)
-        store.save_run(at, replace(made, weights_digest=f"weights-{seed}"))
-    return path
-
-
-@pytest.mark.e2e
-def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(two_seeds):
-    found, folder = [], two_seeds.parent
-    for i in range(4):
-        file = folder / f"{i}.csv"
-        found.append(pair_file.export_pairs(two_seeds, file, SEEDS, n_items=70))
-        write(file, [row | {"better": "left"} for row in read(file)])
-        pair_file.import_pairs(two_seeds, file, SEEDS)
-    assert [one.runs[0] for one in found] == ["shots", "shots (seed 1)"] * 2
-    assert found[0].waiting == ("shots (seed 1)",)
-    assert found[3].n_left == 0
-    with pytest.raises(IncompatibleRuns, match="all rated"):
-        pair_file.export_pairs(two_seeds, folder / "none.csv", SEEDS)
-    assert not (folder / "none.csv").exists()
 
 
 def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(long_winded):

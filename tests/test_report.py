@@ -35,7 +35,6 @@ from harness.report import (
     to_json,
     write,
 )
-from harness.report.document import align
 from harness.report.escape import clean, shorten
 from harness.report.escape import markdown as escape
 from harness.spec import DecidePolicy
@@ -130,12 +129,6 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
     of_grid = report([*alternatives(), make_fine_tune("lora[r=8]", 0.81, 0.07)])
     assert commands(of_grid)[0] == "harness promote 'lora[r=8]'"
-    workers = CommandLine("", ("execution.executor=ray", "seeds=[0]"))  # only a comparison goes there again
-    seeds = "harness compare execution.executor=ray 'seeds=[0,1,2]'"
-    into_use = [f"harness {words} 'seeds=[0]'" for words in ("export lora --to merged", "serve lora")]
-    assert commands(report(typed=workers)) == ["harness promote lora 'seeds=[0]'", *into_use, seeds]
-    again = ["harness compare execution.executor=ray 'seeds=[0]'"]
-    assert commands(report(decision=None, typed=workers)) == again
     of_two = CommandLine("a.yaml", (), ("lora", "knn"))
     assert commands(report(smoke=True, typed=of_two)) == ["harness compare --candidates lora,knn -c a.yaml"]
 
@@ -398,25 +391,3 @@ def test_every_key_of_the_file_is_listed_with_its_default_and_meaning():
     assert found["decide"].startswith("Prices, volumes and needs")
     assert found["gate.drift"].startswith("nothing if not written. `drift` is a rise in bits per byte")
     assert [key for key, said in found.items() if re.fullmatch("[^`]*(if not|to be) written[.]", said)] == []
-
-
-SHOWN_COLUMNS = ("task", "n", "change", "evidence")
-ROWS = (
-    ("prose_text", "40", "−0.066 [−0.079, −0.051]", "bits per byte, an early warning that gate.drift would judge"),
-    ("grammar", "300", "+1.0 [−1, +4]", "no task is named critical"),
-)  # fmt: skip
-
-
-def lines(width=None, rows=ROWS):
-    return [str(line) for line in align(SHOWN_COLUMNS, rows, width)]
-
-
-def test_a_table_that_is_wider_than_the_terminal_is_wrapped_by_its_cells():
-    narrow = lines(60)
-    assert max(map(cell_len, narrow)) <= 60
-    assert sorted(" ".join(narrow).split()) == sorted(" ".join(lines()).split())
-    assert len(lines()) == 1 + len(ROWS)
-    assert any("[−0.079, −0.051]" in line for line in lines(60))
-    assert lines(20) == lines()
-    wide = [("漢字" * 4, "1", "0.0", "漢字 漢字 漢字 漢字 漢字 漢字 漢字 漢字")]
-    assert max(map(cell_len, lines(48, wide))) <= 48

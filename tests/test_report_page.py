@@ -9,11 +9,9 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import pytest
 from fake_facts import BITS, alternatives, candidate, comparison, make_decision, make_fine_tune, verdict
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.cells import cell_len
 from rich.console import Console
 
 from harness import formatting
@@ -24,9 +22,7 @@ from harness.records import SampleResult, TrainingRecord
 from harness.report import (
     ExperimentReport,
     ShownItem,
-    ShownPrompt,
     experiment_document,
-    front_file,
     html,
     markdown,
     show_items,
@@ -238,18 +234,6 @@ def test_the_page_lays_items_out_by_candidates_and_can_leave_out_what_they_agree
     assert "expected: <bdi>a text</bdi>" in text
 
 
-def test_a_cell_opens_on_the_prompt_that_was_sent_and_on_what_the_answer_scored():
-    text = "<|im_start|>user\nWhere?<|im_end|>\n"
-    asked = ShownPrompt(("base",), text, 12, True), ShownPrompt(("lora",), "Where, now?", 5, False)
-    answers = {name: ShownAnswer("x", "ok", "✓", ("exact match: 1.000",)) for name in ("base", "lora")}
-    page = html(report(answers=(replace(shown_item(), answers=answers, prompts=asked),)))
-    of_base, of_lora = page.split('<td class="right">')[1:]
-    assert "exact match: 1.000" in of_base
-    assert "The prompt as it was sent, 12 tokens." in of_base
-    assert "&lt;|im_start|&gt;user\nWhere?&lt;|im_end|&gt;" in of_base
-    assert "Made from today&#39;s files; the prompt that was sent differed" in of_lora.partition("</td>")[0]
-
-
 def parse_svg(svg: str) -> ET.Element:
     return ET.fromstring(svg)
 
@@ -268,33 +252,6 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
     assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
-
-
-LONG = [f"a-candidate-that-{what}-is-told-from-the-others-by-one-word" for what in ("first", "second")]
-GRID = [f"few-shot-of-quite-a-long-name[select=knn,shots={n},seed={s}]" for n in (4, 16) for s in (1, 2)]
-IN_THE_MIDDLE = [f"{'a' * 40}{what}{'b' * 40}" for what in "xyz"]
-
-
-def texts(picture):
-    return [e.text for e in parse_svg(picture).iter() if e.tag.endswith("}text")]
-
-
-@pytest.mark.parametrize("names", [LONG, GRID, IN_THE_MIDDLE])
-def test_long_names_stay_apart_in_pictures(names):
-    points = [add_base_verdict(candidate(name, 0.5 + i / 100)) for i, name in enumerate(names)]
-    of = report(*points)
-    shown = [e.text for e in parse_svg(front(of)).iter() if "over" in e.get("class", "") and "…" in e.text]
-    assert len(set(shown)) == len(names)
-    assert max(map(cell_len, shown)) <= 34
-
-
-def test_the_file_of_the_front_stands_alone_on_white():
-    picture = front_file(report())
-    root = parse_svg(picture)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert "--surface:#fff" in picture
-    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", picture) == []
-    assert list_titles(picture) == list_titles(front(report()))
 
 
 def test_the_curve_shows_every_step_and_its_mean_looks_back_a_quarter_of_an_epoch():

@@ -73,17 +73,6 @@ def save_two_runs(store):
     stores.save_run(store, make_run("b", [IDENTITY.digest, OTHER.digest]))
 
 
-def test_digests_of_documents_are_those_of_the_file_as_it_is_now(store):
-    complete(store, IDENTITY, make_rows(3))
-    before = stores.document_digests(store, IDENTITY.digest)
-    before["item-00000"] = "what a caller does to its own"
-    shutil.rmtree(store.parquet(IDENTITY.digest).parent)
-    complete(store, IDENTITY, [row(0), row(1, prompt="another question"), row(2)])
-    after = stores.document_digests(store, IDENTITY.digest)
-    assert after["item-00000"] == after["item-00002"] != after["item-00001"]
-    assert after["item-00002"] == before["item-00002"]
-
-
 def contents(store):
     with duckdb.connect(str(store.index), read_only=True) as db:
         query = "SELECT schema_name, table_name FROM duckdb_tables() ORDER BY 2"

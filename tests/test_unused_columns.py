@@ -1,21 +1,17 @@
 """Columns: which are read, held as ids or named; two layouts in one task, and plain texts under a layout's names."""
 
-import csv
-import json
 import shlex
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from checked_rows import make_clean_rows, run_command, texts, write
+from checked_rows import run_command, texts, write
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.data import formats, load_task
+from harness.data import load_task
 from harness.data.columns import find_roles
 from harness.data.readers import read
-from harness.data.text_files import Row
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, check_target, examine_rows
 from harness.spec import Task, TaskData
@@ -243,58 +239,6 @@ def test_files_of_different_layouts_are_no_mixture(tmp_path, one, other):
     (problem,) = refused.exception.problems
     assert problem.next_step.startswith("let a candidate read each as it is: train: [a, b]")
     assert not (tmp_path / "n.jsonl").exists()
-
-
-def test_files_of_one_layout_are_a_mixture_though_some_have_more_columns(tmp_path):
-    more = [{**row, "source_id": i} for i, row in enumerate(texts(20, 1))]
-    several = [{"prompt": row["prompt"], "references": [row["reference"]]} for row in texts(20, 2)]
-    named = [write(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate((texts(20, 0), more, several))]
-    assert "60 written" in run_command(f"harness data mix {' '.join(named)} --out {tmp_path / 'n.jsonl'}")
-
-
-@pytest.fixture
-def table(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write_table(text, label, **more):
-        with Path("table.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([text, label, *more])
-            writer.writerows([row["text"], row["label"], *more.values()] for row in make_clean_rows(60))
-
-    return write_table
-
-
-@pytest.mark.parametrize(
-    ("text", "label", "more"),
-    [
-        ("messages", "label", {}),
-        ("prompt", "reference", {"choices": "[a] survey", "messages": "12"}),
-        ("query", "label", {"completions": 3}),
-    ],
-)
-def test_a_table_whose_columns_are_named_as_lists_is_checked_and_cleaned_whole(table, text, label, more):
-    table(text, label, **more)
-    named = f"--prompt {text} --reference {label}"
-    for columns in ("", named):
-        found = json.loads(run_command(f"harness data check table.csv {columns} --json"))
-        assert not [f for f in found["findings"] if f["check"] == "missing_values" and f["count"]]
-        assert any(f["check"] == "class_balance" and "4 labels" in f["title"] for f in found["findings"])
-    said = run_command(f"harness data clean table.csv {named} --out clean.csv")
-    assert said.startswith("60 read, 60 written")
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"messages": "hello"},
-        {"question": "Who?", "answer": "a", "choices": "a survey"},
-        {"instruction": "Who?", "completions": 3},
-    ],
-)
-def test_plain_texts_make_no_layout_but_that_of_the_other_columns(fields):
-    layout = formats.recognise([Row("r:1", fields)])
-    assert layout is None or layout.name == "question"
 
 
 def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):

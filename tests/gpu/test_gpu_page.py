@@ -8,16 +8,13 @@ import bench_page
 import gpu_parts
 import pytest
 from bench_page import Row, Table, stem
-from gpu_page import NEVER_RUN, PUBLISHED, Part, PartEnd, keep, read_parts, render_page, state
+from gpu_page import NEVER_RUN, PUBLISHED, Part, read_parts, render_page
 
 from harness.models.hardware import Machine
 
 ROOT = Path(__file__).parents[2]
 ON_THE_CPU = "test_a_tiny_model_on_the_cpu_is_measured_the_same_way"
 CARD = Machine("cuda", "A card", "bf16", 5e5)
-PASSING, FAILING, SLEEPING = (
-    Part(name, (), f"what {name} shows") for name in ("passing", "failing", "sleeping")
-)
 
 
 def figures(measured=5.2):
@@ -64,39 +61,17 @@ def test_the_parts_run_every_test_that_needs_a_gpu():
 # Parts that were recorded
 
 
-def test_a_part_stands_on_the_page_with_its_own_figures_and_a_failed_test_is_named(tmp_path):
-    page, every = tmp_path / "gpu", (PASSING, FAILING)
-    keep(page, every, "passing", PartEnd("passed", 61.0, (("test_a", "passed"),), figures()))
-    text = page.with_suffix(".md").read_text()
-    assert "| `passing` | what passing shows | passed after 61 s, 1 of 1 tests passed |" in text
-    assert "| `failing` | what failing shows | never run |" in text
-    assert "## passing: a Llama" in text
-    assert "| choices, 640 items | 5.2 times as fast | at least 5 times as fast | yes |" in text
-    assert "Both sides:" in text
-    assert "Nothing of the harness has been run on a GPU" not in text
-
-    keep(page, every, "passing", PartEnd("passed", 61.0, (), figures(5.2)))
-    keep(page, every, "failing", PartEnd("passed", 9.0, (), figures(7.7)))
-    keep(page, every, "passing", PartEnd("passed", 55.0, (), figures(6.6)))
-    text = page.with_suffix(".md").read_text()
-    assert ("6.6 times" in text, "7.7 times" in text, "5.2 times" in text) == (True, True, False)
-    assert [one.seconds for one in read_parts(page).values()] == [55.0, 9.0]
-    ended = PartEnd("failed", 9.0, (("test_a", "passed"), ("test_b[cuda]", "failed")))
-    assert state(ended) == "failed after 9 s, 1 of 2 tests passed: `test_b[cuda]` failed"
-    assert not ended.is_done
-
-
 # Parts that run here, of a pytest each
 
 
 @pytest.fixture
-def three(tmp_path, monkeypatch):
-    """Write three parts whose tests need no GPU: one passes and leaves figures, one fails, one never ends."""
+def two(tmp_path, monkeypatch):
+    """Write two parts whose tests need no GPU: one passes and leaves figures, one fails."""
     (tmp_path / "figures.json").write_text(json.dumps(figures()))
     (tmp_path / "conftest.py").write_text("")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu: needs a GPU\n")
     (tmp_path / "test_parts.py").write_text(
-        "import os, pathlib, time, pytest\n"
+        "import os, pathlib, pytest\n"
         "here = pathlib.Path(__file__).parent\n"
         "pytestmark = pytest.mark.gpu\n"
         "def test_passes():\n"
@@ -105,21 +80,17 @@ def three(tmp_path, monkeypatch):
         "def test_fails():\n"
         "    with (here / 'asked').open('a') as file: file.write('fails ')\n"
         "    assert (here / 'mended').exists()\n"
-        "def test_sleeps():\n"
-        "    time.sleep(600)\n"
-        "def test_skips():\n"
-        "    pytest.skip('no GPU')\n"
     )
     monkeypatch.setattr(gpu_parts, "_ROOT", tmp_path)
     return tuple(
         Part(name, (f"test_parts.py::test_{verb}",), f"what {name} shows")
-        for name, verb in (("passing", "passes"), ("failing", "fails"), ("sleeping", "sleeps"))
+        for name, verb in (("passing", "passes"), ("failing", "fails"))
     )
 
 
 @pytest.mark.e2e
-def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys):
-    page, two = tmp_path / "page" / "gpu", three[:2]
+def test_parts_run_one_by_one_and_go_on_where_they_were(two, tmp_path, capsys):
+    page = tmp_path / "page" / "gpu"
     assert gpu_parts.main(["all"], page, two) == 1
     expected = {"passing": "passed", "failing": "failed"}
     assert {name: one.outcome for name, one in read_parts(page).items()} == expected
@@ -131,22 +102,3 @@ def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys)
     assert gpu_parts.main([], page, two) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in listed[:2]] == [["passing", "passed"], ["failing", "passed"]]
-
-
-@pytest.mark.e2e
-def test_a_part_that_does_not_end_is_stopped_and_said_to_be(three, tmp_path):
-    page = tmp_path / "page" / "gpu"
-    assert gpu_parts.main(["sleeping"], page, three, limit_s=3) == 1
-    assert "| `sleeping` | what sleeping shows | stopped after 3 s" in page.with_suffix(".md").read_text()
-
-
-@pytest.mark.e2e
-def test_without_a_gpu_a_part_leaves_the_page_as_it_was(three, tmp_path):
-    page, skipping = tmp_path / "page" / "gpu", Part("skipping", ("test_parts.py::test_skips",), "nothing")
-    assert gpu_parts.main(["skipping"], page, (skipping,)) == 0
-    assert read_parts(page) == {}
-
-
-def test_a_part_that_nobody_knows_is_refused_with_those_there_are(three, tmp_path, capsys):
-    assert gpu_parts.main(["speed"], tmp_path / "gpu", three) == 2
-    assert "no part speed; one of: passing, failing, sleeping, all" in capsys.readouterr().err
