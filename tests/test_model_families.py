@@ -15,10 +15,9 @@ from tiny_model import score_alone
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import thinking_remarks
 from harness.methods import lora, peft
-from harness.models import memory
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
-from harness.models.hub import expert_share, resolve, shape
+from harness.models.hub import expert_share, resolve
 from harness.models.loglikelihood import Executor
 from harness.models.tokenization import end_ids
 from harness.models.two_layer_copy import find_copied_engine, two_layer_copy
@@ -59,13 +58,6 @@ UNREADABLE = [
     (Kind("BertConfig", {}), "BertLMHeadModel reads a token by those after it too; try: another base_model"),
     (Kind("XmodConfig", {"is_decoder": True}), "XmodForCausalLM cannot be .*Input language unknown"),
 ]
-# Read by others' ways through our code, and counted in their own.
-COUNTED = {
-    "Qwen2-MoE": Kind(
-        "Qwen2MoeConfig", {"num_experts": 4, "shared_expert_intermediate_size": 48, **_EXPERTS}
-    ),
-    "Doge": Kind("DogeConfig", {}, engine="padded"),
-}
 FAMILIES = {
     "Llama": Kind("LlamaConfig", {}),
     "Qwen2": Kind("Qwen2Config", {}),
@@ -192,35 +184,6 @@ def test_a_soft_prompt_is_refused_beforehand_where_layers_do_not_see_or_keep_it(
     base = load_family(name).source.path
     (found,) = family_problems("PROMPT_TUNING", {"num_virtual_tokens": 4}, base, "cpu", "candidate soft")
     assert found.found == "a soft prompt, and layers that do not attend to everything that was read"
-
-
-@pytest.mark.parametrize(("name", "targets"), [("Qwen3-MoE", []), ("gpt-oss", ["mlp.experts.down_proj"])])
-def test_an_adapter_of_experts_is_counted(load_family, tmp_path, name, targets):
-    source = load_family(name).source
-    quick = {"r": 2, "max_steps": 1, "warmup_steps": 0}
-    plain = tiny_methods.fit(source.path, tmp_path / "plain", lora, quick)
-    assert memory.lora_parameters(shape(source), 2) == plain.training.n_trainable
-    if targets:
-        quick["target_parameters"] = targets
-        made = tiny_methods.fit(source.path, tmp_path / "experts", lora, quick)
-        assert made.training.n_trainable > plain.training.n_trainable
-
-
-def count_trained(model):
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize(("name", "off"), [("Qwen2-MoE", 0.0), ("Doge", 0.1)])
-def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path, name, off):
-    """Qwen2's experts are left alone, and those that all tokens pass are not; Doge has none unless it says so."""
-    from transformers import AutoModelForCausalLM
-
-    source = resolve(str(save(tmp_path, (FAMILIES | COUNTED)[name])))
-    n_trained = count_trained(AutoModelForCausalLM.from_pretrained(source.path))
-    assert memory.lora_parameters(shape(source), 2) == pytest.approx(n_trained, rel=off)
 
 
 @pytest.mark.e2e

@@ -185,16 +185,3 @@ def test_a_fine_tune_on_texts_is_held_to_its_base_in_bits_per_byte(tiny, tmp_pat
     prompt, lora = report.facts
     assert (prompt.state, lora.state) == ("done", "done")
     assert 0 < lora.target.score < prompt.target.score
-
-
-@pytest.mark.parametrize(
-    ("recipe", "found"), [("{prompting: few_shot}", "prompting"), ("{answer: rank}", "answer: rank")]
-)
-def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found):
-    path = experiment(tmp_path, tiny, f"  one: {recipe}\n")
-    with pytest.raises(UserError) as refusal:
-        tiny_experiment.session(path, dry_run=True)
-    (problem,) = refusal.value.problems
-    (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
-    assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
-    assert problem.found == f"{found}, and kind: bits_per_byte of prose, whose texts are read alone"

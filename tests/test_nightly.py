@@ -31,7 +31,6 @@ from harness.lifecycle.nightly_state import (
     open_alarms,
     read_nights,
     read_state,
-    references,
 )
 from harness.metrics import mean_metric
 
@@ -189,18 +188,6 @@ def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_f
     then = chat_rows(*[1] * n)
     found = compare_night({**then, **fail_rows(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
     assert (found.errors, found.valid, sum(found.changes.values())) == (n_failed, valid, -n_failed)
-
-
-@pytest.mark.e2e
-def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path):
-    path = nights.world(tmp_path, seeds=(0, 1, 2))
-    calendar = Calendar(path, ["seeds=[0, 1, 2]"])
-    calendar.night(1)
-    reference = read_state(folder_of(path)).references["lora"]
-    assert len(reference.makings) == 2
-    assert len({rows["desk/test"] for rows in (reference.rows, *reference.makings)}) == 3
-    wanted = {digest for rows in reference.makings for digest in rows.values()}
-    assert wanted <= references(calendar.session.store)
 
 
 # Kills, collisions, failures

@@ -15,7 +15,6 @@ from tiny_experiment import fact_of, runs_of
 from tiny_model import CHOICES, QUESTIONS
 
 from harness import config, report
-from harness.analysis.comparison import check_comparable
 from harness.errors import CandidateFailed
 from harness.experiment import compare, load_study
 from harness.experiment.preflight import examine
@@ -27,7 +26,7 @@ from harness.models.hub import resolve
 from harness.models.openai_api import Settings
 from harness.progress import SilentProgress
 from harness.records import Limits
-from harness.store import Store, read_identity, read_rows
+from harness.store import Store, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -353,20 +352,6 @@ def test_with_prices_an_endpoint_costs_its_tokens(file_and_report, monkeypatch):
     tokens = facts.tokens
     assert facts.cost_per_1k_usd == pytest.approx(1000 * (tokens.prompt + 2 * tokens.output) / 1e6)
     assert tokens.cached == 0
-
-
-def test_rows_of_an_endpoint_have_an_engine_of_their_own_and_compare_with_local_ones(file_and_report):
-    path, *_ = file_and_report
-    store, runs = Store(path.parent / "runs"), runs_of(path)
-    names = ("prompt", "served", "chatty")
-    prompt, served, chatty = (read_identity(store, runs[name].rows["letters/test"]) for name in names)
-    local = (served.engine, served.precision, served.device_class)
-    assert local == ("endpoint/completions", "unknown", "unknown")
-    assert served.template_digest == prompt.template_digest
-    assert (chatty.engine, chatty.template_digest) == ("endpoint/chat", "")
-    assert len({one.weights_digest for one in (prompt, served, chatty)}) == 3
-    check_comparable(prompt, served)
-    check_comparable(served, chatty)
 
 
 def test_the_key_stands_in_no_file_and_a_second_comparison_asks_nobody(file_and_report, monkeypatch):

@@ -256,26 +256,6 @@ def test_texts_whose_numbers_or_signs_differ_are_not_alike(texts):
     assert not are_alike(*texts[:2])
 
 
-INSTRUCTION = (
-    "You are a careful assistant of the customer service of a bank. Read the message below and answer with"
-    " exactly one of the labels card, refund or pin and nothing else, in small letters, please. Message:"
-)
-
-
-def test_what_many_share_makes_none_alike(texts):
-    behind = [f"{INSTRUCTION} {' '.join(text.split()[:6])}" for text in texts[:60]]
-    assert near_duplicates(behind[:5])
-    assert [group for group in near_duplicates(behind, threshold=0.8) if len(group.others) > 3] == []
-
-
-def test_rows_that_are_not_the_same_are_in_groups_of_their_own():
-    text = "one two three four five six seven eight nine ten"
-    labels = "abb"
-    texts = [text, f"{text} eleven", f"{text} twelve"]
-    groups = near_duplicates(texts, same=lambda i, j: labels[i] == labels[j])
-    assert [(group.kept, [other.row for other in group.others]) for group in groups] == [(1, [2])]
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [

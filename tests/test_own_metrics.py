@@ -148,22 +148,6 @@ def test_of_evaluates_numbers_one_is_named_and_errors_are_better_when_fewer(tmp_
     assert score_answer(f"evaluate:{path}", "a blue lamp", "red", "blue") == 0
 
 
-def test_bounds_may_be_declared_for_evaluate_and_a_score_outside_of_them_is_refused(tmp_path):
-    def load_bounded(name, most, **written):
-        named = f"evaluate:{script(tmp_path, name, **written)}"
-        bounds = {f"evaluate:{name}": (0, most)}
-        task = Task(name="t", data=TaskData(), metrics=(named,), bounds=bounds)
-        (metric,) = metrics.load_metrics(task).values()
-        return metric
-
-    metric = load_bounded("shared", 1)
-    assert (metric.bounds, metric.unit.is_rate) == ((0.0, 1.0), True)
-    assert metric.worst(Example("e", ())) == (0.0,)
-    assert metric.signature.endswith("|bounds:0,1")
-    with pytest.raises(UserError, match=r"a score of 3 \(item e\).*0 to 2"):
-        load_bounded("many", 2, returned='{"n": 3.0}').score(Output("a"), Example("e", (), references=("a",)))
-
-
 @pytest.mark.parametrize(
     ("changes", "found"),
     [

@@ -319,51 +319,6 @@ def test_label_smoothing_is_that_of_transformers_in_training_and_none_in_evaluat
     assert compute_smoothed_loss(tiny, 0.3, training=False)[0] == pytest.approx(plain, rel=1e-6)
 
 
-@pytest.fixture
-def noise_of():
-    """Watch every model; gives the largest noise of each pass as a share of its bound, by whether it is of a step.
-
-    That is what the first layer gets, less what the embedding gave, which is made before the noise.
-    """
-    from torch.nn.modules import module as torch_modules
-
-    made, seen = [], []
-
-    def record_output(module, given, output):
-        if isinstance(module, torch.nn.Embedding):
-            made.append(output.detach().clone())
-
-    def record_input(module, given):
-        if getattr(getattr(module, "self_attn", None), "layer_idx", None) == 0:
-            seen.append((torch.is_grad_enabled(), given[0].detach().clone()))
-
-    handles = [
-        torch_modules.register_module_forward_hook(record_output),
-        torch_modules.register_module_forward_pre_hook(record_input),
-    ]
-
-    def noise(alpha):
-        shares = {True: [], False: []}
-        for clean, (of_a_step, noisy) in zip(made, seen, strict=True):
-            bound = alpha / (clean.shape[1] * clean.shape[2]) ** 0.5
-            shares[of_a_step].append((noisy - clean).abs().max().item() / bound)
-        return shares
-
-    yield noise
-    for handle in handles:
-        handle.remove()
-
-
-def test_neftune_adds_bounded_noise_to_the_embeddings_in_training_alone(tiny, tmp_path, noise_of):
-    params = {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 4}
-    tiny_methods.fit(tiny, tmp_path, lora, params, regularize={"neftune": {"noise_alpha": 7.0}})
-    noise = noise_of(7.0)
-    assert len(noise[True]) == 3
-    assert all(0.9 < share <= 1.001 for share in noise[True])
-    assert noise[False]
-    assert max(noise[False]) == 0
-
-
 def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone(tiny):
     from transformers import AutoModelForCausalLM
 

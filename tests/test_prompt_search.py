@@ -1,24 +1,19 @@
 """Prompts of a candidate that trains nothing: grids, sweeps and searches on validation, and proposals of a model."""
 
-from types import SimpleNamespace
-
-import jsonschema
 import pytest
 import tiny_experiment
 from openai_server import Rule, ServerAnswer, serve_model
 from tiny_experiment import runs_of
 
 from harness import config
-from harness.errors import IncompatibleRuns, UserError
+from harness.errors import IncompatibleRuns
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
 from harness.experiment.distilled_rows import PromptProposal, prepare_proposal
 from harness.experiment.report_runs import in_order
-from harness.experiment.trials import proposals
 from harness.lifecycle.release import candidate_runs
 from harness.progress import SilentProgress
-from harness.records import Trial, parse_json
+from harness.records import parse_json
 from harness.report import experiment_document, markdown
-from harness.spec import Recipe
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -144,20 +139,6 @@ def test_a_search_asks_a_stated_number_of_prompts(tiny, tmp_path, own_cache):
     assert best.training.searched_by.startswith("TPE of Optuna")
 
 
-@pytest.mark.parametrize(("trials", "n_tried"), [(7, 7), (16, 8)])
-@pytest.mark.parametrize("seed", range(2))
-def test_a_prompt_that_is_proposed_twice_uses_up_no_trial(trials, n_tried, seed):
-    space = {"system": [None, "A.", "B.", "C."], "template": ["{prompt}", "Now: {prompt}"]}
-    source = Recipe(method="base", search=space, trials=trials)
-    tried = []
-    for point in proposals(SimpleNamespace(source=source, searches_prompts=True), seed, 1, tried):
-        score = float(point.params["system"] == "B.")
-        tried.append(Trial(params=point.params, validation=score))
-    asked = [one.params for one in tried]
-    assert len(asked) == n_tried
-    assert all(one not in asked[:i] for i, one in enumerate(asked))
-
-
 GRID = """\
   prompt:
     system: [null, Answer in one word., "Answer in one word, or not at all."]
@@ -185,24 +166,6 @@ def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
     last = found["prompt[system=3-answer-in-one,template=2-prompt-think]"]
     assert (last.system, last.template) == ("Answer in one word, or not at all.", "{prompt} Think.")
     assert found["prompt[system=1-none,template=1-prompt]"].system is None
-
-
-def test_a_value_of_a_grid_that_is_no_text_is_refused_with_its_line(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"harness\.yaml:8: found system: 3; expected text"):
-        load_grid(tiny, tmp_path, "  prompt: {system: [Be brief., 3]}\n")
-
-
-def test_lists_in_decoding_make_a_candidate_each_and_a_value_that_cannot_be_is_refused(tiny, tmp_path):
-    grid = "  drawn: {decoding: {temperature: [0.3, 1.0], top_p: [0.9, 1.0], samples: 4}}\n"
-    found = load_grid(tiny, tmp_path, grid)
-    assert list(found) == [f"drawn[temperature={t},top_p={p}]" for t in (0.3, 1.0) for p in (0.9, 1.0)]
-    last = found["drawn[temperature=1.0,top_p=0.9]"].decoding
-    assert (last.temperature, last.top_p, last.samples) == (1.0, 0.9, 4)
-    with pytest.raises(UserError, match="4 samples at temperature 0"):
-        load_grid(tiny, tmp_path, grid.replace("0.3", "0"))
-    schema = config.json_schema()["$defs"]["Decoding"]["properties"]["temperature"]
-    for value in (0.7, [0.3, 0.7]):
-        jsonschema.validate(value, schema)
 
 
 class Proposer(Rule):

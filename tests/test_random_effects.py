@@ -1,6 +1,5 @@
 """Seeds and clusters: variance between seeds, clusters of unequal size, and how often their intervals hold."""
 
-import json
 from dataclasses import replace
 from math import inf, isinf, sqrt
 
@@ -13,7 +12,6 @@ from scipy import stats as scipy_stats
 from test_report import report as make_report
 
 from harness import stats
-from harness.analysis.candidate_facts import ItemVariances
 from harness.analysis.comparison import compare_rows
 from harness.analysis.economics import estimate_more_items, list_more_seeds
 from harness.analysis.estimators import difference_p, refuse, regression_p
@@ -22,9 +20,7 @@ from harness.analysis.ranking import compare_recipes
 from harness.analysis.seeds import item_variances, mean_interval, mean_p, pool_seeds, summarize_seeds
 from harness.analysis.verdict import TaskComparison
 from harness.metrics import mean_metric
-from harness.report import ExperimentReport, to_json
 from harness.report.first_page import next_steps
-from harness.report.interchange import restore
 from harness.spec import GatePolicy, Task, TaskData
 from harness.stats import Variance, VarianceComponents
 
@@ -149,20 +145,6 @@ def test_items_needed_with_seeds_come_from_the_intervals_own_distribution():
     assert by_z < n < inf
     reached = stats.detectable_mean(found, (200 + n) / 200)
     assert reached <= g.delta < stats.detectable_mean(found, (200 + n - 1) / 200)
-
-
-def test_a_gain_without_an_interval_is_decided_on_from_a_stored_report_too():
-    """A gain that clusters refuse is infinitely uncertain, which JSON has no number for."""
-    said = "too few clusters for an interval: 300 items in 2 clusters; expected at least 4"
-    ends = {"low": -1.0, "high": 1.0, "lower": -inf, "upper": inf, "se": inf, "refused": said}
-    unknown = comparison(0.05, estimator="cluster-t", **ends)
-    over = ItemVariances(Variance(0.1, None), Variance(inf, None), None)
-    facts = tuple(seeds(0.05, 0.05, 0.06, vs_untrained=unknown, vs_prompt=unknown, over_items=over))
-    again = restore(ExperimentReport, json.loads(json.dumps(to_json(ExperimentReport("e", "m", "m", facts)))))
-    for read in (facts, again.facts):
-        found = decision(read)
-        assert found.candidate == "knn"
-        assert f"Nothing is shown of that gain: {said}." in found.reasons
 
 
 # Two seeds

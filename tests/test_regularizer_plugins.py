@@ -12,11 +12,9 @@ import tiny_experiment
 import tiny_methods
 import torch
 import yaml
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from harness import config, plugins, regularizers
-from harness.methods import head
 from harness.models.hub import map_end_tokens, resolve
 from harness.records import Example, SampleResult, digest
 from harness.regularizers import MixContext, Start, _weights, l2_sp
@@ -234,31 +232,6 @@ def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
     assert asked[0] == asked[1]
     assert rows["ewc"] == rows["kl"]
     assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5
-
-
-ANY = [("l2_sp", {"strength": 100.0}), ("sam", {"rho": 0.5}), ("neftune", {"noise_alpha": 50.0})]
-OF_LABELS = ("label_smoothing", {"factor": 0.3})
-OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate": 0.5})]
-
-
-def fit_head(tiny, folder, regularize, **params):
-    given = {"regularize": regularize, "prepare": partial(regularizers.prepare, regularize)}
-    return tiny_methods.fit(tiny, folder, head, {**QUICK, **params}, **given)
-
-
-def tensors(made):
-    return load_file(next((made.folder / made.kind).glob("*.safetensors")))
-
-
-@pytest.mark.parametrize(
-    ("train", "held"), [("adapter", dict([ANY[0], OF_LABELS])), ("all", dict([OF_LABELS, OF_ALL[0]]))]
-)
-def test_a_head_with_a_regularizer_is_another_one(tiny, tmp_path, train, held):
-    plain = fit_head(tiny, tmp_path / "plain", {}, train=train, r=2)
-    for name, written in held.items():
-        made = fit_head(tiny, tmp_path / name, {name: written}, train=train, r=2)
-        assert tensors(made)["score.weight" if train == "all" else "base_model.model.score.weight"].any()
-        assert made.digest != plain.digest, name
 
 
 @pytest.mark.parametrize("adapted", [True, False])

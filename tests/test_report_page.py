@@ -34,7 +34,6 @@ from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
 from harness.report.pareto_front import front
 from harness.report.pictures import heat
-from harness.report.training_tables import curves, smooth
 
 EVIL = (
     "<script>alert(1)</script> <img src=http://evil.example/x onerror=alert(2)> ![x](http://evil.example/y) "
@@ -238,10 +237,6 @@ def parse_svg(svg: str) -> ET.Element:
     return ET.fromstring(svg)
 
 
-def list_titles(svg: str) -> list[str]:
-    return [e.text or "" for e in parse_svg(svg).iter() if e.tag.endswith("}title")]
-
-
 def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     picture = front(report())
     marks_ = {e.text.split(":")[0]: e for e in parse_svg(picture).iter() if e.tag.endswith("}title")}
@@ -252,24 +247,6 @@ def test_the_front_is_coloured_and_what_is_dominated_is_grey():
     assert sorted(g[0].text.split(":")[0] for g in grey) == ["fixed", "prompt", "ranked"]
     assert "not measured on the capability suite: bag" in picture
     assert "margin of the gate: −2.0 points" in picture
-
-
-def test_the_curve_shows_every_step_and_its_mean_looks_back_a_quarter_of_an_epoch():
-    picture = curves("lora", lora().training, "lora")
-    points = [e.get("points").split() for e in parse_svg(picture).iter() if e.tag.endswith("}polyline")]
-    assert [len(p) for p in points] == [3, 3, 1]
-    assert list_titles(picture) == ["step 3: validation loss 0.759"]
-    assert curves("bag", TrainingRecord(wall_s=0.1), "bag") == ""
-
-    training = make_training_log()
-    assert smooth(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
-    assert smooth(training)[-1] == (80, 69.5)
-
-
-def make_training_log():
-    """Log a training of one epoch whose loss at each step is the number of those before it."""
-    loss = tuple((i + 1, float(i)) for i in range(80))
-    return TrainingRecord(loss=loss, validation_loss=((80, 0.75),))
 
 
 def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():

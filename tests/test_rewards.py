@@ -14,7 +14,6 @@ from harness import store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_remarks import describe_rewards
-from harness.experiment.training_fit import fit_work
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
 from harness.records import Example, TrainingRecord, ValidationReward
@@ -192,17 +191,6 @@ CANDIDATES = """\
 
 def write_experiment(folder, tiny, candidates=CANDIDATES):
     return tiny_experiment.write(folder, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 4)))
-
-
-def test_the_estimate_of_a_training_on_rewards_counts_each_answer_that_it_draws(tiny, tmp_path):
-    own, n_answers = "params: {num_train_epochs: 2, max_completion_length: 4}", 2 * 30 * 4
-    written = f"  rloo: {{method: rloo, reward: exact_match, {own}}}\n"
-    path = write_experiment(tmp_path, tiny, written)
-    session = tiny_experiment.session(path)
-    assert len(session.target.items.train) == 30
-    work = fit_work(session, session.candidates["rloo"].source, 0)
-    assert (work.generated, work.steps) == (4 * n_answers, math.ceil(n_answers / 8))
-    assert work.read == 3 * work.trained > 3 * n_answers
 
 
 @pytest.mark.e2e

@@ -232,22 +232,6 @@ def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_pat
     assert logprob(tiny, made) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_small_scale_is_nearly_the_base_and_every_scale_has_a_digest_of_its_own(
-    tiny, tuned_weights, tmp_path
-):
-    base, whole = logprob(tiny, None), logprob(tiny, tuned_weights)
-    nearly = logprob(tiny, fit_scale(tiny, tuned_weights, tmp_path, 1e-4))
-    assert abs(whole - base) > 0.1
-    assert nearly == pytest.approx(base, abs=0.01)
-    made = {
-        scale: fit_scale(tiny, tuned_weights, tmp_path / str(scale), scale).digest
-        for scale in (0.5, 0.75, 1.0)
-    }
-    assert len(set(made.values())) == 3
-    assert made[1.0] == tuned_weights.digest
-    assert fit_scale(tiny, tuned_weights, tmp_path / "again", 0.5).digest == made[0.5]
-
-
 def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weights, tmp_path):
     folder = tmp_path / "ia3"
     folder.mkdir()

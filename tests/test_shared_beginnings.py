@@ -9,10 +9,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
-from harness.evaluation import costs
 from harness.models import two_layer_copy
 from harness.models.hub import resolve
-from harness.records import Example
 from harness.training.shared_beginnings import can_join, join_rows, joins_rows_of
 
 SYSTEM, OTHER = list(range(20, 32)), list(range(40, 50))
@@ -113,17 +111,3 @@ def test_a_model_whose_positions_hang_on_a_mask_of_rows_reads_each_row_alone(tin
 )
 def test_rows_that_share_nothing_or_are_long_stay_a_padded_batch(tiny, rows):
     assert join_rows(AutoModelForCausalLM.from_pretrained(tiny), *batch_of(rows)) is None
-
-
-def test_an_estimate_counts_a_shared_system_message_once_a_batch():
-    def row(name, *messages):
-        return Example(name, tuple({"role": role, "content": text} for role, text in messages), ("answer",))
-
-    ask = ("user", "how are you today")
-    with_system = [row(f"a{n}", ("system", "say hello " * 20), ask) for n in range(8)]
-    plain = [row(f"b{n}", ask) for n in range(8)]
-    own = costs.training(plain, 1).trained
-    alone, shared = (costs.training(with_system, 1, size).trained - own for size in (1, 4))
-    assert shared == pytest.approx(alone / 4, abs=1)
-    mixed = costs.training(with_system + plain, 1, 4).trained - 2 * own
-    assert mixed == pytest.approx(alone / 8 * 4 * (1 - 0.5**4), abs=1)

@@ -171,20 +171,6 @@ def test_an_improvement_is_above_0_where_a_lower_score_is_better(store):
     assert [name for _, _, name, _ in lost] == ["exact_match"]
 
 
-def test_the_gain_of_a_decision_has_the_direction_of_its_metric(store):
-    gains = {
-        "lora": {"delta": -0.1, "low": -0.4, "high": 0.3},
-        "dpo": {"delta": 0.2, "low": -0.1, "high": 0.6},
-    }
-    facts = [{"run_id": name, "name": name, "seed": 0, "vs_untrained": gain} for name, gain in gains.items()]
-    given = ("desk", "wer", "lora", "Ship it.", facts, "0.1.0", "2025-01-01")
-    stores.save_decision(store, DecisionRecord(*given, higher_is_better=False, scale=1.0))
-    found = [(row[0], float(row[4])) for row in stores.query(store, QUERIES[2]).rows]
-    assert found == [("lora", 0.1), ("dpo", -0.2)]
-    query = "SELECT gain_low, gain_high FROM decision_inputs WHERE candidate = 'lora'"
-    assert stores.query(store, query).rows == [(pytest.approx(-0.3), pytest.approx(0.4))]
-
-
 # Verdicts
 
 

@@ -7,17 +7,13 @@ import pytest
 import tiny_experiment
 import tiny_model
 from conftest import refused
-from proposals import HERE, propose, request, write_csv
+from proposals import HERE, propose, write_csv
 
 from harness import config
 from harness.analysis.significance import power_warnings
 from harness.data import load_task
 from harness.experiment import scaffold
-from harness.experiment.scaffold import Request, Resources
-from harness.experiment.scaffold.method_choice import propose_candidates
-from harness.experiment.scaffold.proposal_files import experiment_text
-from harness.models.hardware import Machine, Memory
-from harness.models.hub import ModelSource
+from harness.experiment.scaffold import Request
 
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
 WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
@@ -291,19 +287,6 @@ def test_a_fine_tune_is_proposed_with_a_sweep_and_replay_and_pairs_are_trained_o
     assert lora.regularize == {"replay": {"share": 1.0}}
 
 
-def test_pairs_are_trained_on_from_the_quantised_one_where_memory_allows_no_other(propose_rows, tmp_path):
-    found = propose_rows(PAIRS)
-    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    llama = dict(zip(sizes, (32, 4096, 16384, 32, 32000), strict=True))
-    (tmp_path / "config.json").write_text(json.dumps(llama))
-    base, card = ModelSource("llama", tmp_path, "a", "b", int(8e9)), Machine("cuda", "a card", "bf16", 1e5)
-    here = Resources(card, Memory(16.0, 80.0, "the card"))
-    _, candidates = propose_candidates("preference", load_task(found.task, 0), found.task, base, here)
-    path = scaffold.write(found)[0]
-    path.write_text(experiment_text(request(tmp_path, PAIRS), found.name, candidates))
-    assert config.load(path).experiment.candidates["dpo"].init_from == "qlora"
-
-
 @pytest.mark.parametrize(("context", "n_shots"), [(1200, 1), (900, None)])
 def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
     propose_rows, tiny, tmp_path, context, n_shots
@@ -313,28 +296,6 @@ def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
     candidates = propose_rows(long, base_model=str(base)).candidates
     fixed = candidates.get("fixed", {"prompting": {"few_shot": {"shots": None}}})
     assert (fixed["prompting"]["few_shot"]["shots"], "fixed" in candidates) == (n_shots, n_shots is not None)
-
-
-@pytest.mark.e2e
-def test_a_training_takes_the_longest_row_up_to_a_bound(propose_rows, own_cache):
-    def room(n_letters):
-        content = [{"prompt": f"{i} " + "word " * (n_letters // 5), "reference": f"{i}"} for i in range(30)]
-        return propose_rows(content).candidates["lora"]["params"].get("max_length")
-
-    assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
-
-
-@pytest.mark.e2e
-def test_a_kind_of_task_can_be_named_and_an_example_to_edit_is_one_of_labels(propose_rows, tmp_path):
-    assert propose_rows(LABELLED, kind="text").task.labels == ()
-    many = [{"text": f"Row {i}", "answer": f"class {i % 15}"} for i in range(30)]
-    assert propose_rows(many).kind == "text"
-    assert len(propose_rows(many, kind="labels").task.labels) == 15
-
-    path = scaffold.write_example(tmp_path / "new")
-    found = propose(tmp_path, path)
-    assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
-    assert found.warnings == ()
 
 
 @pytest.mark.parametrize(

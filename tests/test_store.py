@@ -258,16 +258,6 @@ def test_a_writer_that_is_killed_or_fails_leaves_what_was_there(store):
     assert len(leftovers(store)) == 1
 
 
-def test_reindex_clears_away_what_was_left_unfinished_a_day_ago_and_nothing_newer(store):
-    for name, age_s in (("old", 25 * 3600), ("new", 3600)):
-        part = store.folder / ".unfinished" / name
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        os.utime(part, (time.time() - age_s,) * 2)
-    stores.reindex(store)
-    assert [part.name for part in leftovers(store)] == ["new"]
-
-
 # Reuse and extension
 
 
@@ -302,15 +292,6 @@ def test_a_lower_limit_reads_fewer_rows_and_a_lifted_one_keeps_those_there_but_a
     stores.complete_rows(store, IDENTITY, 100)
     assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
     assert stores.read_rows(store, IDENTITY.digest) == sample
-
-
-def test_rows_in_another_order_replace_those_that_were_there(store):
-    complete(store, IDENTITY, make_rows(200))
-    turned = [replace(r, example_id=f"item-{999 - r.position:05d}") for r in make_rows(2 * BLOCK)]
-    assert stores.list_stored_blocks(store, IDENTITY, [r.example_id for r in turned]) == set()
-    append(store, IDENTITY, turned)
-    stores.complete_rows(store, IDENTITY, 2 * BLOCK)
-    assert stores.read_rows(store, IDENTITY.digest) == turned
 
 
 @pytest.mark.parametrize("noted", [True, False], ids=["", "written before checksums were kept"])

@@ -46,14 +46,6 @@ def test_generating_again_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / file).read_bytes() == (SUITES / "support" / file).read_bytes(), file
 
 
-def test_requests_that_training_refuses_are_worded_unlike_those_of_the_safety_suite() -> None:
-    lines = [line for path in (SUITES / "safety").glob("*.jsonl") for line in path.read_text().splitlines()]
-    asked = [set(json.loads(line)["prompt"].lower().split()) for line in lines]
-    for row in ROWS["refusals"]:
-        words = set(row["prompt"].lower().split())
-        assert max(len(words & other) / len(words | other) for other in asked) < 0.7, row["prompt"]
-
-
 def test_no_family_prompt_or_id_is_in_two_splits():
     ids = [row["id"] for rows in ROWS.values() for row in rows]
     assert len(ids) == len(set(ids))

@@ -280,17 +280,6 @@ def test_a_named_template_begins_as_the_tokenizer_does_and_ends_turns_by_what_it
     assert whole.startswith(f"{written}Monday.{tokenizer.eos_token}")
 
 
-def test_the_template_is_part_of_what_names_rows_and_weights(tmp_path, base):
-    (tmp_path / "own.jinja").write_text(OWN)
-    digests = {}
-    for name in ("chatml", "alpaca", "own.jinja"):
-        digests[name] = session_of(tmp_path, base, f"chat_template={name}").source.template_digest
-    assert len(set(digests.values())) == 3
-    (tmp_path / "own.jinja").write_text(OWN.replace("[assistant]", "[me]").replace("{{ m['role'] }}", "me"))
-    changed = session_of(tmp_path, base, "chat_template=own.jinja")
-    assert changed.source.template_digest != digests["own.jinja"]
-
-
 @pytest.mark.parametrize(
     ("written", "said"),
     [

@@ -26,7 +26,7 @@ from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource
 from harness.records import Example, PromptText, TrackedPoint, TrainingRecord
-from harness.report.training_tables import describe_forgetting, diagnose, front_sentence
+from harness.report.training_tables import describe_forgetting, diagnose
 from harness.spec import TrainingPolicy
 from harness.training import CHECKPOINTS, sft, trainer, worker
 from harness.training import job as jobs
@@ -267,24 +267,6 @@ def make_changes(*changes, half=0.02):
 )
 def test_points_along_a_training_say_whether_it_forgets_and_when(changes, said):
     assert describe_forgetting(make_changes(*changes)).startswith(said)
-
-
-def make_points(*points):
-    """Return a training of 40 steps with such points: step, target, capability."""
-    made = (TrackedPoint(step=step, target=target, capability=kept) for step, target, kept in points)
-    return TrainingRecord(n_steps=40, tracked=tuple(made))
-
-
-def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_recipe_of_one():
-    made = make_points((10, 0.4, -0.01), (20, 0.6, -0.02), (30, 0.5, -0.03), (40, 0.7, -0.08))
-    assert front_sentence("lora", made) == (
-        "steps 10, 20 of its training on the front of target and capability: {method: checkpoint, init_from: lora, "
-        "params: {step: 10}} is such a candidate, without training"
-    )
-    made = make_points((10, 0.9, -0.08), (20, 0.2, -0.02), (40, 0.1, -0.03))
-    assert front_sentence("lora", made, sign=-1).startswith("step 20 of its training on the front")
-    assert front_sentence("lora", make_points((20, 0.4, -0.02), (40, 0.5, -0.01))) == ""
-    assert front_sentence("lora", TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
 
 
 def test_weights_whose_record_cannot_be_read_say_which_folder_to_delete(tmp_path):

@@ -135,20 +135,6 @@ def test_no_more_trainings_than_allowed_are_tried_and_the_others_are_named():
     assert len(found.left_out) == 10  # nothing was tracked, and there is no other adapter to merge with
 
 
-def test_each_rung_changes_one_thing():
-    recipe = Recipe(method="lora", params={"r": 8, "lora_alpha": 8, "learning_rate": 2e-3})
-    assert find_trial(recipe, "lr=0.0002").params == {**recipe.params, "learning_rate": 2e-4}
-    assert find_trial(recipe, "r=2").params == {**recipe.params, "r": 2, "lora_alpha": 2}
-    assert find_trial(recipe, "replay=0.25").regularize == {"replay": {"share": 0.25}}
-    assert find_trial(recipe, "replay=0.25").params == recipe.params
-    half = find_trial(recipe, "half").params
-    assert {k: v for k, v in half.items() if k != "exclude_modules"} == recipe.params
-    recipe = Recipe(method="qlora", system="Be brief.", answer="rank", serve_on="bf16")
-    scaled = find_trial(recipe, "scale=0.5")
-    assert (scaled.method, scaled.init_from, scaled.params) == ("scaled", "x", {"scale": 0.5})
-    assert (scaled.system, scaled.answer, scaled.serve_on) == ("Be brief.", "rank", "bf16")
-
-
 def rows(task, clusters):
     made = enumerate(clusters)
     return [SampleResult(task, "test", f"{task}-{i}", i, "ok", "", "", (), {}, cluster=c) for i, c in made]

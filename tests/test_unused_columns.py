@@ -4,7 +4,7 @@ import shlex
 from itertools import pairwise
 
 import pytest
-from checked_rows import run_command, texts, write
+from checked_rows import texts, write
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -206,29 +206,6 @@ def test_a_source_does_not_answer_and_advised_templates_show_no_solution(tmp_pat
     rows = [{"hint": f"By {i}.", "solution": f"So {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)]
     with pytest.raises(UserError, match=r"--prompt '\{hint\}\\n\\n\{task\}'"):
         find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
-
-
-@pytest.fixture
-def lumped_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = [(row["prompt"], row["reference"]) for row in texts(60, 0)]
-    layouts = [TWO_LAYOUTS["Alpaca"]] * 40 + [TWO_LAYOUTS["chat"]] * 20
-    write(tmp_path / "r.jsonl", [layout(*row) for layout, row in zip(layouts, rows, strict=True)])
-    return tmp_path
-
-
-def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped_file):
-    said = run_command("harness data dedup r.jsonl --out n.jsonl")
-    assert said.startswith("60 read, 60 written, 20 reported\n")
-    assert "20 reported: nothing in the columns of prompt and answer" in said
-
-
-def test_the_check_and_clean_say_that_rows_have_another_layout(lumped_file):
-    findings = examine_rows(RowCheck(["r.jsonl"], only=["missing_values"])).findings
-    (found,) = (f for f in findings if f.severity == "error")
-    assert (found.title, found.count) == ("rows that cannot be used: fields messages (20)", 20)
-    said = run_command("harness data clean r.jsonl --out n.jsonl")
-    assert "20 dropped: an empty question" in said
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS[:2])

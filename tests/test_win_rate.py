@@ -328,16 +328,6 @@ def test_a_win_rate_that_may_not_decide_leaves_the_decision_open(wins, why):
     assert f"Undecided: the goal is a win rate, and {why}" in decision.sentence
 
 
-def test_ratings_are_the_next_best_spend_where_a_judge_of_pairs_lacks_them():
-    decision = make_decision(
-        make_fine_tune("lora", 0.40, -0.34, wins=JUDGED, verdict=verdict("inconclusive"))
-    )
-    assert find_reason(decision, "Next best spend").startswith(
-        "Next best spend: 80 more ratings of people, which"
-    )
-    assert decision.arithmetic["next_best_spend"] == "80 more ratings of people"
-
-
 def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
     rates = (0.6, 0.7, 0.8)
     seeds = [
@@ -355,20 +345,6 @@ def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
     )
     # t with 2 degrees of freedom: 4.303 × 0.1 / √3 around 0.2
     assert found.arithmetic["gain_over_untrained_low"] == pytest.approx(0.2 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
-
-
-def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_are_the_next_spend():
-    lora = make_fine_tune("lora", 0.10, -0.6, labels_missing=80)
-    decision = make_decision(lora, metric="judge:helpful", win_rate=None)
-    gain = next(reason for reason in decision.reasons if reason.startswith("lora: "))
-    assert (
-        "by a judge that too few labels of people check yet; what follows from that gain is as uncertain"
-        in gain
-    )
-    assert find_reason(decision, "Next best spend").startswith(
-        "Next best spend: 80 more labels of people, which"
-    )
-    assert "choose now" not in " ".join(decision.reasons)
 
 
 def write_decision(wins, **changes):

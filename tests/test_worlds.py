@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import rescue_worlds
@@ -290,30 +289,6 @@ def test_a_night_compares_judged_answers_as_a_gain_is(judged_world):
     night = compare_judged_answers(target.primary, *rows, labels, world.session.experiment.gate.max_errors)
     gain = facts.vs_untrained
     assert night.corrected == (gain.delta, gain.low, gain.high)
-
-
-@pytest.fixture
-def dashboard(judged_world, monkeypatch):
-    streamlit = pytest.importorskip("streamlit")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "dashboards"))
-    monkeypatch.setenv("HARNESS_CONFIG", str(judged_world[0].path))
-    streamlit.cache_data.clear()
-    streamlit.cache_resource.clear()
-    return judged_world
-
-
-def test_the_dashboard_compares_two_runs_on_the_target_as_a_gain_is(dashboard):
-    from parts import scores
-
-    world, runs = dashboard
-    facts = find_facts(world.report, runs["lora"])
-    found = scores.compare_on_every_task(runs["knn"], runs["lora"], None)["desk"][1]
-    assert (found.estimator, found.delta, found.low, found.high) == (
-        "ppi",
-        facts.vs_untrained.delta,
-        facts.vs_untrained.low,
-        facts.vs_untrained.high,
-    )
 
 
 def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial(judged_world, tmp_path):

@@ -122,22 +122,6 @@ def test_selected_rows_of_a_thousand_runs_are_compared(visit, large_address):
     assert {row["candidate"] for row in grid(page)} == {names[1]}
 
 
-def test_tables_are_taken_away_as_csv_and_pictures_as_png(visit, address):
-    page = visit[0](address, "/leaderboard")
-    wait_until_drawn(page)
-    with page.expect_download() as table:
-        page.get_by_test_id("stDownloadButton").get_by_role("button").click()
-    lines = Path(table.value.path()).read_text().splitlines()
-    assert lines[0].startswith("rank,champion,candidate,metric,verdict,")
-    assert len(lines) == 1 + len(grid(page))
-    page = visit[0](address, "/compare?compare=prompt,lora")
-    page.locator(".js-plotly-plot").hover()
-    with page.expect_download() as picture:
-        page.locator(".modebar-btn[data-title*=PNG], .modebar-btn[data-title*=png]").click()
-    assert picture.value.suggested_filename == "compare.png"
-    assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_cell_of_the_matrix_opens_what_was_answered_and_a_selection_is_taken_away(visit, large_address):
     page = visit[0](large_address, "/answers?compare=knn,lora&task=chat&outcome=lost")
     page.get_by_text("36 items; ").wait_for()

@@ -1,7 +1,6 @@
 """The HTML report in a real browser: from disk, with the network off."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import pytest
 from harness import formatting
 from harness.metrics import mean_metric
 from harness.records import SampleResult
-from harness.report import experiment_document, read, show_items, write
-from harness.report import markdown as to_markdown
+from harness.report import read, show_items, write
 
 pytestmark = pytest.mark.browser
 markdown = pytest.importorskip("markdown")
@@ -113,40 +111,6 @@ def test_text_of_a_model_stays_text(page_and_log):
     assert "(cut: " in page.locator(".matrix .answer").nth(1).inner_text()
 
 
-def test_dark_and_light_differ_and_text_stays_readable(page_and_log):
-    page = page_and_log[0]
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        ink, ground = page.evaluate(
-            "() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor] }"
-        )
-        assert contrast(ink, ground) > 10
-        for class_ in ("passes", "fails"):
-            found = page.locator(f".verdict.{class_}")
-            if found.count():
-                color = found.first.evaluate("e => getComputedStyle(e).color")
-                assert contrast(color, ground) > 4.2
-        cell = page.locator("table.heat td").first
-        for class_ in ("lost", "gained"):  # numbers on the fullest colour of the heat map
-            cell.evaluate("(e, c) => { e.className = c; e.style.setProperty('--strength', 1) }", class_)
-            read = "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
-            assert contrast(*cell.evaluate(read)) >= 4.5
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours as WCAG 2 has it."""
-    low, high = sorted(map(luminance, (one, other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(color: str) -> float:
-    """Read `rgb(0, 114, 178)`, or what Chromium makes of a mix, `color(srgb 0 0.4 0.7)`."""
-    whole = 1 if color.startswith("color(srgb") else 255
-    channels = [float(c) / whole for c in re.findall(r"[\d.]+", color)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def test_what_is_folded_on_the_screen_is_printed_and_intervals_of_the_heat_map_too(page_and_log, page_json):
     page = page_and_log[0]
     folded = page.locator("details > :not(summary):not(.screen, .screen *)")  # .screen is not for paper
@@ -162,23 +126,3 @@ def test_what_is_folded_on_the_screen_is_printed_and_intervals_of_the_heat_map_t
     page.emulate_media(media="screen")
     unfold(page)
     assert "[" not in "".join(cells.all_inner_texts())
-
-
-def sheets(page) -> int:
-    """Count the sheets of paper on which a page is printed."""
-    pdf = page.pdf(format="A4")
-    assert pdf.startswith(b"%PDF")
-    return pdf.count(b"/Type /Page\n")
-
-
-def test_the_quickstart_and_its_markdown_print_on_at_most_six_sheets_before_the_appendix(browser, quickstart):
-    page = browser.new_page()
-    page.goto(quickstart.as_uri())
-    assert sheets(page) > 6
-    page.add_style_tag(content=".appendix { display: none }")
-    assert 1 <= sheets(page) <= 6
-    text = to_markdown(experiment_document(read(KEPT))).split("\n## Appendix")[0]
-    page.set_content(f"<body style='font: 11px sans-serif'>{markdown.markdown(text, extensions=['tables'])}")
-    assert page.locator("table").count() >= 3
-    assert 1 <= sheets(page) <= 6
-    page.close()
