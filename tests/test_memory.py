@@ -308,23 +308,6 @@ def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
         examine_base(str(llama), FitQuery(24.0, batch=4, gpus=8))
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("[]", "expected an object of names and values"),
-        ("{}", "without layers"),
-    ],
-)
-def test_a_configuration_that_is_no_object_or_has_no_shape_is_refused(llama, tmp_path, content, said):
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
-    with pytest.raises(UserError, match="no safetensors"):
-        examine_base(str(tmp_path), FitQuery(24.0))
-    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=said):
-        examine_base(str(tmp_path), FitQuery(24.0))
-
-
 def doctor(*arguments):
     return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "200"})
 

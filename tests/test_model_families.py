@@ -14,7 +14,7 @@ from tiny_model import score_alone
 
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import thinking_remarks
-from harness.methods import lora, peft
+from harness.methods import lora
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve
@@ -22,7 +22,6 @@ from harness.models.loglikelihood import Executor
 from harness.models.tokenization import end_ids
 from harness.models.two_layer_copy import find_copied_engine, two_layer_copy
 from harness.records import Limits
-from harness.training.low_rank_adapters import unknown_names
 from harness.training.peft_families import family_problems
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -166,17 +165,6 @@ def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
         assert [one.logprob for one in after] == pytest.approx(alone, abs=1e-4)
     assert after[0].logprob != pytest.approx(before[0].logprob, abs=1e-4)
     assert host.base.loglikelihood(PAIRS[:1]) == before
-
-
-def test_an_adapter_that_finds_no_layer_or_none_of_its_kind_is_refused_in_its_words(load_family, tmp_path):
-    (found,) = family_problems("LOHA", {}, load_family("GPT-2").source.path, "cpu", "candidate loha")
-    assert found.found.startswith("Target module of type")
-    gpt_2, params = load_family("GPT-2").source.path, {"peft_type": "OSF", "max_steps": 1}
-    with pytest.raises(CandidateFailed, match="nothing of this base is trained"):
-        tiny_methods.fit(gpt_2, tmp_path, peft, params)
-    base = load_family("Mamba").source
-    (found,) = unknown_names(lora.Params(target_modules=["out_proj"]), base, "candidate lora")
-    assert "'out_proj' is incompatible with Mamba" in found.found
 
 
 @pytest.mark.parametrize("name", ["Mistral with a window", "Mamba"])

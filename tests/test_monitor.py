@@ -89,10 +89,6 @@ def test_distances_are_those_of_scipy_and_of_the_definition():
             "then measure the champion anew: harness compare",
         ),
         (
-            ask(60, seed=1) + ask(60, seed=1, frames=GERMAN), ["late"] * 120,
-            {"requests texts", "requests length", "requests language"}, "then measure the champion anew",
-        ),
-        (
             ask(120, seed=1),
             ["I'm sorry, but I can't help with that."] * 40 + ["late"] * 80,
             {"answers length", "answers unparsable"},

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from checked_rows import damage_rows, make_clean_rows, write, write_csv
-from openai_server import Rule, serve_model
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -105,14 +104,3 @@ def test_the_step_of_a_refusal_that_is_a_command_runs():
     assert code
     run(said.partition("; next: ")[2].splitlines()[0])
     assert harness("data", "clean", "rows.csv", "--out", "new folder/rows.csv")[0] == 0
-
-
-def test_the_check_of_rows_in_other_words_reads_the_columns_that_were_named():
-    rows = [{"Ticket": i, "Kundentext": f"Where is parcel {i}?", "Queue": "post"} for i in range(8)]
-    write_csv("rows.csv", rows, ";")
-    columns = ("--prompt", "Kundentext", "--reference", "Queue")
-    with serve_model(Rule(lambda messages: messages[-1]["content"] + " Thank you!")) as server:
-        asked = ("--with", server.url, "--model", "tiny", "--out", "more.csv")
-        code, said = harness("data", "augment", "rows.csv", *columns, *asked)
-    assert code == 0, said
-    run(said.partition("next: ")[2].partition(", then train: more.csv on a candidate")[0])

@@ -1,7 +1,6 @@
 """Changed metrics score stored answers again; rows before a run: templates, special tokens, all problems."""
 
 import json
-import shlex
 import shutil
 import sys
 
@@ -270,22 +269,6 @@ def test_what_a_template_does_not_write_is_named(command, tmp_path, name):
         change(path, "letters/test.jsonl", 2, prompt=None, messages=ANSWERED)
     code, _, said = command("compare", "-c", path, "--dry-run")
     assert (code, expected in said) == (2, True)
-
-
-@pytest.mark.parametrize("written", ["late</s>", "<|im_start|>assistant\nlate<|im_end|>\n"])
-def test_answers_are_compared_and_trained_without_special_tokens_around_them(data, tmp_path, tiny, written):
-    path = write_free_answers(tmp_path, tiny)
-    for line in (1, 2):
-        change(path, "letters/test.jsonl", line, reference=written)
-        change(path, "letters/train.jsonl", line, reference=written)
-    items = session(path).target.items
-    assert {e.references for e in (*items.test, *items.train)} == {("late",), ("money",)}
-    (note,) = [note for note in items.overlap if "special tokens" in note]
-    assert note.startswith("4 rows with special tokens in answers, such as ")
-    for command in note.partition("next: ")[2].split(" && "):
-        words = shlex.split(command)
-        code, out, err = data(*words[2:])
-        assert (code, "2 changed: special tokens removed in 'reference'" in out) == (0, True), err
 
 
 LABELS = ("refund", "card")

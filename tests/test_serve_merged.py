@@ -12,7 +12,7 @@ from tiny_methods import host_of
 from tiny_model import ASKED
 
 from harness import plugins, store
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed
 from harness.methods import lora, merged, scaled
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
@@ -310,15 +310,6 @@ def test_replayed_rows_are_the_bases_own_answers_asked_once_or_those_of_a_file_a
     assert len(store.read_rows(at, asked.digest)) == 8
     assert 1 <= runs["mixed"].training.n_replayed <= 6
     assert runs["file"].training.n_replayed == 3
-
-
-def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
-    tiny_experiment.rows(tmp_path / "general.jsonl", tiny_experiment.facts())
-    candidates = f"  mixed: {SMALL_LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    with pytest.raises(UserError, match="the question of facts item fact-0 too"):
-        tiny_experiment.run(path)
-    assert not (tmp_path / "runs" / "weights").exists()
 
 
 @pytest.mark.e2e

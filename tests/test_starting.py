@@ -127,21 +127,6 @@ def test_rows_of_one_customer_stay_together(propose_rows):
 
 
 @pytest.mark.e2e
-def test_joined_labels_are_scored_by_overlap_unless_no_part_stands_alone(propose_rows):
-    joined = ("billing", "delivery", "billing; delivery", "delivery; billing", "praise; billing", "praise")
-    found = propose_rows([{"text": f"Letter {i}.", "label": joined[i % 6]} for i in range(60)])
-    assert (found.kind, found.task.metrics, found.task.labels) == ("text", ("token_f1", "exact_match"), ())
-    assert (
-        found.task.system == "Classify the text. Reply with all that apply of: billing, delivery, praise. "
-        "Write ';' between them."
-    )
-
-    mood = [f"{one}, {other}" for one in ("good", "bad", "odd") for other in ("weak", "strong", "mild")]
-    found = propose_rows([{"text": f"Letter {i}.", "label": mood[i % 9]} for i in range(90)])
-    assert found.task.labels == tuple(sorted(mood))
-
-
-@pytest.mark.e2e
 def test_the_contexts_of_questions_keep_them_together_and_become_documents_for_retrieval(propose_rows):
     found = propose_rows(QUESTIONS, kind="question")
     assert {"rag", "hybrid"} <= found.candidates.keys()

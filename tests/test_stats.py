@@ -52,14 +52,6 @@ def test_impossible_counts_margins_and_clusters_are_refused():
         stats.wilson(3, 2)
     with pytest.raises(ValueError, match="gains"):
         stats.tango_interval(3, 2, 4)
-    with pytest.raises(ValueError, match="negative"):
-        stats.mcnemar(-1, 2)
-    with pytest.raises(ValueError, match=r"at most 1, found 1\.5"):
-        stats.tango_regression_p(3, 5, 20, 1.5)
-    with pytest.raises(ValueError, match=r"n > 0, found 0 \+ 0 of 0"):
-        stats.tango_interval(0, 0, 0)
-    with pytest.raises(ValueError, match="standard error of 0"):
-        stats.noninferiority_power(0.0, 0.02, 0.0)
     with pytest.raises(ValueError, match="same items"):
         stats.paired_delta([0, 1], [1])
     mean = stats.clustered_mean([0.1, 0.4], ["a", "a"])

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
@@ -365,13 +364,6 @@ def test_a_run_comes_back_exactly_from_the_index_and_from_its_file(store):
     assert run_record(json.loads((store.folder / "a" / "run.json").read_text("utf-8"))) == run
 
 
-def test_runs_are_listed_oldest_first_and_by_experiment(store):
-    for run_id, month, experiment in (("x", 3, "desk"), ("y", 1, "desk"), ("z", 2, "bank")):
-        stores.save_run(store, make_run(run_id, [], created=f"2025-0{month}", experiment=experiment))
-    assert [run.run_id for run in stores.list_runs(store)] == ["y", "z", "x"]
-    assert [run.run_id for run in stores.list_runs(store, "desk")] == ["y", "x"]
-
-
 def test_a_store_without_runs_lists_none_and_an_unknown_run_gets_the_nearest_name(store):
     assert stores.list_runs(store) == []
     assert not store.folder.exists()
@@ -456,18 +448,6 @@ def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
         stores.save_run(store, make_run("c", []))
     stores.reindex(store)
     assert list_indexed_runs(store) == ["a", "b", "c"]
-
-
-def test_a_moved_store_is_queried_where_it_is_also_while_a_writer_changes_its_index(store):
-    save_two_runs(store)
-    whole = store.index.read_bytes()
-    store.index.write_bytes(whole[: len(whole) // 2])
-    threading.Timer(0.1, store.index.write_bytes, [whole]).start()
-    assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
-
-    moved = Store(store.folder.parent / "elsewhere")
-    store.folder.rename(moved.folder)
-    assert stores.query(moved, "SELECT count(*) FROM samples WHERE run_id = 'b'").rows == [(75,)]
 
 
 def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):

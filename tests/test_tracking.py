@@ -9,7 +9,6 @@ from worlds import Sizes
 
 from harness import store
 from harness.analysis.halves import cluster_name, split
-from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
 from harness.experiment import Estimates
 from harness.experiment.candidate_weights import find_stored_weights
@@ -132,17 +131,6 @@ def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, t
     assert made.digest == read_step(tracked_fit, 12)["digest"]
     for file in (tracked_fit.folder / TRACKED / "step-12" / "adapter").iterdir():
         assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
-
-
-def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(
-    tiny, tmp_path, untracked_fit, tracked_fit
-):
-    for weights, told in (
-        (tracked_fit, "no weights were kept of step 13, but those of the steps 6, 12"),
-        (untracked_fit, r"step 13, but none.*try: track: \{points: 4\}"),
-    ):
-        with pytest.raises(CandidateFailed, match=told):
-            tiny_methods.fit(tiny, tmp_path, checkpoint, {"step": 13}, init=weights.folder / "adapter")
 
 
 def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_path):

@@ -6,7 +6,6 @@ import pickle
 import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
@@ -17,7 +16,6 @@ from tiny_methods import CPU, fit, ignore, read_fit
 
 from harness import plugins, training
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.evaluation.candidates import read_weights
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import has_own_process
 from harness.methods import classifier, lora
@@ -267,14 +265,6 @@ def make_changes(*changes, half=0.02):
 )
 def test_points_along_a_training_say_whether_it_forgets_and_when(changes, said):
     assert describe_forgetting(make_changes(*changes)).startswith(said)
-
-
-def test_weights_whose_record_cannot_be_read_say_which_folder_to_delete(tmp_path):
-    record = {"kind": "model", "digest": "d", "trained_on": "b", "training": {"n_steps": "many"}}
-    (tmp_path / "fit.json").write_text(json.dumps(record))
-    told = r"fit\.json cannot be read \(training\.n_steps: found 'many'; .*try: delete that folder"
-    with pytest.raises(CandidateFailed, match=told):
-        read_weights(SimpleNamespace(served_base=None), tmp_path)
 
 
 # All twelve rows in one batch, packed or not.

@@ -196,18 +196,6 @@ def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answe
     assert roles == ((asks,), (answers,))
 
 
-def test_a_source_does_not_answer_and_advised_templates_show_no_solution(tmp_path):
-    row = {"story": "A crate.", "source": "wiki", "answers": {"input_text": ["yes"]}, "questions": ["Is it?"]}
-    roles = find_roles(read(write(tmp_path / "rows.jsonl", [row] * 30), "train"))
-    assert roles.answers == ("answers",)
-    assert {"story", "questions"} <= {*roles.questions}
-    assert "source" not in roles.questions
-
-    rows = [{"hint": f"By {i}.", "solution": f"So {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)]
-    with pytest.raises(UserError, match=r"--prompt '\{hint\}\\n\\n\{task\}'"):
-        find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
-
-
 @pytest.mark.parametrize(("one", "other"), PAIRS[:2])
 def test_files_of_different_layouts_are_no_mixture(tmp_path, one, other):
     named = files(tmp_path, one, other)

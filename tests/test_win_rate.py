@@ -370,19 +370,6 @@ def test_what_a_report_says_of_a_judges_win_rate_and_of_what_it_prefers():
         experiment_document(write_decision(JUDGED))
     )
 
-    bias = bias_of(pairs(60, lambda i: 1.0, lambda i: 0.9, lambda i: (50, 90), lambda i: float(i % 2)))
-    text = markdown(
-        experiment_document(write_decision(JUDGED._replace(missing=0, corrected=True, bias=bias)))
-    )
-    for words in (
-        "the answer shown first won 90.0",
-        "the longer answer won 100.0",
-        "it favours lora by +50.0",
-        "it favours the longer answer by +50.0",
-        "what else sets the two apart may be the cause as well",
-    ):
-        assert words in text
-
 
 def pairs(n, won, first, lengths, vote=lambda i: None):
     return {f"item-{i}": JudgedPair(won(i), first(i), lengths(i), f"item-{i}", vote(i)) for i in range(n)}
