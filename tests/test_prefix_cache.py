@@ -6,7 +6,7 @@ import math
 import pytest
 import test_model_families as families
 from tiny_methods import CPU
-from tiny_model import note_shapes, score_alone
+from tiny_model import note_shapes
 
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
@@ -105,6 +105,16 @@ def host(request, tmp_path_factory, own_cache):
 def load_untouched(host):
     model, _ = load_base(host.source, CPU)
     return lambda: copy.deepcopy(model.eval())
+
+
+def score_alone(model, context, continuation):
+    """Score a continuation by transformers' forward pass over what stands before each of its tokens."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*context, *continuation[:-1]]]), use_cache=False).logits[0].double()
+    rows = torch.log_softmax(logits, -1)[len(context) - 1 :]
+    return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
 
 
 @pytest.mark.parametrize("chosen", [PAIRS, PAIRS[2:5]])
