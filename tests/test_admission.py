@@ -140,21 +140,6 @@ def drop_first_items(m, k):
     return m._replace(base=m.base[k:], new=m.new[k:])
 
 
-def repeat_documents(m, n_pairs):
-    """Let some documents stand twice in a task."""
-    documents = list(m.documents.values())
-    for i in range(n_pairs):
-        documents[2 * i + 1] = documents[2 * i]
-    return m._replace(documents=dict(zip(m.documents, documents, strict=True)))
-
-
-def test_copies_are_one_task_where_documents_stand_twice_in_them():
-    twice = [repeat_documents(m, 100) for m in copies(np.random.default_rng(0), 2, n=200, loss=0.0)]
-    found, one = verdict(twice), verdict(twice[:1])
-    assert macro_of(found).numbers["shared_items"] == ["c0 and c1 hold the same items and count as one task"]
-    assert (found.macro.low, found.macro.high) == pytest.approx((one.macro.low, one.macro.high))
-
-
 def test_copies_of_which_one_lacks_an_item_are_one_task_and_a_part_of_a_task_is_no_copy():
     lost = measurement("sums", *flips(200, 0, 60))
     a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
@@ -262,16 +247,3 @@ def test_documents_of_other_evaluators_logs_are_known_by_their_hash_whatever_the
         file.write_text("\n".join(map(json.dumps, lines)))
     found = release.gate_folders(*arms, POLICY).verdict
     assert "a and a_10shot hold the same items and count as one task" in found.sentence
-
-
-def test_items_of_lm_eval_are_known_by_the_hash_that_ends_their_ids():
-    hashes = [f"{i:064x}" for i in range(60)]
-    tasks = []
-    for name in ("a", "b"):
-        arm = [
-            replace(row, example_id=f"{i}-{h}", prompt_digest=f"{name}{i}")
-            for i, (row, h) in enumerate(zip(rows(np.ones(60), task=name), hashes, strict=True))
-        ]
-        tasks.append(measurement(name, np.ones(60), np.ones(60))._replace(base=arm, new=arm))
-    expected = ["a and b hold the same items and count as one task"]
-    assert macro_of(verdict(tasks)).numbers["shared_items"] == expected

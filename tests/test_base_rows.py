@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from tiny_experiment import runs_of
 from harness import store
 from harness import store as stores
 from harness.cache import cache_dir
-from harness.cli.progress_bar import TerminalProgress
 from harness.config.files import SHIPPED_SUITES, suite_files
 from harness.records import Origin
 from harness.store import Store
@@ -110,13 +108,6 @@ def test_a_second_experiment_asks_the_base_nothing_and_rows_of_a_target_or_a_fin
 
 
 @pytest.mark.e2e
-def test_other_kernels_of_the_processor_compute_again(tmp_path, tiny, monkeypatch):
-    stages(experiment(tmp_path, "one", tiny))
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
-    assert len(select_base_labels(stages(experiment(tmp_path, "other", tiny))[1])) == 3
-
-
-@pytest.mark.e2e
 def test_rows_of_a_suite_of_the_users_own_or_in_their_words_stay_in_their_folder(tmp_path, tiny):
     stages(tiny_experiment.write(tmp_path, tiny))
     assert list_kept_files() == []
@@ -129,13 +120,12 @@ def test_rows_of_a_suite_of_the_users_own_or_in_their_words_stay_in_their_folder
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("shared", [{"prompt"}, {"id"}])
-def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_path, tiny, shared):
+def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_path, tiny):
     path = experiment(tmp_path, "one", tiny)
     held = [json.loads(line) for line in SHIPPED.joinpath("instructions.jsonl").read_text().splitlines()]
     letters = tiny_experiment.letters(slice(6, 8))
     both = zip(letters, held[: len(letters)], strict=True)
-    mixed = [{**letter, **{key: item[key] for key in shared}} for letter, item in both]
+    mixed = [{**letter, "prompt": item["prompt"]} for letter, item in both]
     tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", mixed)
     suite = path.parent / "suites" / "general.yaml"
     suite.write_text(SUITE.replace("max_new_tokens: 4, limit: 6", "max_new_tokens: 4"))
@@ -172,13 +162,6 @@ def test_rows_are_found_in_the_same_environment_and_no_more_items_than_are_kept(
     assert stores.origins(other, IDENTITY.digest) == stores.origins(stored_base, IDENTITY.digest)
     assert not find_base_rows(other, IDENTITY, [*IDS, "another"], HERE, KERNELS)
     assert find_base_rows(other, IDENTITY, IDS[:2], HERE, KERNELS)
-
-
-def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
-    at = Store(tmp_path / "runs")
-    store_rows(at, IDENTITY, {"device": "another"})
-    keep_base_rows(at, IDENTITY, HERE, KERNELS)
-    assert list_kept_files() == []
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + b"x" + b[41:], lambda b: b""])
@@ -227,28 +210,6 @@ def rows_of(path, run):
     return {name: store.read_rows(Store(path.parent / "runs"), digest) for name, digest in run.rows.items()}
 
 
-def simplify_rows(rows):
-    return {name: [(r.example_id, r.text, r.parts, r.prompt_digest) for r in of] for name, of in rows.items()}
-
-
-def items_of(seen):
-    """Check that three items were shown once, each with question, answer and reference; returns their words."""
-    questions, answers = seen.items[::2], seen.items[1::2]
-    assert questions[0] == "Please look at my post again."
-    assert len(questions) == len(answers) == 3
-    assert all(re.search(r" \(reference: “(late|money)”\)$", answer) for answer in answers), answers
-    return [answer.partition(":")[0].strip() for answer in answers]
-
-
-def test_items_stand_below_the_first_result_and_are_cut_to_the_width(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    item = "Which of [these] labels fits the letter that begins so?"
-    TerminalProgress().show("prompt", "prompt: EM 50.0", item)
-    TerminalProgress(shows_items=False).finish("bag", "bag: EM 60.0", item)
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["prompt: EM 50.0", "  Which of [these] labels fits the lett…", "bag: EM 60.0"]
-
-
 def test_a_score_on_the_target_stands_before_the_base_is_asked_and_is_the_one_it_ends_with(file_and_lines):
     _, said = file_and_lines
     assert said[0] == "prompt: letters/test"
@@ -259,39 +220,3 @@ def test_a_score_on_the_target_stands_before_the_base_is_asked_and_is_the_one_it
     assert said[6:8] == ["control arm: the base again", "prompt: letters/validation"]
     last = next(line for line in said[2:] if line.startswith("prompt: EM "))
     assert last.startswith(f"{said[1].partition(',')[0]},{said[1].split(',')[1]} · ")
-
-
-@pytest.mark.e2e
-def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_lines, tiny, tmp_path):
-    path, with_bag, with_prompt = tiny_experiment.write(tmp_path, tiny), ProgressLog(), ProgressLog()
-    lines(path, candidates=("bag",), seen=with_bag)
-    assert items_of(with_bag) == ["wrong", "wrong", "right"]
-    expected = ["capability suite of the base: measured on 3 tasks", "control arm: the base again"]
-    assert lines(path, seen=with_prompt)[:2] == expected
-    assert items_of(with_prompt) == ["wrong"] * 3  # of prompt's own line, as no first result stands before
-    mine, theirs = (runs_of(one)["prompt"] for one in (file_and_lines[0], path))
-    assert (mine.run_id, mine.rows) == (theirs.run_id, theirs.rows)
-    assert simplify_rows(rows_of(file_and_lines[0], mine)) == simplify_rows(rows_of(path, theirs))
-
-
-@pytest.mark.e2e
-def test_without_a_prompt_on_the_base_or_an_answer_there_is_none(tiny, tmp_path):
-    assert lines(tiny_experiment.write(tmp_path, tiny), candidates=("bag",))[:3] == ASKS_THE_BASE
-    system = " ".join(["word"] * 3000)
-    said = lines(tiny_experiment.write(tmp_path, tiny), f"target.system={system}")
-    assert not any("a first result" in line for line in said)
-    assert any("no test row could be answered" in line for line in said), said
-
-
-def test_the_time_left_counts_what_the_first_result_took_once():
-    progress = TerminalProgress()
-    with progress.follow({"base": 60.0, "prompt": 40.0}):
-        with progress.stage("prompt: test", 30.0):
-            pass
-        progress.show("prompt", "prompt: EM 1.0")
-        progress._spent_s = progress._expected_s
-        assert progress._left_s() == 70.0
-        progress.finish("base", "base is measured")
-        assert progress._left_s() == 10.0
-        progress.finish("prompt", "prompt: EM 1.0")
-        assert progress._left_s() == 0.0

@@ -9,13 +9,11 @@ import lmeval_folder
 import pytest
 from conftest import EXPERIMENT
 
-from harness import config, report
+from harness import config
 from harness.errors import UserError
 from harness.lifecycle import release
-from harness.lifecycle.rescue_result import read as read_rescue
 from harness.records import digest, parse_json
 from harness.spec import GatePolicy
-from harness.store import champion_file, read_champion
 
 LEVELS = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 10))
 LAUGHS = f"l0: &l0 [lol, lol, lol]\n{LEVELS}\n"
@@ -170,16 +168,3 @@ def test_deep_nesting_in_a_log_of_inspect_is_refused(tmp_path, zipped):
         file.write_text(f'{{"version": 2, "status": "success", "eval": {DEEP}}}')
     with pytest.raises(UserError, match="a log of inspect"):
         release.gate_folders(old, new, GatePolicy())
-
-
-def test_deep_nesting_in_a_champion_or_a_report_is_refused(tmp_path):
-    file = champion_file(tmp_path, "support")
-    file.parent.mkdir(parents=True)
-    file.write_text(DEEP)
-    with pytest.raises(UserError, match="promote again"):
-        read_champion(tmp_path, "support")
-
-    (tmp_path / "report.json").write_text(f'{{"experiment": {DEEP}}}')
-    with pytest.raises(UserError, match="no report"):
-        report.read(tmp_path / "report.json")
-    assert read_rescue(tmp_path / "report.json") is None

@@ -11,7 +11,6 @@ from tiny_experiment import runs_of
 from tiny_methods import CPU, host_of
 from tiny_model import ASKED, logits, unchanged
 
-from harness import store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.candidate_costs import Estimates
 from harness.experiment.training_fit import fit_work
@@ -30,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 0}
-STYLES = ["houlsby", "pfeiffer"]
 
 
 def train(tiny, folder, **given):
@@ -56,9 +54,8 @@ def test_a_new_adapter_changes_no_bit_of_what_the_base_computes(tiny, style, pre
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("style", STYLES)
-def test_an_adapter_opened_again_gives_the_same_logits_and_scores_packed_rows_as_alone(tiny, tmp_path, style):
-    made, trained = train(tiny, tmp_path, style=style, reduction_factor=4)
+def test_an_adapter_opened_again_gives_the_same_logits_and_scores_packed_rows_as_alone(tiny, tmp_path):
+    made, trained = train(tiny, tmp_path, style="houlsby", reduction_factor=4)
     host = host_of(tiny)
     ids = host.base.encode(ASKED).context
     pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8]), (ids[:1], ids[4:5])]
@@ -74,7 +71,7 @@ def test_an_adapter_opened_again_gives_the_same_logits_and_scores_packed_rows_as
     own = load_base(resolve(str(tiny)), CPU)[0].state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in own.items()), "only the adapters are trained"
     again, other = (
-        train(tiny, tmp_path / f"{kind}", style=style, reduction_factor=4, non_linearity=kind)[0].digest
+        train(tiny, tmp_path / f"{kind}", style="houlsby", reduction_factor=4, non_linearity=kind)[0].digest
         for kind in (None, "tanh")
     )
     assert made.digest == again != other
@@ -103,20 +100,6 @@ def test_a_delta_of_another_base_or_form_is_refused(tiny, tmp_path):
         config.write_text(written)
         with pytest.raises(CandidateFailed, match=said), apply_delta(trained, config.parent):
             pass
-
-
-def test_a_base_without_such_layers_is_refused():
-    import torch
-
-    class OddLayer(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            text = type("Text", (), {"hidden_size": 4, "num_hidden_layers": 1})
-            self.config = type("Config", (), {"get_text_config": staticmethod(lambda: text)})
-            self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
-
-    with pytest.raises(CandidateFailed, match="no attention or feed-forward part"):
-        deltas.new_bottlenecks(OddLayer(), deltas.Bottleneck("pfeiffer", 2, "relu"))
 
 
 OPENS = {head: open_head, embedding: open_embedding}
@@ -217,7 +200,7 @@ def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
     assert not (tmp_path / "it ran").exists()
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, tmp_path, minilm):
     """A bag of words cannot: it has never seen these words."""
     params = embedding.Params(encoder=str(minilm))
@@ -249,9 +232,8 @@ def stranger(tmp_path_factory):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("lmbda", [0.0, 1.0])
-def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda):
-    params = gkd.Params(teacher=str(teacher), lmbda=lmbda, learning_rate=0.02, num_train_epochs=8, **PARAMS)
+def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path):
+    params = gkd.Params(teacher=str(teacher), lmbda=0.5, learning_rate=0.02, num_train_epochs=8, **PARAMS)
     made = gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path), params)
     losses, distances = ([of for _, of in c] for c in (made.training.loss, made.training.validation_loss))
     assert len(distances) == 8
@@ -271,29 +253,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, strang
 
 
 @pytest.mark.e2e
-def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teacher, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    padded = tmp_path / "padded"
-    shutil.copytree(teacher, padded)
-    model = AutoModelForCausalLM.from_pretrained(teacher)
-    width = model.config.vocab_size
-    model.resize_token_embeddings(width + 7)
-    model.save_pretrained(padded)
-
-    def loss(folder, name):
-        params = gkd.Params(teacher=str(folder), lmbda=0.0, max_steps=1, **PARAMS)
-        return gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path / name), params).training.loss[0][1]
-
-    assert loss(padded, "of-padded") == pytest.approx(loss(teacher, "of-plain"), rel=1e-5)
-    narrow = resolve(str(teacher))
-    expected = f"probabilities of {width} tokens, and the base has {width + 7}"
-    assert gkd.teacher_problem(narrow, resolve(str(padded))) == expected
-
-
-@pytest.mark.e2e
 def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, teacher, stranger, tmp_path):
-    teacher = shutil.copytree(teacher, tmp_path / "teacher")
 
     def candidates(*folders):
         knobs = "r: 2, max_steps: 3, max_new_tokens: 4, max_length: 200"
@@ -313,12 +273,6 @@ def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, t
     tiny_experiment.run(path, "suites=[]")
     made = tiny_experiment.runs_of(path)["taught-0"]
     assert made.training.teacher == resolve(str(teacher)).weights_digest
-    tiny_model.build(tmp_path / "other", seed=9)
-    shutil.copytree(tmp_path / "other", teacher, dirs_exist_ok=True)
-    tiny_experiment.run(path, "suites=[]")
-    learned = [run.training.teacher for run in store.list_runs(store.Store(path.parent / "runs"))]
-    assert set(learned) == {made.training.teacher, resolve(str(teacher)).weights_digest}
-    assert len(learned) == len(set(learned)) == 2
 
 
 def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny, teacher, tmp_path):

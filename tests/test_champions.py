@@ -140,14 +140,6 @@ def test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_res
     assert file.exists()
 
 
-def test_a_champion_without_a_history_is_refused_with_the_ways_out(tmp_path):
-    file, lines = write(tmp_path, "p1")
-    lines.unlink()
-    with pytest.raises(UserError, match=r"found 0 entries, where desk\.json follows entry 1") as refused:
-        store.read_champion(tmp_path, "desk")
-    assert f"restore the file, for example by git checkout; to give them up, rm {file}" in str(refused.value)
-
-
 # On stored runs
 
 
@@ -264,7 +256,7 @@ def test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time(cop
     assert str(file) in str(refused.value)
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_the_alias_of_mlflow_follows_promotion_rollback_and_retirement(copy, command, monkeypatch):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient

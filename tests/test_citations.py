@@ -14,11 +14,10 @@ from openai_server import Rule, serve_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation import wrap_prompt
 from harness.experiment import compare
 from harness.metrics import load_metrics, version
 from harness.metrics._entailment import support
-from harness.prompting import map_passage_marks, with_context
+from harness.prompting import with_context
 from harness.records import Document, Example, Output
 from harness.spec import Task, TaskData
 from harness.store import Store
@@ -102,30 +101,6 @@ def test_a_citation_behind_a_sentence_is_of_that_sentence_and_every_sentence_sho
 )  # fmt: skip
 def test_a_citation_counts_where_its_passage_exists_and_is_one_that_the_item_names(answer, precision, recall):
     assert scores(answer, make_item()) == (precision, recall)
-
-
-@pytest.mark.parametrize(
-    "answer", ["[1-3]", "[1 to 3]", "[1]-[3]", "[Doc 1 through 3]", "(1-3)", "Source: 1-3"]
-)
-def test_a_range_cites_what_lies_between_its_ends(answer):
-    item = make_item(found=(LAMP, SHIP, LAMP._replace(id="chair")), documents=("ship",))
-    assert scores(f"Three days {answer}.", item) == (1 / 3, 1.0)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "Context:\n[1] A shop.\n\n{prompt}",
-        "{prompt}\n\nContext:\n[1] A shop.\n\nAnswer.",
-        "Use the Context:\n{prompt}",
-    ],
-)
-def test_marks_are_those_of_the_passages_also_where_a_template_has_a_context_of_its_own(template):
-    shown = wrap_prompt(make_item("id"), None, template)
-    item = replace(shown, plain_prompt="What does it cost?")
-    assert map_passage_marks(item) == {"lamp": "lamp", "ship": "ship"}
-    assert scores("40 euros [lamp]", item) == (1.0, 1.0)
-    assert scores("40 euros [1]", item) == (0.0, 0.0)
 
 
 def test_marks_are_those_of_the_passages_that_the_item_shows_or_their_places():
@@ -241,23 +216,6 @@ def test_a_sentence_is_supported_where_one_passage_entails_it():
     asked.clear()
     assert support("40 euros", item, entails) == 1.0
     assert asked[0][1] == "What does the lamp cost? 40 euros", "two words alone state nothing"
-
-
-def test_only_the_passages_count_where_a_template_has_a_context_of_its_own():
-    seen = []
-
-    def entails(pairs):
-        seen.extend(pairs)
-        return [0.9] * len(pairs)
-
-    item = wrap_prompt(with_context(ITEM, [LAMP], "number"), None, "Context:\nA shop.\n\n{prompt}")
-    support("40 euros", replace(item, plain_prompt=ITEM.prompt), entails)
-    assert seen == [("Lamp: The lamp costs 40 euros.", "What does the lamp cost? 40 euros")]
-    closed = wrap_prompt(ITEM, None, "Context:\nA shop.\n\n{prompt}")
-    assert support("40 euros", replace(closed, plain_prompt=ITEM.prompt), entails) == 0.0
-    own = replace(ITEM, plain_prompt="Context:\nIt costs 40.\n\nWhat does it cost?")
-    assert support("It costs 40 euros now.", own, entails) == 1.0
-    assert seen[-1] == ("It costs 40.", "It costs 40 euros now.")
 
 
 def test_the_score_is_that_of_the_models_own_probabilities_by_its_own_labels(nli):

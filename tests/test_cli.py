@@ -140,9 +140,7 @@ def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_dry_run_says_which_steps_workers_get_and_counts_the_training_of_every_seed(
-    harness, tiny, tmp_path
-):
+def test_a_dry_run_says_which_steps_workers_get(harness, tiny, tmp_path):
     tiny_experiment.write(tmp_path, tiny)
     said = harness("compare", "--dry-run", "--executor", "local", "--workers", "2", check=0).stderr
     assert (
@@ -150,16 +148,6 @@ def test_a_dry_run_says_which_steps_workers_get_and_counts_the_training_of_every
     )
     said = harness("compare", "--dry-run", "--workers", "3", check=0).stderr
     assert "workers: 3, and no executor: one process does it all; try --executor local" in said
-
-    def count_trainings(*arguments):
-        shown = json.loads(harness("compare", "--dry-run", "--json", *arguments, check=0).stdout)
-        return sum(work["trained"] for work in shown.values())
-
-    once = count_trainings()
-    assert once > 0
-    assert count_trainings("--candidates", "hybrid") == once
-    assert count_trainings("seeds=[0, 1, 2]") == 3 * once
-    assert count_trainings("--candidates", "prompt") == 0
 
 
 @pytest.mark.parametrize(
@@ -242,15 +230,6 @@ def test_results_are_utf8_in_a_locale_that_has_no_such_signs(copy, own_cache, mo
     assert "lora × zero_shot" in said, errors
 
 
-@pytest.mark.e2e
-def test_a_file_where_a_folder_belongs_is_called_so_and_the_other_way_round(harness, copy):
-    (copy / "rows.csv").write_text(CSV)
-    done = harness("init", "rows.csv", "--data", "rows.csv", cwd=copy, check=2)
-    assert "rows.csv: found a file; expected a folder" in done.stderr
-    done = harness("gate", "--candidate", "lora", "--junit", copy, cwd=copy, check=2)
-    assert f"{copy}: found a folder; expected a file" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("outcomes", "changes", "command"),
     [
@@ -262,11 +241,6 @@ def test_a_file_where_a_folder_belongs_is_called_so_and_the_other_way_round(harn
 def test_a_gate_says_what_to_type_next_after_the_worst_of_its_verdicts(outcomes, changes, command):
     judged = [GateResult((), verdict(outcome, **changes), GatePolicy()) for outcome in outcomes]
     assert next_step(judged, "lora", ExperimentFile(config=Path("a.yaml"))).startswith(command)
-
-
-def test_a_gate_on_stored_runs_ends_with_the_next_command(harness, copy):
-    done = harness("gate", "--candidate", "prompt", cwd=copy, check=0)
-    assert done.stderr.splitlines()[-1].startswith("next: harness promote prompt makes it")
 
 
 @pytest.mark.parametrize(
@@ -293,10 +267,8 @@ def test_train_says_where_the_weights_are(harness, copy):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("candidate", "item", "turns"), [("bag", "package-0", 1), ("hybrid", "letters/package-0", 5)]
-)
-def test_an_item_is_answered_again_as_it_is_stored(harness, copy, candidate, item, turns):
+def test_an_item_is_answered_again_as_it_is_stored(harness, copy):
+    candidate, item = "hybrid", "letters/package-0"
     found = json.loads(harness("ask", candidate, "--item", item, "--json", cwd=copy, check=0).stdout)
     at, row = Store(copy / "runs"), found["row"]
     (run,) = (run for run in store.list_runs(at) if run.candidate == candidate)
@@ -304,19 +276,16 @@ def test_an_item_is_answered_again_as_it_is_stored(harness, copy, candidate, ite
     assert (row["text"], row["status"], row["prompt_digest"]) == (kept.text, kept.status, kept.prompt_digest)
     assert {name: of and tuple(of) for name, of in row["parts"].items()} == kept.parts
     assert found["prompt"]["digest"] == kept.prompt_digest
-    assert len(found["prompt"]["messages"]) == turns
+    assert len(found["prompt"]["messages"]) == 5
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("candidate", ["shots", "bag"])
-def test_a_text_is_answered_and_shown_with_its_prompt(harness, copy, candidate):
-    said = harness("ask", candidate, "Where is my lamp?", cwd=copy, check=0).stdout
+def test_a_text_is_answered_and_shown_with_its_prompt(harness, copy):
+    said = harness("ask", "shots", "Where is my lamp?", cwd=copy, check=0).stdout
     prompt, _, answer = said.partition("answer, ")
     assert "Where is my lamp?" in prompt
-    assert ("<|im_start|>assistant" in prompt) == (candidate != "bag")
+    assert "<|im_start|>assistant" in prompt
     assert "reference" not in answer
-    if candidate != "shots":
-        assert answer.splitlines()[1] in ("late", "money")
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,7 @@ def test_code_that_fails_a_test_or_is_none_is_wrong(answer):
         ("```\nx = 1\n```\nor\n```python\nx = 2\n```", "x = 2"),
         ("Install:\n```\npip install foo\n```\nCode:\n```python\nx = 1\n```", "x = 1"),
         ("```py\nx = 1", "x = 1"),
-        ("  x = 1\n", "x = 1"),
         ("1. Use:\n   ```python\n   if x:\n       y = 2\n   ```\n", "if x:\n    y = 2"),
-        ("~~~python\nx = 1\n~~~", "x = 1"),
-        ("```Python3.11\r\nx = 1\r\n```", "x = 1"),
         ("````\nx = 1\n```\n````", "x = 1\n```"),
     ],
 )

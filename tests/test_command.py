@@ -81,20 +81,6 @@ class TestWhatIsFound:
         assert (weights.kind, weights.digest) == expected
         assert has_tokenizer(tmp_path / "fit" / "model")
 
-    @pytest.mark.parametrize(
-        "after",
-        [
-            "mv {out} {out}-elsewhere; ln -s {out}-elsewhere {out}",
-            "rm -r {data_dir}",
-        ],
-    )
-    def test_weights_that_are_linked_and_folders_that_the_command_removed_are_taken_as_they_are(
-        self, tiny, adapter, tmp_path, after
-    ):
-        weights = fit_command(tiny, tmp_path, f"{leaves(adapter)}; {after}", shell=True)
-        assert weights.digest == adapter_digest(adapter, resolve(str(tiny)).weights_digest)
-        assert not any(path.is_symlink() for path in weights.folder.rglob("*"))
-
     def test_the_curves_that_a_trainer_of_transformers_left_are_read(self, tiny, adapter, tmp_path):
         history = [{"step": 1, "loss": 3.0, "learning_rate": 0.1}, {"step": 2, "eval_loss": 2.5}]
         for step in (1, 2):
@@ -107,12 +93,6 @@ class TestWhatIsFound:
         assert record.loss == ((1, 3.0),)
         assert record.validation_loss == ((2, 2.5),)
         assert record.best_validation_loss == 2.5
-
-    def test_a_curve_that_cannot_be_read_costs_no_weights(self, tiny, adapter, tmp_path):
-        left = shutil.copytree(adapter, tmp_path / "left")
-        (left / "trainer_state.json").write_text("{")
-        weights = fit_command(tiny, tmp_path / "fit", leaves(left))
-        assert (weights.kind, weights.training.loss) == ("adapter", ())
 
     @pytest.mark.parametrize(
         ("files", "said"),
@@ -129,22 +109,6 @@ class TestWhatIsFound:
         for name in files:
             (tmp_path / "left" / name).touch()
         assert said in failure(tiny, tmp_path / "fit", leaves(tmp_path / "left"))
-
-    @pytest.mark.parametrize(
-        ("whole", "file", "said"),
-        [
-            (False, "adapter_config.json", "a damaged adapter_config.json"),
-            (True, "model.safetensors", "has no safetensors header"),
-        ],
-    )
-    def test_a_damaged_file_of_an_adapter_or_a_model_is_named(
-        self, tiny, adapter, tmp_path, whole, file, said
-    ):
-        left = shutil.copytree(tiny if whole else adapter, tmp_path / "left")
-        (left / file).write_text("{")
-        found = failure(tiny, tmp_path / "fit", leaves(left))
-        assert said in found
-        assert file in found
 
     def test_weights_of_another_base_or_architecture_are_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
@@ -239,27 +203,6 @@ class TestPlaceholders:
         assert (whole / "a.json").read_text() == '{"file": "/rows", "as": "{{data}}"}'
         assert (whole / "b.yaml").read_text() == f"folder: {whole}"
 
-    def test_the_digest_holds_templates_and_own_files_that_the_command_names_wherever_they_lie(
-        self, tmp_path
-    ):
-        def digest(folder):
-            run = "python train.py {data} {out} {config}"
-            return command.digest_files(
-                command.Params(run=run, folder=str(folder), config=str(folder / "t.yaml"))
-            )
-
-        one, two = tmp_path / "one", tmp_path / "two"
-        for folder in (one, two):
-            folder.mkdir()
-            (folder / "train.py").write_text("a")
-            (folder / "t.yaml").write_text("b")
-        assert digest(one) == digest(two)
-        (two / "train.py").write_text("c")
-        assert digest(one) != digest(two)
-        (two / "train.py").write_text("a")
-        (two / "t.yaml").write_text("d")
-        assert digest(one) != digest(two)
-
 
 def test_a_template_with_an_unknown_placeholder_and_a_sweep_are_refused_before_anything_runs(tmp_path, tiny):
     (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
@@ -318,19 +261,6 @@ class TestInAComparison:
         script.write_text(script.read_text() + "# another\n")
         tiny_experiment.run(path, candidates=("theirs",))
         assert calls.read_text() == "call\ncall\n"
-
-    @pytest.mark.e2e
-    def test_one_that_failed_leaves_its_log_alone_and_is_run_again(self, tiny, adapter, tmp_path):
-        candidates = "  prompt: {method: base}\n  theirs: {method: command, params: {run: 'sh t.sh {out}'}}\n"
-        path = tiny_experiment.write(tmp_path, tiny, candidates)
-        (tmp_path / "t.sh").write_text("touch $1/half; echo broken; exit 1\n")
-        failed = fact_of(tiny_experiment.run(path), "theirs")
-        assert failed.state == "failed"
-        assert "its last lines: broken" in failed.error
-        left = [p for p in (tmp_path / "runs" / "weights").rglob("*") if p.is_file() and p.name[0] != "."]
-        assert [(p.name, p.read_text()) for p in left] == [("command.log", "broken\n")]
-        (tmp_path / "t.sh").write_text(f"cp -r {adapter}/. $1\n")
-        assert fact_of(tiny_experiment.run(path), "theirs").state == "done"
 
 
 def test_templates_that_ship_name_options_of_trl_and_lie_beside_their_recipe(folder):

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 from conftest import EXPERIMENT, OTHER, TARGET, refused
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from harness import config
 
@@ -94,14 +92,6 @@ def test_every_shipped_recipe_loads_by_its_short_name(folder):
     recipes = [f"candidates.{name}={name}" for name in names]
     pairs = "target.data.pairs=suites/tiny/pairs.jsonl"
     assert {*names} <= experiment(folder, DOCUMENTS, pairs, *recipes).candidates.keys()
-
-
-@pytest.mark.e2e
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.permutations(OVERRIDES))
-def test_the_order_of_overrides_does_not_matter(folder, order):
-    reference = sorted(order)
-    assert experiment(folder, *order) == experiment(folder, *reference)
 
 
 @pytest.mark.parametrize(

@@ -54,23 +54,6 @@ def test_a_product_stays_the_same_to_the_last_bit_and_in_full_precision_but_for_
     assert ("forward" in vars(packed[0])) == multiplies_bf16()
 
 
-def test_a_low_rank_adapter_works_on_a_layer_laid_out(tmp_path):
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    made = []
-    for packs in (False, True):
-        model = layers(False, torch.bfloat16)
-        if packs:
-            prepack(model)
-        torch.manual_seed(1)
-        config = LoraConfig(target_modules=["0"], init_lora_weights=False)
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=False).eval()
-        with torch.inference_mode():
-            made.append(adapted(torch.ones(5, 96, dtype=torch.bfloat16)))
-    assert torch.equal(*made)
-
-
 @pytest.fixture
 def small_llama():
     """A model of two layers whose six heads share two groups of keys."""
@@ -129,15 +112,6 @@ def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
     logits(small_llama, True, input_ids=ids(1)[:, :130], past_key_values=cache, use_cache=True)
     rest = logits(small_llama, True, input_ids=ids(1)[:, 130:], past_key_values=cache, use_cache=True)
     torch.testing.assert_close(rest, whole[:, 130:], rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_attends_afterwards_as_before_and_as_it_was_told(small_llama):
-    with chunk_attention(small_llama):
-        assert small_llama.config._attn_implementation == "parts"
-    assert small_llama.config._attn_implementation == "sdpa"
-    small_llama.set_attn_implementation("eager")
-    with chunk_attention(small_llama):
-        assert small_llama.config._attn_implementation == "eager"
 
 
 @pytest.fixture
@@ -235,15 +209,6 @@ def train_steps(tiny, folder, method, machine):
     return [loss for _, loss in made.training.loss], kinds
 
 
-@pytest.mark.e2e
-def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path):
-    losses, kinds = train_steps(tiny, tmp_path / "half", lora, FP16)
-    whole, _ = train_steps(tiny, tmp_path / "whole", lora, CPU)
-    assert kinds == [{"torch.float16"}]
-    assert losses[-1] < losses[0]
-    assert losses == pytest.approx(whole, abs=0.05)
-
-
 def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, tmp_path):
     losses, kinds = train_steps(tiny, tmp_path, full, FP16)
     assert kinds == [{"torch.float32"}]
@@ -268,7 +233,7 @@ def scaler(monkeypatch):
     monkeypatch.setattr(transformers.trainer, "Accelerator", ScalingAccelerator)
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler):
     params = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
     params |= {"max_steps": 36, "learning_rate": 0.01}

@@ -15,21 +15,17 @@ from statistics import fmean
 
 import fake_project
 import pytest
-from fake_facts import BITS, verdict
+from fake_facts import BITS
 from fake_facts import comparison as comparison_of
 
 from harness import formatting, report, store
 from harness.analysis import comparison
-from harness.analysis.estimators import Estimate
 from harness.analysis.labelled_answers import draw_items
 from harness.lifecycle import nightly_alarm as night_alarm
 from harness.lifecycle import nightly_state as files
-from harness.lifecycle import rescue
-from harness.lifecycle.rescue import HalfVerdict, Rescue, TrialResult
 from harness.metrics import mean_metric
-from harness.records import Grade, Sample
+from harness.records import Grade
 from harness.report.result_tables import arithmetic_rows
-from harness.report.training_tables import PREFERENCES
 from harness.report.wording import verdict_word
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
@@ -141,15 +137,6 @@ def test_a_page_of_an_empty_store_says_what_to_do_and_one_of_a_single_run_opens(
     open_page(name)
 
 
-@pytest.mark.e2e
-def test_a_report_that_cannot_be_read_is_named_with_what_makes_it_anew(open_page, tmp_path, made):
-    written = next((tmp_path / "reports").glob("*.json"))
-    written.write_text(written.read_text().replace('"policy": {', '"policy": {"of_old": 1,', 1))
-    (said,) = re.findall(r"[^<>]*of_old[^<>]*", html(open_page("forgetting")))
-    assert written.name in said
-    assert "next: harness report" in said
-
-
 def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
     report.write(replace(fake_project.write(tmp_path), smoke=True), tmp_path / "reports")
     page = open_page("pareto")
@@ -157,20 +144,6 @@ def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
     assert not page.info
     page.selectbox(key="experiment").select("desk-smoke").run()
     assert report.SMOKE in page.info[0].value.lower()
-
-
-def test_after_a_smoke_run_alone_its_answers_are_shown(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CONFIG", str(tmp_path / "harness.yaml"))
-    made = fake_project.write(tmp_path, {"prompt": ("base", 20, 48)}, with_report=False)
-    (tmp_path / "runs").rename(tmp_path / "apart")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "apart").rename(tmp_path / "runs" / "smoke")
-    report.write(replace(made, smoke=True), tmp_path / "reports")
-    page = AppTest.from_file(str(ROOT / "dashboards" / "app.py"), default_timeout=60).run()
-    assert [e.value for e in page.exception] == []
-    assert [title.value for title in page.title] == ["Answers"]
-    assert len(matrix(page)) == 50
-    assert "1 runs in" in page.sidebar.caption[0].value
 
 
 def test_the_first_page_is_that_of_the_written_report(open_page, made):
@@ -214,20 +187,6 @@ def rewrite_run(folder, run_id, as_id=None, **changes):
     (to / "run.json").write_text(json.dumps(run | {"run_id": to.name}))
 
 
-def test_the_leaderboard_is_filtered_by_experiment_model_seed_and_date(open_page, tmp_path):
-    fake_project.write(tmp_path, with_report=False)
-    changes = {"experiment": "other", "base_model": "larger", "seed": 7}
-    rewrite_run(tmp_path, "knn-0", **changes, created="2026-02-01T00:00:00+00:00")
-    for facet, value in zip(("experiment", "model", "seed"), changes.values(), strict=True):
-        page = open_page("leaderboard")
-        page.multiselect(key=f"filter_{facet}").select(str(value)).run()
-        assert list(page.dataframe[0].value["run_id"]) == ["knn-0"], facet
-    page = open_page("leaderboard")
-    for since in ("2026-01-02", "2026-02-01"):
-        page.text_input(key="filter_since").set_value(since).run()
-        assert list(page.dataframe[0].value["run_id"]) == ["knn-0"], since
-
-
 def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, tmp_path, made):
     fake_project.experiment(tmp_path, metrics="exact_match, contains")
     at = Store(tmp_path / "runs")
@@ -247,33 +206,6 @@ def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, t
     expected = comparison.estimate(mean_metric("contains", lambda output, example: None), rows)
     assert cells["by contains"][cells["candidate"].index("lora")] == formatting.interval(*expected[:3])
     assert cells["by contains"][cells["candidate"].index("knn")] == formatting.UNKNOWN
-
-
-@pytest.mark.e2e
-def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_asked(open_page, tmp_path):
-    some = {f"try-{i:02d}": ("base", i % 8, 4) for i in range(24)}
-    fake_project.write(tmp_path, some, n=8, with_report=False)
-    fake_project.experiment(tmp_path)
-    page = open_page("leaderboard")
-    assert page.dataframe[0].value["target"].notna().sum() == 20
-    assert "Not estimated yet: 4 scores; the page opens with 20." in [c.value for c in page.caption]
-    page.button(key="estimate").click().run()
-    assert page.dataframe[0].value["target"].notna().all()
-    assert not any("Not estimated yet" in c.value for c in page.caption)
-
-
-def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, tmp_path, made):
-    shutil.rmtree(tmp_path / "runs")
-    page = open_page("leaderboard")
-    cells = read_cells(page.dataframe[0])
-    assert dict(zip(cells["candidate"], cells["target"], strict=True)) == {
-        f.label: formatting.interval(*f.target[:3]) for f in made.facts
-    }
-    assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
-    assert not any("No run matches" in info.value for info in page.info)
-    page = open_page("compare")
-    assert "Not on this machine: 3 of the 3 runs of the report desk." in html(page)
-    assert page.info.len == 0
 
 
 def test_compare_follows_a_deep_link_and_shows_and_draws_the_paired_differences(open_page, made):
@@ -316,19 +248,14 @@ def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_p
 
 @pytest.mark.parametrize(
     ("task", "outcome", "n"),
-    [
-        ("chat", "lost", 36), ("support", "gained", 28), ("chat", "all right", 12), ("chat", "cut", 1),
-        ("chat", "refused", 0),
-    ],
-)  # fmt: skip
+    [("chat", "lost", 36), ("support", "gained", 28), ("chat", "refused", 0)],
+)
 def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, made, task, outcome, n):
     page = open_page("answers", compare="knn,lora", task=task, outcome=outcome)
     assert (f"{n} items" in page.caption[-1].value) if n else "No item matches" in page.info[0].value
 
 
-@pytest.mark.parametrize(
-    ("text", "n"), [("QUESTION 20 of", 1), ("lora answers 3", 9), ("family 10", 2), ("nowhere", 0)]
-)
+@pytest.mark.parametrize(("text", "n"), [("lora answers 3", 9), ("nowhere", 0)])
 def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, made, text, n):
     page = open_page("answers", compare="knn,lora", task="chat")
     page.text_input(key="sought").set_value(text).run()
@@ -359,51 +286,14 @@ def test_an_answer_opens_beside_the_first_with_its_scores_and_what_a_judge_said(
     assert "<script>" not in shown
 
 
-def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path, made):
-
-    def make_drawn_rows(position):
-        said = [
-            (f"drawn {position}", "ok", (1.0,)),
-            (f"cut {EVIL}", "truncated", (0.0,)),
-            ("", "error", None),
-        ]
-        parts = [Sample(i, text, status, {"exact_match": of}) for i, (text, status, of) in enumerate(said)]
-        return {"samples": tuple(parts)}
-
-    replace_answers(tmp_path, "lora-0", "chat", make_drawn_rows)
-    page = open_page("answers", **OPENED)
-    assert [one.label for one in page.expander] == ["All 3 sampled answers"]
-    shown = map_quotes(page)
-    assert shown["answer 1 · ok · exact_match 1.000"] == "drawn 12"
-    assert shown["answer 2 · truncated · exact_match 0.000"].startswith("cut &lt;script&gt;")
-    assert shown["answer 3 · error"] == "&nbsp;"
-
-
-@pytest.mark.parametrize(
-    ("task", "item", "name", "expected"),
-    [
-        ("letters", "package-0", "hybrid", ["user", "assistant", "user", "assistant", "user"]),
-        ("letters", "package-0", "bag", ["user"]),
-    ],
-)
-def test_an_answer_opens_with_the_prompt_that_it_was_sent(
-    open_page, finished_run, tmp_path, task, item, name, expected
-):
+def test_an_answer_opens_with_the_prompt_that_it_was_sent(open_page, finished_run, tmp_path):
     shutil.copytree(finished_run[0], tmp_path, dirs_exist_ok=True)
-    page = open_page("answers", task=task, item=item, of=name)
+    page = open_page("answers", task="letters", item="package-0", of="hybrid")
     assert not page.warning, "its tokens are those of the stored row"
     roles = re.findall(r'<div class="name">(user|assistant|system)</div>', html(page))
-    assert roles == expected
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
     page.toggle(key="special_tokens").set_value(True).run()
-    assert ("&lt;|im_start|&gt;user" in map_quotes(page)["all of it"]) == (name != "bag")
-
-
-def test_a_prompt_that_the_files_make_otherwise_now_is_said_to_be_another(open_page, finished_run, tmp_path):
-    shutil.copytree(finished_run[0], tmp_path, dirs_exist_ok=True)
-    suite = tmp_path / "suites" / "letters.yaml"
-    suite.write_text(suite.read_text().replace("    max_new", "    system: Sort it.\n    max_new"))
-    page = open_page("answers", task="letters", item="package-0", of="prompt")
-    assert "the prompt that was sent differed" in page.warning[0].value
+    assert "&lt;|im_start|&gt;user" in map_quotes(page)["all of it"]
 
 
 def map_quotes(page) -> dict[str, str]:
@@ -411,36 +301,6 @@ def map_quotes(page) -> dict[str, str]:
     return dict(
         re.findall(r'<div class="name">(.*?)</div><div class="quoted">(.*?)</div>', html(page), re.DOTALL)
     )
-
-
-def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path, made):
-    at = Store(tmp_path / "runs")
-    run = next(run for run in store.list_runs(at) if run.candidate == "lora")
-    identity = store.rows.read_identity(at, run.rows["chat/test"])
-    other = replace(identity, task_version="w")
-    at.rows(identity.digest).rename(at.rows(other.digest))
-    store.write_record(at, at.rows(other.digest) / "identity.json", other)
-    store.save_run(at, replace(run, rows=run.rows | {"chat/test": other.digest}))
-    page = open_page("compare", compare="knn,lora")
-    assert "task_version" in html(page)
-    assert list(page.dataframe[0].value["task"]) == ["support"]
-
-
-def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_page, tmp_path, made):
-    for run in store.list_runs(Store(tmp_path / "runs")):
-        rows = run.rows | {"support/validation": "x"}
-        rewrite_run(tmp_path, run.run_id, experiment="desk-fewer", rows=rows)
-    (c,) = made.comparisons["lora"]
-    weighted = replace(c, delta=-0.123, low=-0.2, high=-0.05, estimator="stratified")
-    note = "fewer items: 60 of 900 items of chat were evaluated"
-    report.write(replace(made, comparisons={"lora": (weighted,)}, notes=(note,)), tmp_path / "reports")
-    page = open_page("compare", compare="prompt,lora")
-    changes = page.dataframe[0].value.set_index("task")["change"]
-    assert changes["chat"] == formatting.points(-0.123, -0.2, -0.05)
-    assert note in html(page)
-    page = open_page("compare", compare="lora,knn")
-    assert list(page.dataframe[0].value["task"]) == ["support"]
-    assert "chat: sampled items count by weights" in html(page)
 
 
 def test_forgetting_shows_each_difference_draws_drift_in_its_unit_and_counts_cut_answers(
@@ -460,20 +320,6 @@ def test_forgetting_shows_each_difference_draws_drift_in_its_unit_and_counts_cut
     assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
 
 
-def replace_answers(folder, run_id, task, change, weights=None):
-    """Give a run other rows on a task, each changed by a function; the weights' are the run's own by default."""
-    at = Store(folder / "runs")
-    (run,) = (run for run in store.list_runs(at) if run.run_id == run_id)
-    key = f"{task}/test"
-    own = store.read_identity(at, run.rows[key])
-    other = replace(own, scoring_digest="again", weights_digest=weights or own.weights_digest)
-    rows = [replace(row, **change(row.position)) for row in store.read_rows(at, run.rows[key])]
-    store.append_block(at, other, 0, rows)
-    store.complete_rows(at, other, len(rows))
-    if weights is None:
-        store.save_run(at, replace(run, rows={**run.rows, key: other.digest}))
-
-
 def test_pareto_says_what_is_on_the_front(open_page, made):
     page = open_page("pareto")
     assert "On the front: lora, knn." in html(page)
@@ -481,37 +327,6 @@ def test_pareto_says_what_is_on_the_front(open_page, made):
     expected = 50 / 60 * 0.4 + 22 / 60 * 0.6
     assert f"Area under the front: {formatting.percent(expected)} %" in html(page)
     assert f"of those that pass the gate {formatting.percent(22 / 60)} %" in html(page)
-
-
-def make_rescue(made) -> Rescue:
-    """Rescue the fine-tune of a fake project: three scales that keep more, and one with another rank."""
-    (f,) = (f for f in made.facts if f.name == "lora")
-
-    def make_trial(name, step, params, score, kept) -> TrialResult:
-        facts = replace(f, name=name, target=Estimate(score, score - 0.1, score + 0.1, 60))
-        seen = HalfVerdict(
-            "search", 30, 60, verdict("fail", macro=Estimate(kept, kept, kept, 30)), gains=True
-        )
-        return TrialResult(name, step, "", {name: {"params": params}}, facts, seen)
-
-    original = make_trial("lora", "", {}, 0.8, -0.6)
-    scales = [("lora+scale=0.75", 0.75, 0.7, -0.4), ("lora+scale=0.5", 0.5, 0.6, -0.2)]
-    trials = [make_trial(name, "scale", {"scale": scale}, *at) for name, scale, *at in scales]
-    return Rescue(
-        "desk", "tiny", "lora", 0, made.metric, "knn", original,
-        (*trials, make_trial("lora+r=4", "rank", {"r": 4}, 0.75, -0.1)), (), 0.02,
-    )  # fmt: skip
-
-
-def test_the_scales_of_the_last_rescue_lie_on_one_line(open_page, tmp_path):
-    rescue.write(make_rescue(fake_project.write(tmp_path)), tmp_path / "reports")
-    page = open_page("pareto")
-    (said,) = (text for text in front_texts(page, "title") if "at scale" in text)
-    assert (
-        said
-        == "lora at scale 0.5: −20.0 points; lora at scale 0.75: −40.0 points; lora at scale 1: −60.0 points"
-    )
-    assert "the last rescue of lora" in html(page)
 
 
 def test_training_overlays_losses_and_names_the_gap(open_page, made):
@@ -550,16 +365,6 @@ def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_pat
     drawn = [[line["y"] for line in pictures(page)[i]["data"]] for i in (1, 2)]
     assert drawn == [[[0.4, 0.6]], [[-3.0, -5.0]]]
     assert any(text.value.startswith("lora forgets early: capability") for text in page.text)
-
-
-@pytest.mark.e2e
-def test_a_loss_of_preferences_has_a_picture_of_its_own(open_page, tmp_path):
-    fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
-    losses = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
-    rewrite_run(tmp_path, "dpo-0", training=losses)
-    page = open_page("training")
-    assert drawn_names(page) == [["lora: training", "lora: validation"], ["dpo"]]
-    assert any(caption.value == PREFERENCES for caption in page.caption)
 
 
 def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a frozen value)
@@ -637,16 +442,9 @@ def test_nights_are_drawn_with_alarms_open_until_acknowledged_and_with_commits(o
     assert "target: 690 clusters evaluated, 200 never yet" in html(page)
 
     assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
-    last = files.read_nights(nights)[-1]
-    flips = last.bases["base"].flips
-    row = page.dataframe[1].value.iloc[0]
-    assert (row["night"], row["items"]) == (last.night, "60")
-    assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
     change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
     page = open_page("nightly")
     assert list(page.dataframe[0].value["acknowledged"]) == ["2026-03-24"]
-    again = next(trace for trace in pictures(page)[0]["data"] if trace.get("name") == "lora")
-    assert again["y"] == trends["lora"]["y"], "earlier nights are shown as they were"
 
 
 @pytest.mark.e2e

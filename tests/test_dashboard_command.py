@@ -125,18 +125,3 @@ def test_what_ends_the_command_ends_the_server(project):
         server.send_signal(signal.SIGTERM)
         server.wait(20)
         assert ask(port, "localhost") is None
-
-
-@pytest.mark.e2e
-def test_the_browser_of_this_machine_is_sent_to_the_pages_once_they_answer(project, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    address, seen, browser = f"http://localhost:{port}", tmp_path / "seen", tmp_path / "browser"
-    browser.write_text(f"#!/bin/sh\necho $1 > {seen}\n")
-    browser.chmod(0o700)
-    given = server_environment(project / "harness.yaml", "", address) | {"BROWSER": f"{browser} %s"}
-    with subprocess.Popen(server_command("localhost", port), env=given, stderr=subprocess.DEVNULL) as server:
-        try:
-            assert wait_for(lambda: seen.exists() and seen.read_text().strip(), "a browser") == address
-        finally:
-            server.kill()

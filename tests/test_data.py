@@ -207,15 +207,6 @@ def test_leaks_are_removed_from_training_with_a_message_unless_nothing_is_left(t
     assert len(list_problems(task(make_rows("t", 3), train=make_rows("t", 3), **drop))) == 1
 
 
-def test_choices_in_another_order_are_the_same_question_and_other_choices_another(task):
-    test = [{"prompt": "Which is right?", "reference": "b", "choices": ["a", "b"]}]
-    train = [{"prompt": "Which is right?", "reference": c, "choices": [c, "z"]} for c in "cdefgh"]
-    assert len(load_task(task(test, train=train, kind="choice"), 0).validation) == 1
-    test = [{"prompt": "Which?", "reference": "b", "choices": ["a", "b"]}]
-    train = [{"prompt": "Which?", "reference": "b", "choices": ["b", "a"]}]
-    assert len(list_problems(task(test, train=train, kind="choice"))) == 1
-
-
 def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_lost(task):
     rows = [row("a", reference="yes"), row("b", reference="maybe"), row("c", reference="no")]
     items = load_task(task(rows, labels=["yes", "no"], data={"unknown_labels": "drop"}), 0)
@@ -234,10 +225,7 @@ def test_documents_that_are_missing_or_empty_are_refused(task):
     assert found == [("documents.jsonl:2", "an empty document")]
 
 
-@pytest.mark.parametrize(
-    ("codec", "name", "packed"),
-    [("utf-16", "UTF-16", True), ("utf-16-le", "UTF-16LE", False), ("utf-32", "UTF-32", False)],
-)
+@pytest.mark.parametrize(("codec", "name", "packed"), [("utf-16", "UTF-16", True)])
 def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
     tmp_path, monkeypatch, codec, name, packed
 ):
@@ -262,11 +250,6 @@ def read_text(tmp_path):
     return read
 
 
-@pytest.mark.parametrize("line", ['Where?, "billing"', '"Where, is it?", "billing"'])
-def test_quotes_after_a_blank_are_read(read_text, line):
-    assert {row.fields["label"] for row in read_text("text,label\n" + f"{line}\n" * 9)} == {"billing"}
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -286,8 +269,6 @@ def test_separated_values_are_read_as_spreadsheets_export_them(read_text, conten
     ("content", "names"),
     [
         ("Text, as sent;Team\nwhere is it;a\nI paid, twice;b\n", ["Text, as sent", "Team"]),
-        ('Text, as sent;Team\n"in, two\nlines; or so";a\nyes;b\n', ["Text, as sent", "Team"]),
-        ("Text; as sent,Team\nwhere is it,a\nI paid; twice,b\n", ["Text; as sent", "Team"]),
         ("Text; as sent,Team\nI waited; long,a\nI paid; twice,b\n", ["Text; as sent", "Team"]),
     ],
 )
@@ -429,13 +410,3 @@ def test_clusters_and_questions_that_are_shared_are_one_and_others_none(task):
     assert len(set(list_clusters(load_task(task(asked), 0).test))) == 2
     chosen = [{"prompt": "Which?", "reference": one, "choices": [one, "none"]} for one in ("red", "blue")]
     assert len(set(list_clusters(load_task(task(chosen, kind="choice"), 0).test))) == 2
-
-
-def test_a_pair_of_the_id_of_a_repeated_question_is_kept(task):
-    asked = [row("a", id="1"), row("a", id="2")]
-    pairs = [{"id": "1", "prompt": "What is b?", "chosen": "b", "rejected": "c"}]
-    training = [row(f"t {i}", id=f"t{i}") for i in range(5)]
-    items = load_task(task(asked, train=training, validation=[row("v")], pairs=pairs), 0)
-    assert len(items.pairs) == 1
-    assert len(set(list_clusters(items.test))) == 1
-    assert not {"1", "2"} & set(list_clusters(items.test))

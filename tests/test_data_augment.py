@@ -12,7 +12,6 @@ from openai_server import Rule, ServerAnswer, serve_model
 
 from harness.data import load_task
 from harness.data.edit.augment import WrittenQuestion, augment
-from harness.data.edit.dedup import dedup
 from harness.errors import UserError
 from harness.records import parse_json
 from harness.spec import Task
@@ -76,38 +75,6 @@ def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(au
     repeated = {"row": "t.jsonl:4", "change": "dropped", "reason": "a rewording that repeats its original"}
     assert repeated in made["rows"]
     assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
-
-
-TURN = {"role": "user", "content": "Where is it?"}
-TREE = {"message_id": "1", "text": TURN["content"], "role": "prompter", "replies": []}
-
-
-@pytest.mark.parametrize(
-    ("row", "layout"),
-    [
-        ({"message_tree_id": "1", "prompt": TREE}, "OASST tree"),
-        ({"input": {"messages": [TURN]}, "preferred_output": [], "non_preferred_output": []}, "OpenAI preference"),
-    ],
-)  # fmt: skip
-def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augment_file, row, layout):
-    jsonl(Path("t.jsonl"), [row])
-    said = read_refusal(augment_file, "t.jsonl", "--out", "new.jsonl")
-    assert f"found 1 row of the layout {layout} (" in said
-    assert said.endswith("next: write the question as a text in prompt, or as turns in messages")
-
-
-def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augment_file):
-    said = [{"text": "Behind the depot.", "role": "assistant", "rank": 0, "replies": []}]
-    roots = [{**TREE, "text": row["text"], "replies": said} for row in rows(3)]
-    trees = [{"message_tree_id": str(i), "prompt": root} for i, root in enumerate(roots)]
-    jsonl(Path("t.jsonl"), trees)
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
-    made = [row for row in read("new.jsonl") if row.get("augmented_from")]
-    assert made
-    for row in made:
-        original = next(one["prompt"] for one in trees if one["message_tree_id"] == row["message_tree_id"])
-        assert row["augmented_from"] == original["text"] != row["prompt"]["text"]
-        assert {**row["prompt"], "text": ""} == {**original, "text": ""}
 
 
 def test_a_back_translation_asks_for_the_other_language_and_then_back(data, server):
@@ -222,56 +189,6 @@ def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(
     assert dropped == ["augmented from a row that is not trained on"] * 8
 
 
-def test_a_split_by_time_leaves_augmented_rows_with_the_past_alone():
-    dated = [{**row, "day": f"2024-05-{1 + row['n']:02}"} for row in make_augmented_rows()]
-    found = split_rows(rows_of(*dated), (0.5, 0.25, 0.25), time="day")
-    evaluated = [*found.parts["validation"], *found.parts["test"]]
-    assert [is_made(row.fields) for row in evaluated] == [False] * 10
-    assert sum(is_made(row.fields) for row in found.parts["train"]) == 10
-
-
-def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
-    content = make_augmented_rows(12, every=20)
-    for target in range(1, 12):
-        made = {**content[0], "text": content[1 + target]["text"].upper()}
-        made |= {"source": "augmented", "augmented_from": content[0]["text"]}
-        rows = rows_of(*(row for row in content if not is_made(row)), made)
-        found = split_rows(rows, (0.6, 0.0, 0.4))
-        evaluated = {row.fields["n"] for row in found.parts["test"]}
-        kept = any(is_made(row.fields) for row in found.parts["train"])
-        assert kept == (0 not in evaluated and target not in evaluated)
-
-
-def twins_of_which_the_second_is_reworded(n=20):
-    """Return rows asked twice in almost the same words, each second one followed by other words for it."""
-    out = []
-    for i in range(n):
-        text = f"{i * i} q{i}w v{i}u u{i}t t{i}s s{i}r r{i}q q{i}p p{i}o o{i}n"
-        twin = f"Hello. {text}"
-        of = {"text": f"z{i}k {i * i} y{i}m x{i}p", "source": "augmented", "augmented_from": twin}
-        out += [{"text": text, "label": "ab"[i % 2], "n": i}, {"text": twin, "label": "ab"[i % 2], "n": i}]
-        out.append({**out[-1], **of})
-    return out
-
-
-def test_dedup_drops_what_was_made_from_a_row_that_it_drops():
-    outcomes = dedup(rows_of(*twins_of_which_the_second_is_reworded()), ASKED, alike=0.6)
-    reasons = [o.change.reason for o in outcomes if o.change]
-    assert reasons == ["a near duplicate", "augmented from a row that is dropped"] * 20
-
-
-def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_out(tmp_path):
-    alone = [row for row in twins_of_which_the_second_is_reworded() if not row["text"].startswith("Hello")]
-    found = split_rows(rows_of(*alone))
-    assert not any(is_made(row.fields) for part in found.parts.values() for row in part)
-    assert {change.reason for change in found.changes} == {"augmented from a row that is not in the file"}
-    jsonl(tmp_path / "all.jsonl", alone)
-    items = load_task(letters_task(tmp_path, all="all.jsonl"), seed=0)
-    assert not any("k " in example.prompt for example in items.train)
-    (said,) = [note for note in items.removed if "augmented" in note]
-    assert "20 augmented rows left out, made from rows that are evaluated or not in the file" in said
-
-
 def letters_task(folder, **data):
     files = {name: str(folder / file) for name, file in data.items()}
     fields = {"prompt": "Sort this: {text}", "reference": "{label}"}
@@ -295,28 +212,6 @@ def test_what_is_set_aside_for_a_comparison_holds_no_augmented_row_and_none_made
     assert len(numbers["train"]) == 2 * len(trained)
     (said,) = [note for note in items.removed if "augmented" in note]
     assert f"{30 - len(trained)} augmented rows left out, made from rows that are evaluated" in said
-
-
-def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_set_aside(
-    tiny, tmp_path, own_cache
-):
-    path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier, train: more.jsonl}\n")
-    suite = tmp_path / "suites" / "letters.yaml"
-    suite.write_text(suite.read_text().replace(" validation: letters/validation.jsonl,", ""))
-    own = tiny_experiment.letters(slice(0, 5))
-    both = []
-    for row in own:
-        made = {"id": f"{row['id']}-augmented-1", "prompt": f"Of {row['id']} I know nothing"}
-        both += [row, {**row, **made, "source": "augmented", "augmented_from": row["prompt"]}]
-    tiny_experiment.rows(tmp_path / "more.jsonl", both)
-    session = tiny_experiment.session(path, "suites=[]")
-    aside = {e.prompt for e in session.target.items.validation}
-    (measured,) = session.training.values()
-    trained = [e.prompt for e in measured.items.train]
-    from_aside = [f"Of {r['id']} I know nothing" for r in own if r["prompt"] in aside]
-    assert from_aside
-    assert not set(from_aside) & set(trained)
-    assert len(trained) == 2 * (30 - len(aside))
 
 
 def test_an_augmented_row_in_a_test_file_is_refused_by_its_line(tmp_path):
@@ -526,35 +421,6 @@ def test_rows_that_cannot_be_shown_and_options_that_do_not_fit_are_refused(write
     assert said in read_refusal(write_questions, "t.jsonl", "--out", "new.jsonl", *words)
 
 
-@pytest.mark.parametrize("form", ["messages", "numbers", "context"])
-def test_a_new_question_is_written_in_the_form_of_its_row(write_questions, server, form):
-    def row(i):
-        turns = [{"role": "user", "content": question(i)}, {"role": "assistant", "content": "By the gate."}]
-        if form == "messages":
-            return {"messages": turns}
-        if form == "numbers":
-            return {"text": question(i), "label": i % 2}
-        return {"context": f"Page {i // 5}.", "instruction": question(i), "response": f"By gate {WORDS[i]}."}
-
-    server.model = Rule(lambda m: f"Question: {new_question(last_shown(m))}\nAnswer: 1")
-    jsonl(Path("t.jsonl"), [row(i) for i in range(10)])
-    run_data(write_questions, "t.jsonl", "--out", "new.jsonl")
-    found = read("new.jsonl")
-    made = {i: one for i, one in enumerate(found) if one.get("augmented_from")}
-    assert len(made) == 10
-    for at, new in made.items():
-        before = found[at - 1]
-        if form == "messages":
-            assert [m["role"] for m in new["messages"]] == ["user", "assistant"]
-            assert new["messages"][1]["content"] == "1"
-        elif form == "numbers":
-            assert new["label"] == 1
-        else:
-            assert (new["context"], new["response"]) == (before["context"], "1")
-            shown = json.loads(new["augmented_from"])
-            assert {WORDS.index(text.split()[2]) // 5 for text in shown} == {int(before["context"][5])}
-
-
 def make_new_rows(n=20):
     """Return rows, each followed by one that was made from it and from the next."""
     own = [{"text": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2], "n": i} for i in range(n)]
@@ -571,35 +437,3 @@ def test_a_row_made_from_several_is_trained_on_only_where_all_of_them_are(seed):
     own = {row["n"] for row in train if "augmented_from" not in row}
     assert {row["n"] for row in train if "augmented_from" in row} == {i for i in own if (i + 1) % 20 in own}
     assert not any("augmented_from" in r.fields for name in ("validation", "test") for r in found.parts[name])
-
-
-def test_a_row_made_from_several_goes_with_any_that_dedup_drops():
-    content = rows_of(*make_new_rows(6))
-    tested = rows_of({"text": content[2].fields["text"], "label": "a"})
-    outcomes = dedup(content, ASKED, against=[(tested[0], ASKED)])
-    assert [i for i, outcome in enumerate(outcomes) if outcome.row is None] == [1, 2, 3]
-
-
-def test_the_marks_of_a_made_row_are_no_columns_that_a_task_should_read(tmp_path):
-    made = [{**row, "source": "augmented"} if "augmented_from" in row else row for row in make_new_rows(30)]
-    own = [{key: value for key, value in row.items() if key != "n"} for row in made]
-    jsonl(tmp_path / "rows.jsonl", own)
-    fields = {"prompt": "{text}", "reference": "{label}"}
-    task = {"name": "letters", "data": {"all": str(tmp_path / "rows.jsonl")}, "fields": fields}
-    said = load_task(Task.model_validate({**task, "metrics": ["exact_match"]}), seed=0).read_as
-    assert said
-    assert not any("augmented_from" in note or "not read" in note for note in said)
-
-
-def test_a_model_that_runs_here_is_asked_by_its_chat_template_and_what_it_fails_at_is_said(
-    tiny, tmp_path, own_cache, command
-):
-    path = tiny_experiment.write(tmp_path, tiny, "  prompt: prompt\n")
-    source, out = tmp_path / "suites" / "letters" / "train.jsonl", tmp_path / "new.jsonl"
-    words = ("data", "augment", str(source), "-c", str(path), "--out", str(out), "--with", "prompt", *BY)
-    code, _, error = command(*words, "--rows", "3", "--max-new-tokens", "4")
-    assert code == 2
-    assert "3 of 30 rows to write new questions from by prompt" in error
-    why = "a new question that failed: a prompt longer than the context"
-    assert f"found 3 new questions, and none can be used: {why}" in error
-    assert not out.exists()

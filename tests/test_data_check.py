@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import tiny_experiment
 from checked_rows import (
     LABELS,
     WORDS,
@@ -18,7 +17,6 @@ from checked_rows import (
     damage_rows,
     lines,
     make_clean_rows,
-    make_rows_of_articles,
     recognise_rows,
     run_command,
     write,
@@ -218,45 +216,6 @@ def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeyp
     assert said.command == "harness data check a.jsonl --test b.jsonl --prompt text --reference label"
 
 
-def make_rows_with_mail(n=60):
-    rows = make_clean_rows(n)
-    rows[0]["text"] += " ann.lee@example.org"
-    return rows
-
-
-def decide_command(*arguments):
-    found = json.loads(run(*arguments, "--json").stdout)["findings"]
-    return next(f["command"] for f in found if f["check"] == "personal_data")
-
-
-@pytest.mark.weekly
-def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "rows.jsonl", make_rows_with_mail())
-    experiment = Path("mail/harness.yaml")
-    assert CliRunner().invoke(app, ["init", "mail", "--data", "rows.jsonl"]).exit_code == 0
-    own = "rows.jsonl --out rows.clean.jsonl --decisions rows.jsonl.decisions.json"
-    command = f"harness dashboard -c mail/harness.yaml  # its Data page, then: harness data clean {own}"
-    assert decide_command("rows.jsonl", "-c", experiment) == command
-    write(tmp_path / "other.jsonl", make_rows_with_mail())
-    assert decide_command("other.jsonl", "-c", experiment).startswith("harness init other --data other.jsonl")
-
-
-def test_rows_of_the_hub_are_written_to_files_of_their_own_before_they_are_decided_on():
-    hub = "hub:owner/mails"
-    mail = check.Finding("warning", "", "", count=1, of=9, rows=(f"{hub}:1",), command=check.DECIDE)
-    (filled,) = fill_commands([mail], [hub])
-    made = "harness data clean hub:owner/mails --out mails.clean.jsonl && harness init mails --data mails."
-    assert filled.command.startswith(f"{made}clean.")
-
-    hubs = ["hub:a/rows", "hub:b/rows"]
-    rows = tuple(f"{hub}:3" for hub in hubs)
-    finding = check.Finding("error", "t", "m", rows=rows, command="harness data dedup FILE --out OUT")
-    (filled,) = fill_commands([finding], hubs)
-    named = zip(hubs, ("rows.dedup.jsonl", "rows.dedup-2.jsonl"), strict=True)
-    assert filled.steps == tuple(f"harness data dedup {hub} --out {name}" for hub, name in named)
-
-
 def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(Path(duplicate_file).read_bytes())
@@ -282,15 +241,6 @@ def test_a_command_names_a_file_that_can_be_written(file, out):
     assert fill_commands([finding], [file[:-1], file])[0].command == expected
 
 
-def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
-    rows = [f"{row['text']},{row['label']}" for row in make_clean_rows(40)]
-    file, long = tmp_path / "rows.csv", '"one\ntwo\n\nthree",refund'
-    file.write_text("\n".join(["text,label", long, *rows, long]))
-    (found,) = alarms(examine_rows(RowCheck([str(file)], only=["repeated_rows"])).findings)
-    assert lines(found) == [46]
-    assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace(":46", ":2"))
-
-
 def test_the_commands_name_the_columns_and_number_rows_whose_id_stands_already(find, tmp_path):
     rows = [{**row, "queue": row["label"], "label": "open"} for row in make_clean_rows()]
     (found,) = alarms(find([*rows, rows[0]], "repeated_rows", prompt="{text}", reference="queue"))
@@ -307,23 +257,20 @@ def test_the_commands_name_the_columns_and_number_rows_whose_id_stands_already(f
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("names", [["a b.csv", "-c.csv"]])
-def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm(
-    tmp_path, monkeypatch, names
-):
+def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names = ["a b.csv", "-c.csv"]
     for i, name in enumerate(names):
         write_csv(name, damage_rows(make_clean_rows(200, i)))
-    if len(names) == 2:
-        with Path(names[1]).open("a", newline="") as file:
-            again = damage_rows(make_clean_rows(200, 0))[40:50]
-            csv.writer(file).writerows(list(row.values()) for row in again)
+    with Path(names[1]).open("a", newline="") as file:
+        again = damage_rows(make_clean_rows(200, 0))[40:50]
+        csv.writer(file).writerows(list(row.values()) for row in again)
     files = [name if name[0] != "-" else f"./{name}" for name in names]
     only = ["missing_values", "encoding_damage", "repeated_rows"]
     found = examine_rows(RowCheck(files, only=[*only, "answer_formats"]))
     chain = order_commands(found.findings)
     verbs = [shlex.split(step)[2] for step in chain]
-    assert verbs == ["clean"] * len(names) + (["mix"] if len(names) > 1 else []) + ["dedup"]
+    assert verbs == ["clean", "clean", "mix", "dedup"]
     for step in chain:
         run_command(step)
     words = shlex.split(chain[-1])
@@ -331,20 +278,6 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
     assert alarms(left.findings) == []
     for finding in alarms(found.findings):
         assert set(finding.steps) <= set(chain)
-
-
-@pytest.mark.e2e
-def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = make_rows_of_articles()
-    for name, of in (("a.csv", rows[:240]), ("b.csv", rows[240:480]), ("t.csv", rows[480:])):
-        write_csv(name, of)
-    found = examine_rows(RowCheck(["a.csv", "b.csv"], test=["t.csv"], only=["traits"]))
-    chain = order_commands(found.findings)
-    assert [shlex.split(step)[2] for step in chain] == ["mix", "split"]
-    for step in chain:
-        run_command(step)
-    assert json.loads(Path("a.mixed.split/split.manifest.json").read_text())["counts"]["written"] == 480
 
 
 def test_duplicates_are_found_by_line_whatever_their_case_and_near_ones_where_the_label_is_the_same(find):
@@ -404,12 +337,7 @@ def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counte
     assert any("sampled rows are looked at" in f.title for f in found)
 
 
-@pytest.mark.parametrize(
-    "day",
-    [
-        20240501.0, "20240501", 1714521600, "2024-05", "2024-05-02T01:00:00+02:00",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("day", [20240501.0, 1714521600, "2024-05-02T01:00:00+02:00"])
 def test_dates_are_read_as_days_months_or_seconds(find, day):
     rows = [{**row, "day": day} for row in make_clean_rows(30)]
     assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
@@ -437,16 +365,6 @@ def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path
     assert f"--against {test}" in found.command
 
 
-def test_an_augmented_test_row_is_an_error_as_in_a_comparison(find, tmp_path):
-    made = {**make_clean_rows(60, seed=5)[0], "augmented_from": "Where is it?"}
-    test = write(
-        tmp_path / "test.jsonl",
-        [{**row, "augmented_from": ""} for row in make_clean_rows(60, seed=5)] + [made],
-    )
-    found = find(make_clean_rows(), "test_leaks", test=[test])
-    assert [(f.severity, lines(f)) for f in found] == [("error", [61])]
-
-
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
     rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(make_clean_rows())]
     tested = [{**row, "day": "2026-02-01"} for row in make_clean_rows(100, seed=4)]
@@ -457,35 +375,6 @@ def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
     assert alarms(found) == []
     assert all(f.meaning for f in found)
     assert any("18 days or older at 2026-02-01" in f.title for f in found), [f.title for f in found]
-
-
-def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(tmp_path):
-    rows = make_rows_of_articles()
-    whole, parts = write(tmp_path / "all.jsonl", rows), tmp_path / "parts"
-    run_command(f"harness data split {whole} --group article --shares 0.8,0,0.2 --out {parts}")
-
-    def find_representativeness():
-        options = RowCheck([str(parts / "train.jsonl")], test=[str(parts / "test.jsonl")], only=["traits"])
-        return next(f for f in examine_rows(options).findings if "representativeness" in f.title)
-
-    apart = find_representativeness()
-    assert apart.severity == "note"
-    assert "other values of 'article'" in apart.meaning
-    (parts / "split.manifest.json").unlink()
-    assert find_representativeness().severity == "warning"
-
-
-def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path):
-    columns = ("Customer text", "Team")
-    rows = [dict(zip(columns, row.values(), strict=True)) for row in make_clean_rows(80)]
-    files = [write(tmp_path / "a.jsonl", rows[:40]), write(tmp_path / "b.jsonl", [*rows[40:], *rows[1:40:4]])]
-    only = ["repeated_rows", "conflicting_answers"]
-    (found,) = alarms(examine_rows(RowCheck(files, only=only)).findings)
-    run_command(found.command)
-    mended = tmp_path / "a.mixed.dedup.jsonl"
-    named = {"prompt": columns[0], "reference": columns[1]}
-    assert alarms(examine_rows(RowCheck([str(mended)], only=only, **named)).findings) == []
-    assert len(mended.read_text().splitlines()) == 80
 
 
 ASKED = (
@@ -531,38 +420,3 @@ def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, m
     assert found["test_leaks"]["rows"] == ["train.jsonl:6", "train.jsonl:8"]
     where = "# its Data page, where the target's `test:` is test.jsonl, with the model of --embeddings named there, "
     assert where in found["test_leaks"]["command"]
-
-
-@pytest.mark.e2e
-def test_the_doctor_holds_training_rows_against_every_suite_by_sense(tiny, minilm, own_cache, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
-    letters, facts = (tmp_path / "suites" / file for file in ("letters/train.jsonl", "general/facts.jsonl"))
-    rows = [json.loads(line) for line in letters.read_text().splitlines()]
-    rows[0]["prompt"] = "Is it possible to cancel my order?"
-    tiny_experiment.rows(letters, rows)
-    tested = [{"id": "cancel", "prompt": "Can I cancel my order?", "reference": "Yes"}]
-    tiny_experiment.rows(facts, [*tiny_experiment.facts(), *tested])
-    assert not any("embeddings" in line for line in _run_doctor(path))
-    (line,) = [line for line in _run_doctor(path, "--embeddings", str(minilm)) if "(embeddings 0." in line]
-    assert "letters/train.jsonl:1 and " in line
-    assert "general/facts.jsonl:7 (embeddings 0." in line
-
-
-def _run_doctor(path, *words):
-    """Return what the doctor says of the experiment."""
-    done = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json", *words])
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)["experiment"]
-
-
-def test_decisions_on_rows_of_several_files_are_named_file_by_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.jsonl", make_rows_with_mail())
-    write(tmp_path / "b.jsonl", [{**row, "text": f"So: {row['text']}"} for row in make_rows_with_mail()])
-    own = [
-        f"harness init {name} --data {name}.jsonl && harness dashboard -c {name}/harness.yaml{comment} its Data "
-        f"page, then: harness data clean {name}.jsonl --out {name}.clean.jsonl --decisions "
-        f"{name}.jsonl.decisions.json"
-        for name, comment in (("a", "  #"), ("b", ","))
-    ]
-    assert decide_command("a.jsonl", "b.jsonl") == f"{own[0]}; b.jsonl: {own[1]}"

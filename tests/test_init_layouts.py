@@ -253,7 +253,6 @@ def answer_rows(values):
     return [{"question": f"Which is {say(i, 4)}?", "answer": value} for i, value in enumerate(values)]
 
 
-MAIL = ("refund", "delivery", "other") * 4
 # Few rows, and what the line on screen calls the task.
 SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
