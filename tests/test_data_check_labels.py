@@ -16,8 +16,6 @@ from checked_rows import (
     lines,
     make_clean_rows,
     recognise_rows,
-    run_command,
-    texts,
     write,
 )
 from conftest import find_shared_data
@@ -28,7 +26,6 @@ from harness.cli import app
 from harness.data import check
 from harness.data.check import Tokenizer, read_table
 from harness.data.check.personal_data import find_personal_data
-from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 
 
@@ -49,18 +46,6 @@ def test_a_label_that_stands_in_test_alone_is_an_error(find, tmp_path):
     test = write(tmp_path / "test.jsonl", [*make_clean_rows(40), {"text": "a b", "label": "unseen"}])
     (found,) = alarms(find(make_clean_rows(), "class_balance", test=[test]))
     assert (found.severity, found.title) == ("error", "1 labels stand in test alone: 'unseen'")
-
-
-def test_a_slice_that_stands_in_test_alone_is_warned_of_where_training_rows_have_slices(find, tmp_path):
-    def make_rows(name, slices):
-        named = enumerate(slices * (20 // len(slices)))
-        return [{"prompt": f"{name} {i}?", "reference": f"{i}", "slice": part} for i, part in named]
-
-    test = write(tmp_path / "test.jsonl", make_rows("Is it", ("short", "long")))
-    (found,) = alarms(find(make_rows("Was it", ("short",)), "class_balance", test=[test]))
-    assert (found.title, found.count, found.of) == ("slices of test that no training row has: 'long'", 10, 20)
-    for slices in (("short", "long"), ("",)):
-        assert alarms(find(make_rows("Was it", slices), "class_balance", test=[test])) == []
 
 
 def test_a_mark_that_gives_the_label_is_found_and_one_on_every_label_is_none(find):
@@ -104,22 +89,6 @@ def test_labels_in_several_spellings_are_an_error_and_one_label_to_balance_and_s
     balance = next(f for f in find(rows, "class_balance"))
     assert balance.title.startswith("4 labels, worth 4.0 of equal size: 'refund' 100 rows")
     assert not [f for f in find(rows, "suspect_labels") if f.rows]
-
-
-def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(find):
-    labels = ("Gr\u00f6\u00dfe", "Gro\u0308\u00dfe", "Farbe")
-    rows = [{"text": f"Case {i} of {30 - i}", "label": labels[i % 3]} for i in range(30)]
-    (found,) = alarms(find(rows, "answer_formats"))
-    assert (found.severity, found.title) == ("error", "1 label in several spellings")
-
-
-def test_spellings_of_answers_that_are_no_labels_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "r.jsonl", texts(30, 1))
-    refused = CliRunner().invoke(app, ["data", "clean", "r.jsonl", "--spellings", "--out", "n.jsonl"])
-    assert isinstance(refused.exception, UserError)
-    assert "30 different answers of 30 rows; expected at most 200 labels" in str(refused.exception)
-    assert not (tmp_path / "n.jsonl").exists()
 
 
 def banking_rows(n_rows, n_labels=77, seed=None):
@@ -181,16 +150,6 @@ def test_flipped_labels_raise_an_alarm_and_right_ones_do_not_in_files_of_any_siz
     assert (quiet >= 29, heard >= 12) == (True, True)
 
 
-@pytest.mark.parametrize(("mark", "form"), [("{}!", "last sign '!'"), ("[x] {}", "first word 'x'")])
-def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, form):
-    rows = [{**row, "text": f"{row['text']}."} for row in make_clean_rows(200)]
-    assert alarms(find(rows, "label_markers")) == []
-    for row in rows[::4]:
-        row["text"] = mark.format(row["text"].rstrip("."))
-    titles = [f.title for f in find(rows, "label_markers")]
-    assert any(title.startswith(f"{form} gives the label 'refund' in 50 of 50") for title in titles)
-
-
 def test_damaged_encoding_is_found_and_mended_in_the_example(find):
     rows = make_clean_rows()
     rows[5]["text"] += " café über"
@@ -200,20 +159,6 @@ def test_damaged_encoding_is_found_and_mended_in_the_example(find):
     assert (lines(damaged), lines(lost)) == ([10], [12])
     assert "café über" in damaged.example
     assert lost.command.endswith(" --drop-lost")
-
-
-def test_control_characters_are_found_as_clean_mends_them(find, tmp_path):
-    rows = make_clean_rows(40)
-    rows[3]["text"] += "\x00 tum"
-    rows[5]["text"] += "\r\ntum"
-    rows[7]["text"] += "\ttum\ntum"
-    (found,) = alarms(find(rows, "encoding_damage"))
-    assert (found.severity, lines(found)) == ("warning", [4, 6])
-    assert "\\x00" in found.example
-    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
-    assert "2 changed" in done.stdout
-    mended = examine_rows(RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["encoding_damage"])).findings
-    assert alarms(mended) == []
 
 
 def test_rows_that_cannot_be_used_or_change_their_type_are_counted(find):
@@ -265,7 +210,7 @@ def test_rows_beyond_the_context_are_all_found_by_words_or_the_tokenizer_of_the_
     assert "longer than the 256 tokens" in found[0].title
 
 
-@pytest.mark.parametrize("layout", ["Alpaca", "chat", "SQuAD", "preference as turns"])
+@pytest.mark.parametrize("layout", ["chat", "SQuAD"])
 def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(find, tmp_path, layout):
     asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
     assert alarms(find([fill_layout(LAYOUT_ROWS[layout], *of) for of in asked], "answer_formats")) == []
@@ -297,30 +242,6 @@ def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
         assert [json.loads(line) for line in out.read_text().splitlines()] == cut
 
 
-def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp_path):
-    def reply(text, *below, role="assistant", **more):
-        return {"text": text, "role": role, "replies": list(below), **more}
-
-    trees = []
-    for i, word in enumerate(WORDS[:30]):
-        then = reply("And then?  ", reply(f"Then {word}s"), role="prompter")
-        below = reply(f"{word} it is", then, rank=0), reply(f"no {word}", rank=1)
-        root = reply(f"What is {word}?", *below, role="prompter")
-        trees.append({"message_tree_id": f"t{i}", "prompt": root})
-    trees[5]["prompt"]["replies"][1]["text"] += " "
-    trees[7]["prompt"]["replies"][0]["replies"][0]["replies"][0]["text"] += "\n"
-    (found,) = alarms(find(trees, "answer_formats"))
-    assert lines(found) == [6, 8]
-    rated = []
-    for word in WORDS[:30]:
-        answers = [{"response": f"{word}{end}", "overall_score": n} for n, end in enumerate(("!", "", "?"))]
-        rated.append({"instruction": f"What is {word}?", "completions": answers})
-    rated[2]["completions"][0]["response"] += " "
-    (found,) = alarms(find(rated, "answer_formats"))
-    assert lines(found) == [3]
-    assert ", 1 changed" in run_command(found.command)
-
-
 @pytest.mark.e2e
 def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, find):
     rows = make_clean_rows()
@@ -333,14 +254,3 @@ def test_no_finding_shows_personal_data_wherever_an_example_is_cut(tmp_path, fin
     shown = json.dumps([[f.title, f.example] for f in find(rows, test=[write(tmp_path / "t.jsonl", rows)])])
     for part in ("roe", "example", "6151", "123"):
         assert part not in shown
-
-
-def test_thumbs_are_a_layout_and_no_fault(find):
-    thumbs = (True, 0)
-    rows = [
-        {"prompt": row["prompt"], "completion": row["reference"], "label": thumbs[i % 2]}
-        for i, row in enumerate(texts(40, 1))
-    ]
-    found = find(rows)
-    assert alarms(found) == []
-    assert [f.count for f in found if f.title == "answers with a thumb down"] == [20]

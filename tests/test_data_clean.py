@@ -6,10 +6,9 @@ import shlex
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 from checked_rows import LABELS, WORDS, alarms, fill_layout, lines, make_clean_rows, run_command, write
-from conftest import find_shared_data, refused
+from conftest import find_shared_data
 from edited_rows import (
     ASKED,
     LONG,
@@ -22,11 +21,9 @@ from edited_rows import (
     rows_of,
     run_data,
     run_rows,
-    write_parquet,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proposals import propose
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 from test_formats import ROWS as LAYOUT_ROWS
@@ -34,19 +31,17 @@ from test_metrics import one
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.config import load
 from harness.config.yaml_loading import parse
-from harness.data import load_task, readers
+from harness.data import readers
 from harness.data.columns import find_roles
 from harness.data.edit.changes import RowDecision, keep_decision, read_decisions, several_spellings
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.dedup import dedup
 from harness.data.multiple_choice import has_choices
 from harness.errors import UserError
-from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.metrics import load_metrics
-from harness.records import Example, Output, checksum, compose_letters, fold_text, normalize
+from harness.records import Example, checksum, compose_letters, fold_text, normalize
 from harness.spec import Task
 
 
@@ -104,22 +99,6 @@ def test_answers_of_low_quality_are_listed_and_dropped_with_their_trait_and_othe
     for wrong in (["--min-quality", "2"], ["--perplexity"], ["--min-quality", "0.5", "--perplexity"]):
         refused = CliRunner().invoke(app, ["data", "clean", path, "--dry-run", *wrong])
         assert isinstance(refused.exception, UserError), wrong
-
-
-def test_forms_that_all_answers_share_and_a_short_yes_are_no_fault_and_an_answer_without_a_word_is(tmp_path):
-    sentence = "The {} is kept in the second drawer of the hall."
-    lamps = ([{"name": f"n{i}", "kind": "lamp", "price": i * 3 + k} for k in range(6)] for i in range(60))
-    sets = {
-        "json": list(map(json.dumps, lamps)),
-        "short": [sentence.format(f"lamp {i}") for i in range(60)]
-        + ["Yes.", "No."] * 3
-        + ["@#$ ???", "[object Object]."],
-    }
-    for name, answers in sets.items():
-        rows = [{"prompt": f"Where is item {i}?", "reference": a} for i, a in enumerate(answers)]
-        path = write(tmp_path / f"{name}.jsonl", rows)
-        (found,) = examine_rows(RowCheck([path], only=["quality"])).findings
-        assert [row.rpartition(":")[2] for row in found.rows] == (["67", "68"] if name == "short" else [])
 
 
 @pytest.mark.weekly
@@ -223,7 +202,6 @@ def test_decisions_drop_keep_and_relabel(data):
         ({"digest": "0" * 64, "rows": {}}, "decisions on another content"),
         ({"rows": {"9": {"decision": "drop"}}}, "no row in that line"),
         ({"rows": {"1": {"decision": "mend"}}}, "no decisions (ValueError"),
-        ({"rows": {"1": {"decision": "relabel"}}}, "no decisions (ValueError"),
         ({"rows": {"1": {"decision": "relabel", "label": "y"}}}, 'add "column" to the decisions'),
         ({"rows": 3}, "no decisions (AttributeError"),
     ],
@@ -256,40 +234,6 @@ def test_a_label_goes_into_the_column_that_was_looked_at_and_a_file_holds_decisi
     assert Path("r.jsonl.decisions.json").read_text() == "my notes"
 
 
-def test_lists_in_cells_are_written_as_lists_again(data):
-    cells = ("[0, 2]", "['red', \"it's\"]", "[]")
-    lines = [f'"text {i} ","{cell}"\n'.replace('"it\'s"', '""it\'s""') for i, cell in enumerate(cells * 5)]
-    Path("t.csv").write_text("text,labels\n" + "".join(lines))
-    run_data(data, "clean", "t.csv", "--out", "a.csv")
-    rows = [row.fields for row in readers.read("a.csv", "train").rows]
-    kinds = ([0, 2], ["red", "it's"], [])
-    assert rows == [{"text": f"text {i}", "labels": kinds[i % 3]} for i in range(15)]
-
-
-def test_a_template_names_the_columns_that_ask(data):
-    rows = [{"subject": "Card", "body": body, "queue": "x"} for body in ("lost", "lost", " ")]
-    rows += [{**rows[0], "subject": "Other"}, {"subject": "", "body": "", "queue": "x"}]
-    jsonl(Path("r.jsonl"), rows)
-    words = ("--prompt", "{subject}: {body}", "--reference", "queue")
-    assert run_data(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
-    assert run_data(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
-    said = read_refusal(data, "clean", "r.jsonl", "--prompt", "{topic}: {body}", "--out", "m.jsonl")
-    assert "no column 'topic'" in said
-
-
-def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(data):
-    write_parquet("r.parquet", {"text": ["a", "b", "c"], "label": [1, 2, None]})
-    for line, label, said in (("1", "2", ""), ("1", "two", "'two'"), ("2", "2", "another type")):
-        decisions = {"column": "label", "rows": {line: {"decision": "relabel", "label": label}}}
-        Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), **decisions}))
-        words = ("clean", "r.parquet", "--decisions", "d.json", "--out")
-        if said:
-            assert said in read_refusal(data, *words, "m.parquet")
-        else:
-            run_data(data, *words, "n.parquet")
-            assert [row["label"] for row in read("n.parquet")] == [1, 2]
-
-
 def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
     file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
     before = checksum(file)
@@ -305,70 +249,21 @@ def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
     assert read_decisions("r.jsonl") == dict.fromkeys((1, 2), RowDecision("drop"))
 
 
-def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
-    of = {"instruction": "Who?", "completions": [{"response": "a", "overall_score": 3}]}
-    odd = {**of, "completions": [{"response": "a", "overall_score": "N/A"}]}
-    jsonl(Path("r.jsonl"), [of, odd, of])
-    assert "1 dropped: the rating 'N/A'" in run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
-    thumbs = [{"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False)]
-    jsonl(Path("t.jsonl"), thumbs)
-    run_data(data, "clean", "t.jsonl", "--out", "m.jsonl")
-    assert read("m.jsonl") == thumbs
+NESTED = ("chat", "MMLU", "preference as turns")
 
 
-TALKS = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": said}] for said in "xy"]
-
-
-@pytest.mark.parametrize(("column", "before", "after"), [("references", ["x"], ["y"]), ("messages", *TALKS)])
-def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, column, before, after):
-    asks = {} if column == "messages" else {"prompt": "a"}
-    digest = checksum(jsonl(Path("r.jsonl"), [{**asks, column: before}]))
-    keep_decision("r.jsonl", 1, RowDecision("relabel", "y"), digest, column)
-    run_data(data, *DECIDED)
-    assert read("n.jsonl") == [{**asks, column: after}]
-
-
-ASKS, SAYS = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
-SPELT = LAYOUT_ROWS | {
-    "UltraFeedback": {
-        "instruction": "Who?",
-        "completions": [{"response": "Me.", "overall_score": 5}, {"response": "none", "overall_score": 1}],
-    },
-    "OASST": {
-        "message_tree_id": "1",
-        "prompt": {
-            "text": "Who?",
-            "role": "prompter",
-            "replies": [{"text": "Me.", "role": "assistant", "replies": []}],
-        },
-    },
-    "chat of several turns": {"messages": [*TALKS[0], ASKS, SAYS]},
-    "chat of parts": {"messages": [ASKS, {**SAYS, "content": [{"type": "text", "text": "Me."}]}]},
-    "references": {"prompt": "Who?", "references": ["Me."]},
-    "two columns": {"prompt": "Who?", "reference": "Me.", "references": ["Me."]},
-}
-
-
-NESTED = ("Alpaca", "chat", "SQuAD", "MMLU", "preference as turns", "OASST", "UltraFeedback")
-
-
-@pytest.mark.parametrize("layout", [*NESTED, "chat of several turns", "chat of parts", "two columns"])
+@pytest.mark.parametrize("layout", NESTED)
 def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, layout):
     rows = make_clean_rows(40)
     for i in (0, 4, 8):
         rows[i]["label"] = ("Refund", "REFUND", "refund.")[i // 4]
-    found = find([fill_layout(SPELT[layout], *row.values()) for row in rows], "answer_formats")
+    found = find([fill_layout(LAYOUT_ROWS[layout], *row.values()) for row in rows], "answer_formats")
     (found,) = (f for f in alarms(found) if "spellings" in f.title)
     assert (found.count, found.command.endswith("rows.clean.jsonl --spellings")) == (3, True)
     run_command(found.command)
     mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
-    assert mended == [fill_layout(SPELT[layout], row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
-
-
-def test_a_decision_relabels_no_rated_answers(data):
-    digest = checksum(jsonl(Path("r.jsonl"), [SPELT["UltraFeedback"]]))
-    keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, "completions")
-    assert "relabel, where not one column answers; expected drop or keep" in read_refusal(data, *DECIDED)
+    expected = [fill_layout(LAYOUT_ROWS[layout], row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
+    assert mended == expected
 
 
 def kept_fields(*fields, **options):
@@ -491,18 +386,6 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
 
-def test_pairs_with_another_rejected_answer_or_nearly_equal_labels_repeat_nothing(find, tmp_path):
-    rows = [{"prompt": q, "chosen": "Yes, of course.", "rejected": "No."} for q in OTHERS]
-    rows += [{**rows[0], "rejected": "Never."}, {**rows[1], "rejected": "no."}]
-    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
-
-    rows = [{**row, "label": f"card {row['label']} not received"} for row in make_clean_rows(60)]
-    labels = {"": "card refund", " now": "card refunds", " ok": "Card refund"}
-    rows += [{"text": f"{LONG}{end}", "label": f"{label} not received"} for end, label in labels.items()]
-    rows[-1]["label"] += "."
-    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [63]
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [("for i in values:\n    print(i)", "for i in values:\nprint(i)"), ("ls -L", "ls -l")],
@@ -591,28 +474,6 @@ def test_rouge_of_english_is_that_of_the_package(said, gold):
         assert one(f"rouge(kind={kind})", said, gold) == pytest.approx(published)
 
 
-SPELLINGS = {
-    "truth values": ([True, 1, "1", "false", 0, "TRUE"], ["0", "1"]),
-    "leading zeros": (["007", "7", 7, "07"], ["007", "07", "7"]),
-    "YAML": (["on", "off", "null", "1e3", "0x1F", "2024-01-02", "~", "a: b", "[x]", "# y", "{text}"], None),
-}
-
-
-@pytest.mark.parametrize(("answers", "labels"), SPELLINGS.values(), ids=SPELLINGS)
-def test_init_writes_labels_that_metrics_tell_apart_and_all_rows_are_read_as_them(tmp_path, answers, labels):
-    rows = [{"text": f"Question {i} {j}?", "label": a} for i in range(15) for j, a in enumerate(answers)]
-    file, *_ = scaffold.write(propose(tmp_path, rows, kind="labels"))
-    task = load(file).experiment.target
-    assert labels is None or sorted(task.labels) == labels
-    items = load_task(task, 0)
-    metric = load_metrics(task)["macro_f1"]
-    for example in (*items.train, *items.validation, *items.test):
-        assert example.references[0] in task.labels
-        parts = np.array([metric.score(Output(example.references[0].upper()), example)])
-        assert metric.aggregate(parts, np.ones(1)) == 1
-        assert metric.aggregate(np.array([metric.worst(example)]), np.ones(1)) == 0
-
-
 @pytest.mark.parametrize("labels", [("true", "1"), ("a", "A.")])
 def test_a_suite_of_labels_that_are_one_is_refused(labels):
     with pytest.raises(ValueError, match="are one to metrics: keep one of them"):
@@ -623,12 +484,3 @@ def test_labels_in_yaml_keep_their_text():
     written = "007 on off yes no null ~ 1e3 1_000 0x1F 2024-01-02 true 1.50".split()
     read, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
     assert read == {"labels": written, "stop": ["007"], "limit": 31}
-
-
-def test_contamination_between_two_forms_is_the_error_that_it_is_between_equal_texts(tmp_path):
-    for name, texts in (("train", ["b", *(form for form, _ in EQUAL.values())]), ("test", ["d"])):
-        texts += [other for _, other in EQUAL.values()] if name == "test" else []
-        jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"Say {t}", "reference": "x"} for t in texts])
-    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
-    caught = refused(load_task, Task(name="t", data=files), 0)
-    assert f"{len(EQUAL)} training rows that are evaluated" in str(caught)

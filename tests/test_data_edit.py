@@ -2,16 +2,11 @@
 
 import json
 import signal
-from collections import Counter
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from itertools import product
 from pathlib import Path
 
 import pandas
 import pytest
 from checked_rows import list_cases
-from conftest import refused
 from edited_rows import (
     ASKED,
     draw_rows,
@@ -24,7 +19,6 @@ from edited_rows import (
     rows_of,
     run_data,
     split_rows,
-    write_parquet,
 )
 from forking import terminal_signals
 from hypothesis import given, settings
@@ -35,7 +29,6 @@ from harness.data.edit.changes import EditedRow
 from harness.data.edit.clean import clean
 from harness.data.edit.mix import RowMixture, mix, sample, shares
 from harness.data.edit.save import Edit, save
-from harness.data.edit.split import SHARES, SplitOptions, split
 from harness.data.text_files import Row, Rows
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
@@ -128,30 +121,6 @@ def test_a_time_that_cannot_be_read_is_refused_at_its_line(data, day):
     assert f"r.jsonl:10: found {found}; expected" in said
 
 
-@pytest.mark.parametrize(
-    ("column", "option", "found", "step"),
-    [("same", (), "7 rows alike to a question of an earlier part", "add newer rows, or --alike 1")],
-)
-def test_a_part_of_which_earlier_ones_know_all_is_refused_with_the_reason(data, column, option, found, step):
-    texts = [f"{letter * 4} {letter * 5} {letter * 6} words" for letter in "abcdefghijklmnopqrst"]
-    same = [*texts[:13], *texts[:7]] if column == "same" else texts
-    rows = [
-        {"text": text, "label": "x", "day": f"2024-01-{i + 1:02d}", "who": f"c{i % 7}"}
-        for i, text in enumerate(same)
-    ]
-    jsonl(Path("r.jsonl"), rows)
-    code, _, said = data("split", "r.jsonl", "--time", "day", "--out", "p", *option)
-    assert code == 2
-    assert f"no row for test ({found})" in said
-    assert f"next: {step}" in said
-
-
-def test_times_that_are_numbers_beside_dates_or_of_another_form_are_refused_once(data):
-    jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
-    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
-    assert "r.jsonl:2: found a number in 'day'" in said
-
-
 def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
     jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(50)])
     run_data(data, "split", "r.jsonl", "--stratify", "label", "--out", "a", "--license", "CC0")
@@ -188,17 +157,6 @@ def test_a_folder_that_is_not_empty_is_refused_and_parts_far_from_their_shares_a
     assert (code, "train has 33 % of the rows, not 64 %" in err) == (0, True)
 
 
-def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
-    texts = [" ".join(f"{c}{c}" for c in "abcdefghijkl") + " end" * n for n in range(1, 6)]
-    rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
-    with pytest.raises(UserError, match="1 group"):
-        parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
-    found = split_rows(rows, (0.5, 0.0, 0.5), alike=1)
-    assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
-    train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
-    assert not train & test
-
-
 @pytest.mark.parametrize("times", [["-3", "7"], ["2024-01", "2024-02-03"], ["20240131", "20240201"]])
 def test_times_are_numbers_months_and_days(times):
     rows = make_distinct_rows(20)
@@ -220,61 +178,6 @@ def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):
     assert manifest("a/split")["parameters"]["folds"] == 5
     one, other = ({file.name: file.read_bytes() for file in Path(out).iterdir()} for out in "ab")
     assert one == other
-
-
-@pytest.mark.parametrize("seed", [0])
-def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
-    """Each of 40 groups holds eight rows, and each fourth group one row of a rare class."""
-    labels = ["rare" if i % 32 == 0 else "ab"[i % 2] for i in range(320)]
-    named = enumerate(labels)
-    rows = rows_of(*({"text": f"q{i} {i * 7}", "label": label, "who": f"c{i // 8}"} for i, label in named))
-    found = split_rows(rows, stratify="label", group="who", folds=5, seed=seed)
-    counts = [Counter(row.fields["label"] for row in fold) for fold in found.parts.values()]
-    assert [count["rare"] for count in counts] == [2] * 5
-    assert sum(count.total() for count in counts) == 320
-    groups = [{row.fields["who"] for row in fold} for fold in found.parts.values()]
-    assert sum(map(len, groups)) == len(set().union(*groups)) == 40
-
-
-def make_grouped_rows(groups):
-    """Return rows of which each group has the classes that it lists."""
-    each = [{"label": label, "who": who} for who, labels in enumerate(groups) for label in labels]
-    return rows_of(*({"text": f"{i * i} q{i}w v{i}u", **row} for i, row in enumerate(each)))
-
-
-def can_be_parted(groups, k, *, by_class):
-    """Try every way: each of k parts has a group, and by class each part has all classes."""
-    classes = set().union(*groups) if by_class else set()
-
-    def gives_all(way):
-        held = [set().union(*(g for g, p in zip(groups, way, strict=True) if p == part)) for part in range(k)]
-        return len(set(way)) == k and all(classes <= of_part for of_part in held)
-
-    return any(map(gives_all, product(range(k), repeat=len(groups))))
-
-
-@pytest.mark.e2e
-@settings(max_examples=60)
-@given(
-    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=4), min_size=2, max_size=6),
-    st.sampled_from([(0.64, 0.16, 0.2), (0.5, 0.0, 0.5), 2, 3]),
-    st.booleans(),
-    st.integers(0, 2),
-)
-def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_class, seed):
-    shares, folds = (how, None) if isinstance(how, tuple) else (SHARES, how)
-    way = SplitOptions(shares, stratify="label" if by_class else None, group="who", seed=seed, folds=folds)
-    content = Rows("r.jsonl", "r", make_grouped_rows(groups))
-    if not can_be_parted(groups, len(way.parts), by_class=by_class):
-        with pytest.raises(UserError):
-            split(content, ASKED, way)
-        return
-    parts = split(content, ASKED, way).parts
-    assert all(parts.values())
-    assert sum(len({row.fields["who"] for row in part}) for part in parts.values()) == len(groups)
-    if by_class:
-        expected = {frozenset().union(*groups)}
-        assert {frozenset(r.fields["label"] for r in part) for part in parts.values()} == expected
 
 
 def files_of(*sizes):
@@ -395,20 +298,6 @@ def test_the_licence_that_the_card_of_a_data_set_states_is_kept(data, monkeypatc
     assert manifest("s.jsonl")["licenses"] == manifest("t.jsonl")["licenses"] == [*licenses, "CC0"]
 
 
-def test_a_data_set_that_is_malformed_or_a_folder_in_the_place_of_rows_is_refused(data, monkeypatch):
-    folder = Path("copies/me/set").absolute()
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
-    jsonl(folder / "train.jsonl", [{"prompt": "Is it?", "reference": "yes"}])
-    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
-    said = read_refusal(data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl")
-    assert "no train rows to be had" in said
-    Path("mine").mkdir()
-    said = read_refusal(data, "check", "mine")
-    assert said.startswith("error: mine: found no train rows to be had (")
-    assert said.endswith("next: name a file of rows")
-
-
 @pytest.mark.parametrize("name", ["n.jsonl", "n.json", "n.jsonl.gz", "n.parquet"])
 def test_types_columns_and_order_stay(data, name):
     rows = [{"prompt": "b", "reference": "x", "n": 2, "w": 0.5, "tags": ["u"], "ok": True}] * 2
@@ -418,22 +307,6 @@ def test_types_columns_and_order_stay(data, name):
     assert read(name) == rows
     run_data(data, "clean", name, "--out", "again.jsonl")
     assert read("again.jsonl") == rows
-
-
-def test_parquet_keeps_its_types_and_is_refused_with_two_columns_of_one_name(data):
-    import pyarrow
-    import pyarrow.parquet
-
-    types = {"prompt": pyarrow.large_string(), "reference": "string", "n": "int8", "t": "date32"}
-    schema = pyarrow.schema(types.items())
-    write_parquet("r.parquet", [{"prompt": "a ", "reference": "x", "n": 1, "t": None}] * 3, schema)
-    run_data(data, "clean", "r.parquet", "--out", "n.parquet")
-    assert pyarrow.parquet.read_schema("n.parquet") == schema
-
-    columns = [pyarrow.array(of) for of in (["a"], ["x"], ["1"], ["2"])]
-    made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
-    pyarrow.parquet.write_table(made, "r.parquet")
-    assert "two columns named 'n'" in read_refusal(data, "clean", "r.parquet", "--out", "n.jsonl")
 
 
 def test_nothing_is_written_over_a_file_or_folder_that_is_read_there_or_in_the_way(data):
@@ -476,25 +349,6 @@ def test_the_manifest_counts_the_rows_that_hold_personal_data(data):
     jsonl(Path("few.jsonl"), [{"prompt": "none", "reference": "a"}])
     run_data(data, "clean", "few.jsonl", "--out", "m.jsonl")
     assert "personal_data" not in manifest("m.jsonl")
-
-
-def test_mixed_types_and_numbers_too_large_are_refused_where_a_column_has_one_type(data):
-    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
-    said = read_refusal(data, "clean", "r.jsonl", "--out", "n.parquet")
-    assert "found values in 'n' that Parquet cannot hold (" in said
-    assert "'one'" in said
-    jsonl(Path("i.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
-    said = read_refusal(data, "clean", "i.jsonl", "--out", "n.parquet")
-    assert "found values in 'n' that Parquet cannot hold (" in said
-    jsonl(Path("l.jsonl"), [{"prompt": "a", "reference": "x", "n": [1]}])
-    assert "l.jsonl:1: found a list in 'n'" in read_refusal(data, "clean", "l.jsonl", "--out", "n.csv")
-    run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
-    assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
-
-    rows = [{"text": f"row {i}", "label": ["a"] if i == 3 else "ab"[i % 2], "day": i} for i in range(9)]
-    jsonl(Path("m.jsonl"), rows)
-    said = read_refusal(data, "clean", "m.jsonl", "--out", "o.jsonl")
-    assert "m.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
 
 
 def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
@@ -557,13 +411,6 @@ def test_a_list_in_json_is_read_as_its_rows(tmp_path, content):
     assert [row.fields for row in readers.read(str(tmp_path / "rows.json"), "train").rows] == ROWS
 
 
-@pytest.mark.parametrize("orient", ["columns", "split"])
-def test_a_table_of_pandas_in_another_form_is_refused_with_the_form_that_is_read(tmp_path, orient):
-    pandas.DataFrame(ROWS).to_json(tmp_path / "rows.json", orient=orient)
-    (problem,) = refused(readers.read, str(tmp_path / "rows.json"), "train").problems
-    assert "orient='records'" in problem.next_step
-
-
 def test_squad_in_json_is_read_question_by_question(tmp_path):
     answers = [{"text": "the sea", "answer_start": 3}]
     question = {"id": "7", "question": "Where?", "answers": answers, "is_impossible": False}
@@ -572,19 +419,6 @@ def test_squad_in_json_is_read_question_by_question(tmp_path):
     task = Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "squad.json")}})
     (item,) = load_task(task, 0).test
     assert (item.id, item.prompt, item.references) == ("7", "Context:\nIn the sea.\n\nWhere?", ("the sea",))
-
-
-def test_decimals_dates_and_nan_of_parquet_are_texts_and_json(tmp_path):
-    cells = {"price": Decimal("12.50"), "day": date(2026, 3, 1), "rate": float("nan")}
-    cells["at"] = datetime(2026, 3, 1, 9, tzinfo=UTC)
-    frame = pandas.DataFrame({"prompt": [Decimal("3.10")], "reference": [cells], "day": [date(2026, 1, 2)]})
-    frame.to_parquet(tmp_path / "rows.parquet")
-    fields = {"prompt": "{prompt} on {day}"}
-    data = {"test": str(tmp_path / "rows.parquet")}
-    (item,) = load_task(Task.model_validate({"name": "t", "data": data, "fields": fields}), 0).test
-    assert item.prompt == "3.10 on 2026-01-02"
-    expected = {"price": 12.5, "day": "2026-03-01", "rate": None, "at": "2026-03-01T09:00:00+00:00"}
-    assert json.loads(item.references[0]) == expected
 
 
 def test_pictures_in_a_column_are_named_and_refused_where_the_text_refers_to_them(tmp_path):

@@ -9,7 +9,7 @@ from fake_facts import BITS, alternatives, candidate, comparison, find_reason, m
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.candidate_facts import best_untrained, judged_run, n_settings
+from harness.analysis.candidate_facts import best_untrained, judged_run
 from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, index_sentences, index_usd_per_1k
 from harness.analysis.estimators import Estimate
@@ -25,8 +25,6 @@ from harness.evaluation import has_instruction
 from harness.formatting import Unit
 from harness.metrics import load_metrics
 from harness.records import Example, TokenCounts
-from harness.records.run_records import Trial
-from harness.report.wording import find_shown_figure, print_measured
 from harness.spec import DecidePolicy, Need, Recipe, Task
 
 
@@ -144,7 +142,6 @@ def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a
         ({"system": "Answer briefly."}, {}, ("Where is it?", "Who came?"), True),
         ({}, {"template": "Summarize: {prompt}"}, ("Where is it?", "Who came?"), True),
         ({}, {}, ("Classify this: a", "Classify this: b"), True),
-        ({}, {}, ("Context:\na", "Context:\nb"), False),
         ({"kind": "choice"}, {}, ("Where is it?", "Who came?"), True),
     ],
 )
@@ -354,29 +351,6 @@ def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, 
     assert (decision.action, words in decision.sentence) == (action, True)
 
 
-def test_where_to_spend_hangs_on_the_seed_that_keeps_a_recipe_back_and_on_items_only_where_they_settle():
-    fails, open_ = (beside(*lora_seeds("pass", "pass", o)) for o in ("fail", "inconclusive"))
-    assert "while lora (seed 2) fails its gate; harness rescue lora" in find_reason(fails, "Next best spend")
-    assert "gate of seed 2 is UNDECIDED; some 240 more items would settle it" in open_.sentence
-
-    invalid = verdict("inconclusive", "UNDECIDED: invalid: 3 of 100 answers failed", items_needed=None)
-    decision = beside(make_fine_tune("lora", 0.95, 0.21, verdict=invalid))
-    said = decision.sentence
-    assert "its gate is UNDECIDED; the gate's sentence says what would settle it; ship knn" in said
-
-
-def test_what_the_comparison_declared_names_the_best_fine_tune():
-    # Another is better on validation, and its gain is not shown: that is the comparison that was declared.
-    facts = [*alternatives(), make_fine_tune("chosen", 0.80, 0.03), make_fine_tune("other", 0.79, 0.08)]
-    decision = make_decision(facts)
-    assert (decision.candidate, "inconclusive" in decision.sentence) == ("knn", False)
-    assert "chosen, the best fine-tune, is not shown to help (+3.0 [−2, +8] points)" in decision.sentence
-    facts = [*alternatives(), make_fine_tune("hot", 0.78, 0.04, "fail"), make_fine_tune("lora", 0.77, 0.03)]
-    said = "lora, the best fine-tune that passes the gate, is not shown to help (+3.0 [−2, +8] points)"
-    assert said in make_decision(facts).sentence
-    assert "hot, the best fine-tune, is not shown to help" in make_decision(facts[:-1]).sentence
-
-
 def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
     crashed = [
         make_fine_tune("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None)
@@ -487,21 +461,6 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
 
-def test_slow_candidates_are_left_out_before_the_choice_and_named():
-    facts = set_latencies({"lora": 2.0}, [*alternatives(), make_fine_tune("lora", 0.90, 0.16)])
-    without = make_decision(facts, max_latency_s=1.0)
-    assert (without.candidate, "no fine-tune keeps the budgets" in without.sentence) == ("knn", True)
-
-    decision = make_decision(set_latencies({}), max_latency_s=0.1)
-    assert (decision.action, decision.candidate) == ("undecided", None)
-    assert decision.sentence.startswith(
-        "Undecided: every candidate is left out, knn because its median request"
-    )
-    left_out = find_reason(decision, "Left out before the choice")
-    assert "lora (its median request takes 0.2 s, and the budget is 0.1 s)" in left_out
-    assert all(f"{f.name} (" in left_out for f in alternatives())
-
-
 def test_where_no_untrained_candidate_is_fast_enough_the_fine_tune_has_to_beat_the_prompt():
     decision = make_decision(set_latencies({}), max_latency_s=0.25)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
@@ -553,29 +512,6 @@ def test_hosting_is_paid_back_too():
     assert "for training, labels and hosting" in find_reason(dearer, "Break-even")
 
 
-def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
-    facts = [*alternatives(), LORA]
-    expected = "Validation chose among 5 settings without training and 1 with training."
-    assert find_reason(make_decision(facts), "Validation chose") == expected
-    points = tuple(
-        Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    )
-    swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
-    assert (
-        "among 5 settings without training and 6 with training, which flatters the fine-tunes"
-        in find_reason(make_decision([*facts[:-1], swept]), "Validation chose")
-    )
-
-
-def test_a_setting_that_several_candidates_tried_counts_once():
-    tried = [("a",), ("b",), ("b", "c"), ("a",)]
-    both = [replace(f, settings=of) for f, of in zip(alternatives()[:4], tried, strict=True)]
-    assert n_settings(both) == 3
-    assert n_settings([*both, LORA, make_fine_tune("lora", 0.80, 0.06, seed=1)]) == 4
-    again = replace(make_fine_tune("lora", 0.80, 0.06, seed=1), settings=("made by another seed",))
-    assert n_settings([replace(LORA, settings=("w",)), again]) == 1
-
-
 def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
     close = beside(make_fine_tune("lora", 0.75, 0.01)).arithmetic
     clear = beside(make_fine_tune("lora", 0.90, 0.15)).arithmetic
@@ -620,38 +556,6 @@ def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, exp
     assert find_reason(decision, f"Next best spend: {expected}.")
 
 
-def test_rows_are_worth_what_they_add_to_the_better_choice_and_not_to_the_fine_tune():
-    behind = make_fine_tune("lora", 0.64, -0.10)
-    decision = beside(behind, curve=make_curve(0.04), point_usd=100.0)
-    assert decision.arithmetic["more_training_rows_bring_points"] == 0
-    assert "which would not change what is best" in find_reason(decision, "Next best spend")
-    # 1,440 rows are the first that would show a gain: 18 points more than the 10 it is behind, 8 are left.
-    decision = beside(behind, curve=make_curve(0.12), point_usd=100.0)
-    assert decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8)
-    # 0.50 USD buy training on 360 rows, 2.00 on 1,440.
-    assert decision.arithmetic["more_training_rows_cost_usd"] == pytest.approx(2.0)
-
-
-def test_where_rows_or_costs_cannot_be_weighed_the_next_spend_says_so():
-    decision = beside(make_fine_tune("lora", 0.75, 0.01))
-    assert "harness compare --learning-curve measures it" in find_reason(decision, "Next best spend")
-    assert decision.arithmetic["more_training_rows_bring_points"] is None
-
-    of_another = beside(make_fine_tune("lora", 0.75, 0.01), curve=make_curve(0.05, "other"))
-    assert of_another.arithmetic["more_training_rows"] is None
-
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, "fail"), curve=make_curve(0.05))
-    said = find_reason(decision, "Next best spend: neither")
-    assert "harness rescue lora tries versions that keep more" in said
-    assert "next_best_spend" not in decision.arithmetic
-
-    run = make_fine_tune("lora", 0.9, 0.01, unit=BITS)
-    decision = make_decision(
-        [candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte"
-    )
-    assert "Costs are not weighed" in find_reason(decision, "Next best spend")
-
-
 def test_a_gain_ships_where_it_is_worth_more_than_it_costs():
     facts = [*alternatives(), LORA]
     decision = make_decision(facts, requests_per_month=10, horizon_months=1, label_cost_usd=0.5)
@@ -669,14 +573,9 @@ def test_a_gain_ships_where_it_is_worth_more_than_it_costs():
     ("need", "measured"),
     [
         ("private_knowledge", "on the slice knowledge, as said above"),
-        ("style_or_format", "on the slice behaviour, as said above"),
-        ("knowledge_and_behaviour", "on the slices knowledge and behaviour, as said above"),
         ("low_latency", "the median request takes 0.2 s with lora and 0.3 s with knn"),
         ("little_data", "there are 360 training examples"),
-        ("sensitive_data", "all 6 candidates answer here"),
-        ("new_domain", "lora gains +61.0 [+57, +65] points over the prompt"),
         ("general_purpose", "the other abilities of lora changed by"),
-        ("low_resource_language", "lora gains +61.0 [+57, +65] points over the prompt"),
         ("missing_capability", ("the base reaches 20.0 [15, 25] exact_match with prompt and 74.0 [69, 79] exact_match"
          " with knn and 30.0 [25, 35] exact_match with ranked, which is more than no right answer at all;"
          " lora gains +61.0 [+57, +65] points over the prompt")),
@@ -687,28 +586,6 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     slices = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour") if "slice" in measured}
     facts = [replace(f, slices=slices) for f in (*alternatives(), make_fine_tune("lora", 0.81, 0.07, **own))]
     assert f": {measured}" in find_reason(make_decision(facts, needs=(need,)), "Measured (")
-
-
-def test_a_capability_is_missing_where_the_base_is_not_above_a_rule_that_reads_nothing():
-    guess = TrivialBaseline("always answering “no”", 0.5)
-    runs = [candidate("prompt", 0.48), candidate("knn", 0.52, prompting="few_shot(select=knn, shots=8)")]
-    policy = DecidePolicy(needs=("missing_capability",))
-    said = find_reason(fake_facts.make_decision(runs, policy, trivial=guess), "(missing capability)")
-    assert "not shown to be more than always answering “no”, which reaches 50.0 %" in said
-
-
-def test_answers_with_sources_are_judged_by_the_citations_of_what_retrieves():
-    rag = candidate("rag", 0.6, prompting="rag(retriever=bm25, top_k=2)", recall=0.9)
-    needs = ("answers_with_sources",)
-    cited = {
-        "citation_precision": Estimate(0.5, 0.4, 0.6, 50),
-        "citation_recall": Estimate(0.25, 0.2, 0.3, 50),
-    }
-    said = find_reason(make_decision([replace(rag, citations=cited)], needs=needs), "(answers with sources)")
-    assert (
-        "the citations of rag reach 50.0 [40, 60] citation_precision and 25.0 [20, 30] citation_recall"
-        in said
-    )
 
 
 def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
@@ -775,16 +652,6 @@ def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips()
     assert beside(lora, curve=make_curve(0.12), label_cost_usd=1.0).action == "collect more data"
 
 
-def test_a_gain_without_a_price_says_from_which_price_it_pays():
-    lower = {"unit": BITS, "metric": "bits_per_byte"}
-    lora = make_fine_tune(
-        "lora", 0.9, 0.2, unit=BITS, vs_untrained=comparison(-0.2, **lower), cost_per_1k_usd=0.20
-    )
-    others = [candidate(f.name, 1.1, BITS, prompting=f.prompting) for f in alternatives()[:3]]
-    decision = make_decision([*others, lora], closed_labels=False, metric="bits_per_byte")
-    assert "lora pays where it is more than 2.50 USD" in find_reason(decision, "is worth is not set")
-
-
 def rag(**changes):
     return candidate(
         "rag", 0.8, prompting="rag(top_k=2)", **{"cost_per_1k_usd": 0.2, "index_per_1k_usd": 10, **changes}
@@ -805,16 +672,6 @@ def test_break_even_and_what_pays_do_not_hang_on_the_forecast_where_an_index_is_
         assert of["pays_from_requests"] == pytest.approx(found[0]["pays_from_requests"])
     few, _, many = (of["costs_more_usd"] for of in found)
     assert few - many == pytest.approx(0.00001 * 6 * (600_000 - 600))
-
-
-def test_a_figure_that_is_shown_holds_the_share_of_the_index():
-    cost = "cost_per_1k_usd"
-    assert find_shown_figure(rag(), cost) == pytest.approx(10.2)
-    assert print_measured(rag(), cost) == "10.20"
-    assert find_shown_figure(rag(cost_per_1k_usd=None), cost) is None
-    disturbed = rag(cost_per_1k_usd=None, disturbed={cost: 1.0})
-    assert print_measured(disturbed, cost) == "~11.00"
-    assert find_shown_figure(candidate("prompt", 0.7), cost) == candidate("prompt", 0.7).cost_per_1k_usd
 
 
 def test_the_share_is_said_with_the_forecast_and_whether_anybody_set_it():

@@ -127,18 +127,6 @@ def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
     assert made.agreement is None
 
 
-def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, tiny, tmp_path):
-    path = write(tmp_path, tiny, server.url)
-    turns = [("user", "My number is 7."), ("assistant", "Noted."), ("user", "Even or odd?")]
-    messages = [{"role": role, "content": text} for role, text in turns]
-    rows = [{"id": "one", "messages": messages, "reference": "odd"}]
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
-    session = tiny_experiment.session(path, "target.labels=[]", "target.metrics=[exact_match]")
-    distill(session, rewrite="Be kind.")
-    said = server.asked[0][1]["messages"][-1]["content"]
-    assert "user: My number is 7.\nassistant: Noted.\nuser: Even or odd?" in said
-
-
 def test_only_answers_that_score_enough_are_kept_and_one_that_is_no_label_makes_no_row(
     server, tiny, tmp_path
 ):
@@ -168,19 +156,6 @@ def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(
     with pytest.raises(UserError, match=r"prompts\.jsonl:2"):
         distill(session, prompts=str(file))
     assert len(server.asked) == n  # nothing is asked, and paid, before
-
-
-def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
-    path = write(tmp_path, tiny, server.url)
-    for file in (tmp_path / "suites" / "letters").glob("*.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        kept = [{"id": row["id"], "cluster": row["cluster"], "from": "x"} for row in rows]
-        texts = [{"text": row["prompt"], "label": row["reference"]} for row in rows]
-        tiny_experiment.rows(file, [one | other for one, other in zip(kept, texts, strict=True)])
-    session = tiny_experiment.session(path, "target.fields={prompt: '{text}', reference: '{label}'}")
-    (row,) = rows_of(distill(session, n_rows=1))
-    assert row.keys() == {"id", "text", "label", "from", "cluster"}
-    assert row["label"] in ("late", "money")
 
 
 def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
@@ -385,20 +360,6 @@ def session_and_server(tiny, tmp_path):
 
 def draw_by_judge(**changes):
     return Drawing(samples=3, n_prompts=4, rank="judge:helpful", **changes)
-
-
-def test_the_manifest_and_break_even_know_what_answers_and_their_grades_cost(session_and_server, tmp_path):
-    session, server = session_and_server
-    made = make_pairs(session, "far", draw_by_judge(), "priced.jsonl")
-    n_graded = sum("<answer" in body["messages"][-1]["content"] for _, body in server.asked)
-    n_drawn = len(server.asked) - n_graded
-    assert n_drawn == 12
-    assert n_graded > 4
-    saved = save(made.edit, made.outcomes, tmp_path / "priced.jsonl").manifest
-    paid = saved["parameters"]["paid"]
-    assert (paid["answers_usd"], paid["ranking_usd"]) == (n_drawn, n_graded)
-    assert saved["cost_usd"] == n_drawn + n_graded
-    assert [one.cost_usd for one in payments_for(str(tmp_path / "priced.jsonl"))] == [n_drawn + n_graded]
 
 
 def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(session_and_server):

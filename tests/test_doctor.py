@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness.cache import remember
 from harness.cli import app
 from harness.cli.options import ExperimentFile
 from harness.evaluation.costs import (
@@ -32,7 +31,7 @@ from harness.experiment import (
     prepare_session,
 )
 from harness.experiment.plan import BASE_ARM as ARM
-from harness.experiment.preflight import compiler_problems, examine
+from harness.experiment.preflight import compiler_problems
 from harness.formatting import seconds
 from harness.models.hardware import Machine, Memory
 from harness.progress import SilentProgress
@@ -68,16 +67,6 @@ def test_what_trains_or_answers_longer_takes_more(copy):
     suite = copy.parent / "suites" / "letters.yaml"
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
     assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > found["prompt"].memory_gib
-
-
-@pytest.mark.e2e
-def test_the_check_measures_the_machine_anew(copy, tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    opened = session(copy, "precision=fp32")[0]
-    (file,) = (tmp_path / "cache" / "machines").glob("*.json")
-    remember(file, opened.machine._replace(name="kept", gflops=1e-9)._asdict())
-    assert session(copy, "precision=fp32")[0].machine.name == "kept"
-    assert examine(copy, ["precision=fp32"], SilentProgress()).machine.name != "kept"
 
 
 @pytest.mark.e2e
@@ -209,30 +198,10 @@ def test_a_dry_run_on_a_new_machine_loads_no_model_and_yet_counts_passages_and_n
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.e2e
-def test_a_plan_on_a_new_machine_is_that_of_a_machine_that_knows_the_base(
-    command, finished_run, empty_cache, own_cache, monkeypatch
-):
-    path = finished_run[0] / "harness.yaml"
-
-    def plan_with_cache(cache):
-        monkeypatch.setenv("HARNESS_CACHE", str(cache))
-        code, plan, said = command("compare", "-c", path, "--dry-run", "--json", "--rescue")
-        assert code == 0, said
-        counts = {name: (w["read"], w["generated"], w["trained"]) for name, w in json.loads(plan).items()}
-        return counts, said
-
-    unknown, known = plan_with_cache(empty_cache), plan_with_cache(own_cache)
-    assert unknown[0] == known[0]
-    assert "unknown whether" in unknown[1]
-    assert "6 of 6 runs are stored already" in known[1]
-
-
 @pytest.mark.parametrize(
     ("removed", "missing", "trains"),
     [
         (["tiny-shots-s0-*"], {"shots"}, False),
-        (["tiny-lora-s0-*"], {"lora"}, False),
         (["tiny-lora-s0-*", "tiny-hybrid-s0-*", "weights/*"], {"bag", "lora", "hybrid"}, True),
         (["tiny-shots-s0-*", "rows/*"], {ARM, "prompt", "shots", "ranked", "bag", "lora", "hybrid"}, False),
     ],
@@ -252,15 +221,6 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     assert said == f"{n_done} of 6 runs are stored already{rest}"
     line = first_line(session.experiment, session.machine, 6, whole_s, missing_s)
     assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
-
-
-@pytest.mark.e2e
-def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, finished_run, empty_cache):
-    code, planned, said = command("rescue", "lora", "-c", finished_run[0] / "harness.yaml", "--dry-run")
-    assert (code, planned) == (5, "")
-    assert "unknown whether lora is stored as written now" in said
-    assert "harness report, which loads it once" in said
-    assert not (empty_cache / "engines").exists()
 
 
 @pytest.mark.weekly

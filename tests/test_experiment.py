@@ -110,68 +110,15 @@ def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_
     assert fact_of(tiny_experiment.run(path, candidates=("bag",)), "bag").state == "done"
 
 
-@pytest.mark.e2e
-def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tiny, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    broken = shutil.copytree(tiny, tmp_path / "broken")
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"][:] = float("nan")
-    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    path = tiny_experiment.write(tmp_path, broken)
-    found = tiny_experiment.run(path, "suites=[]", candidates=("bag", "lora"))
-    assert {f.name: f.state for f in found.facts} == {"bag": "done", "lora": "failed"}
-    assert "loss is not a number" in fact_of(found, "lora").error
-    assert "learning_rate" in fact_of(found, "lora").error
-
-
 def report_experiment(path, *overrides, candidates=()):
     loaded = config.load(path, overrides, candidates)
     return report_stored(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
-
-
-@pytest.mark.e2e
-def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(finished_run, copy):
-    tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1")
-    tiny_experiment.run(copy, *UNLABELLED, candidates=("bag",))
-    tiny_experiment.run(copy, candidates=("shots",))
-    for name in ("shots", "bag"):
-        assert fact_of(report_experiment(copy), name).run_id == fact_of(finished_run[1], name).run_id
-
-
-@pytest.mark.e2e
-def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone_and_in_the_stored_report(tiny, tmp_path):
-    long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
-    endless = f"  endless: {{method: base, template: '{'word ' * 3000}{{prompt}}'}}\n"
-    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long + endless)
-    done = tiny_experiment.run(path)
-    assert fact_of(done, "prompt").state == "done"
-    for words in ("the context holds", "fewer shots"):
-        assert words in fact_of(done, "endless").error
-    made, stored = fact_of(done, "long"), fact_of(report_experiment(path), "long")
-    assert made.state == stored.state == "failed"
-    assert "no test row could be answered" in made.error
-    assert made.error == stored.error
-    assert not any("time of one request" in note and "long" in note for note in done.notes)
-    at = Store(path.parent / "runs")
-    timed = dict(store.query(at, "SELECT candidate, latency_p50_s FROM runs").rows)
-    assert timed["prompt"] > 0
-    assert timed["long"] is None, "and the time of none of its requests is a figure"
 
 
 def refusal(path, *overrides, **options):
     with pytest.raises(UserError) as caught:
         tiny_experiment.run(path, *overrides, **options)
     return caught.value
-
-
-@pytest.mark.e2e
-def test_a_base_without_a_chat_template_serves_tasks_that_ask_plainly(tmp_path):
-    model = tiny_model.build(tmp_path / "plain", template=None)
-    path = tiny_experiment.write(tmp_path / "work", model)
-    overrides = ("target.chat_template=false", "suites=[]")
-    found = tiny_experiment.run(path, *overrides, candidates=("prompt", "ranked", "lora"))
-    assert {f.state for f in found.facts} == {"done"}
 
 
 @pytest.mark.parametrize(
@@ -280,14 +227,6 @@ def test_a_base_that_answers_as_stored_passes_its_rows_stay_and_where_all_is_reu
     assert store.controls(open_store(path)) == measured
 
 
-@pytest.mark.e2e
-def test_the_control_arm_can_be_turned_off(path):
-    before = len(store.controls(open_store(path)))
-    found = run_further(path, double_bos, ["gate.control_blocks=0"])
-    assert len(store.controls(open_store(path))) == before
-    assert rule_of_control(found).outcome == "skipped"
-
-
 def test_each_measurement_asks_generated_answers_and_the_next_other_block_unless_a_limit_cuts_it(path):
     session = tiny_experiment.session(path)
     for _ in range(2):
@@ -322,33 +261,12 @@ def test_other_answers_in_the_same_environment_are_drift_and_exit_with_4(path):
     assert release.gate_document(judged[0]).last_line.startswith("shots: DRIFT")
 
 
-@pytest.mark.e2e
-def test_drift_is_remembered_also_where_answers_are_scored_again_until_the_rows_are_asked_anew(path):
-    run_further(path, double_bos)
-    for overrides in ((), ["target.metrics=[exact_match]"]):
-        assert verdict(run_further(path, overrides=overrides), "shots").outcome == "harness-drift"
-    for run in store.list_runs(open_store(path)):
-        if run.candidate == "shots":
-            release.remove_run(open_store(path), run.run_id)
-    assert verdict(run_further(path), "shots").outcome == "pass"
-
-
 def mark_from_elsewhere(path):
     """Say of all stored rows that another machine computed them."""
     elsewhere = store.keep_environment(open_store(path), {"transformers": "5.1"})
     for file in path.parent.glob("runs/rows/*/origins.json"):
         origins = {k: [elsewhere, v[1]] for k, v in json.loads(file.read_text()).items()}
         file.write_text(json.dumps(origins))
-
-
-@pytest.mark.e2e
-def test_other_answers_than_in_another_environment_name_what_changed(path):
-    mark_from_elsewhere(path)
-    found = run_further(path, negate_norm, ["gate.control_blocks=3"])
-    said = verdict(found, "shots").sentence
-    assert verdict(found, "shots").outcome == "harness-drift"
-    assert "have another score in another environment (transformers 5.1 → " in said
-    assert "the A/A rate of 0.4 % allows" in said
 
 
 def facts(flipped=0, n=320, aa=(22.0, 1000.0), **changes):

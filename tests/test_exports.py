@@ -122,10 +122,8 @@ def test_a_folder_is_checked_by_content_alone(made, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["bag", "--to", "merged"], "weights of the kind classifier"),
         (["soft", "--to", "merged"], "soft prompt"),
         (["lora", "--to", "gguf8"], "gguf, hub, merged, onnx"),
-        (["lora", "--to", "merged", "--quantize", "q8_0"], "bf16, fp16, fp32"),
         (["lora", "--to", "gguf", "export.gguf.command=/no/such"], "make gguf-tools"),
     ],
 )
@@ -259,7 +257,6 @@ def test_a_gguf_file_has_the_template_of_the_run_and_its_types_are_counted(made,
     [
         ({"with_template": False}, "another chat template than the run's, or none"),
         ({"before": "sys.exit('BPE pre-tokenizer was not recognized')"}, "another version of the converter"),
-        ({"before": "os.kill(os.getpid(), signal.SIGSEGV)"}, "-DGGML_NATIVE=OFF"),
     ],
 )
 def test_a_converter_that_fails_is_explained_and_leaves_nothing(made, tmp_path, changes, said):

@@ -1,6 +1,5 @@
 """Many candidates on the same items, chains of champions, A/A noise, and answers that collapse to one."""
 
-import shutil
 from dataclasses import replace
 
 import fake_facts
@@ -22,7 +21,6 @@ from harness.analysis.estimators import Estimate, at_level
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import GateResult
 from harness.analysis.seeds import Family, family_of, place_in_family
-from harness.analysis.significance import power_warnings
 from harness.analysis.target_rules import cumulative_of, cumulative_policy, cumulative_rule
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
@@ -165,17 +163,6 @@ def test_the_gate_says_beside_its_verdict_how_often_one_of_so_many_passes():
     assert gate_json(replace(alone, n_members=8))["family"]["chance"] == pytest.approx(1 - 0.95**8)
 
 
-def test_items_that_would_do_for_one_candidate_are_announced_as_too_few_for_eight():
-    from harness.spec import Suite
-
-    suites = [Suite(name="s", role="capability", tasks=[{"name": f"t{i}", "data": {}} for i in range(4)])]
-    n = {f"t{i}": 600 for i in range(4)}
-    alone = power_warnings(suites, n, POLICY)
-    among = power_warnings(suites, n, POLICY, n_members=8)
-    assert not [said for said in alone if "macro" in said]
-    assert "passes as one of 8 only" in among[0]
-
-
 def make_measurements(base_lost: float, new_lost: float) -> list[Measurement]:
     """Put two arms of four tasks beside each other, each of which lost the first items of them all."""
     places = (np.arange(500) * 7919) % 500 / 500  # spread evenly over both halves of a task
@@ -221,32 +208,6 @@ def test_two_tasks_of_one_name_are_refused():
     arms = make_measurements(0.0, 0.0)
     with pytest.raises(IncompatibleRuns, match="several tasks named t0"):
         judge_tasks([*arms, arms[0]])
-
-
-def promote_other_weights(copy, digest: str) -> None:
-    """Make a champion of rows that say another model than the base gave them."""
-    path, champion = release.promote_named(copy, "lora", despite="a test")
-    at, moved = Store(copy.parent / "runs"), {}
-    for key, rows_digest in champion.rows.items():
-        other = replace(store.read_identity(at, rows_digest), weights_digest=digest)
-        shutil.copytree(at.rows(rows_digest), at.rows(other.digest), dirs_exist_ok=True)
-        file = at.rows(other.digest) / "identity.json"
-        file.write_text(file.read_text().replace(champion.weights_digest, digest))
-        moved[key] = other.digest
-    tiny_experiment.rewrite_champion(path, weights_digest=digest, rows=moved)
-
-
-def test_promote_asks_where_a_loss_against_the_first_base_is_not_ruled_out_and_carries_it_along(copy):
-    promote_other_weights(copy, "f" * 16)
-    (against,) = release.gate(copy, "lora")
-    rule = cumulative_of(against.verdict)
-    assert rule is not None
-    if against.verdict.outcome == "pass":
-        with pytest.raises(UserError, match=r"loss against the first base.*--force"):
-            release.promote_named(copy, "lora")
-    _, second = release.promote_named(copy, "lora", despite="it is known")
-    assert second.first_base == against.verdict.rules[-1].numbers["first_base"]
-    assert second.cumulative[0] == pytest.approx(rule.numbers["delta"], abs=1e-6)
 
 
 def test_a_first_base_without_rows_is_said_and_promote_asks(copy):
@@ -313,13 +274,6 @@ def test_one_answer_to_open_questions_is_a_collapse_and_right_labels_or_chance_a
     assert not found.collapsed
 
 
-def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished_run):
-    found = finished_run[1].diversity
-    assert set(found) == {"lora", "hybrid"}
-    assert [d.task for d in found["lora"]] == ["letters", "facts"]
-    assert all(d.base is not None and d.n in (6, 12) for of in found.values() for d in of)
-
-
 LIMITED = GatePolicy(mode_collapse=0.1)
 SCORE = mean_metric("score", lambda output, example: None)
 
@@ -342,28 +296,6 @@ def test_a_rise_passes_is_open_or_fails_by_what_is_shown_of_the_limit():
     rule = judge_task(["yes"] * 12 + OPEN[12:])
     assert rule.outcome == "inconclusive"
     assert "neither less nor more is shown" in rule.sentence
-
-
-def test_references_failed_and_ranked_answers_count_for_a_collapse_as_they_are():
-    assert judge_task(LABELS, OPEN, LABELS).outcome == "pass"
-    assert judge_task(["late"] * 100, OPEN, LABELS).outcome == "fail"
-    assert judge_task(["late"] * 100, None, LABELS).outcome == "fail"
-    assert judge_task(["late"] * 100, None).outcome == "skipped"
-
-    new = [replace(row, status="error", parts={}) if i < 30 else row for i, row in enumerate(text_rows(OPEN))]
-    (found,) = compare_commonest_answers(text_rows(OPEN), new)
-    assert found.new == pytest.approx((30 + 1) / 100)
-    ranked = [replace(row, finish_reason="ranked") for row in text_rows(["yes"] * 100)]
-    assert compare_commonest_answers(text_rows(OPEN), ranked) == ()
-
-
-def test_of_several_tasks_the_one_that_collapsed_decides_and_no_limit_is_no_rule():
-    fine = compare_commonest_answers(text_rows(OPEN), text_rows(OPEN))
-    collapsed = compare_commonest_answers(text_rows(OPEN), text_rows(["yes"] * 80 + OPEN[80:]))
-    rule = mode_collapse_rule({"facts": fine, "chat": collapsed}, LIMITED, identical=False)
-    assert (rule.outcome, rule.numbers["task"]) == ("fail", "chat")
-    assert mode_collapse_rule({}, LIMITED, identical=True).outcome == "pass"
-    assert mode_collapse_rule({}, GatePolicy(), identical=False) is None
 
 
 def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
@@ -406,16 +338,6 @@ def test_flips_are_counted_for_each_arm_and_what_one_layout_alone_could_score_ha
     assert found.largest_nats == pytest.approx(0.7)
     assert found.rate == 2 / 8
     assert task_noise(JOB, rows([1, None]), {"layout": rows([1, 0])}).flips == {"layout": 1}
-
-
-def test_the_newest_measurement_of_a_precision_counts(tmp_path):
-    at = Store(tmp_path)
-    for one in (measurement(9, 100), measurement(2, 100, created="2"), measurement(0, 50, precision="fp32")):
-        store.save_noise(at, one)
-    (tmp_path / "noise" / "3.json").write_text("{")
-    assert store.noise_rates(at) == {"bf16": (2.0, 100.0), "fp32": (0.5, 50.0)}
-    assert store.flip_rates(at, "base", "bf16") == {"task": 0.02}
-    assert store.flip_rates(at, "another", "bf16") == {}
 
 
 @pytest.mark.parametrize(("rate", "admitted"), [(None, True), (0.02, True), (0.9, False)])

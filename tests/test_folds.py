@@ -13,7 +13,6 @@ from harness import report, stats, store
 from harness.analysis import comparison
 from harness.data import load_task
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import describe_training_rows
 from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.spec import Experiment, Task
@@ -107,15 +106,6 @@ def test_folds_that_there_cannot_be_are_refused(tmp_path, rows, said):
         load_task(task(tmp_path, rows), 0)
 
 
-def test_a_step_of_a_rating_need_not_be_in_every_fold(tmp_path):
-    rows = make_letters(40, lambda i: "4.5" if i < 2 else ("3.5", "4")[i % 2])
-    labels = {"labels": ("3.5", "4", "4.5")}
-    with pytest.raises(UserError, match=r"of the label '4\.5', none in fold"):
-        load_task(task(tmp_path, rows, **labels), 0)
-    rating = task(tmp_path, rows, **labels).model_copy(update={"metrics": ("exact_match", "within_one")})
-    assert sorted(Counter(load_task(rating, 0).folds.values()).values()) == [6, 6, 6, 7, 7]
-
-
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -142,16 +132,6 @@ def test_folds_go_with_one_seed_with_the_target_alone_and_without_win_rates():
         Experiment.model_validate(
             {**experiment, "target": {**target, "data": {"all": "a"}}, "suites": [suite]}
         )
-
-
-@pytest.mark.parametrize("metrics", [["judge:./rubric.yaml"], ["entailment:minilm", "exact_match"]])
-def test_folds_go_with_a_judges_metric_only_where_it_may_decide_uncorrected(metrics):
-    target = {"name": "t", "data": {"all": "a.jsonl", "folds": 5}, "metrics": metrics}
-    experiment = {"name": "e", "target": target, "candidates": {"prompt": {}}}
-    with pytest.raises(ValidationError, match="labels of people do not correct in folds"):
-        Experiment.model_validate(experiment)
-    Experiment.model_validate({**experiment, "gate": {"uncalibrated_judge": "allow"}})
-    Experiment.model_validate({**experiment, "target": {**target, "metrics": ["exact_match", *metrics[:1]]}})
 
 
 def test_the_variance_between_folds_is_that_of_a_mean_over_clusters_and_unknown_of_few():
@@ -191,34 +171,6 @@ def test_the_interval_holds_the_average_over_training_sets_as_often_as_it_says(n
 
 def test_an_interval_that_forgets_the_folds_of_an_unsteady_recipe_holds_it_too_seldom():
     assert study.measure(study.World("unsteady", "rule", 120, 3), 100).plain < 0.9
-
-
-def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_path):
-    """By the commonest label of each cluster the rare one would miss a fold."""
-    rows = make_letters(400, lambda i: LABELS[i % 32 == 0], cluster=lambda i: f"c{i // 8}")
-    items = load_task(task(tmp_path, rows), 0)
-    rare = Counter(items.folds[item.id] for item in items.test if item.references == ("money",))
-    assert sorted(rare.values()) == [2, 2, 2, 3, 3]
-    of_cluster = {}
-    for item in items.test:
-        of_cluster.setdefault(item.cluster, set()).add(items.folds[item.id])
-    assert all(len(folds) == 1 for folds in of_cluster.values())
-
-
-def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lack(tmp_path):
-    rows = make_letters(40, lambda i: f"{2 * i}", choices=lambda i: [f"{2 * i}", f"{2 * i + 1}"])
-    of = task(tmp_path, rows, labels=())
-    items = load_task(of.model_copy(update={"kind": "choice"}), 0)
-    assert [len(items.in_fold(fold).test) for fold in range(1, 6)] == [7, 7, 6, 6, 6]
-
-
-def test_three_clusters_are_split_into_training_validation_and_test(tmp_path):
-    rows = make_letters(12, cluster=lambda i: f"c{min(i, 2)}")
-    items = load_task(task(tmp_path, rows, folds=None), 0)
-    parts = (items.train, items.validation, items.test)
-    assert [len({e.cluster for e in part}) for part in parts] == [1, 1, 1]
-    with pytest.raises(UserError, match=r"of 2 clusters or questions only; .* at least 3"):
-        load_task(task(tmp_path, make_letters(12, cluster=lambda i: f"c{i % 2}"), folds=None), 0)
 
 
 NAMES = ("prompt", "shots", "bag", "lora")
@@ -304,19 +256,6 @@ def test_a_second_compare_computes_nothing_but_folds_that_were_lost_without_whic
     again = tiny_experiment.run(path)
     assert {p: p.read_text() for p in kept} == kept
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
-
-
-def test_weights_made_elsewhere_are_named_and_a_learning_curve_is_refused(file_and_report):
-    path, _ = file_and_report
-    adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
-    given = path.with_name("given.yaml")
-    given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
-    made = tiny_experiment.session(given)
-    (note,) = describe_training_rows(made.candidates, ["given"], made.training_data, in_folds=True)
-    assert note.startswith("given: made elsewhere")
-
-    with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):
-        tiny_experiment.run(path, learning_curve=True)
 
 
 def test_who_writes_rows_from_training_rows_is_refused(file_and_report, command):

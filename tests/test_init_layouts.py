@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 from checked_rows import write
-from proposals import propose, read_evaluated, write_csv
+from proposals import propose, read_evaluated
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -81,15 +81,6 @@ LAYOUTS = {
         "translation → question and answer", lambda row: (row["translation"]["de"], row["translation"]["en"]),
         "Translate the text from German to English. Reply with the translation and nothing else.",
     ),
-    "DROP": (
-        lambda i: {
-            "section_id": f"n{i}", "query_id": f"q{i}", "passage": say(i, 30), "question": f"Who is {i}?",
-            "answers_spans": {"spans": [f"Ann {i}"], "types": ["span"]},
-        },
-        "section_id, query_id → id; passage → context; question → question; answers_spans → answer; answers_spans.types → not used",
-        lambda row: (f"{row['passage']}\n\n{row['question']}", row["answers_spans"]["spans"][0]),
-        "Answer the question from the passage in a few words. Reply with the answer and nothing else.",
-    ),
     "NLI": (
         lambda i: {"premise": say(i), "hypothesis": say(i + 50, 4), "label": pick(("no", "open", "yes"), i)},
         "premise → context; hypothesis → question; label → label",
@@ -101,34 +92,10 @@ LAYOUTS = {
         "goal → question; sol1, sol2 → choice; label → answer",
         lambda row: (row["goal"], row[f"sol{row['label'] + 1}"]), "Complete the goal.",
     ),
-    "SciQ": (
-        lambda i: {
-            "question": f"Which is {i}?", **{f"distractor{k}": f"wrong {k} {i}" for k in (3, 1, 2)},
-            "correct_answer": f"right {i}", "support": say(i, 30),
-        },
-        "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; support → context",
-        lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
-        "Answer the question from the context.",
-    ),
     "lists of tags": (
         lambda i: {"text": say(i), "tags": [[], ["mail"], ["bills"], ["mail", "bills"]][i % 4]},
         "text → question; tags → answer", lambda row: (row["text"], "; ".join(row["tags"]) or "none"),
         "Classify the text. Reply with all that apply of: bills, mail, none. Write ';' between them.",
-    ),
-    "turns of a prompter": (
-        lambda i: {
-            "thread": [{"role": "prompter", "text": f"Is {i}?"}, {"role": "assistant", "text": say(i, 10)}]
-        },
-        "thread → question and answer", lambda row: (row["thread"][0]["text"], row["thread"][1]["text"]),
-        "Reply to the message in about 10 words, and nothing else.",
-    ),
-    "Alpaca with objects": (
-        lambda i: {
-            "instruction": "Sort it.", "input": say(i), "output": {"queue": pick("ab", i), "place": i},
-        },
-        "instruction, input → question; output → answer",
-        lambda row: (f"Sort it.\n\n{row['input']}", json.dumps(row["output"])),
-        "Extract the data from the instruction as one JSON object with the keys queue (one of a | b), place. Reply with the JSON and nothing else.",
     ),
     "RACE": (
         lambda i: {
@@ -148,8 +115,6 @@ METRICS = {
     "entities": ("span_f1", "json_valid"),
     "NLI": ("exact_match", "macro_f1"),
     "PIQA": ("accuracy", "bits_per_byte"),
-    "turns of a prompter": ("token_f1", "rouge"),
-    "Alpaca with objects": ("json_fields", "json_valid"),
 }
 
 
@@ -170,21 +135,6 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
 
 
-@pytest.mark.parametrize(
-    ("cells", "expected"),
-    [
-        (("[0 2]", "[1]", "[ -1  10 ]"), ("0; 2", "1", "-1; 10")),
-        (("['red' 'blue']", "['red']"), ("red; blue", "red")),
-        (("['red']", '["it\'s"]', "['red', \"it's\"]", "[]"), ("red", "it's", "red; it's", "none")),
-    ],
-    ids=["NumPy's numbers", "NumPy's texts", "as pandas writes them"],
-)
-def test_lists_in_a_csv_column_of_labels_are_labels(tmp_path, cells, expected):
-    path = write_csv(tmp_path, [("text", "labels"), *((say(i), cells[i % len(cells)]) for i in range(N))])
-    read = read_evaluated(propose(tmp_path, path).task)
-    assert {e.references for e in read} == {(text,) for text in expected}
-
-
 def test_labels_and_tags_that_are_numbers_are_said_to_mean_nothing_or_refused(tmp_path):
     rows = make_rows(lambda i: {"text": say(i), "label": pick((-1, 1), i)})
     (said,) = (line for line in propose(tmp_path, rows).warnings if line.startswith("the labels"))
@@ -195,26 +145,6 @@ def test_labels_and_tags_that_are_numbers_are_said_to_mean_nothing_or_refused(tm
     tagged = make_rows(lambda i: {"tokens": say(i).split(), "ner_tags": [0] * len(say(i).split())})
     with pytest.raises(UserError, match="no command can: the file holds no names"):
         propose(tmp_path, tagged)
-
-
-def test_rows_that_constraints_judge_and_no_reference_answers_are_refused(tmp_path):
-    judged = {"constraints": [{"kind": "json_keys", "keys": ["queue"]}]}
-    rows = make_rows(lambda i: {"prompt": say(i)} | ({"reference": say(i + 1)} if i % 2 else judged))
-    with pytest.raises(UserError, match="constraints and no reference"):
-        propose(tmp_path, rows)
-
-
-def test_a_printed_list_is_an_answer_and_a_spoken_object_is_what_somebody_says(tmp_path):
-    path = tmp_path / "printed.csv"
-    printed = [f'what does {i} print?,"{["a", "b"] if i % 2 else i}"\n' for i in range(N)]
-    path.write_text("question,answer\n" + "".join(printed))
-    assert ("['a', 'b']",) in {e.references for e in read_evaluated(propose(tmp_path, path).task)}
-
-    spoken = make_rows(lambda i: [{"speaker": "Ann", "text": say(i)}, {"speaker": "Bo", "text": "Yes."}])
-    rows = [{"dialogue": turns, "summary": say(i, 5)} for i, turns in enumerate(spoken)]
-    found = propose(tmp_path, rows, prompt="dialogue", reference="summary")
-    expected = {f"Ann: {row['dialogue'][0]['text']}\nBo: Yes." for row in rows}
-    assert {e.prompt for e in read_evaluated(found.task)} == expected
 
 
 def test_a_column_for_each_label_is_refused(tmp_path):
@@ -256,9 +186,6 @@ def answer_rows(values):
 # Few rows, and what the line on screen calls the task.
 SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
-    "yes, no, maybe": (
-        answer_rows(("yes", "no", "maybe", "no", "yes", "yes", "no", "no")), "a closed set of 3",
-    ),
     "teams, two with one row": (
         label_rows("team", (*"wwwwmmmm", "infra", "data")), "a closed set of 4 labels",
     ),
@@ -266,8 +193,6 @@ SMALL = {
         label_rows("tags", ("a", "b", "a; b", "c", "a", "b; c", "b", "c")), "several of 3 labels",
     ),
     "persons": (answer_rows(NAMES), "short free text"),
-    "a third of rows share theirs": (label_rows("category", ("a", "a", "b", *"cdefgh")), "short free text"),
-    "long answers that repeat": (label_rows("category", [say(i % 3, 15) for i in range(12)]), "free text"),
     "prices": (label_rows("price", (10, 20, 10, 30, 20, 30) * 2), "numbers; scored by exact_match"),
 }  # fmt: skip
 

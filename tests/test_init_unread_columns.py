@@ -4,7 +4,7 @@ import json
 
 import pytest
 from checked_rows import write
-from proposals import propose, request
+from proposals import propose
 from ruamel.yaml import YAML
 
 from harness import config
@@ -12,7 +12,7 @@ from harness.data import load_task
 from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
-from harness.experiment.scaffold.method_choice import choose_method, fit_batches
+from harness.experiment.scaffold.method_choice import choose_method
 from harness.experiment.scaffold.proposal_files import STEPS
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
@@ -20,28 +20,6 @@ from harness.spec import TaskData
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 WORDS = "the lamp is on the table and the hen is in the garden"
-
-
-def make_choices(columns, answer, right, ask="question"):
-    """Make questions with a column for each choice."""
-    made = []
-    for i in range(40):
-        texts = dict(zip(columns, (f"lamp {i}", f"hen {i}", f"gate {i}"), strict=True))
-        made.append({ask: f"Which is {i}?", **texts, answer: right(i % 3, list(texts.values()))})
-    return made
-
-
-def test_choices_in_columns_of_their_own_are_choices_where_answers_name_them(tmp_path):
-    columns = ("opt1", "opt2", "opt3")
-    content = make_choices(columns, "answer", lambda i, texts: i + 1)
-    found = propose(tmp_path, content)
-    assert found.kind == "choice"
-    chosen = {e.prompt: e.references[0] for e in load_task(found.task, 0).train}
-    of_row = {row["question"]: row[columns[i % 3]] for i, row in enumerate(content)}
-    assert chosen.items() <= of_row.items()
-    assert propose(tmp_path, make_choices("ABC", "answer", lambda i, texts: "ABC"[i])).kind == "choice"
-    found = propose(tmp_path, make_choices("abc", "answer", lambda i, texts: f"it is {i}"))
-    assert not any("nobody" in line for line in found.warnings)
 
 
 def test_an_answer_goes_before_a_category_which_is_named(tmp_path):
@@ -54,22 +32,14 @@ def test_an_answer_goes_before_a_category_which_is_named(tmp_path):
     assert propose(tmp_path, content, reference="category").warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("columns", "said"),
-    [
-        (("question", "answer", "output"), "the answer is taken from 'answer'"),
-        (("text", "label", "message"), "the question is taken from 'text'"),
-    ],
-)
-def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_check(tmp_path, columns, said):
-    said += f", and {columns[2]!r} may hold it as well"
-    content = [{name: f"{name} {i}" for name in columns} for i in range(40)]
-    option = "--prompt" if "question is" in said else "--reference"
+def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_check(tmp_path):
+    said = "the answer is taken from 'answer', and 'output' may hold it as well"
+    content = [{name: f"{name} {i}" for name in ("question", "answer", "output")} for i in range(40)]
     (line,) = propose(tmp_path, content).warnings
-    assert line == f"{said}; next: where it does, {option} {columns[2]}"
+    assert line == f"{said}; next: where it does, --reference output"
     checked = examine_rows(RowCheck([str(tmp_path / "mine.jsonl")], only=["missing_values"]))
     (command,) = [finding.command for finding in checked.findings if finding.title == said]
-    assert command.endswith(f"{option} {columns[2]}")
+    assert command.endswith("--reference output")
 
 
 def test_columns_that_name_what_is_not_read_are_warned_of(tmp_path):
@@ -83,18 +53,6 @@ def test_columns_that_name_what_is_not_read_are_warned_of(tmp_path):
     content = [{"text": f"Say {i}.", "label": "ab"[i % 2], "split": parts[i // 2 % 4]} for i in range(80)]
     (said,) = propose(tmp_path, content).warnings
     assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
-
-
-def test_a_question_and_an_answer_are_read_in_capitals_and_beside_columns_without_a_name(tmp_path):
-    content = [{"Category": "x", "Question": f"Say {i}.", "Answer": f"{i} {WORDS}"} for i in range(40)]
-    fields = propose(tmp_path, content).task.fields
-    assert (fields.prompt, fields.reference) == ("{Question}", "{Answer}")
-
-    path = tmp_path / "spam.csv"
-    lines = [f"{'ham' if i % 2 else 'spam'},Say {i} {WORDS},,," for i in range(40)]
-    path.write_text("\n".join(["v1,v2,,,", *lines]))
-    fields = propose(tmp_path, path).task.fields
-    assert (fields.prompt, fields.reference) == ("{v2}", "{v1}")
 
 
 def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
@@ -155,16 +113,6 @@ def test_a_quick_machine_is_asked_all_and_a_base_that_is_not_here_is_not_fetched
     assert "lora" in found.candidates
 
 
-def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
-    content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
-    asked = request(tmp_path, content, base_model=str(tiny), minutes=20.0)
-    quick, slow = (scaffold.propose(asked, resources(gflops=gflops)) for gflops in (1000.0, 0.02))
-    assert quick.task.data.folds == 5
-    assert slow.task.data.folds is None
-    (line,) = [line for line in slow.said if line.startswith("few rows: folds: 5")]
-    assert "not set: that takes about" in line
-
-
 def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told_what_these_cannot_bring_below_the_bound(
     propose_on,
 ):
@@ -213,16 +161,3 @@ def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, devi
     choice = choose_method(RECIPES, llama(billions), resources(free_gib, device), longest=200)
     assert (choice.name, choice.warning) == (chosen, "")
     assert said in choice.why
-
-
-def test_a_training_takes_fewer_rows_at_a_time_where_memory_asks_for_it(llama):
-    def fit_into(free_gib):
-        return fit_batches(RECIPES, llama(1.0), resources(free_gib), longest=4096)
-
-    assert fit_into(64) == RECIPES
-    batches = [fit_into(free_gib)["lora"]["params"] for free_gib in (32, 16, 8)]
-    rows = [params.get("per_device_train_batch_size", 8) for params in batches]
-    steps = [params.get("gradient_accumulation_steps", 1) for params in batches]
-    assert rows == sorted(rows, reverse=True)
-    assert rows[-1] < 8
-    assert [n * k for n, k in zip(rows, steps, strict=True)] == [8, 8, 8]

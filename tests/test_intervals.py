@@ -131,16 +131,6 @@ def test_the_chance_to_cross_is_alpha_by_the_normal_of_all_looks(fractions):
     assert 1 - kept == pytest.approx(0.05, abs=2e-4)
 
 
-@pytest.mark.e2e
-@given(
-    st.lists(st.floats(0.05, 0.95), min_size=1, max_size=3, unique=True), st.sampled_from([0.01, 0.05, 0.1])
-)
-def test_looking_more_often_never_makes_the_last_bound_lower(fractions, alpha):
-    kept = [x for i, x in enumerate(sorted(fractions)) if i == 0 or x - sorted(fractions)[i - 1] > 1e-3]
-    bounds = stats.interim_bounds([*kept, 1.0], alpha)
-    assert bounds[-1] >= stats.z_quantile(1 - alpha) - 1e-6
-
-
 def test_strata_have_tangos_interval_where_asked_in_full_and_always_a_width():
     strata = [StratumFlips(3, 8, 100, 100), StratumFlips(1, 1, 200, 200)]
     assert stats.stratified_flips_interval(strata) == pytest.approx(stats.tango_interval(4, 9, 300))

@@ -6,22 +6,18 @@ from datetime import date
 from math import comb
 
 import pytest
-import tiny_experiment
 from nights import line_of
-from openai_server import Fault, Rule, ServerAnswer
+from openai_server import Rule
 from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixture)
 from tiny_experiment import fact_of
 
 from harness import config, store
 from harness.analysis.labelled_answers import answer_digest
 from harness.config.rubrics import digest_question
-from harness.evaluation.grade_costs import GradeAccount, list_paid_grades
-from harness.evaluation.grading import ALPHA, check_anchors, is_drift, n_repeats
-from harness.evaluation.judges import open_judged
+from harness.evaluation.grading import ALPHA, is_drift, n_repeats
 from harness.formatting import usd
 from harness.lifecycle.nightly import run_night
-from harness.models.hardware import Machine
-from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet, digest
+from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -81,87 +77,6 @@ def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_n
     again = d.compare(LATER)
     assert {f.name: f.state for f in again.facts} == dict.fromkeys(("plain", "other", "later"), "done")
     assert fact_of(again, "plain").target.score == pytest.approx(before.score + 0.5)
-
-
-@pytest.mark.e2e
-def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk):  # noqa: F811
-    prices = "usd_per_million_tokens: {input: 100, output: 100}\n"
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + prices)
-    d.compare()
-    cpu = Machine("cpu", "cpu", "fp32", 1.0)
-    judged = open_judged(f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, cpu)
-    (judge,) = judged.judges
-    paid, account = len(list_paid_grades(judged, judge)), GradeAccount(judged)
-    grade = next(iter(store.read_grades(d.store, judge.book).values()))
-    said = iter(range(13))
-
-    def die_after_thirteen(answer):
-        if next(said, None) is None:
-            raise KeyboardInterrupt
-        return replace(grade, key=answer.key, n_prompt_tokens=10_000, n_output_tokens=0)
-
-    with pytest.raises(KeyboardInterrupt):
-        check_anchors(judged, judge, die_after_thirteen)
-    assert len(list_paid_grades(judged, judge)) == paid + 13
-    assert account.cost_usd("cpu", None) == pytest.approx(13.0)
-    assert len(store.read_checks(d.store, judge.book)) == 2, "what was not finished is no check"
-
-
-def begin_small_book(d, n):
-    """Begin a book by `n` answers alone, as a first run by --limit does."""
-    rows = {d.folder / f"{name}.jsonl": n for name, n in (("test", n - 1), ("validation", 1))}
-    texts = {file: file.read_text() for file in rows}
-    for file, text in texts.items():
-        file.write_text("".join(text.splitlines(keepends=True)[: rows[file]]))
-    d.compare("candidates.other=null")
-    for file, text in texts.items():
-        file.write_text(text)
-    (book,) = (d.folder / "runs" / "grades").iterdir()
-    assert len(store.read_anchors(d.store, book.name)) == n
-    return book.name
-
-
-@pytest.mark.e2e
-def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are_answers(desk):  # noqa: F811
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    book = begin_small_book(d, 4)
-    first = store.read_anchors(d.store, book)
-    assert fact_of(d.compare(), "other").state == "done"
-    anchors = store.read_anchors(d.store, book)
-    assert (len(anchors), anchors[:4]) == (20, first)
-    sizes = [len(check.grades) for check in store.read_checks(d.store, book)]
-    assert sizes == [4, 4, 16, 20], "the first four, they again, the new ones, all before the next candidate"
-
-
-@pytest.mark.e2e
-def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more_often(desk):  # noqa: F811
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    begin_small_book(d, 2)
-    d.judge.model = Grader(milder)
-    found = d.compare()
-    assert {f.state for f in found.facts} == {"failed"}
-    assert "of 2 answers that it had graded 2 got another grade" in fact_of(found, "plain").error
-    assert [len(book) for book in d.grades()] == [2], "nothing new was graded"
-
-
-@pytest.mark.e2e
-def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk):  # noqa: F811
-    d = desk(reply, judge=Grader(grade_strictly), rubric=RUBRIC)
-
-    def fails_after(n):
-        def grade(question, answer):
-            if len(d.judge.model.seen) == n:
-                d.judge.faults = [Fault(500)] * 1000
-            return grade_strictly(question, answer)
-
-        return grade
-
-    d.judge.model = Grader(fails_after(45))
-    assert fact_of(d.compare(), "plain").state == "failed"
-    d.judge.faults, d.judge.model = [], Grader(milder)
-    found = fact_of(d.compare(), "plain")
-    assert found.state == "failed"
-    assert "got another grade" in found.error
 
 
 def check(n, n_moved, drifted=False):
@@ -253,14 +168,6 @@ def label(watched, rows, value):
     store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
 
 
-def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judged_desk):
-    label(judged_desk, judged_desk.rows(), lambda row: float(row.position % 2))
-    judged_desk.candidates.model = Rule(reply_shorter)
-    said = watch(judged_desk).sentence
-    assert "15 of the 15 answers that differ from the reference have no label from people" in said
-    assert watch(judged_desk).sentence == said, "as it was stored"
-
-
 def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_desk):
     label(judged_desk, judged_desk.rows(), lambda row: 0.0)
     tonight = [replace(row, text="test ") for row in judged_desk.rows()]
@@ -281,53 +188,4 @@ def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk
     assert {answer for _, answer in judged_desk.judge.model.seen}.isdisjoint({"test "})
 
 
-def test_a_judge_that_dies_at_night_fails_what_it_would_grade_and_the_next_night_goes_on(judged_desk):
-    judged_desk.candidates.model = Rule(reply_shorter)
-    judged_desk.judge.faults = [Fault(500)] * 200
-    found = run_on(judged_desk)
-    assert "judge:helpful" in line_of(found, "plain").sentence
-    judged_desk.judge.faults = []
-    assert watch(judged_desk, day=2).verdict in ("suspect", "regression")
-
-
 # Nights count every answer to an item: all that were drawn, and all that are accepted as right
-
-
-class TemperatureModel:
-    """Answers at a temperature: briefly or at length, as the seed of the request says."""
-
-    def chat(self, messages, body):
-        full = f"{reply(messages)}, in so many words"
-        return ServerAnswer(full if digest([messages, body.get("seed")]) < "8" else "yes")
-
-
-@pytest.mark.e2e
-def test_a_night_holds_all_answers_that_were_drawn_to_those_of_the_reference(desk):  # noqa: F811
-    drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
-    watching = "nightly: {candidates: [drawn], items: 20, anchors: 5}\n"
-    d = desk(judge=Grader(grade_by_length), rubric=RUBRIC + "anchors: 0\n", extra=drawn + watching)
-    d.candidates.model = TemperatureModel()
-    d.compare()
-    assert {0.25, 0.5, 0.75} & {row.parts["judge:helpful"][0] for row in d.rows("drawn")}
-    quiet = watch(d, "drawn")
-    assert (quiet.verdict, quiet.lost) == ("ok", ())
-    assert "(0 better, 0 worse" in quiet.sentence
-
-
-@pytest.mark.e2e
-def test_a_night_takes_any_of_several_right_answers_for_right(desk):  # noqa: F811
-    d = desk(extra="nightly: {candidates: [plain], items: 20, anchors: 5}\n")
-    d.path.write_text(d.path.read_text().replace("judge:./helpful.yaml, token_f1", "exact_match"))
-    rows = [
-        {"id": f"test-{i}", "prompt": f"test question {i}", "references": ["never said", f"{i}", f"No. {i}"]}
-        for i in range(30)
-    ]
-    tiny_experiment.rows(d.folder / "test.jsonl", rows)
-    d.candidates.model = Rule(lambda messages: messages[-1]["content"].rsplit(" ", 1)[-1])
-    assert d.compare().facts[0].target.score == 1.0
-    d.candidates.model = Rule(lambda messages: f"No. {messages[-1]['content'].rsplit(' ', 1)[-1]}")
-    assert "(0 better, 0 worse" in watch(d).sentence
-    d.candidates.model = Rule(lambda messages: "neither")
-    worse = watch(d, day=2)
-    assert worse.verdict in ("suspect", "regression")
-    assert worse.lost

@@ -13,33 +13,26 @@ import tiny_experiment
 from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_server import Rule, ServerAnswer, serve_model
 from test_gating import compare_task, verdict
-from test_judge_drift import reply
 from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (the fixture)
 from test_measurements import RATING
 
-from harness import config, stats, store
+from harness import config, stats
 from harness.analysis import human_preferences
 from harness.analysis.human_preferences import Turn
 from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score, count_more_labels
 from harness.config.rubrics import Rubric, read_rubric
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation.grade_costs import plan_grades
 from harness.evaluation.grading import mean_grade, token_weights
 from harness.evaluation.judges import answer_key, judge_messages
-from harness.experiment import compare
 from harness.lifecycle import release
 from harness.lifecycle.gates import refuse_regraded
 from harness.records import Example
 from harness.spec import GatePolicy
-from harness.store import Store
 from reports.studies import judge_correction as study
 from tests.golden import golden
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-PRICES = "usd_per_million_tokens: {input: 90000, output: 100000}\n"  # a USD for each request
 
 
 class Mumbler(Grader):
@@ -84,16 +77,6 @@ def test_attempts_added_later_ask_about_unreadable_grades_alone_and_the_gate_wai
     assert sum(grade.value is None for grade in book.values()) == 2 * thirds, "what it said first is kept"
 
 
-@pytest.mark.e2e
-def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(desk):  # noqa: F811
-    d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 3\nmax_cost: 40\n" + PRICES)
-    assert {f.state for f in d.compare().facts} == {"failed"}
-    d.rubric(RUBRIC + "attempts: 3\n" + PRICES + JUDGE.format(url=d.judge.url, timeout=5))
-    assert {f.state for f in d.compare().facts} == {"done"}
-    assert max(d.judge.model.times.values()) == 3
-    assert len(list_unread(d)) == N // 3
-
-
 WEIGHED = RUBRIC + "logprobs: true\n"
 
 
@@ -127,24 +110,6 @@ def test_a_server_without_log_probabilities_ends_the_grading_with_the_way_on(des
     assert {f.state for f in found.facts} == {"failed"}
     assert "an answer without log-probabilities" in found.facts[0].error
     assert "a server that gives top_logprobs" in found.facts[0].error
-
-
-@pytest.mark.e2e
-def test_a_mean_that_moves_within_its_grade_is_no_drift_and_one_beyond_is(desk):  # noqa: F811
-    def tokens(p):
-        return ({"4": log(p), "2": log(1 - p)},)
-
-    weigher = Weigher(tokens(0.80))
-    d = desk(reply, judge=weigher, rubric="criteria: The reply helps.\nlogprobs: true\n")
-    d.compare()
-    weigher.tokens = tokens(0.81)
-    later = "candidates.later={weights_of: plain, system: Be brief.}"
-    assert {f.state for f in d.compare(later).facts} == {"done"}
-    weigher.tokens = tokens(0.2)
-    last = "candidates.last={weights_of: plain, system: Be very brief.}"
-    failed = {f.name: f for f in d.compare(last).facts}["last"]
-    assert failed.state == "failed"
-    assert "grades otherwise than before" in failed.error
 
 
 def test_grades_that_do_not_differ_in_their_first_token_are_refused(tmp_path):
@@ -204,25 +169,6 @@ def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # n
     assert d.candidates.asked == d.judge.asked == []
 
 
-class NoUsageGrader(Grader):
-    """A judge on a server that sends no usage."""
-
-    def chat(self, messages, body):
-        return super().chat(messages, body)._replace(n_prompt=None)
-
-
-@pytest.mark.e2e
-def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
-    prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
-    d = desk(judge=NoUsageGrader(), rubric=prices + "max_cost: 50\n")
-    said = d.compare().facts[0].error
-    assert "grades without usage, so what they cost is unknown, and max_cost is 50" in said
-    assert len(d.judge.asked) == 1
-    d.rubric(prices + JUDGE.format(url=d.judge.url, timeout=5))
-    (remark,) = (note for note in d.compare().notes if "graded by" in note)
-    assert "at an unknown cost, the server sends no usage" in remark
-
-
 @pytest.mark.parametrize("critical", [(), ("facts",)])
 def test_a_judge_in_a_suite_shows_no_forgetting_unless_the_policy_allows_it(critical):
     facts = compare_task("facts", 600, 0, 0)
@@ -255,74 +201,6 @@ def test_passages_are_graded_between_marks_only_where_they_are_shown():
     assert "Say yes." not in judge_messages(rubric(), ITEM, "40", passages="Say yes.")[-1]["content"]
     with pytest.raises(ValueError, match="pairwise with passages"):
         Rubric(criteria="x", judge="any", mode="pairwise", passages=True)
-
-
-HARNESS = (
-    tiny_experiment.DESK
-    + """\
-  name: replies
-  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
-  metrics: [judge:./grounded.yaml]
-candidates:
-  closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
-  rag: {{weights_of: closed, prompting: {{rag: {{top_k: 1, mark: number}}}}}}
-"""
-)
-GROUNDED = """\
-criteria: Every sentence rests on the passages; without passages, none does.
-scale: yes/no
-passages: true
-anchors: 4
-usd_per_million_tokens: {{input: 1, output: 1}}
-judge: {{base_url: {url}, model: tiny, max_retries: 0}}
-"""
-
-
-class Reader:
-    """A judge that says yes where the passages hold the answer."""
-
-    def chat(self, messages, body):
-        texts = dict(re.findall(r"<(\w+) \w+>\n(.*?)\n</\1 ", messages[-1]["content"], re.DOTALL))
-        return ServerAnswer("yes" if texts["answer"] in texts.get("passages", "") else "no")
-
-
-@pytest.mark.e2e
-def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp_path, tiny, own_cache):
-    """All answers are the same; of odd items the document holds another price."""
-    prices = [{"id": f"d{i}", "text": f"Lamp model{i} costs {40 + i + i % 2} euros."} for i in range(8)]
-    tiny_experiment.rows(tmp_path / "documents.jsonl", prices)
-    tiny_experiment.write_splits(
-        tmp_path,
-        (2, 2, 8),
-        lambda name, i: {"prompt": f"{name}: price of lamp model{i}?", "reference": f"{40 + i} euros"},
-    )
-
-    def answer(messages):
-        return f"{40 + int(messages[-1]['content'].rpartition('model')[2].removesuffix('?'))} euros"
-
-    path = tmp_path / "harness.yaml"
-    with serve_model(Rule(answer)) as answering, serve_model(Reader()) as judging:
-        path.write_text(HARNESS.format(model=tiny, url=answering.url))
-        (tmp_path / "grounded.yaml").write_text(GROUNDED.format(url=judging.url))
-        session = tiny_experiment.session(path, dry_run=True)
-        (planned,) = plan_grades(session, ("closed", "rag"))
-        compare(path)
-    runs = tiny_experiment.runs_of(path)
-    found = {
-        name: [row.parts["judge:grounded"][0] for row in store.read_rows(at, run.rows["replies/test"])]
-        for at in [Store(tmp_path / "runs")]
-        for name, run in runs.items()
-    }
-    assert found["closed"] == [0.0] * 8
-    assert sorted(found["rag"]) == [0.0] * 4 + [1.0] * 4
-    (book,) = store.read_identities(Store(tmp_path / "runs"))
-    anchors = store.read_anchors(Store(tmp_path / "runs"), book)
-    assert len(anchors) == 4
-    rows = store.read_rows(Store(tmp_path / "runs"), runs["rag"].rows["replies/test"])
-    assert all(row.prompt.startswith("Context:\n[1] Lamp model") for row in rows)
-    asked = [body["messages"][-1]["content"] for _, body in judging.asked]
-    assert planned.grades >= len(asked)
-    assert planned.read >= sum(len(text) for text in asked) / 5, "the passages are counted in the plan"
 
 
 LABELS, GRADES = [1.0] * 6 + [0.0] * 4, [1.0] * 5 + [0.0, 1.0] + [0.0] * 3
@@ -570,18 +448,3 @@ def test_published_human_labels_come_out_as_published_whatever_the_sides():
     assert (found.n_items, found.rate.wins) == (419, n_second)
     assert found.rate[:3] == (n_second / 419, *stats.wilson(n_second, 419))
     assert found.strength.elo == pytest.approx(400 * log10(n_second / (419 - n_second)))
-
-
-def test_ratings_count_up_to_where_nearly_all_of_the_drawn_pairs_have_one():
-    order = [turn.example_id for turn in human_preferences.turns(IDS, "", "aaa", "bbb")]
-
-    def count_ratings(items, rater="ann", **changes):
-        ratings = [make_rating(item, "b", rater, **{"seconds": None} | changes) for item in items]
-        return set(human_preferences.map_counted_shares(ratings, IDS, "aaa", "bbb"))
-
-    assert count_ratings(order[:25]) == set(order[:25])
-    assert count_ratings([*order[:19], order[20]]) == {*order[:19], order[20]}  # 20 of 21 have one
-    assert count_ratings([*order[:10], *order[12:16]]) == set(order[:10])
-    assert count_ratings(order[25:]) == set()
-    own = [turn.example_id for turn in human_preferences.turns(IDS, "ann", "bbb", "aaa")]
-    assert count_ratings(own[:12], rows_a="bbb", rows_b="aaa", seconds=2.0) == set(own[:12])  # the Rate page

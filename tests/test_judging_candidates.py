@@ -10,7 +10,7 @@ import tiny_experiment
 import tiny_methods
 import tiny_model
 
-from harness import config, store
+from harness import store
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.judges import judge_messages
@@ -157,20 +157,6 @@ def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide_model,
     assert not (path.parent / "runs").exists()
 
 
-@pytest.mark.e2e
-def test_a_candidate_that_cannot_judge_is_refused_or_fails_whom_it_would_grade(wide_model, tmp_path):
-    path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
-    path.write_text(path.read_text().replace("max_length: 200", "max_length: 16"))
-    found = compare(path)
-    assert {f.state for f in found.facts} == {"failed"}
-    assert "lora, which judges, cannot be trained" in found.facts[0].error
-
-    file = path.parent / "helpful.yaml"
-    file.write_text(file.read_text().replace("yes/no", "{min: 1, max: 10}"))
-    with pytest.raises(UserError, match="lora, a model that runs here, and grades up to 10"):
-        config.load(path)
-
-
 RUNS_HERE = (
     tiny_experiment.DESK
     + """\
@@ -219,33 +205,3 @@ def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):
     assert [one["target"]["score"] for one in facts] == pytest.approx([0.5, 0.5]), (
         "people's 3 of 1 to 5 corrects the judge"
     )
-
-
-def hold(desk, n_tokens):
-    """Let the judge's context hold so many tokens."""
-    file = desk / "judge" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": n_tokens}))
-
-
-@pytest.mark.e2e
-def test_a_judge_that_cannot_read_the_longest_or_any_item_is_named_before_it_is_asked(harness, desk):
-    hold(desk, 256)
-    refused = harness("compare", cwd=desk, check=2).stderr
-    assert re.search(
-        r"judge:helpful: judge: found prompts of \d+ tokens and more for replies, before any answer;"
-        r" expected at most 256, the context of judge; next: shorter criteria",
-        refused,
-    )
-    assert "the context of judge holds" not in refused
-    assert not list((desk / "runs").glob("rows/*"))
-
-    said = harness("compare", "--dry-run", cwd=desk).stderr
-    shortest = int(re.search(r"up to (\d+) tokens", " ".join(said.split()))[1]) - 8
-    hold(desk, shortest)
-    said = " ".join(harness("doctor", cwd=desk).stderr.split())
-    assert f"the context of judge holds {shortest} tokens" in said
-    assert "items of replies are longer" in said
-    found = " ".join(harness("compare", cwd=desk, check=None).stdout.split())
-    assert "of these grades could not be asked for (a prompt of" in found
-    assert f"the judge's context holds {shortest}) and count as failed answers" in found
-    assert "could not be read" not in found

@@ -1,45 +1,33 @@
 """Languages: which one rows are in, and texts of scripts that write no blanks, which are read by their pieces."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
-import tiny_hub
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness import config, plugins
+from harness import config
 from harness.analysis.answers import is_supported
 from harness.cli import app
 from harness.evaluation.languages import SPOKEN, find_language
 from harness.evaluation.lm_eval import names
-from harness.evaluation.row_sets import prompting_digest, scoring_digest
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
-from harness.models.candidate import classifier
 from harness.models.hardware import Machine, Memory
 from harness.prompting import PromptingContext, compose, question
-from harness.provenance import versions_of
 from harness.records import (
     Document,
     Example,
-    Limits,
-    digest,
     is_unspaced,
     pieces,
     split_into_grams,
     split_into_letters,
 )
-from harness.spec import Recipe, Task, TaskData
+from harness.spec import Task, TaskData
 
 GERMAN = [
     f"Mein Paket mit der Nummer {i} ist seit {i + 2} Tagen nicht angekommen, wo bleibt es denn nur?"
@@ -90,7 +78,6 @@ def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_
 
 ROOM = Memory(64.0, 80.0, "memory")
 GPU = Resources(Machine("cuda", "a GPU", "bf16", 100_000.0), ROOM)
-CPU = Resources(Machine("cpu", "a machine", "fp32", 1000.0), ROOM)
 
 
 def write_experiment(folder, texts, here):
@@ -117,37 +104,6 @@ def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_th
     assert "harness compare 'suites=[general,safety,public]' asks them too" in said
     assert [*list_suites(path)] == ["general", "safety"]
     assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
-
-
-@pytest.mark.e2e
-def test_public_tasks_whose_data_a_mirror_has_are_listed_for_a_gpu_and_named_for_a_cpu(tmp_path, monkeypatch):
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tiny_hub.write(tmp_path / "hub")))
-    there = ["arc_challenge", "arc_easy", "winogrande", "mmlu", "gsm8k", "lambada_openai"]
-    said, path = write_experiment(tmp_path, ENGLISH, GPU)
-    assert "6 tasks of lm-eval in English, suites/public.yaml; listed, with data from the copies" in said
-    assert list_suites(path)["public"] == there
-    said, path = write_experiment(tmp_path, ENGLISH, CPU)
-    assert "not listed, for on a CPU they take long" in said
-    assert [*list_suites(path)] == ["general", "safety"]
-
-
-@pytest.mark.e2e
-def test_a_hub_that_accepts_and_never_answers_costs_three_seconds_and_none_is_asked_offline():
-    """The hub is a server that listens and says nothing; its address is read when a process starts."""
-    program = (
-        "import time; from harness.experiment.scaffold import proposal_files as tasks;"
-        "from huggingface_hub import get_session; get_session(); begin = time.monotonic();"
-        "print(tasks._reaches_hub(), time.monotonic() - begin)"
-    )
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        for offline, least, most in (("0", 2.5, 4.0), ("1", 0.0, 0.1)):
-            env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": offline, "HF_DATASETS_OFFLINE": "0"}
-            done = subprocess.run(
-                [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
-            )
-            found, took_s = done.stdout.split()
-            assert (found, least <= float(took_s) <= most) == ("False", True), done.stdout
 
 
 COLOURS, PLACES = "青白红黑金", "河山湖城"
@@ -211,63 +167,3 @@ def test_an_answer_is_grounded_where_its_passage_holds_the_pieces_of_each_senten
     assert all(is_supported(answer, passage) for answer in ("青河商店卖灯和帐篷。", "灯"))
     for answer in ("卖灯和帐篷。斑马静静地跑了很远。", "卖灯和帐篷，共77123件。"):
         assert not is_supported(answer, passage)
-
-
-def test_the_classifier_reads_pieces_and_texts_with_blanks_are_kept_as_they_were(tmp_path):
-    rows = {
-        "送货": ("包裹什么时候到", "我的包裹丢了", "快递在哪里"),
-        "付款": ("发票金额不对", "请退款给我", "多收了我的钱"),
-    }
-    train = [ask(t, t, label, choices=tuple(rows)) for label, texts in rows.items() for t in texts]
-    fit, params = plugins.method("classifier").fit, plugins.method("classifier").params()
-    context = SimpleNamespace(train=train, folder=tmp_path)
-    bag = classifier(tmp_path, fit(context, params).digest)
-    texts = ("包裹还没有到", "这张发票有错")
-    encoded = [bag.encode([{"role": "user", "content": text}], "").context for text in texts]
-    assert [o.text for o in bag.generate(encoded, Limits(4))] == ["送货", "付款"]
-    english = [replace(e, messages=({"role": "user", "content": f"text {i}"},)) for i, e in enumerate(train)]
-    fit(SimpleNamespace(train=english, folder=tmp_path), params)
-    assert set(json.loads((tmp_path / "classifier.json").read_text())) == {"texts", "labels", "params"}
-
-
-def make_question(text):
-    return Example("q", ({"role": "user", "content": text},))
-
-
-def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blanks():
-    def digest_prompts(documents, *questions, split="test"):
-        items = SimpleNamespace(**{"train": (), "validation": (), "test": (), split: questions})
-        items.documents = documents
-        target = SimpleNamespace(versions={"train": "v"}, items=items)
-        return prompting_digest(target, Recipe(prompting={"rag": {}}), 0)
-
-    def digest_plainly(documents):
-        version = plugins.version("prompting", "rag")
-        return digest(
-            [[("rag", version, {})], versions_of("prompting"), None, None, [0, "v", tuple(documents)]]
-        )
-
-    english, chinese = (Document("a", "Lamps", "The lamp costs forty dollars."),), shops("Chinese")[0]
-    assert digest_prompts(english) == digest_plainly(english)
-    assert digest_prompts(chinese) != digest_plainly(chinese)
-    wide = make_question("Où est ＡＢＣ？")
-    assert digest_prompts(english, wide) != digest_plainly(english)
-    plain, mixed = make_question("Où est la lampe?"), make_question("東京Towerのことを教えて")
-    for split in ("validation", "test"):
-        assert digest_prompts(english, plain, split=split) == digest_plainly(english)
-        assert digest_prompts(english, plain, mixed, split=split) == digest_prompts(
-            chinese[:0] + english, mixed
-        )
-        assert digest_prompts(english, mixed, split=split) != digest_plainly(english)
-
-
-def test_a_score_is_named_by_how_letters_are_cut_only_where_a_metric_of_words_reads_such_references():
-    def digest_scoring(unspaced, *metrics):
-        task = Task(name="t", data=TaskData(), metrics=metrics)
-        return scoring_digest(task, "target", {}, unspaced)
-
-    assert digest_scoring(True, "exact_match", "chrf") == digest_scoring(False, "exact_match", "chrf")
-    for name in ("token_f1", "contains"):
-        code = [versions_of("scoring"), plugins.version("metrics", name)]
-        assert digest_scoring(False, name) == digest([{"metrics": [name], "primary": ""}, False, code])
-        assert digest_scoring(True, name) != digest_scoring(False, name)

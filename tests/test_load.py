@@ -12,16 +12,14 @@ from threading import Lock
 import pytest
 import tiny_experiment
 import tiny_methods
-from fake_facts import candidate
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_server import Fault, Rule, serve_model
+from openai_server import Rule, serve_model
 from test_prompt_search import HARNESS
 
 from harness import store
-from harness.analysis.candidate_facts import UnderLoad
 from harness.errors import CandidateFailed
-from harness.evaluation.costs import Budget, Words
+from harness.evaluation.costs import Budget
 from harness.evaluation.runner import open_weights
 from harness.evaluation.timing import batch_time, describe_timing, time_requests
 from harness.experiment import compare
@@ -33,7 +31,6 @@ from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter
 from harness.models.hub import resolve
 from harness.report import experiment_document, markdown
-from harness.report.result_tables import load_section
 
 pytestmark = pytest.mark.usefixtures("watched_load")
 
@@ -79,32 +76,6 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
     assert 0 < load.requests_per_s <= 4 / 0.1
     assert not any("validation has no more rows" in note for note in report.notes)
     assert "### Under load" in markdown(experiment_document(report))
-
-
-@pytest.mark.e2e
-def test_a_server_that_refuses_so_many_at_once_costs_its_load_and_not_the_report(tiny, tmp_path, own_cache):
-    answer = SlowServer(0.1)
-    with serve_model(Rule(answer)) as server:
-        server.fault = lambda: Fault(429) if answer.now else None
-        path = write_experiment(tmp_path, server.url, tiny, POLICY)
-        path.write_text(path.read_text().replace("num_concurrent: 1", "num_concurrent: 1, max_retries: 0"))
-        report = compare(path)
-    assert [f.state for f in report.facts] == ["done"]
-    assert report.facts[0].under_load is None
-
-
-def test_the_table_holds_what_was_timed():
-    facts = [
-        replace(candidate("prompt", 0.5), under_load=UnderLoad(8, 12.5, 0.2, 0.3, 0.1)),
-        replace(candidate("bag", 0.5), under_load=UnderLoad(8, 4000.0)),
-        candidate("knn", 0.4),
-    ]
-    shown = load_section(facts)
-    first, second = (dict(zip(shown.columns, row, strict=True)) for row in shown.rows)
-    assert (first["at once"], first["requests a second"]) == ("8", "12.5")
-    expected = ("0.2 s", "0.3 s", "0.1 s")
-    assert (first["first token p50"], first["first token p95"], first["first token alone"]) == expected
-    assert second["first token p50"] == "–"
 
 
 def price(read, written):
@@ -153,13 +124,6 @@ def test_the_first_answer_shows_how_far_estimates_are_too_low():
     ask(budget, read=5, written=1, took=(5, 20))
     with pytest.raises(CandidateFailed, match=r"1 answers have cost 45.* the next may cost 45"):
         ask(budget, read=5, written=1, took=(5, 20))
-
-
-def test_what_was_paid_before_counts_and_the_refusal_names_the_option():
-    budget = Budget(10.0, price, 9.0, 3, Words("max_cost", " in the rubric", "grades"))
-    with pytest.raises(CandidateFailed, match=r"3 grades have cost 9.* and max_cost is 10") as refused:
-        ask(budget, read=2, written=1, took=(2, 1))
-    assert "a larger max_cost in the rubric" in str(refused.value.knob)
 
 
 def test_a_request_that_fails_gives_back_what_was_set_aside_and_one_without_usage_ends_the_asking():
@@ -211,14 +175,6 @@ def test_requests_are_timed_alone_and_again_beside_other_work():
     assert found.contended
 
 
-def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system_does_not_count():
-    turn = count()
-    machine = FakeMachine(lambda i: 0.1 if next(turn) % 7 < 6 else 0.4)
-    assert time_requests(machine.ask, 5, read=machine.read).contended
-    quick = FakeMachine(lambda i: 0.001 if next(turn) % 7 < 6 else 0.004)
-    assert not time_requests(quick.ask, 5, read=quick.read).contended, "of milliseconds nobody notices that"
-
-
 # Of stored runs
 
 
@@ -266,27 +222,6 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
         again = batch_time(session.store, session.machine.device, model, test)
     assert again.compute_s > 0
     assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
-
-
-def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(session_and_run):
-    took_s, n_asked = 0.06, 4
-    session, run = session_and_run
-    weights, test = weights_and_test(session, run)
-    mark_blocks(session, run, contended=True)
-    reads = (Load(took_s * i, took_s * i, 0.0) for i in count())
-    with open_weights(session, weights) as model:
-        assert not batch_time(
-            session.store, session.machine.device, model, test, read=lambda: next(reads)
-        ).contended
-    # One reading before, one behind each block, and one for what others took of the processors.
-    assert next(reads).wall_s == pytest.approx((1 + n_asked + 1) * took_s)
-
-
-def test_a_run_whose_requests_all_failed_is_not_timed_again(session_and_run):
-    session, run = session_and_run
-    del run.latency["p50_s"], run.latency["p95_s"]
-    run.latency.update(n=0.0, n_failed=10.0)
-    assert time_again(session, session.candidates["lora"], run) is run
 
 
 def test_a_disturbed_run_is_timed_again_with_requests_at_once_and_a_first_token(session_and_run, monkeypatch):

@@ -197,20 +197,6 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     assert held
 
 
-def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(model):
-    class SharedMemoryModel(CrowdedModel):
-        """A device whose memory also holds what was read before."""
-
-        def __call__(self, input_ids, **inputs):
-            if kept and kept[0]():
-                self.run_out()
-            return super().__call__(input_ids, **inputs)
-
-    executor, kept = Executor(SharedMemoryModel(model, 40), 512, "packed"), []
-    kept.append(weakref.ref(executor.prefixes.read(range(50, 60))))
-    agree(executor, model, [((10, 11, 100), (7,))])
-
-
 def test_the_digest_depends_on_engine_and_budget():
     assert len({layout_digest(engine, n) for n in (64, 128) for engine in ("packed", "plain")}) == 4
 
