@@ -31,16 +31,6 @@ def make_clean_rows(n=400, seed=0):
     return rows
 
 
-def make_rows_of_articles():
-    """Make 600 rows in 30 articles, each with words of its own."""
-    rng = random.Random(3)
-    own = {group: rng.sample(WORDS, 25) for group in range(30)}
-    placed = [(group, i) for group in own for i in range(20)]
-    return [
-        {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g} for g, i in placed
-    ]
-
-
 def damage_rows(rows):
     """Damage rows: encoding, an empty answer, another spelling of a label, and rows that stand twice."""
     rows[3]["text"] += " cafÃ©"

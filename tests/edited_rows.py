@@ -34,15 +34,6 @@ def jsonl(path, rows):
     return path
 
 
-def write_parquet(file, columns, schema=None):
-    """Write a table of columns, or of rows by a schema."""
-    import pyarrow
-    import pyarrow.parquet
-
-    made = pyarrow.Table.from_pylist(columns, schema) if schema else pyarrow.table(columns)
-    pyarrow.parquet.write_table(made, file)
-
-
 def run_rows(verb, *fields, **options):
     """Clean or dedup rows by the columns that are found to ask and answer; return what became of each."""
     rows = rows_of(*fields)
