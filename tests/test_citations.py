@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -101,24 +100,6 @@ def test_a_citation_behind_a_sentence_is_of_that_sentence_and_every_sentence_sho
 )  # fmt: skip
 def test_a_citation_counts_where_its_passage_exists_and_is_one_that_the_item_names(answer, precision, recall):
     assert scores(answer, make_item()) == (precision, recall)
-
-
-def test_marks_are_those_of_the_passages_that_the_item_shows_or_their_places():
-    item = make_item(
-        found=(), documents=("2",), question="[1] Three days.\n[2] 40 euros.\n\nWhat does it cost?"
-    )
-    assert scores("40 euros [2].", item) == (1.0, 1.0)
-    assert scores("40 euros [1][2].", item) == (0.5, 1.0)
-    assert scores("40 euros [3].", item) == (0.0, 0.0)
-    item = make_item(found=(), documents=("2",), question="What does it cost?")
-    item = replace(item, earlier="user: [1] Three days.\n[2] 40 euros.\nassistant: Noted.")
-    assert scores("40 euros [2].", item) == (1.0, 1.0)
-    assert scores("40 euros [1].", item) == (0.0, 0.0)
-
-    found = (LAMP._replace(id="2"), SHIP._replace(id="1"))
-    item = make_item(None, found=found, documents=("2",))
-    assert scores("40 euros [1]", item) == (1.0, 1.0)
-    assert scores("40 euros [2]", item) == (0.0, 0.0)
 
 
 HARNESS = (

@@ -252,21 +252,6 @@ def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
     assert verdict.outcome == "inconclusive"
 
 
-def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
-    tasks = [("small", *flips(3, 0, 3)), *((f"t{i}", *flips(400, 3, 3)) for i in range(7))]
-    compared = [
-        TaskComparison(
-            Task(name=name, data=TaskData()), "capability",
-            comparison.compare_rows(EXACT, rows(base, task=name), rows(new, task=name)), True, "",
-        )
-        for name, base, new in tasks
-    ]  # fmt: skip
-    verdict = apply_rules(compared, GatePolicy(), validity=None, target=None, identical=False)
-    each = next(rule for rule in verdict.rules if rule.name == "each")
-    assert (each.outcome, each.numbers["doubtful"]) == ("inconclusive", ["small"])
-    assert each.sentence.startswith("each: too few items to tell: small fell 100.0 points")
-
-
 def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
     arms = {"base": [1] * 5, "tuned": [1, 1, float("nan"), 1, 1]}
     old, new = (lmeval_folder.write(tmp_path / name, {"arc": arm}) for name, arm in arms.items())

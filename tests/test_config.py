@@ -204,17 +204,6 @@ def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line,
     assert not then.endswith(": ")  # no empty list is offered
 
 
-@pytest.mark.parametrize(
-    ("overrides", "next_step"),
-    [
-        (["candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"], "one of: l[r=8], l[r=16]"),
-        (["candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}"], "name the one a takes them of"),
-    ],
-)  # fmt: skip
-def test_weights_come_from_a_candidate_that_has_its_own(folder, overrides, next_step):
-    assert find_only_problem(folder, *overrides)[2] == next_step
-
-
 @pytest.mark.parametrize("recipe", ["{method: lora}", "{prompting: few_shot}"])
 def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
     target = TARGET.replace("train: tiny/train.jsonl, ", "")

@@ -339,21 +339,6 @@ def test_training_overlays_losses_and_names_the_gap(open_page, made):
     assert row["tokens a second"] == "250"
 
 
-def test_a_training_is_shown_once_beside_what_it_took_with_every_trial_of_a_sweep(open_page, tmp_path, made):
-    training = made.facts[2].training.to_plain() | {"peak_memory_gib": 1.25}
-    rewrite_run(tmp_path, "lora-0", training=training)
-    row = open_page("training").dataframe[0].value.iloc[0]
-    assert row["peak memory, GiB"] == formatting.plain(1.25)
-    assert row["time"] == formatting.seconds(36.0)
-    assert row["cost USD"] == formatting.usd(made.facts[2].training_cost_usd)
-
-    trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
-    sweep = [{**trial, "params": {"learning_rate": rate}, "chosen": rate == 0.001} for rate in (0.001, 0.01)]
-    rewrite_run(tmp_path, "lora-0", training=made.facts[2].training.to_plain() | {"sweep": sweep})
-    names = drawn_names(open_page("training"))[0]
-    assert names == ["lora[learning_rate=0.001] (chosen)", "lora[learning_rate=0.01]"]
-
-
 def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_path, made):
     points = [
         {"step": s, "target": t, "capability": c, "low": c - 0.01, "high": c + 0.01, "n_general": 50}

@@ -265,19 +265,6 @@ def test_separated_values_are_read_as_spreadsheets_export_them(read_text, conten
     assert row.fields == {"prompt": "a", "reference": "b, c"}
 
 
-@pytest.mark.parametrize(
-    ("content", "names"),
-    [
-        ("Text, as sent;Team\nwhere is it;a\nI paid, twice;b\n", ["Text, as sent", "Team"]),
-        ("Text; as sent,Team\nI waited; long,a\nI paid; twice,b\n", ["Text; as sent", "Team"]),
-    ],
-)
-def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(read_text, content, names):
-    rows = read_text(content)
-    assert [list(row.fields) for row in rows] == [names, names]
-    assert [row.fields["Team"] for row in rows] == ["a", "b"]
-
-
 def test_a_csv_is_read_whatever_its_columns_are_called(read_text, tmp_path):
     (row,) = read_text("a,,a,a\n1,2,3,4\n")
     assert row.fields == {"a": "1", "column 2": "2", "a 2": "3", "a 3": "4"}

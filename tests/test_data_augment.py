@@ -142,17 +142,6 @@ def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or
     ]
 
 
-def test_conversations_are_reworded_in_the_last_turn_of_the_user(augment_file):
-    turns = [{"role": "user", "content": question(i)} for i in (0, 1)]
-    answer = {"role": "assistant", "content": "By the gate."}
-    jsonl(Path("t.jsonl"), [{"messages": [turns[0], answer, turns[1], answer]}])
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
-    (_, made) = read("new.jsonl")
-    asked = {"role": "user", "content": reword_question(question(1))}
-    assert made["messages"] == [turns[0], answer, asked, answer]
-    assert made["augmented_from"] == question(1)
-
-
 @pytest.mark.parametrize(("words", "said"), list_cases("refused_commands.txt", "augment"))
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
@@ -287,22 +276,6 @@ def write_questions(data, server):
     return lambda *words: data("augment", *words, *BY, "--with", server.url, "--model", "tiny")
 
 
-@pytest.mark.parametrize(
-    ("written", "answered"),
-    [
-        ("Sure! Here is a new question:\n\nQuestion: {q}\nAnswer: **Yes**, from nine.", "**Yes**, from nine."),
-        ("Another question: \n\n**Question:** {q}\n\n**Answer:** * two\n* three\n\nI hope this helps!", "* two\n* three"),
-    ],
-)  # fmt: skip
-def test_what_a_model_says_around_a_question_is_no_part_of_it(write_questions, server, written, answered):
-    server.model = Rule(lambda messages: written.format(q=new_question(last_shown(messages))))
-    asked = [{"text": question(i), "answer": f"In the {WORDS[i]} hall, door {i}."} for i in range(10)]
-    jsonl(Path("t.jsonl"), asked)
-    run_data(write_questions, "t.jsonl", "--out", "new.jsonl")
-    made = read("new.jsonl")[1]
-    assert (made["text"], made["answer"]) == (new_question(0), answered)
-
-
 def test_a_new_question_stands_with_its_answer_and_its_origin_behind_the_row_that_was_shown_last(
     write_questions, server
 ):
@@ -402,23 +375,6 @@ def test_a_dry_run_says_how_many_requests_it_takes_and_sends_none(write_question
     assert "4 of 10 rows to write new questions from" in said
     assert "12 requests" in said
     assert server.asked == []
-
-
-TURNS = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "Here."}]
-
-
-@pytest.mark.parametrize(
-    ("row", "words", "said"),
-    [
-        ({"prompt": "Who?", "chosen": "I", "rejected": "You"}, (), "one answer as a text to one question"),
-        ({"messages": TURNS * 2}, (), "one answer as a text to one question"),
-        (shop_rows(1)[0], ("--instruction", "Harder: {text}"), "an instruction for new-questions"),
-        (shop_rows(1)[0], ("--against", "t.jsonl"), "1 of them evaluated"),
-    ],
-)
-def test_rows_that_cannot_be_shown_and_options_that_do_not_fit_are_refused(write_questions, row, words, said):
-    jsonl(Path("t.jsonl"), [row])
-    assert said in read_refusal(write_questions, "t.jsonl", "--out", "new.jsonl", *words)
 
 
 def make_new_rows(n=20):

@@ -26,13 +26,13 @@ from conftest import find_shared_data, refused
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.data import check, load_task
+from harness.data import check
 from harness.data.check import read_table
-from harness.data.row_traits import RULES, reported_cases
+from harness.data.row_traits import RULES
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import has_negation
-from harness.report.findings import fill_commands, order_commands
-from harness.spec import Task, TaskData
+from harness.report.findings import order_commands
+from harness.spec import Task
 
 
 def test_every_check_states_its_false_alarms():
@@ -90,23 +90,6 @@ def test_edge_cases_are_counted_in_training_and_test_and_warned_of_where_trainin
     both = find(plant_edge_cases(clean), "edge_cases", test=[test])
     assert [(f.severity, f.count, f.of) for f in both] == [("note", 40, 400)] * 4
     assert {f.example for f in both} == {"and 20 of 200 test items, reported as a slice"}
-
-
-def test_a_comparison_reports_the_cases_that_the_check_counts_also_without_written_labels(find, tmp_path):
-    def rows(first, n, rare):
-        texts = [f"Parcel {first + i} of lane {i % 9} is here" for i in range(n)]
-        return [{"text": t, "label": "other" if i < rare else "ab"[i % 2]} for i, t in enumerate(texts)]
-
-    test = write(tmp_path / "test.jsonl", rows(1000, 60, 6))
-    train = write(tmp_path / "train.jsonl", rows(0, 100, 4))
-    cases = find(rows(0, 100, 4), "edge_cases", test=[test])
-    (found,) = (f for f in cases if f.title.startswith("edge: rare"))
-    assert found.example == "and 6 of 60 test items, reported as a slice"
-    data = TaskData(train=train, validation=write(tmp_path / "v.jsonl", rows(2000, 9, 0)), test=test)
-    fields = {"prompt": "{text}", "reference": "{label}"}
-    task = Task(name="t", data=data, fields=fields, kind="generate", metrics=["exact_match"])
-    items = load_task(task, seed=0)
-    assert len(reported_cases(items.train, items.test)["edge: rare"]) == 6
 
 
 @pytest.mark.weekly
@@ -204,7 +187,6 @@ def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
 
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
     from harness.experiment.check_rows import check_target
-    from harness.spec import Task
 
     monkeypatch.chdir(tmp_path)
     rows = make_clean_rows(60)
@@ -224,36 +206,6 @@ def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
         found = run(rows, "--html", page).exception
         assert "a file that is there already; expected a new file, or an earlier page" in str(found)
     assert rows.read_bytes() == Path(duplicate_file).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("file", "out"),
-    [
-        ("OUT/FILE rows.csv", "'OUT/FILE rows.dedup.csv'"),
-        ("hub:owner/name-1.5:part:train", "name-1.5-part-train.dedup.jsonl"),
-        ("folder.d/set", "folder.d/set.dedup.jsonl"),
-    ],
-)
-def test_a_command_names_a_file_that_can_be_written(file, out):
-    command = "harness data dedup FILE --out OUT"
-    finding = check.Finding("error", "t", "m", rows=(f"{file}:3",), command=command)
-    expected = f"harness data dedup {shlex.quote(file)} --out {out}"
-    assert fill_commands([finding], [file[:-1], file])[0].command == expected
-
-
-def test_the_commands_name_the_columns_and_number_rows_whose_id_stands_already(find, tmp_path):
-    rows = [{**row, "queue": row["label"], "label": "open"} for row in make_clean_rows()]
-    (found,) = alarms(find([*rows, rows[0]], "repeated_rows", prompt="{text}", reference="queue"))
-    assert " --prompt '{text}' --reference queue --out " in found.command
-
-    rows = [{"id": i // 2, **row} for i, row in enumerate(make_clean_rows(40))]
-    (found,) = alarms(find(rows, "missing_values"))
-    assert (found.severity, lines(found)) == ("error", list(range(2, 41, 2)))
-    run_command(found.command)
-    mended = tmp_path / "rows.clean.jsonl"
-    assert alarms(examine_rows(RowCheck([str(mended)], only=["missing_values"])).findings) == []
-    written = [json.loads(line) for line in mended.read_text().splitlines()]
-    assert [{**row, "id": i // 2} for i, row in enumerate(written)] == rows
 
 
 @pytest.mark.e2e

@@ -390,18 +390,6 @@ def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
     assert signal.getsignal(ended_by) is signal.SIG_DFL
 
 
-@pytest.mark.parametrize(
-    ("where", "file"),
-    [
-        ("a row 2.csv:3", "a row 2.csv"), ("rows.JSON.gz row 0", "rows.JSON.gz"),
-        ("hub:owner/name:config:test row 3", "hub:owner/name:config:test"),
-        ("my folder train[:100] row 3", "my folder"), ("test row arc/7", ""), ("", ""),
-    ],
-)  # fmt: skip
-def test_the_file_is_read_out_of_the_place_of_a_row(where, file):
-    assert readers.file_of(where) == file
-
-
 ROWS = [{"question": f"Who {i}?", "answer": f"Me {i}"} for i in range(3)]
 
 

@@ -461,17 +461,6 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
 
-def test_where_no_untrained_candidate_is_fast_enough_the_fine_tune_has_to_beat_the_prompt():
-    decision = make_decision(set_latencies({}), max_latency_s=0.25)
-    assert (decision.action, decision.candidate) == ("fine-tune", "lora")
-    assert "no untrained candidate keeps the budget (knn is the best of them)" in decision.sentence
-    assert "lora gains +37.0 [+32, +42] points over the prompt" in decision.sentence
-    useless = [replace(f, vs_prompt=comparison(0.01)) if f.vs_prompt else f for f in set_latencies({})]
-    assert make_decision(useless, max_latency_s=0.25).action == "undecided"
-    failing = [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "fail")]
-    assert make_decision(failing, max_latency_s=0.25).action == "undecided"
-
-
 def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_not_measured():
     seeds = [
         make_fine_tune("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))
@@ -656,22 +645,6 @@ def rag(**changes):
     return candidate(
         "rag", 0.8, prompting="rag(top_k=2)", **{"cost_per_1k_usd": 0.2, "index_per_1k_usd": 10, **changes}
     )
-
-
-def arithmetic_at(requests_per_month, *facts, **policy):
-    by = {"index_usd_per_month": 30, "requests_per_month": requests_per_month, "right_answer_usd": 0.0001}
-    return make_decision(facts, closed_labels=False, has_documents=True, **by, **policy).arithmetic
-
-
-def test_break_even_and_what_pays_do_not_hang_on_the_forecast_where_an_index_is_priced():
-    lora = make_fine_tune("lora", 0.9, 0.10, cost_per_1k_usd=0.19, training_cost_usd=500.0)
-    found = [arithmetic_at(n, rag(index_per_1k_usd=30_000 / n), lora) for n in (600, 6_000, 600_000)]
-    for of in found:
-        assert of["spent_once_usd"] == 500 - 6 * 30
-        assert of["break_even_requests"] == pytest.approx(320 / 0.00001)
-        assert of["pays_from_requests"] == pytest.approx(found[0]["pays_from_requests"])
-    few, _, many = (of["costs_more_usd"] for of in found)
-    assert few - many == pytest.approx(0.00001 * 6 * (600_000 - 600))
 
 
 def test_the_share_is_said_with_the_forecast_and_whether_anybody_set_it():

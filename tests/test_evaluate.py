@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import tiny_model
 from fake_rows import script_candidate
 
 from harness import store
@@ -161,16 +160,6 @@ def test_ranking_by_a_model_takes_the_sum_of_the_choices_tokens(base):
     assert found.gold_logprob == pytest.approx(logprobs[1], abs=1e-4)
     assert found.margin == pytest.approx(logprobs[1] - logprobs[0], abs=1e-4)
     assert found.text == asked.choices[logprobs[1] > logprobs[0]]
-
-
-@pytest.mark.parametrize(("choices", "merged"), [(("cel", " t"), True), ((" late", " t"), False)])
-def test_a_token_merged_across_the_boundary_is_kept_with_the_row(tmp_path, own_cache, choices, merged):
-    """A template that ends in the question lets the answer go on in its last word."""
-    said = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    folder = tiny_model.build(tmp_path / "tiny", template=said)
-    host = ModelHost(resolve(str(folder)), Machine("cpu", "CPU", "fp32", 1.0))
-    asked = example(prompt="Where is my par", reference=choices[0], choices=choices)
-    assert row(host.base, asked, kind="choice", metrics=("accuracy",)).boundary_merged is merged
 
 
 def test_bits_per_byte_and_perplexity_are_those_computed_by_hand_over_bytes_of_utf_8(base):

@@ -87,15 +87,6 @@ def test_a_changed_recipe_computes_only_itself(copy):
 
 
 @pytest.mark.e2e
-def test_a_candidate_alone_has_the_base_measured_and_trains_the_weights_it_takes(tiny, tmp_path):
-    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny), candidates=("hybrid",))
-    assert [(f.name, f.state) for f in found.facts] == [("hybrid", "done")]
-    assert {c.task for c in found.comparisons["hybrid"]} == {"sums", "facts", "prose"}
-    assert fact_of(found, "hybrid").verdict is not None
-    assert fact_of(found, "hybrid").training.n_steps > 0
-
-
-@pytest.mark.e2e
 def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
     tiny, tmp_path
 ):

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
+from fake_rows import EXACT, LOWER, flips, rows
 
 from harness import config, formatting, store
 from harness.analysis import gating
 from harness.analysis.admission import Measurement
-from harness.analysis.alignment import Errors
 from harness.analysis.comparison import compare_rows, estimate
 from harness.analysis.estimators import orient
 from harness.analysis.gating import exit_code
 from harness.experiment import load_study
 from harness.lifecycle import release
 from harness.lifecycle.release import candidate_runs
-from harness.metrics import extremes, load_metrics, mean_metric
+from harness.metrics import mean_metric
 from harness.records import BLOCK
 from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
@@ -170,25 +169,6 @@ def test_without_a_worst_value_one_error_is_enough(critical):
     assert found.sentence.startswith("UNDECIDED: invalid: 1 of 2,000 answers on facts (0.1 %) failed")
     assert "points has no worst value to count them by, which bounds: of the task declares" in found.sentence
     assert found.items_needed is None
-
-
-def task_of(name):
-    return Task(name="t", data=TaskData(), metrics=(name,), labels=("yes", "no"))
-
-
-def test_failed_labels_count_as_missed_unless_there_is_no_worst_value():
-    metric = load_metrics(task_of("macro_f1"))["macro_f1"]
-    _, right = extremes(metric, ("yes",))
-    base = [replace(row, references=("yes",)) for row in rows([right] * 4, metric)]
-    new = [base[0], base[1], *(replace(r, parts={"macro_f1": None}, status="error") for r in base[2:])]
-    assert compare_rows(metric, base, new).new == pytest.approx(2 / 3)
-    assert estimate(metric, new).score == pytest.approx(2 / 3)
-    assert extremes(ratio_metric(), ("yes",)) is None
-    assert extremes(load_metrics(task_of("macro_f1"))["macro_f1"], ()) is None
-    # Means over some of the items only, as lm-eval has them, give nothing for the others.
-    arms = [[replace(r, status="ok") for r in rows([1.0, None, 0.0])] for _ in range(2)]
-    c = compare_rows(EXACT, *arms)
-    assert (c.n, c.errors) == (2, Errors(3))
 
 
 # Stored runs

@@ -2,18 +2,13 @@
 
 import json
 import stat
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness.data.check.personal_data import redact
-from harness.errors import UserError
-from harness.lifecycle.feedback import LogNotes, read_log
 from harness.lifecycle.production import compare_thumbs, describe_thumbs
 from harness.records import FeedbackRow
 from harness.store import Store, read_feedback, save_feedback
@@ -183,25 +178,6 @@ def test_a_log_that_is_not_utf8_is_refused_without_the_personal_data_of_its_line
     assert "from Windows-1252: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in told
     assert "ann.lee" not in told
     assert "901820" not in told
-
-
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
-NAMES = st.sampled_from(
-    "messages request response body choices message answer preference thumb correction time sender role content model".split()
-)
-JSON = st.recursive(
-    LEAVES | st.sampled_from(["", "up", "user", "[{"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
-    max_leaves=12,
-)
-
-
-@given(row=st.dictionaries(NAMES, JSON, max_size=6))
-def test_a_row_of_any_form_is_read_left_out_or_refused(row, tmp_path_factory):
-    path, notes = log(tmp_path_factory.mktemp("log"), [row]), LogNotes()
-    with suppress(UserError):
-        n_read = len([*read_log(str(path), notes)])
-        assert n_read + sum(map(len, notes.left_out.values())) == 1
 
 
 def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silence(tmp_path, desk):

@@ -16,7 +16,7 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
 from harness.experiment.stored_rows import base_arm
-from harness.lifecycle import release
+from harness.lifecycle import release, rescue
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.e2e
@@ -154,6 +154,22 @@ def test_each_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_i
     assert [(f.run_id, f.verdict) for f in again.facts] == [(f.run_id, f.verdict) for f in found.facts]
 
 
+@pytest.mark.weekly
+def test_a_run_without_its_sampling_or_whose_items_changed_is_refused(folder_and_report, tmp_path):
+    path = copy_experiment(folder_and_report[0], tmp_path)
+    at, runs = runs_of(path.parent)
+    at.run_file(runs["lora"].run_id).with_name("sampling.json").unlink()
+    with pytest.raises(IncompatibleRuns, match=r"no record of how its items were sampled.*--sequential"):
+        release.gate(path, "lora")
+    tiny_experiment.run(path, fewer_items=True)
+    assert release.gate(path, "lora")
+
+    file = path.parent / "suites" / "general" / "sums.jsonl"
+    file.write_text(file.read_text().replace('"9 and 2 make"', '"9 and 2 give"'))
+    with pytest.raises(IncompatibleRuns, match=r"sums/test \(task_version"):
+        release.gate(path, "lora")
+
+
 def test_promoting_answers_whole_tasks_by_which_a_sampled_run_is_gated_and_trains_nothing_anew(
     folder_and_report, own_cache, tmp_path
 ):
@@ -177,6 +193,30 @@ def test_promoting_answers_whole_tasks_by_which_a_sampled_run_is_gated_and_train
     shutil.rmtree(path.parent / "runs" / "weights")
     with pytest.raises(IncompatibleRuns, match="found no weights"):
         release.promote_named(path, runs["lora"].run_id, despite="a test")
+
+
+@pytest.mark.weekly
+def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks_and_it_is_promoted_with_a_reason_alone(
+    settled_early, own_cache, tmp_path
+):
+    path = copy_experiment(settled_early[0], tmp_path)
+    at, runs = runs_of(path.parent)
+    with pytest.raises(UserError, match="not a pass against the base"):
+        release.promote_named(path, "broken")
+    assert not any(run.experiment == "tiny" for run in store.list_runs(at))  # refused before it computed
+
+    loaded = config.load(path)
+    session = prepare_session(loaded, Scope(), SilentProgress())
+    with pytest.raises(UserError, match=r"rescue tiny-broken-s0-\w+|rescue broken"):  # it gains nothing
+        rescue.prepare(session, loaded.selected, runs["broken"].run_id)
+    whole = {run.candidate: run for run in store.list_runs(at, "tiny")}
+    assert whole.keys() == {"prompt", "broken"}
+    assert whole["broken"].weights_digest == runs["broken"].weights_digest
+    _, champion = release.promote_named(path, "broken", despite="a test")
+    assert (champion.experiment, champion.verdict) == ("tiny", "fail")
+    assert len(store.read_rows(at, champion.rows["sums/test"])) == N
+    with pytest.raises(IncompatibleRuns, match=r"to \d+ of the 800 sampled items"):
+        release.gate(path, "gentle")  # which was asked more of them than the champion
 
 
 def looks_with(asked, override):

@@ -358,18 +358,6 @@ def judge_measurements(*measurements, policy=POLICY):
     return gating.judge(measurements, policy, target=None, identical=False).verdict
 
 
-def test_a_verdict_on_arms_that_were_compared_before_is_the_same_and_may_be_at_another_level():
-    measured = [make_measurement(2000, 28)]
-    compared = gating.compare_arms(measured, POLICY, identical=False)
-    judged_again, anew = (
-        gating.judge(measured, POLICY, target=None, identical=False, compared=of) for of in (compared, None)
-    )
-    assert judged_again == anew
-    strict = gating.judge(measured, POLICY, target=None, identical=False, compared=compared, level=1e-4)
-    assert strict.tasks == anew.tasks
-    assert (anew.verdict.outcome, strict.verdict.outcome) == ("pass", "inconclusive")
-
-
 def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
     found = judge_measurements(points(500, 0.5, (0, 100)), make_measurement(2000, 160))
     assert found.outcome == "fail"

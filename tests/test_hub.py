@@ -377,7 +377,7 @@ CANDIDATES = f"""\
 """
 
 
-@pytest.mark.e2e
+@pytest.mark.weekly
 def test_the_base_is_loaded_once_for_the_answers_of_all_its_adapters_and_deltas(tmp_path, tiny):
     """PiSSA moves the base's own weights, and is put on as a low-rank adapter of the base as published."""
     path, stages = tiny_experiment.write(tmp_path, tiny, CANDIDATES), Stages()

@@ -135,18 +135,6 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
 
 
-def test_labels_and_tags_that_are_numbers_are_said_to_mean_nothing_or_refused(tmp_path):
-    rows = make_rows(lambda i: {"text": say(i), "label": pick((-1, 1), i)})
-    (said,) = (line for line in propose(tmp_path, rows).warnings if line.startswith("the labels"))
-    assert said.startswith("the labels are numbers, codes or steps of a rating, which tell a prompt nothing")
-    told = propose(tmp_path, rows, instruction="Is it good (1) or bad (-1)? Reply with the number.")
-    assert not any("are numbers" in line for line in told.warnings)
-
-    tagged = make_rows(lambda i: {"tokens": say(i).split(), "ner_tags": [0] * len(say(i).split())})
-    with pytest.raises(UserError, match="no command can: the file holds no names"):
-        propose(tmp_path, tagged)
-
-
 def test_a_column_for_each_label_is_refused(tmp_path):
     rows = make_rows(lambda i: {"text": say(i), "joy": i % 2, "fear": 1 - i % 2})
     with pytest.raises(UserError, match="the columns joy, fear say yes or no each: write those that apply"):

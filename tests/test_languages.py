@@ -22,9 +22,7 @@ from harness.prompting import PromptingContext, compose, question
 from harness.records import (
     Document,
     Example,
-    is_unspaced,
     pieces,
-    split_into_grams,
     split_into_letters,
 )
 from harness.spec import Task, TaskData
@@ -145,15 +143,6 @@ def test_a_long_text_is_cut_into_passages_of_so_many_words():
     passage = shown.prompt.removesuffix(question(shown)).removeprefix("Context:\n").strip()
     assert passage in long.text
     assert 8 <= sum(map(str.isalpha, passage)) <= 16
-
-
-@pytest.mark.e2e
-@given(st.text(st.characters(codec="latin-1"), max_size=80) | st.text("abc éñ1.,-ßж\n\t", max_size=80))
-def test_a_text_with_blanks_keeps_its_words_and_is_cut_at_them(text):
-    assert split_into_grams(text) == split_into_letters(text) == text
-    assert [piece.strip() for piece in pieces(text)] == text.split()
-    assert "".join(pieces(text)) == " ".join(text.split())
-    assert not is_unspaced([text])
 
 
 @given(st.text("河山湖カなที่ภูabc1。， ", max_size=60))

@@ -20,11 +20,9 @@ from test_prompt_search import HARNESS
 from harness import store
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Budget
-from harness.evaluation.runner import open_weights
-from harness.evaluation.timing import batch_time, describe_timing, time_requests
+from harness.evaluation.timing import describe_timing, time_requests
 from harness.experiment import compare
-from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.run_candidate import row_sets, time_again
+from harness.experiment.run_candidate import time_again
 from harness.methods import lora
 from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine
@@ -189,39 +187,6 @@ def test_a_run_holds_both_times_with_their_marks(session_and_run):
     _, run = session_and_run
     assert 0 < run.latency["p50_s"] <= run.latency["p95_s"]
     assert {"contended", "compute_s", "compute_contended"} <= run.latency.keys()
-
-
-def weights_and_test(session, run):
-    candidate = session.candidates["lora"]
-    weights = find_stored_weights(session, candidate, run.seed)
-    return weights, row_sets(session, candidate, weights, run.seed)[1]
-
-
-def mark_blocks(session, run, contended):
-    """Note of every block of the test rows that other work disturbed it, or not."""
-    digest = run.rows[f"{session.target.task.name}/test"]
-    for index, origin in store.origins(session.store, digest).items():
-        store.keep_origin(session.store, digest, index, origin._replace(contended=contended))
-    return [row.compute_s for row in store.read_rows(session.store, digest)]
-
-
-@pytest.mark.e2e
-def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(
-    session_and_run, monkeypatch
-):
-    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")  # the second measurement is to be a quiet one
-    session, run = session_and_run
-    weights, test = weights_and_test(session, run)
-    times = mark_blocks(session, run, contended=False)
-    with open_weights(session, weights) as model:
-        assert batch_time(session.store, session.machine.device, model, test) == (
-            pytest.approx(sum(times) / len(times)),
-            False,
-        )
-        mark_blocks(session, run, contended=True)
-        again = batch_time(session.store, session.machine.device, model, test)
-    assert again.compute_s > 0
-    assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
 
 
 def test_a_disturbed_run_is_timed_again_with_requests_at_once_and_a_first_token(session_and_run, monkeypatch):
