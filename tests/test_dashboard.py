@@ -137,15 +137,6 @@ def test_a_page_of_an_empty_store_says_what_to_do_and_one_of_a_single_run_opens(
     open_page(name)
 
 
-def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
-    report.write(replace(fake_project.write(tmp_path), smoke=True), tmp_path / "reports")
-    page = open_page("pareto")
-    assert page.selectbox(key="experiment").options == ["desk", "desk-smoke"]
-    assert not page.info
-    page.selectbox(key="experiment").select("desk-smoke").run()
-    assert report.SMOKE in page.info[0].value.lower()
-
-
 def test_the_first_page_is_that_of_the_written_report(open_page, made):
     first, shown = report.experiment_document(made).first, html(open_page("report"))
     assert made.decision.sentence in shown

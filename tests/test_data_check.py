@@ -173,18 +173,6 @@ def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
     assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
 
 
-@pytest.mark.e2e
-def test_init_says_the_worst_before_it_writes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = make_clean_rows(60)
-    write(tmp_path / "rows.jsonl", [*rows, rows[0], rows[4]])
-    done = CliRunner().invoke(app, ["init", "new", "--data", "rows.jsonl", "--minutes", "1000"])
-    assert done.exit_code == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("data: ")]
-    assert said[0].startswith("data: warning: exact duplicates of an earlier row, 3.2 % (2 of 62)")
-    assert said[-1].endswith("the whole page: harness data check rows.jsonl")
-
-
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
     from harness.experiment.check_rows import check_target
 

@@ -422,13 +422,6 @@ def test_slices_are_reported_and_declared_needs_answer_what_none_measures():
     assert not [r for r in make_decision(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
 
 
-@pytest.mark.parametrize("method", ["endpoint", "adapter"])
-def test_of_what_was_not_trained_here_no_seeds_of_training_are_named(method):
-    decision = beside(make_fine_tune("theirs", 0.81, 0.07, method=method))
-    assert decision.candidate == "theirs"
-    assert not any(reason.startswith("Trained with") for reason in decision.reasons)
-
-
 @given(st.permutations([*alternatives(), LORA, make_fine_tune("hot", 0.95, 0.2, "fail")]))
 def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
     assert make_decision(facts).sentence == beside(LORA).sentence

@@ -173,13 +173,6 @@ def test_a_critical_task_or_suite_has_to_be_measured_and_gains_make_up_for_nothi
     assert "refuses was not measured" in found.sentence
 
 
-def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
-    safety = compare_task("refuses", 200, 0, 60, role="safety")
-    found = verdict([*EQUAL, safety], GatePolicy(safety=None))
-    assert found.outcome == "pass"
-    assert "gate.safety is null" in rule(found, "macro").numbers["left_out"][0]
-
-
 @pytest.mark.parametrize(
     ("n", "n_new", "outcome"),
     [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive")],

@@ -177,13 +177,6 @@ def test_a_pack_keeps_every_continuation_and_names_each_place_once(pairs, budget
             assert places == [(place, source) for source in sources]
 
 
-def test_padding_sees_padding_alone():
-    pairs = [((1, 2, 3), (4,)), ((5,), (6,))]
-    packed = pack(grow(pairs, 512), pairs)
-    assert packed.ids == [[1, 2, 3], [5, 0, 0]]
-    assert packed.ends == [[3, 3, 3], [1, 3, 3]]
-
-
 @PURE
 @given(LENGTHS, SIZES, st.integers(1, 64))
 def test_a_batch_of_several_rows_keeps_to_its_size(lengths, size, cost):
