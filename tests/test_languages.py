@@ -43,6 +43,7 @@ def test_a_language_is_named_where_nearly_all_of_many_long_texts_are_in_it():
     assert find_language(text[:15] for text in GERMAN) == ""
 
 
+@pytest.mark.e2e
 def test_each_task_that_is_named_for_a_language_is_in_the_catalogue_of_lm_eval():
     named = [task for spoken in SPOKEN.values() for task in spoken.tasks]
     assert len(named) >= 40
