@@ -30,7 +30,7 @@ LOOP = f"max_steps: 4, {OF_STEP}"
 DRAWN = f"max_steps: 2, {OF_STEP}, r: 8, num_generations: 4, max_completion_length: 12, learning_rate: 1.0e-4"
 TRAININGS = {
     "spectrum": f"{{method: spectrum, params: {{share: 0.1, {LOOP}}}}}",
-    "bottleneck": f"{{method: bottleneck, params: {{{LOOP}}}}}",
+    "bottleneck": f"{{method: bottleneck, track: {{points: 2, items: 4}}, params: {{{LOOP}}}}}",
     "grpo": f"{{method: grpo, reward: chrf, params: {{{DRAWN}}}}}",
     "rloo": f"{{method: rloo, reward: chrf, params: {{{DRAWN}}}}}",
     "kto": f"{{method: kto, params: {{r: 8, learning_rate: 1.0e-4, {LOOP}}}}}",
@@ -100,6 +100,8 @@ def check_trackers(folder: Path, run_id: str, facts):
         assert len(curve("train/learning_rate")) == len(facts.training.loss)
         if measured := facts.training.validation_loss:
             assert curve("eval/loss") == [(step, pytest.approx(value)) for step, value in measured]
+        if tracked := facts.training.tracked:
+            assert [step for step, _ in curve("training/target")] == [point.step for point in tracked]
     score = pytest.approx(facts.target.score)
     assert board["target/token_f1"] == [(0, score)]
     assert run.data.metrics["target/token_f1"] == figures["target/token_f1"] == score
