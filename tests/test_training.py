@@ -18,13 +18,14 @@ from harness import plugins, training
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import has_own_process
+from harness.formatting import RATE
 from harness.methods import classifier, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource
-from harness.records import Example, PromptText, TrackedPoint, TrainingRecord
-from harness.report.training_tables import describe_forgetting, diagnose
+from harness.records import Example, PromptText, TrackedPoint, TrainingRecord, Trial
+from harness.report.training_tables import describe_forgetting, diagnose, trials_section
 from harness.spec import TrainingPolicy
 from harness.training import CHECKPOINTS, sft, trainer, worker
 from harness.training import job as jobs
@@ -231,6 +232,25 @@ def test_losses_say_whether_a_training_fits_overfits_or_underfits_and_from_which
     found = diagnose(training)
     assert found.kind == kind
     assert said in found.sentence
+
+
+def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_best_without_overfitting():
+    rates = {3e-5: (0.8, 1.4, 1.35), 3e-4: (0.4, 1.1, 0.9), 3e-3: (0.1, 0.9, 1.4)}
+    trials = [
+        Trial(
+            params={"learning_rate": rate},
+            validation=0.5,
+            loss=tuple((i + 1, 2.0 - (2.0 - low) * i / 79) for i in range(80)),
+            validation_loss=tuple((20 * (i + 1), start + (end - start) * i / 3) for i in range(4)),
+        )
+        for rate, (low, start, end) in rates.items()
+    ]
+    said = trials_section(trials, "", "exact_match", RATE, "lora").lead
+    assert said == (
+        "By step 40 training loss fell fastest with learning_rate 0.003, to 1.110; best without overfitting is "
+        "learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit."
+    )
+    assert trials_section(trials[:1], "", "exact_match", RATE, "lora").lead == ""
 
 
 @pytest.mark.parametrize(

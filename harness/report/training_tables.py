@@ -6,7 +6,7 @@ steps, which has rows of every length. Source: Goodfellow, Bengio and Courville 
 """
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import ceil, isfinite
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -95,8 +95,38 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
             sentences.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             sentences.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
+    sentences += [sentence] if (sentence := compare_rates(trials)) else []
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, " ".join(sentences), label=label)
+
+
+def compare_rates(trials: Sequence[Trial]) -> str:
+    """Say at which learning rate the loss fell fastest, and which was best without overfitting.
+
+    Fastest: the lowest training loss, as mean of a round, halfway through the shortest training. Best: the
+    lowest final validation loss of those that do not overfit. Empty for fewer than two whole rates.
+    """
+    trained = [t for t in trials if "learning_rate" in t.params and smooth(t) and not t.is_pruned]
+    if len({trial.params["learning_rate"] for trial in trained}) < 2:
+        return ""
+    half = min(smooth(trial)[-1][0] for trial in trained) / 2
+    losses = [min(point for point in smooth(trial) if point[0] >= half)[1] for trial in trained]
+    lowest = min(losses)
+    fastest = _params_text(trained[losses.index(lowest)].params)
+    sentence = f"By step {count(ceil(half))} training loss fell fastest with {fastest}, to {plain(lowest)}"
+    ends = [(known[-1][1], trial) for trial in trained if (known := numeric_points(trial.validation_loss))]
+    if not ends:
+        return f"{sentence}; there is no validation loss, so nothing says which overfits."
+    sound = []
+    for loss, trial in ends:
+        diagnosis = diagnose(TrainingRecord(loss=trial.loss, validation_loss=trial.validation_loss))
+        if diagnosis is None or diagnosis.kind != "overfits":
+            sound.append((loss, trial))
+    if not sound:
+        return f"{sentence}; all of them overfit: a lower rate, fewer epochs or more rows may help."
+    loss, best = min(sound, key=lambda pair: pair[0])
+    sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
+    return f"{sentence}; {count(len(ends) - len(sound))} of {count(len(ends))} overfit."
 
 
 def trial_line(one: TrialRun) -> str:
