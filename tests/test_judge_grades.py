@@ -124,12 +124,12 @@ def test_weights_are_those_of_g_eval():
     """The expected grade of section 2: the sum of grades by their probabilities, on a scale from 1 to 5."""
     rubric = Rubric(criteria="x", judge="any")
     shares = np.array([0.1, 0.1, 0.2, 0.4, 0.2])
-    assert 1 + 4 * mean_grade(rubric, shares, "") == pytest.approx(shares @ [1, 2, 3, 4, 5])
+    assert 1 + 4 * mean_grade(rubric, shares, "")[1] == pytest.approx(shares @ [1, 2, 3, 4, 5])
     pair = Rubric(criteria="x", judge="any", mode="pairwise")
     tokens = token_weights(pair, [("A", log(0.6)), ("t", log(0.3)), ("B", log(0.1)), ("!", -20.0)])
     assert tokens == pytest.approx([0.1, 0.3, 0.6])
-    assert mean_grade(pair, tokens, "first") == pytest.approx(0.75)
-    assert mean_grade(pair, tokens, "second") == pytest.approx(0.25)
+    assert mean_grade(pair, tokens, "first")[1] == pytest.approx(0.75)
+    assert mean_grade(pair, tokens, "second")[1] == pytest.approx(0.25)
     assert token_weights(rubric, [("six", 0.0)]) is None
 
 

@@ -12,7 +12,7 @@ import harness
 from harness import report
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.records import Rating, SampleResult
+from harness.records import Rating
 from harness.store import TABLES, index, ingest
 
 RATING = Rating(
@@ -99,16 +99,6 @@ def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prom
     assert once == again
     assert len(set(once.values())) == 5
     assert stores.document_digests(store, "absent") == {}
-
-
-def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(store_and_sample):
-    at, sample = store_and_sample
-    found = stores.read_scores(at, IDENTITY.digest, "exact_match")
-    names = ("task", "split", "example_id", "position", "status", "cluster", "slice", "weight", "parts")
-    empty = {"text": "", "prompt": "", "references": ()}
-    assert found == [SampleResult(**{name: getattr(r, name) for name in names}, **empty) for r in sample]
-    with pytest.raises(HarnessError, match="absent"):
-        stores.read_scores(at, "absent", "exact_match")
 
 
 def test_statuses_and_slices_are_listed_and_a_few_items_read_with_their_texts(store_and_sample):

@@ -248,13 +248,11 @@ def label_times() -> tuple[int, ...]:
     return tuple(sorted(_file_times((project().store.folder / "labels").glob("*.json")).values()))
 
 
-def read_scored_rows(digest: str, metric_name: str) -> list[SampleResult]:
-    """Read the fields of a row set that a comparison by one metric needs."""
-    return _read_scored_rows(str(project().store.folder), digest, metric_name, row_set_times(digest))
+def read_scored_rows(digest: str) -> list[SampleResult]:
+    """Read the fields of a row set that a comparison needs."""
+    return _read_scored_rows(str(project().store.folder), digest, row_set_times(digest))
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)  # each may hold 10,000 items
-def _read_scored_rows(
-    folder: str, digest: str, metric_name: str, changed: tuple[int, ...]
-) -> list[SampleResult]:
-    return store.read_scores(Store(Path(folder)), digest, metric_name)
+def _read_scored_rows(folder: str, digest: str, changed: tuple[int, ...]) -> list[SampleResult]:
+    return store.read_rows(Store(Path(folder)), digest, texts=False)

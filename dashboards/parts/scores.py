@@ -108,13 +108,13 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
             rows = store.read_many(runs_store, (pair.base, pair.new))
             arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
         else:
-            arms = [project.read_scored_rows(digest, metric.name) for digest in (pair.base, pair.new)]
+            arms = [project.read_scored_rows(digest) for digest in (pair.base, pair.new)]
         if corrected := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
             return corrected
     return comparison.compare_rows(
         project.metric(pair.task, pair.metric),
-        project.read_scored_rows(pair.base, pair.metric),
-        project.read_scored_rows(pair.new, pair.metric),
+        project.read_scored_rows(pair.base),
+        project.read_scored_rows(pair.new),
         alpha=pair.alpha,
         identical=pair.base == pair.new,
         base_errors=pair.base_errors,

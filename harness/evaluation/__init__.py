@@ -130,26 +130,24 @@ def evaluate_block(
 ) -> list[SampleResult]:
     """Let the candidate answer one block of items, already `encoded` or not, and score the answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-    block = _ItemBlock(candidate, job, examples, encoded or encode_block(candidate, job, index))
+    items = encoded or encode_block(candidate, job, index)
     # An error for prompts that do not fit: they are counted, never cut.
     room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
-    sizes = [len(item.context.context) for item in block.items]
+    sizes = [len(item.context.context) for item in items]
     outputs = {i: _unfit(n, room) for i, n in enumerate(sizes) if n > room}
-    for route in (_score_texts, _generate):
-        outputs |= route(block, [i for i in range(len(examples)) if i not in outputs])
-    return [_row(block, i, index * BLOCK + i, outputs[i]) for i in range(len(examples))]
-
-
-class _ItemBlock(NamedTuple):
-    """Items that a candidate answers together."""
-
-    candidate: Candidate
-    job: EvaluationJob
-    examples: Sequence[Example]
-    items: Sequence[EncodedItem]
-
-
-_Outputs = dict[int, Output]
+    scored = {i: item.scored for i, item in enumerate(items) if item.scored and i not in outputs}
+    outputs |= _score_texts(candidate, job, examples, scored)
+    left = [i for i in range(len(examples)) if i not in outputs]
+    if job.decoding is not None:
+        answers = draw_answers(
+            candidate, job.task, job.decoding, [(examples[i], items[i].context) for i in left]
+        )
+    else:
+        prompts = [items[i].context.context for i in left]
+        answers = candidate.generate(prompts, limits_of(job.task)) if left else []
+    outputs |= dict(zip(left, answers, strict=True))
+    rows = zip(examples, items, strict=True)
+    return [_row(job, *row, index * BLOCK + i, outputs[i]) for i, row in enumerate(rows)]
 
 
 def _unfit(n_tokens: int, room: int) -> Output:
@@ -161,10 +159,14 @@ def _size(encoded: Encoded) -> int:
     return len(encoded.context) + len(encoded.continuation)
 
 
-def _score_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
+def _score_texts(
+    candidate: Candidate,
+    job: EvaluationJob,
+    examples: Sequence[Example],
+    encoded: Mapping[int, Sequence[Encoded]],
+) -> dict[int, Output]:
     """Score choices to rank and whole texts by log-likelihood."""
-    candidate, job, examples, items = block
-    room, encoded = candidate.max_context, {i: items[i].scored for i in left if items[i].scored}
+    room = candidate.max_context
     unfit = {i: _unfit(n, room) for i, texts in encoded.items() if (n := max(map(_size, texts))) > room}
     fit = {i: texts for i, texts in encoded.items() if i not in unfit}
     if not fit:
@@ -175,14 +177,16 @@ def _score_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     )
     logprobs = {i: [next(scores).logprob for _ in texts] for i, texts in fit.items()}
     share = (time.perf_counter() - start) / len(fit)
-    answer = _read if job.task.kind == "bits_per_byte" else _choose
-    return unfit | {i: answer(job, examples[i], fit[i], logprobs[i], share) for i in fit}
+    return unfit | {i: _choose(job, examples[i], fit[i], logprobs[i], share) for i in fit}
 
 
 def _choose(
     job: EvaluationJob, example: Example, encoded: Sequence[Encoded], logprobs: Sequence[float], share: float
 ) -> Output:
-    """Choose the likeliest choice, by likelihood per byte if the task says so."""
+    """Choose the likeliest choice, by likelihood per byte if the task says so; a whole text has none."""
+    if job.task.kind == "bits_per_byte":
+        n_bytes, n_tokens = len(example.references[0].encode()), _size(encoded[0])
+        return Output("", "ranked", n_tokens, compute_s=share, gold_logprob=logprobs[0], gold_bytes=n_bytes)
     sizes = [len(c.encode()) for c in example.choices]
     scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
     gold = example.choices.index(example.references[0])
@@ -194,26 +198,9 @@ def _choose(
     )
 
 
-def _read(
-    _: EvaluationJob, example: Example, encoded: Sequence[Encoded], logprobs: Sequence[float], share: float
-) -> Output:
-    n_bytes = len(example.references[0].encode())
-    n_tokens = _size(encoded[0])
-    return Output("", "ranked", n_tokens, compute_s=share, gold_logprob=logprobs[0], gold_bytes=n_bytes)
-
-
-def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    candidate, job, examples, items = block
-    if job.decoding is not None:
-        prompts = [(examples[i], items[i].context) for i in left]
-        return dict(zip(left, draw_answers(candidate, job.task, job.decoding, prompts), strict=True))
-    prompts_left = [items[i].context.context for i in left]
-    answers = candidate.generate(prompts_left, limits_of(job.task)) if left else []
-    return dict(zip(left, answers, strict=True))
-
-
-def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResult:
-    job, example, item = block.job, block.examples[i], block.items[i]
+def _row(
+    job: EvaluationJob, example: Example, item: EncodedItem, position: int, output: Output
+) -> SampleResult:
     is_ranked, margin = output.finish_reason == "ranked" and _is_ranked(job, example), None
     if len(output.choice_logprobs) > 1:  # log p(gold) − log p(best other choice), in nats
         gold = example.choices.index(example.references[0])

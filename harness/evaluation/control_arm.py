@@ -6,7 +6,7 @@ Invariant: it is measured once per base and command, and never if everything is 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from math import isclose
 
 import numpy as np
@@ -24,8 +24,6 @@ from harness.progress import Progress
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 
 _ROUNDING = 1e-4  # relative difference that another order of summation explains
-
-Rows = Sequence[SampleResult]
 
 
 def origin(at: store.Store, device: str, control: str = "") -> Origin:
@@ -46,8 +44,7 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     at = session.store
     sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
     earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
-    seed = int(source.weights_digest, 16)
-    chosen = list(islice(_take_next_blocks(at, sets, n_blocks, earlier, seed), n_blocks))
+    chosen = _take_next_blocks(at, sets, n_blocks, earlier, int(source.weights_digest, 16))
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
@@ -101,8 +98,8 @@ def reevaluate(
 
 def _take_next_blocks(
     at: store.Store, sets: Sequence[RowSet], n: int, earlier: int, seed: int
-) -> Iterator[tuple[RowSet, int, Rows]]:
-    """Yield the next blocks with their rows, alternating generated answers and other tasks, seeded."""
+) -> list[tuple[RowSet, int, Sequence[SampleResult]]]:
+    """Return the next n blocks with their rows, alternating generated answers and other tasks, seeded."""
     order = np.random.default_rng(seed).permutation(len(sets))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
     for rows in (sets[i] for i in order):
@@ -112,12 +109,15 @@ def _take_next_blocks(
     for turns in map(_interleave, kinds.values()):
         first = earlier * -(-n // 2) % len(turns) if turns else 0
         queues.append([*turns[first:], *turns[:first]])
-    # A block cut by a limit now but not then had another layout and is left out.
-    for rows, index in _interleave(queues):
+    chosen = []
+    for rows, index in _interleave(queues) if n else ():
         span = slice(index * BLOCK, (index + 1) * BLOCK)
         stored = store.read_rows(at, rows.identity.digest)[span]
-        if len(stored) == len(rows.ids[span]):
-            yield rows, index, stored
+        # A block cut by a limit now but not then had another layout and is left out.
+        chosen += [(rows, index, stored)] if len(stored) == len(rows.ids[span]) else []
+        if len(chosen) == n:
+            break
+    return chosen
 
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:

@@ -26,8 +26,7 @@ from harness.store import list_grades, read_asked_again
 
 def list_paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
     """List all grades that a judge was asked for, including those of its anchors."""
-    again = read_asked_again(judged.store, judge.book)
-    return [*list_grades(judged.store, judge.book), *again]
+    return [*list_grades(judged.store, judge.book), *read_asked_again(judged.store, judge.book)]
 
 
 def sum_paid_usd(judged: JudgedMetric) -> float | None:
@@ -54,12 +53,11 @@ def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
     spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
     n = sum(len(list_paid_grades(judged, other)) for other in judged.judges if other.settings)
     most, limit = judged.rubric.max_cost, judged.limit
-    if limit and (most is None or spent is None or limit.left_usd(spent) < most - spent):
-        since = None if spent is None else spent - limit.before_usd
+    since = None if spent is None or limit is None else spent - limit.before_usd
+    if limit and (most is None or spent is None or since is None or limit.usd - since < most - spent):
         return Budget(limit.usd, price, since, n - limit.n_before, Words(paid="grades"))
-    return (
-        None if most is None else Budget(most, price, spent, n, Words("max_cost", " in the rubric", "grades"))
-    )
+    words = Words("max_cost", " in the rubric", "grades")
+    return None if most is None else Budget(most, price, spent, n, words)
 
 
 class GradeAccount:
@@ -88,9 +86,8 @@ class GradeAccount:
             return None
         remote = [judge for judge in self._judged.judges if judge.settings]
         n_others = sum(len(list_paid_grades(self._judged, j)) - len(self._grades(j)) for j in remote)
-        return GradingLimit(
-            most_usd, (sum_paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0), n_others
-        )
+        before_usd = (sum_paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0)
+        return GradingLimit(most_usd, before_usd, n_others)
 
     def _remote_usd(self) -> float | None:
         remote = [judge for judge in self._judged.judges if judge.settings]
@@ -216,36 +213,27 @@ def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]
                 named = (session.candidates[name] for name in names)
                 steps = (session.prompting_step(one.recipe, one.seeds[0]) for one in named)
                 answers += max((passage_tokens(step, examples) for step in steps), default=0)
-            prompts = _prompts(judged, examples, chat=bool(chat_template(source)))
-            encoded = encode_all(load_tokenizer(source), list(prompts))
+            # Each item's prompt with an empty answer, followed by the longest grade.
+            order, chat = orders(judged.rubric)[0], bool(chat_template(source))
+            grade = ("" if chat else " ") + max(judged.rubric.grades, key=len)
+            prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
+            encoded = encode_all(
+                load_tokenizer(source), [PromptText(turns, grade, chat) for turns in prompts]
+            )
             sizes = [len(e.context) + len(e.continuation) for e in encoded]
-            if any(size + answers > context for size in sizes):
-                short.append(
-                    _describe_short(judged.metric, judge.name, measured.task.name, context, sizes, answers)
-                )
+            n_long, n_sure = (sum(size + more > context for size in sizes) for more in (answers, 0))
+            if not n_long:
+                continue
+            task = measured.task.name
+            items = f"{count(n_long)} of {count(len(sizes))} items of {task}"
+            sure = f", {count(n_sure)} of them with any answer" if n_sure else ""
+            text = (
+                f"{judged.metric}: the context of {judge.name} holds {count(context)} tokens; with the"
+                f" longest answer that it may be shown, the prompts of {items} are longer (up to "
+                f"{count(max(sizes) + answers)} tokens){sure}. Such an answer gets no grade; next: {_STEP}"
+            )
+            found = f"prompts of {count(min(sizes))} tokens and more for {task}, before any answer"
+            expected = f"at most {count(context)}, the context of {judge.name}"
+            problem = Problem(f"{judged.metric}: judge", found, expected, _STEP)
+            short.append(ShortContext(text, problem if n_sure == len(sizes) else None))
     return short
-
-
-def _describe_short(
-    metric: str, judge: str, task: str, context: int, sizes: Sequence[int], answers: int
-) -> ShortContext:
-    """Describe prompts of these `sizes` in tokens, to which answers of at most `answers` tokens are added."""
-    n_long, n_sure = (sum(size + more > context for size in sizes) for more in (answers, 0))
-    items = f"{count(n_long)} of {count(len(sizes))} items of {task}"
-    sure = f", {count(n_sure)} of them with any answer" if n_sure else ""
-    text = (
-        f"{metric}: the context of {judge} holds {count(context)} tokens; with the longest answer that it"
-        f" may be shown, the prompts of {items} are longer (up to {count(max(sizes) + answers)} tokens)"
-        f"{sure}. Such an answer gets no grade; next: {_STEP}"
-    )
-    found = f"prompts of {count(min(sizes))} tokens and more for {task}, before any answer"
-    problem = Problem(f"{metric}: judge", found, f"at most {count(context)}, the context of {judge}", _STEP)
-    return ShortContext(text, problem if n_sure == len(sizes) else None)
-
-
-def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:
-    """Write each item's prompt with an empty answer, followed by the longest grade."""
-    (order, *_), gap = orders(judged.rubric), "" if chat else " "
-    grade = max(judged.rubric.grades, key=len)
-    for example in examples:
-        yield PromptText(judge_messages(judged.rubric, example, "", order), gap + grade, chat)

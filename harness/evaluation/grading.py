@@ -11,7 +11,7 @@ Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2; Fisher's exact tes
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -65,7 +65,7 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 
         try:
             if judge.settings:
-                _ask_endpoint(judge, distinct, keep, session.checked_judges, session.refused_judges)
+                _ask_endpoint(session, judge.settings, distinct, keep)
             elif judge.weights:
                 assert judge.weights.source is not None, "weights that judge name their base"
                 chat = bool(chat_template(judge.weights.source))
@@ -80,18 +80,13 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 
 
 def _ask_endpoint(
-    judge: Judge,
-    answers: Sequence[UngradedAnswer],
-    keep: Keep,
-    checked: set[str],
-    refused: dict[str, CandidateFailed],
+    session: Session, settings: Settings, answers: Sequence[UngradedAnswer], keep: Keep
 ) -> None:
     """Let an endpoint grade answers after its anchors, unless it grades those differently now."""
     # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
-    # found even if the grading is interrupted.
-    judged = answers[0].judged
-    assert judge.settings is not None, "a judge behind an address"
-    # Missing anchors are chosen by digest, that is as if at random, from the answers that are graded first.
+    # found even if the grading is interrupted. They are chosen by digest, that is as if at random, from the
+    # answers that are graded first.
+    judged, judge = answers[0].judged, answers[0].judge
     known = store.read_anchors(judged.store, judge.book)
     anchors = {anchor.key for anchor in known}
     if (n_lacking := judged.rubric.anchors - len(known)) > 0:
@@ -100,35 +95,26 @@ def _ask_endpoint(
         store.keep_anchors(judged.store, judge.book, known)
         anchors |= {anchor.key for anchor in known}
     anchor_answers = [answer for answer in answers if answer.key in anchors]
-    budget = open_budget(judged, judge)
-    with _open_server(judge.settings, judged) as (server, candidate):
-        say = partial(_say, candidate, budget)
-        if judge.book not in checked:
+    server = Server(settings)
+    with closing(server.api):
+        candidate = ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
+        say = partial(_say, candidate, open_budget(judged, judge))
+        if judge.book not in session.checked_judges:
             try:
                 check_anchors(judged, judge, say)
             except CandidateFailed as error:
-                refused[judge.book] = error
+                session.refused_judges[judge.book] = error
                 raise
         if anchor_answers:
             _ask_each(server, say, anchor_answers, keep)
             check_anchors(judged, judge, say, graded_now={answer.key for answer in anchor_answers})
-        checked.add(judge.book)
-        _ask_each(server, say, [answer for answer in answers if answer.key not in anchors], keep)
-
-
-@contextmanager
-def _open_server(settings: Settings, judged: JudgedMetric) -> Iterator[tuple[Server, ChatCandidate]]:
-    server = Server(settings)
-    try:
-        yield server, ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
-    finally:
-        server.api.close()
+        session.checked_judges.add(judge.book)
+        if others := [answer for answer in answers if answer.key not in anchors]:
+            _ask_each(server, say, others, keep)
 
 
 def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
     """Ask about several answers at once; after a failure no request starts, but running ones are stored."""
-    if not answers:
-        return
     judged, judge, lock = answers[0].judged, answers[0].judge, Lock()
     failures: list[CandidateFailed] = []
     asked = Counter(grade.key for grade in store.list_grades(judged.store, judge.book))
@@ -172,8 +158,8 @@ def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     grade = judges.read_grade(rubric, output.text)
     weights = token_weights(rubric, output.first_logprobs) if grade is not None else None
     if weights is not None:
-        text = f"{output.text} ({weights_text(rubric, weights)})"
-        return _grade(answer, output, text, mean_grade(rubric, weights, answer.order))
+        said, mean = mean_grade(rubric, weights, answer.order)
+        return _grade(answer, output, f"{output.text} ({said})", mean)
     value = None if grade is None else judges.grade_value(rubric, grade, answer.order)
     return _grade(answer, output, output.text, value)
 
@@ -202,10 +188,9 @@ def _grade_by_likelihood(
             reason = f"a prompt of {size} tokens, the judge's context holds {candidate.max_context}"
             yield _grade(answer, Output("", "error", n_prompt_tokens=n_prompt, error=reason), "", None)
         else:
-            rubric, weights = answer.judged.rubric, softmax([next(scores).logprob for _ in each])
+            weights = softmax([next(scores).logprob for _ in each])
             output = Output("", n_prompt_tokens=n_prompt, compute_s=share)
-            value = mean_grade(rubric, weights, answer.order)
-            yield _grade(answer, output, weights_text(rubric, weights), value)
+            yield _grade(answer, output, *mean_grade(answer.judged.rubric, weights, answer.order))
 
 
 def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | None) -> Grade:
@@ -245,15 +230,11 @@ def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array 
     return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
 
 
-def weights_text(rubric: Rubric, weights: Array) -> str:
-    """Format the probability of each grade."""
-    return ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
-
-
-def mean_grade(rubric: Rubric, weights: Array, order: Order) -> float:
-    """Return the mean grade as a share of the scale."""
+def mean_grade(rubric: Rubric, weights: Array, order: Order) -> tuple[str, float]:
+    """Return the probability of each grade as a text, and the mean grade as a share of the scale."""
+    text = ", ".join(f"{grade}: {p:.3f}" for grade, p in zip(rubric.grades, weights, strict=True))
     values = np.array([judges.grade_value(rubric, grade, order) for grade in rubric.grades])
-    return float(weights @ values)
+    return text, float(weights @ values)
 
 
 ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each check
@@ -327,14 +308,14 @@ def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> 
 def _check(
     rubric: Rubric, before: Sequence[Grade], now: Sequence[Grade], earlier: Sequence[AnchorCheck]
 ) -> AnchorCheck:
-    moves = zip(before, now, strict=True)
-    n_moved = sum(_nearest(rubric, old) != _nearest(rubric, new) for old, new in moves)
-    drifted = is_drift(n_moved, len(now), earlier)
-    return AnchorCheck(tuple(now), n_moved, _mean(before), _mean(now), drifted)
-
-
-def _nearest(rubric: Rubric, grade: Grade) -> int | None:
-    return None if grade.value is None else round(grade.value * (len(rubric.grades) - 1))
+    steps = [
+        [None if g.value is None else round(g.value * (len(rubric.grades) - 1)) for g in grades]
+        for grades in (before, now)
+    ]
+    n_moved = sum(old != new for old, new in zip(*steps, strict=True))
+    # An unreadable grade counts as the worst.
+    means = [fmean(grade.value or 0.0 for grade in grades) for grades in (before, now)]
+    return AnchorCheck(tuple(now), n_moved, *means, is_drift(n_moved, len(now), earlier))
 
 
 def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
@@ -347,8 +328,3 @@ def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
     moved, asked = sum(check.n_moved for check in calm), sum(len(check.grades) for check in calm)
     table = [[n_moved, n - n_moved], [moved, asked - moved]]
     return float(fisher_exact(table, alternative="greater").pvalue) < ALPHA
-
-
-def _mean(grades: Sequence[Grade]) -> float:
-    """Average grades; an unreadable one counts as the worst."""
-    return fmean(grade.value or 0.0 for grade in grades)

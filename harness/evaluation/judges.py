@@ -66,10 +66,6 @@ class GradingLimit(NamedTuple):
     before_usd: float
     n_before: int
 
-    def left_usd(self, spent: float) -> float:
-        """Return the remaining budget when all grades together have cost `spent`."""
-        return self.usd - (spent - self.before_usd)
-
 
 class JudgedMetric(NamedTuple):
     """A judged metric: its rubric, its judges, the store of their grades, and the command's limit."""
@@ -122,22 +118,22 @@ def open_judged(
 
 def list_judging_models(metrics: Iterable[str]) -> dict[str, str]:
     """Map the local models that judge by these metrics to where they are named."""
-    return {one: where for where, one in _list_written_judges(metrics) if isinstance(one, str)}
+    return {one: where for one, where in _list_local_judges(metrics) if isinstance(one, str)}
 
 
 def list_judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
     """Map the candidates that judge by these metrics to where they are named."""
-    return {
-        JudgingCandidate(**one): where
-        for where, one in _list_written_judges(metrics)
-        if isinstance(one, dict) and not is_endpoint(one)
-    }
+    return {one: where for one, where in _list_local_judges(metrics) if isinstance(one, JudgingCandidate)}
 
 
-def _list_written_judges(metrics: Iterable[str]) -> Iterator[tuple[str, Written]]:
+def _list_local_judges(metrics: Iterable[str]) -> Iterator[tuple[str | JudgingCandidate, str]]:
     for written in filter(is_judged, metrics):
         for one in read_rubric(_path(written)).judges:
-            yield f"{metric_name(written)}: judge", one
+            if not is_endpoint(one):
+                yield (
+                    one if isinstance(one, str) else JudgingCandidate(**one),
+                    f"{metric_name(written)}: judge",
+                )
 
 
 def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
@@ -275,13 +271,13 @@ def judge_messages(
         pair = (answer, other) if order == "first" else (other, answer)
         texts = [("question", example.question), *zip("AB", pair, strict=True)]
     turns.append({"role": "user", "content": _item(rubric, texts)})
-    grades = rubric.grades
+    grades, aim = rubric.grades, "Grade an answer"
     scale = f"Grades: whole numbers from {grades[0]}, the worst, to {grades[-1]}, the best.\n\n"
-    if rubric.scale == YES_NO:
-        scale = "Grades: yes where the answer meets the criteria, no where it does not.\n\n"
     if rubric.mode == "pairwise":
+        aim = "Compare two answers"
         scale = "A and B are two answers to the question. Say tie where neither is better.\n\n"
-    aim = "Compare two answers" if rubric.mode == "pairwise" else "Grade an answer"
+    elif rubric.scale == YES_NO:
+        scale = "Grades: yes where the answer meets the criteria, no where it does not.\n\n"
     rules = _RULES.format(aim=aim, criteria=rubric.criteria.strip(), scale=scale, **_wording(rubric))
     return [{**turns[0], "content": rules + turns[0]["content"]}, *turns[1:]]
 

@@ -24,7 +24,7 @@ from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
 from harness.progress import Advance
 from harness.records import Example, FeedbackRow, Message, canonical_json, parse_json
-from harness.store import Store, claim, feedback_key, list_feedback_ids, save_feedback
+from harness.store import Store, claim, feedback_key, read_feedback, save_feedback
 
 COLUMNS = "request, answer, thumb, correction, preference, model, time, sender and assignment"
 # Objects within a row whose keys count as columns of the row; earlier ones take precedence.
@@ -291,7 +291,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         raise UserError(Problem(shown, found, f"requests with answers, in the columns {COLUMNS}", step))
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
-        known = list_feedback_ids(store)
+        known = {row.row_id for row in read_feedback(store, texts=False)}
 
         def rows() -> Iterator[FeedbackRow]:
             seen = Counter[str]()

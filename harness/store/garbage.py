@@ -38,9 +38,16 @@ def run_references(runs: Iterable[Run]) -> set[str]:
 
 
 def list_unreferenced(store: Store, wanted: set[str]) -> list[Leftover]:
-    """List complete rows, finished weights and exports without references."""
-    rows = list_wanted_rows(store, wanted)
-    unneeded = [path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows]
+    """List complete rows, finished weights and exports without references.
+
+    Rows of the same questions as referenced rows, from related weights or other computations, are wanted too.
+    """
+    stored = identities(store)
+    questions = {question(rows) for rows in stored if rows.digest in wanted}
+    weights = wanted | set(points_of(store, wanted))
+    related = {r.digest for r in stored if r.weights_digest in weights and question(r) in questions}
+    unneeded = [path for path in _folders(store, "rows") if (path / "rows.parquet").exists()]
+    unneeded = [path for path in unneeded if path.name not in related | wanted]
     unneeded += [path for path in _folders(store, "exports") if path.name not in wanted]
     for path in _folders(store, "weights"):
         is_made = (path / "fit.json").exists() and path.suffix != ".part"
@@ -53,23 +60,9 @@ def list_unreferenced(store: Store, wanted: set[str]) -> list[Leftover]:
 
 def list_unfinished(store: Store) -> list[Leftover]:
     """List incomplete blocks of rows and trainings, and partly written files."""
-    rows = _folders(store, "rows")
-    return _leftovers(
-        [
-            *(path / "blocks" if _is_whole(path) else path for path in rows),
-            *(path for path in _folders(store, "weights") if path.suffix == ".part"),
-            store.folder / ".unfinished",
-        ]
-    )
-
-
-def list_wanted_rows(store: Store, wanted: set[str]) -> set[str]:
-    """Add to the referenced rows those of the same questions from related weights or other computations."""
-    stored = identities(store)
-    questions = {_question(rows) for rows in stored if rows.digest in wanted}
-    weights = wanted | set(points_of(store, wanted))
-    related = {r.digest for r in stored if r.weights_digest in weights and _question(r) in questions}
-    return related | wanted
+    rows = [path / "blocks" if (path / "rows.parquet").exists() else path for path in _folders(store, "rows")]
+    trainings = [path for path in _folders(store, "weights") if path.suffix == ".part"]
+    return _leftovers([*rows, *trainings, store.folder / ".unfinished"])
 
 
 def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
@@ -80,12 +73,9 @@ def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
                 yield digest
 
 
-def _question(rows: RowsIdentity) -> tuple[str, ...]:
+def question(rows: RowsIdentity) -> tuple[str, ...]:
+    """Return what rows that are compared have in common, whatever weights and computation they come from."""
     return (rows.task, rows.task_version, rows.split, rows.prompting_digest, rows.answer, rows.scoring_digest)
-
-
-def _is_whole(rows: Path) -> bool:
-    return (rows / "rows.parquet").exists()
 
 
 def _folders(store: Store, kind: str) -> list[Path]:
@@ -142,14 +132,13 @@ def list_begun(store: Store) -> list[str]:
 BOUND_BYTES = 10**9
 
 
-def base_rows_folder() -> Path:
-    """Return the folder of all cached rows."""
-    return cache_dir() / "base_rows"
-
-
 def base_rows_use() -> Leftover:
-    """Return that folder with its size; nothing else refers to its content."""
-    return Leftover(base_rows_folder(), size(base_rows_folder()))
+    """Return the folder of all cached rows with its size; nothing else refers to its content."""
+    return Leftover(_base_rows_folder(), size(_base_rows_folder()))
+
+
+def _base_rows_folder() -> Path:
+    return cache_dir() / "base_rows"
 
 
 def find_base_rows(
@@ -160,9 +149,13 @@ def find_base_rows(
     kernels: Mapping[str, str],
 ) -> bool:
     """Copy cached rows of these examples, environment and kernels into a store, if there are any."""
-    kept = (p for p in _find_kept(_key(identity, environment, kernels)) if is_stored_as(p, ids))
-    cached, content = next(((p, read) for p in kept if (read := _read(p))), (None, None))
-    if cached is None or content is None:
+    content = b""
+    for cached in _find_kept(_key(identity, environment, kernels)):
+        with suppress(OSError):
+            content = cached.read_bytes() if is_stored_as(cached, ids) else b""
+        if content and f"{zlib.crc32(content):08x}" == cached.stem.partition(".")[2]:
+            break
+    else:
         return False
     origin, path = Origin(keep_environment(store, environment)), store.parquet(identity.digest)
     write_record(store, path.with_name("identity.json"), identity)
@@ -189,14 +182,14 @@ def keep_base_rows(
     key = _key(identity, environment, kernels)
     with suppress(OSError):
         content = store.parquet(identity.digest).read_bytes()
-        make_private_folder(base_rows_folder())
-        path = base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
+        make_private_folder(_base_rows_folder())
+        path = _base_rows_folder() / f"{key}.{zlib.crc32(content):08x}.parquet"
         older_copies = _find_kept(key)
         fill_cache_file(path, lambda scratch: scratch.write_bytes(content))
         for other in older_copies:
             if other != path:
                 other.unlink(missing_ok=True)
-        kept = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in base_rows_folder().iterdir())
+        kept = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in _base_rows_folder().iterdir())
         total = sum(n_bytes for _, n_bytes, _ in kept)
         for _, n_bytes, least_recent in kept:
             if total <= bound_bytes:
@@ -210,12 +203,4 @@ def _key(identity: RowsIdentity, environment: Mapping[str, str], kernels: Mappin
 
 
 def _find_kept(key: str) -> list[Path]:
-    return sorted(base_rows_folder().glob(f"{key}.*.parquet"))
-
-
-def _read(path: Path) -> bytes | None:
-    with suppress(OSError):
-        content = path.read_bytes()
-        if f"{zlib.crc32(content):08x}" == path.stem.partition(".")[2]:
-            return content
-    return None
+    return sorted(_base_rows_folder().glob(f"{key}.*.parquet"))

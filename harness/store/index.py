@@ -28,7 +28,7 @@ from harness.store.row_files import (
 from harness.store.sql_schema import TABLES
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection, Error
+    from duckdb import DuckDBPyConnection
     from pandas import DataFrame  # type: ignore[import-untyped]
 
 REINDEX = "harness reindex"
@@ -123,8 +123,13 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
                 db = _connect(store, _BRIEF_S, read_only=True)
                 try:
                     _refuse_newer(db)
-                    if ingest.is_current(db, store) and (despite_skipped or not ingest.is_behind(db, store)):
-                        return db
+                    if ingest.is_current(db, store):
+                        changed = (
+                            *ingest.find_changed_files(db, store),
+                            *ingest.find_changed_rows(db, store),
+                        )
+                        if despite_skipped or not any(changed):
+                            return db
                 except BaseException:
                     db.close()
                     raise
@@ -196,7 +201,8 @@ def query(store: Store, sql: str) -> QueryResult:
     """Query the index with one SELECT after bringing it up to date."""
     with _select(store, sql) as cursor:
         columns, rows = tuple(name for name, *_ in cursor.description or ()), cursor.fetchall()
-        return QueryResult(columns, rows, tuple(ingest.list_unread_files(cursor, store)))
+        unread = ingest.find_changed_files(cursor, store)[1]  # which an up-to-date index has left out
+        return QueryResult(columns, rows, tuple(sorted(path for _, path in unread)))
 
 
 def frame(folder: str | Path, sql: str) -> "DataFrame":
@@ -237,20 +243,14 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
                 raise UserError(Problem(str(store.folder / "rows"), found, "whole Parquet files", ANEW))
             yield db.execute(sql)
         except duckdb.Error as error:
-            raise UserError(_problem(error)) from error
-
-
-def _problem(error: "Error") -> Problem:
-    import duckdb
-
-    if isinstance(error, duckdb.PermissionException):
-        return Problem("query", first_line(error), "SQL over the documented tables alone", _LISTED)
-    if isinstance(error, duckdb.IOException) or "parquet" in str(error):
-        return Problem("rows", first_line(error), "whole Parquet files", ANEW)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    suggestion = next((line for line in lines if "did you mean" in line.lower() or "Candidate" in line), "")
-    missing = first_line(error).partition("Table with name ")[2].partition(" ")[0]
-    if missing:
-        suggestion = did_you_mean(missing, [table.name for table in TABLES])
-    step = f"{suggestion}; {_LISTED}" if suggestion else _LISTED
-    return Problem("query", first_line(error).removesuffix("!"), "SQL over the documented tables", step)
+            is_denied = isinstance(error, duckdb.PermissionException)
+            if isinstance(error, duckdb.IOException) or ("parquet" in str(error) and not is_denied):
+                raise UserError(Problem("rows", first_line(error), "whole Parquet files", ANEW)) from error
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            hints = (line for line in lines if "did you mean" in line.lower() or "Candidate" in line)
+            hint = next(hints, "")
+            if missing := first_line(error).partition("Table with name ")[2].partition(" ")[0]:
+                hint = did_you_mean(missing, [table.name for table in TABLES])
+            step = f"{hint}; {_LISTED}" if hint else _LISTED
+            found = first_line(error).removesuffix("!")
+            raise UserError(Problem("query", found, "SQL over the documented tables", step)) from error

@@ -86,23 +86,13 @@ def schema_version(db: "DuckDBPyConnection") -> int:
     return int(version)
 
 
-def is_behind(db: "DuckDBPyConnection", store: Store) -> bool:
-    """Tell whether the folders hold files that a current index lacks."""
-    return any(_find_changed_files(db, store)) or any(_find_changed_rows(db, store))
-
-
-def list_unread_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    """List the unreadable files that an up-to-date index has left out."""
-    return sorted(path for _, path in _find_changed_files(db, store)[1])
-
-
 def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     """Bring an index up to date with the folders; return unreadable files with the reason.
 
     Files are written in one transaction and row sets in another; the next writer goes on after a kill.
     """
     with transaction(db):
-        gone_files, new_files = _find_changed_files(db, store)
+        gone_files, new_files = find_changed_files(db, store)
         for kind, path in gone_files:
             db.execute("DELETE FROM stored.files WHERE kind = ? AND path = ?", [kind, path])
             if kind == "run":
@@ -124,7 +114,7 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
                 rows += _run_rows(store, record)
         _insert(db, "files", records)
         _insert(db, "run_rows", rows, f"::JSON::{_UNITS}")
-    gone, new = _find_changed_rows(db, store)
+    gone, new = find_changed_rows(db, store)
     with transaction(db):
         for table in ("rowsets", "scores") if gone else ():
             db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
@@ -148,9 +138,10 @@ def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
     db.commit()
 
 
-def _find_changed_files(
+def find_changed_files(
     db: "DuckDBPyConnection", store: Store
 ) -> tuple[list[tuple[str, str]], dict[tuple[str, str], int]]:
+    """Return kinds and paths of files that are gone, and those that the index lacks with their times."""
     on_disk: dict[tuple[str, str], int] = {}
     for kind, (glob, _) in _KINDS.items():
         for path in store.folder.glob(glob):
@@ -162,7 +153,8 @@ def _find_changed_files(
     return gone, {key: modified for key, modified in on_disk.items() if indexed.get(key) != modified}
 
 
-def _find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
+def find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str], dict[str, int]]:
+    """Return the digests of row sets that are gone, and those that the index lacks with their times."""
     wanted = db.execute(
         "SELECT rowset FROM stored.run_rows UNION "
         "SELECT base_rowset FROM stored.run_rows WHERE base_rowset <> ''"
@@ -228,50 +220,38 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
 
 
 def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> None:
-    # After damage it reads the files known to be whole, until the next sync.
+    """Let the views read all rows, sampled answers and feedback; after damage the files known to be whole."""
     import duckdb
 
     folder = store.folder.resolve()
-    rows, drawn = (
+    every, drawn = (
         [f"{pattern(folder)}/{files}"] if any(folder.glob(files)) else []
         for files in ("rows/*/rows.parquet", "rows/*/samples/*.jsonl")
     )
+    stored = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
+    whole = [pattern(Store(folder).parquet(digest)) for (digest,) in stored]
     served = [pattern(path) for path in feedback_files(Store(folder)) if not is_damaged(path)]
-    try:
-        if are_whole:
-            with transaction(db):
-                _replace_views(db, rows, drawn, served)
-            return
-    except duckdb.Error as error:
-        if is_no_room(error):
-            raise
-    whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
-    with transaction(db):
-        _replace_views(db, [pattern(Store(folder).parquet(digest)) for (digest,) in whole], drawn, served)
-
-
-def _replace_views(
-    db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str], served: Sequence[str]
-) -> None:
-    """Let the views read rows, sampled answers and feedback of these patterns; without any they are empty."""
-    rows, feedback = (
-        READ_NAMED.replace("?", quote_texts(paths)) if paths else _describe_no_rows(kinds)
-        for paths, kinds in ((files, COLUMNS), (served, FEEDBACK_COLUMNS))
-    )
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
-    read = f"read_json({quote_texts(drawn)}, columns = {{{columns}}}, {options})"
-    samples = read if drawn else _describe_no_rows(SAMPLE_COLUMNS)
-    wanted = {
-        table.name: table.query.format(rows=rows, samples=samples, feedback=feedback) for table in TABLES
-    }
-    made = [str(list(wanted.values()))]
-    if db.execute("SELECT queries FROM stored.views").fetchall() != [tuple(made)]:
-        for name, query in wanted.items():
-            db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
-        db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
+    read_drawn = f"read_json({quote_texts(drawn)}, columns = {{{columns}}}, {options})"
 
+    def read(files: Sequence[str], columns: Mapping[str, str], query: str = "") -> str:
+        nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
+        empty = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
+        return query or READ_NAMED.replace("?", quote_texts(files)) if files else empty
 
-def _describe_no_rows(columns: Mapping[str, str]) -> str:
-    nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
-    return f"(SELECT {nulls}, '' AS filename LIMIT 0)"
+    sources = {"samples": read(drawn, SAMPLE_COLUMNS, read_drawn), "feedback": read(served, FEEDBACK_COLUMNS)}
+    for files in [every, whole] if are_whole else [whole]:
+        rows = read(files, COLUMNS)
+        wanted = {table.name: table.query.format(rows=rows, **sources) for table in TABLES}
+        made = [str(list(wanted.values()))]
+        try:
+            with transaction(db):
+                if db.execute("SELECT queries FROM stored.views").fetchall() != [tuple(made)]:
+                    for name, query in wanted.items():
+                        db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
+                    db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
+            return
+        except duckdb.Error as error:
+            if files is whole or is_no_room(error):
+                raise

@@ -271,7 +271,6 @@ def _grades_file(store: Store, book: str) -> Path:
 
 
 _FEEDBACK = "feedback"
-_KEY = re.compile(r"[0-9a-f]{32}")
 _FEEDBACK_BATCH = 10_000
 _FEEDBACK_TEXTS = ("messages", "answer", "correction", "preference", "source")
 
@@ -283,7 +282,7 @@ def feedback_key(store: Store) -> str:
     make_private_folder(folder)
     path = folder / "key"
     with suppress(FileNotFoundError):
-        if _KEY.fullmatch(key := path.read_text("utf-8", "replace").strip()):
+        if re.fullmatch(r"[0-9a-f]{32}", key := path.read_text("utf-8", "replace").strip()):
             return key
     if any(folder.glob("*/rows.parquet")):
         step = f"restore it, or remove all feedback and add it again: rm -r {as_argument(str(folder))}"
@@ -318,29 +317,18 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
     return n_rows
 
 
-def list_feedback_ids(store: Store) -> set[str]:
-    """List the ids of all stored rows of feedback."""
-    return {row["row_id"] for row in _read_feedback_rows(store, ["row_id"])}
-
-
 def read_feedback(
     store: Store, *, texts: bool = True, added_since: datetime | None = None
 ) -> list[FeedbackRow]:
     """Read the rows of feedback, or those added since a time, by time; without `texts` these are empty."""
-    columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _FEEDBACK_TEXTS]
-    found = _read_feedback_rows(store, columns, added_since)
-    rows = (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in found)
-    return sorted(rows, key=lambda row: (row.time, row.row_id))
-
-
-def _read_feedback_rows(
-    store: Store, columns: list[str] | None = None, added_since: datetime | None = None
-) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
+    columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _FEEDBACK_TEXTS]
+    rows: list[FeedbackRow] = []
     for path in whole_feedback_files(store):
         if added_since and path.stat().st_mtime < added_since.timestamp():
             continue
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=columns):
-                yield from batch.to_pylist()
+                rows += (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in batch.to_pylist())
+    return sorted(rows, key=lambda row: (row.time, row.row_id))

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.records import SampleResult, Status, many_rows
-from harness.store.layout import ANEW, Store, clear_errors, describe_missing_rows
+from harness.records import SampleResult, Status
+from harness.store.layout import ANEW, Store, clear_errors
 from harness.store.row_files import (
     DIGEST,
     FAILED,
@@ -20,7 +20,7 @@ from harness.store.row_files import (
     rows_from,
     whole_file,
 )
-from harness.store.rows import attach_folds, read_folds
+from harness.store.rows import read_folds
 
 
 class MetricColumns(NamedTuple):
@@ -50,24 +50,6 @@ def read_samples(store: Store, rows_digest: str, ids: Collection[str]) -> dict[s
     return {row.example_id: row for row in rows}
 
 
-def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResult]:
-    """Read a complete row set by position, with only the fields that a comparison by one metric needs."""
-    path = store.parquet(rows_digest)
-    if not path.exists():
-        raise describe_missing_rows(store, [rows_digest])
-    names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
-    query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
-    with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
-        rows = []
-        values = db.execute(query, [metric, whole_file(path)]).fetchall()
-        for *asked, references, parts, cluster, slice_, weight, error in values:
-            scores = {metric: None if parts is None else tuple(parts)}
-            row: list[Any] = [*asked, "", "", tuple(references), scores, cluster, slice_]  # without texts
-            known: dict[str, Any] = {"weight": weight, "error": error}
-            rows.append(SampleResult(*row, **known))
-        return attach_folds(store, rows_digest, rows)
-
-
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     """Map the items of a row set to a digest of question and references, whatever prompt is used."""
     path = store.parquet(rows_digest)
@@ -82,13 +64,11 @@ def read_documents(store: Store, rows_digests: Iterable[str]) -> None:
     _DOCUMENTS.prepare(store, rows_digests)
 
 
-_DOCUMENT = 'md5(list_prepend(prompt, "references")::VARCHAR)'
-
-
 def _read_documents(paths: Sequence[Path]) -> Mapping[Path, Mapping[str, str]]:
     files = {str(path): path for path in paths}
     documents: dict[Path, dict[str, str]] = {path: {} for path in paths}
-    query = f"SELECT filename, example_id, {_DOCUMENT} FROM {READ_NAMED}"
+    document = 'md5(list_prepend(prompt, "references")::VARCHAR)'
+    query = f"SELECT filename, example_id, {document} FROM {READ_NAMED}"
     with memory() as db:
         for name, example_id, document in db.execute(query, [[*map(whole_file, paths)]]).fetchall():
             documents[files[name]][example_id] = document

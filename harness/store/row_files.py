@@ -112,29 +112,26 @@ class FileMemo(Generic[_Value]):
         """Return the value of a file in its current state; None if `read` leaves it out."""
         file = path, file_version(path)
         if file not in self._known:
-            self._keep({path: file}, self._read([path]))
+            self._add([file])
         return self._known[file]
 
     def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
         """Read those files of row sets that will be needed and are not known yet."""
         import duckdb
 
-        files = {}
-        for rows_digest in set(rows_digests):
+        unread = []
+        for path in map(store.parquet, set(rows_digests)):
             with suppress(OSError):
-                path = store.parquet(rows_digest)
-                files[path] = path, file_version(path)
-        unread = {path: file for path, file in files.items() if file not in self._known}
+                unread.append((path, file_version(path)))
         with suppress(OSError, HarnessError, duckdb.Error):  # a damaged file is named when it is read alone
-            self._keep(unread, self._read([*unread]) if unread else {})
+            self._add([file for file in unread if file not in self._known])
 
-    def _keep(
-        self, files: Mapping[Path, tuple[Path, tuple[int, int, int]]], values: Mapping[Path, _Value]
-    ) -> None:
-        for path, file in files.items():
+    def _add(self, files: Sequence[tuple[Path, tuple[int, int, int]]]) -> None:
+        values = self._read([path for path, _ in files]) if files else {}
+        for file in files:
             if len(self._known) >= _MOST:
                 del self._known[next(iter(self._known))]
-            self._known[file] = values.get(path)
+            self._known[file] = values.get(file[0])
 
 
 def feedback_files(store: Store) -> list[Path]:
@@ -237,14 +234,11 @@ def row_line(row: SampleResult) -> str:
         raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
 
 
-def rows_from(
-    db: "DuckDBPyConnection", source: str, *values: object, texts: bool = True
-) -> list[SampleResult]:
+def rows_from(db: "DuckDBPyConnection", source: str, *values: object) -> list[SampleResult]:
     """Read rows by position; selecting the columns in the order of the fields is fastest."""
-    selected = SELECTED if texts else WITHOUT_TEXTS
-    query = f"SELECT {selected} FROM {source} ORDER BY position"
     with many_rows():
-        return [row_of(list(row)) for row in db.execute(query, values).fetchall()]
+        found = db.execute(f"SELECT {SELECTED} FROM {source} ORDER BY position", values).fetchall()
+        return [row_of(list(row)) for row in found]
 
 
 def row_of(values: list[Any]) -> SampleResult:

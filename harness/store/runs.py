@@ -5,9 +5,11 @@ A trial's id ends with the key of its weights, or of a prompt's answers, so a tr
 is one run. A trial that a run was chosen from or depends on is not removed before the run.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,9 @@ from harness.records import (
     StoredName,
     Trial,
     checksum,
+    is_bare_name,
     load,
+    load_files,
     parse_json,
     read_object,
     reader,
@@ -78,31 +82,28 @@ def find_trial(store: Store, run_id: str) -> TrialRun | None:
 
 
 def _read(file: Path) -> TrialRun | None:
-    try:
+    with suppress(ValueError, TypeError, KeyError):
         plain = read_object(file)
         trial: Trial = reader(Trial).validate_python(plain["trial"])
         run = run_record(plain["run"])
         return TrialRun(run, trial, str(plain["metric"])) if run.run_id == file.stem else None
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
-    """List the runs whose weights were chosen from trials that include this one."""
-    return [run for run in runs if _key(trial.trial) in _list_tried_keys(run)]
+    return None
 
 
 def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
     """Map each run to the trials it was chosen from, each once, and "" to trials without a run."""
     trials_of: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
+    choosers: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        for key in _list_tried_keys(run):
+            choosers[key].append(run)
     for trial in list_trials(store):
-        owners = find_choosers(trial, runs)
+        owners = choosers.get(_key(trial.trial), [])
         own = [run for run in owners if run.candidate == trial.run.candidate]
         trials_of[(own or owners)[0].run_id if owners else ""].append(trial)
     for run in runs:
-        keys = dict.fromkeys(map(_key, run.training.sweep))
-        tried = trials_of[run.run_id]
-        trials_of[run.run_id] = [trial for key in keys for trial in tried if _key(trial.trial) == key]
+        places = {key: place for place, key in enumerate(dict.fromkeys(map(_key, run.training.sweep)))}
+        trials_of[run.run_id].sort(key=lambda trial: places[_key(trial.trial)])
     return trials_of
 
 
@@ -116,28 +117,80 @@ def split_trials(store: Store, runs: Iterable[Run]) -> tuple[set[str], list[garb
 
 def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map each run, and each trial that no run needs, to what removing its folders would free, in bytes."""
-    trials, needed = list_trials(store), _map_runs_by_key(runs)
-    freed = {}
-    for run in (*runs, *(trial.run for trial in trials if _key(trial.trial) not in needed)):
-        others = [other for other in runs if other is not run]
-        own_trials = [trial for trial in trials if trial.run is run or find_choosers(trial, [run])]
-        parts = _map_own_parts(store, own_trials, others).values() if own_trials else ()
-        folders = {*_list_own_folders(store, run, others), *(path for part in parts for path in part)}
-        freed[run.run_id] = sum(map(garbage.size, folders))
-    return freed
+    used, freed = _UsedParts(store, runs), {}
+    for run in runs:
+        used.count(run, -1)
+        freed[run.run_id] = used.list_freed(run)
+        used.count(run, 1)
+    idle = [trial.run for trial in used.trials if not used.users["tried", _key(trial.trial)]]
+    freed |= {run.run_id: used.list_freed(run) for run in idle}
+    return {
+        name: sum(map(garbage.size, {*own, *chain(*parts.values())})) for name, (own, parts) in freed.items()
+    }
 
 
-def _list_own_folders(
-    store: Store, run: Run, others: Sequence[Run], keep: Collection[str] = ()
-) -> list[Path]:
-    """List the exports of a run, and the rows and weights that neither another run nor `keep` names."""
-    own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
-    folders = [store.place("exports", run.run_id), *map(store.rows, own_rows)]
-    needed = {key for other in others for key in garbage.weights_behind(other)}
-    needed |= {other.weights_digest for other in others} | set(keep)
-    if run.training.fit_key and not {run.training.fit_key, run.weights_digest} & needed:
-        folders.append(store.weights(run.training.fit_key))
-    return folders
+class _UsedParts:
+    """What runs use of a store: `users` counts them by name of rows or weights, tried key and question."""
+
+    def __init__(self, store: Store, runs: Iterable[Run], keep: Collection[str] = ()) -> None:
+        self.trials, self.users = list_trials(store), Counter[Any]()
+        self._store, self._keep = store, set(keep)
+        self._identities = {rows.digest: rows for rows in identities(store)}
+        self._rows_by_weights: dict[str, list[str]] = defaultdict(list)
+        for digest, rows in self._identities.items():
+            self._rows_by_weights[rows.weights_digest].append(digest)
+        self._trial_rows = Counter(row for trial in self.trials for row in set(trial.run.rows.values()))
+        self._trials_by_key: dict[str, list[TrialRun]] = defaultdict(list)
+        for trial in self.trials:
+            self._trials_by_key[_key(trial.trial)].append(trial)
+        for run in runs:
+            self.count(run, 1)
+
+    def count(self, run: Run, n: int) -> None:
+        """Count a run `n` times more as a user of what it refers to and depends on."""
+        names, behind = garbage.run_references([run]), garbage.weights_behind(run)
+        stored = names & self._identities.keys()
+        tried = {("tried", key) for key in _list_tried_keys(run) | behind.keys()}
+        questions = {garbage.question(self._identities[name]) for name in stored}
+        for used in {*names, *garbage.points_of(self._store, names), *tried, *questions}:
+            self.users[used] += n
+
+    def list_freed(self, run: Run) -> tuple[list[Path], dict[str, list[Path]]]:
+        """List what only this run needs: its exports, rows and weights; and by trial those of its trials."""
+        store, key = self._store, run.training.fit_key
+        own = [store.place("exports", run.run_id)]
+        own += [store.rows(row) for row in set(run.rows.values()) if not self._is_used(row)]
+        if key and not self._is_used(key) and not self._is_used(run.weights_digest):
+            own.append(store.weights(key))
+        tried = _list_tried_keys(run)
+        trials = {t.run.run_id: t for key in tried for t in self._trials_by_key.get(key, ())}
+        trials |= {t.run.run_id: t for t in self.trials if t.run.run_id == run.run_id}
+        own_rows = Counter(row for trial in trials.values() for row in set(trial.run.rows.values()))
+        parts: dict[str, list[Path]] = {}
+        for trial_id, trial in trials.items():
+            key = trial.trial.fit_key
+            if self.users["tried", _key(trial.trial)]:
+                continue
+            if not key:  # a prompt is sent to weights that are others' too
+                rows = [row for row in trial.run.rows.values() if self._trial_rows[row] == own_rows[row]]
+                parts[trial_id] = [store.rows(row) for row in rows if not self._is_compared(row)]
+                continue
+            answering = {trial.run.weights_digest, *garbage.points_of(store, [key])} - {""}
+            if not {key, *answering} & self._keep:
+                rows = [row for weights in answering for row in self._rows_by_weights.get(weights, ())]
+                parts[trial_id] = [store.rows(row) for row in rows if not self._is_compared(row)]
+                parts[trial_id].append(store.weights(key))
+        return own, parts
+
+    def _is_used(self, name: str) -> bool:
+        return name in self._keep or self.users[name] > 0
+
+    def _is_compared(self, digest: str) -> bool:
+        """Tell whether rows are used, or answer a question of used rows with used weights."""
+        if self._is_used(digest) or digest not in self._identities:
+            return self._is_used(digest)
+        rows = self._identities[digest]
+        return self.users[rows.weights_digest] > 0 and self.users[garbage.question(rows)] > 0
 
 
 def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -157,33 +210,6 @@ def _list_tried_keys(run: Run) -> frozenset[str]:
     return frozenset(filter(None, map(_key, run.training.sweep)))
 
 
-def _map_own_parts(
-    store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
-) -> Mapping[str, list[Path]]:
-    """Map each trial that no run needs to its folders of weights and of rows that no run needs."""
-    trials = list(trials)
-    wanted = garbage.list_wanted_rows(store, garbage.run_references(runs)).union(keep)
-    known, needing = identities(store), _map_runs_by_key(runs)
-    names = {trial.run.run_id for trial in trials}
-    other_trials = [trial for trial in list_trials(store) if trial.run.run_id not in names]
-    shared = {row for trial in other_trials for row in trial.run.rows.values()}
-    folders_by_trial = {}
-    for trial in trials:
-        key = trial.trial.fit_key
-        if _key(trial.trial) in needing:
-            continue
-        if not key:  # a prompt is sent to weights that are others' too
-            own = [digest for digest in trial.run.rows.values() if digest not in wanted | shared]
-            folders_by_trial[trial.run.run_id] = list(map(store.rows, own))
-            continue
-        answering = {trial.run.weights_digest, *garbage.points_of(store, [key])} - {""}
-        if {key, *answering} & set(keep):
-            continue
-        own = [row.digest for row in known if row.weights_digest in answering and row.digest not in wanted]
-        folders_by_trial[trial.run.run_id] = [*map(store.rows, own), store.weights(key)]
-    return folders_by_trial
-
-
 def _file(store: Store, run_id: str) -> Path:
     return store.place(FOLDER, f"{run_id}.json")
 
@@ -200,15 +226,12 @@ def save_run(store: Store, run: Run) -> None:
 
 def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
     """Write the items sampled for a run, replacing those of an earlier analysis."""
-    layout.write_record(store, store.run_file(run_id).with_name("sampling.json"), sampling)
+    layout.write_record(store, store.place(run_id, "sampling.json"), sampling)
 
 
 def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
-    try:
-        return load(SamplingRecord, store.run_file(run_id).with_name("sampling.json").read_bytes())
-    except (OSError, ValueError):
-        return None
+    return next(iter(load_files(SamplingRecord, [store.place(run_id, "sampling.json")])), None)
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
@@ -267,22 +290,17 @@ def get_run(store: Store, run_id: str) -> Run:
 
 def weights_folder(store: Store, run: Run) -> Path | None:
     """Return the folder of a run's weights; None for a base's own weights, and where the folder is gone."""
-    if not run.training.fit_key:
-        return None
-    fit_folder = store.weights(run.training.fit_key)
-    kind = read_object(fit_folder / "fit.json").get("kind")
-    with suppress(UserError):
-        folder = store.place("weights", run.training.fit_key, str(kind))
-        return folder if folder.is_dir() else None
-    return None
+    fit_folder = store.weights(run.training.fit_key) if run.training.fit_key else None
+    kind = str(read_object(fit_folder / "fit.json").get("kind")) if fit_folder else ""
+    folder = fit_folder / kind if fit_folder and is_bare_name(kind) else None
+    return folder if folder and folder.is_dir() else None
 
 
 def read_run(file: Path) -> Run | None:
     """Read a `run.json`; None if it is missing or damaged."""
-    try:
+    with suppress(OSError, ValueError, TypeError):
         return _parse_run(file)
-    except (OSError, ValueError, TypeError):
-        return None
+    return None
 
 
 def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
@@ -320,18 +338,14 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
-    trials = [t for t in list_trials(store) if t.run.run_id == run_id or find_choosers(t, [run])]
-    for trial in trials:
-        needing = _map_runs_by_key(others).get(_key(trial.trial)) if trial.run.run_id == run_id else None
-        if needing:
-            found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
-            step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
-            raise UserError(Problem("run", found, "a run that no other needs", step))
-    paths = [store.place(run_id), store.place("verdicts", run_id)]
-    paths += _list_own_folders(store, run, others, keep)
-    for trial_id, folders in _map_own_parts(store, trials, others, keep).items():
-        paths += [*folders, _file(store, trial_id)]
-    layout.remove(store.folder, paths)
+    trial = find_trial(store, run_id)
+    if trial and (needing := _map_runs_by_key(others).get(_key(trial.trial))):
+        found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
+        step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
+        raise UserError(Problem("run", found, "a run that no other needs", step))
+    own, parts = _UsedParts(store, others, keep).list_freed(run)
+    paths = [store.place(run_id), store.place("verdicts", run_id), *own, *chain(*parts.values())]
+    layout.remove(store.folder, [*paths, *(_file(store, trial_id) for trial_id in parts)])
     index.update(store)
 
 

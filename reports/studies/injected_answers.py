@@ -75,7 +75,7 @@ def grade_answers(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[fl
         compare(folder / "harness.yaml")
     runs_store, grades = Store(folder / "runs"), {}
     for name, run in runs_of(folder / "harness.yaml").items():
-        stored = store.read_scores(runs_store, run.rows["questions/test"], "judge:helpful")
+        stored = store.read_rows(runs_store, run.rows["questions/test"], texts=False)
         by_id = {row.example_id: row.parts["judge:helpful"] for row in stored}
         grades[name] = [float(by_id[row["id"]][0]) for row in rows if by_id[row["id"]] is not None]
     return grades

@@ -47,7 +47,7 @@ def page():
             known[file] = stores.read_run(file)
     newest = max(filter(None, known.values()), key=lambda run: run.created)
     (digest,) = newest.rows.values()
-    rows = stores.read_scores(store, digest, "exact_match")
+    rows = stores.read_rows(store, digest, texts=False)
     stores.read_columns(store, [digest], "exact_match")
     stores.count_statuses(store, [digest])
     stores.read_samples(store, digest, [rows[0].example_id])

@@ -24,7 +24,7 @@ from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.evaluation.lm_eval.registry import datasets_folder, names
 from harness.evaluation.lm_eval.requests import RequestResponse, Score, UnfitRequest
 from harness.evaluation.lm_eval.tasks import sample_records
-from harness.metrics import Metric
+from harness.metrics import Metric, Parts
 from harness.models import Candidate
 from harness.provenance import versions_of
 from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest, is_refusal, reader
@@ -62,39 +62,26 @@ class Description:
         return self.members.index(member) if member else 0, int(name.partition("-")[0])
 
 
-def describe_tasks(
-    members: Sequence[registry.RegisteredTask],
-    num_fewshot: int | None,
-    datasets_dir: Path | None,
-    limit: int | None,
-    task_of: Callable[[int], Any],
-    where: str,
-) -> Description:
+def _describe(evaluator: "_TaskEvaluator", limit: int | None, where: str) -> Description:
     """Describe a task or a group, with `limit` documents of the seeded order (None: all)."""
+    members, datasets_dir = evaluator.members, evaluator.datasets_dir
     copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
     code = [registry.version(), versions_of("lm_eval")]
     registered = [[m.name, m.path, m.overrides] for m in members]
     data = sorted([str(folder), registry.data_state(folder)] for folder in copies)
-    key = digest([*code, registered, num_fewshot, data])
+    key = digest([*code, registered, evaluator.num_fewshot, data])
     cache_file = cache_dir() / "lm_eval" / f"task-{key}.json"
     with suppress(OSError, ValueError):
         cached: Description = reader(Description).validate_python(recall(cache_file))
         n = sum(map(len, cached.hashes))
         if len(cached.documents) >= (n if limit is None else min(limit, n)):
             return replace(cached, documents=cached.documents[:limit])
-    described = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
-    remember(cache_file, {f.name: getattr(described, f.name) for f in fields(described)})
-    return described
-
-
-def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, where: str) -> Description:
+    loaded = [evaluator.task(i) for i in range(len(members))]
     scores = [requests.scores_of(task) for task in loaded]
     kinds = {task.OUTPUT_TYPE for task in loaded}
     if len(kinds) > 1 or any(task_scores != scores[0][0] for task_scores, _ in scores):
-        problem = "a group whose tasks are scored in different ways"
-        raise UserError(
-            Problem(where, problem, "tasks of one kind and the same metrics", "name single tasks")
-        )
+        problem, expected = "a group whose tasks are scored in different ways", "tasks of one kind and metric"
+        raise UserError(Problem(where, problem, expected, "name single tasks"))
     hashes = [tasks.hashes(task) for task in loaded]
     version = digest([[tasks.definition(task) for task in loaded], hashes, registry.version()])
     # The first documents of the order seeded by the version, over all tasks of a group.
@@ -102,17 +89,19 @@ def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, wh
     order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
     docs = [task.eval_docs for task in loaded]
     chosen = [places[k] for k in order]
-    return Description(
+    described = Description(
         version=version,
         kind=_KINDS.get(loaded[0].OUTPUT_TYPE, "choice"),
         scores=tuple(scores[0][0]),
         left_out=tuple(scores[0][1]),
         max_new_tokens=requests.limits_of(loaded[0].get_config("generation_kwargs") or {}).max_new_tokens,
         num_fewshot=int(loaded[0].get_config("num_fewshot")),
-        members=tuple(names),
+        members=tuple(m.name for m in members),
         hashes=tuple(map(tuple, hashes)),
         documents=tuple(TaskDocument(m, i, hashes[m][i], tuple(tasks.texts(docs[m][i]))) for m, i in chosen),
     )
+    remember(cache_file, {f.name: getattr(described, f.name) for f in fields(described)})
+    return described
 
 
 __all__ = ["LmEvalTask", "datasets_folder", "load", "names"]
@@ -160,9 +149,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     where = f"task {task.name}"
     members = registry.members(task.lm_eval, where)
     evaluator = _TaskEvaluator(task, members, datasets_dir, where)
-    described = describe_tasks(
-        members, evaluator.num_fewshot, datasets_dir, task.limit, lambda i: evaluator.task(i), where
-    )
+    described = _describe(evaluator, task.limit, where)
     listed = described.scores
     if not listed:
         found = f"no score that adds up over items ({'; '.join(described.left_out)})"
@@ -170,7 +157,11 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     primary = requests.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
     evaluator.described = described
     evaluator.primary = next(s for s in listed if s.name == primary)
-    items = tuple(_example(d, described.members if len(members) > 1 else ()) for d in described.documents)
+    items = []
+    for document in described.documents:
+        slice_ = described.members[document.member] if len(members) > 1 else ""
+        name = f"{slice_}/" * bool(slice_) + f"{document.position}-{document.doc_hash}"
+        items.append(replace(_text_example(name, "\n".join(document.texts)), slice=slice_))
     filled = {
         "metrics": tuple(s.name for s in listed),
         "primary": primary,
@@ -181,7 +172,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     }
     return LmEvalTask(
         task.model_copy(update=filled),
-        TaskItems((), (), items, (), (), ()),
+        TaskItems((), (), tuple(items), (), (), ()),
         described.version,
         {s.name: requests.metric_of(s) for s in listed},
         tuple(
@@ -198,13 +189,6 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     )
 
 
-def _example(document: TaskDocument, of: Sequence[str]) -> Example:
-    name = f"{document.position}-{document.doc_hash}"
-    slice_ = of[document.member] if of else ""
-    text = "\n".join(document.texts)
-    return replace(_text_example(f"{slice_}/{name}" if slice_ else name, text), slice=slice_)
-
-
 def _text_example(name: str, text: str) -> Example:
     return Example(name, ({"role": "user", "content": text},))
 
@@ -218,7 +202,7 @@ class _TaskEvaluator:
     def __init__(
         self, task: Task, members: Sequence[registry.RegisteredTask], datasets_dir: Path | None, where: str
     ) -> None:
-        self._spec, self._members, self._datasets_dir, self._where = task, members, datasets_dir, where
+        self._spec, self.members, self.datasets_dir, self._where = task, members, datasets_dir, where
         self.num_fewshot = task.num_fewshot if "num_fewshot" in task.model_fields_set else None
         self._tasks: dict[int, Any] = {}
         self._requests: dict[tuple[int, int], list[Any]] = {}
@@ -226,13 +210,8 @@ class _TaskEvaluator:
     def task(self, member: int) -> Any:
         """Return one task of lm-eval, loading it on first use."""
         if member not in self._tasks:
-            self._tasks[member] = tasks.load(
-                self._members[member],
-                self.num_fewshot,
-                self._datasets_dir,
-                trusted=self._spec.trust_remote_code,
-                where=self._where,
-            )
+            trusted, known = self._spec.trust_remote_code, (self.members[member], self.num_fewshot)
+            self._tasks[member] = tasks.load(*known, self.datasets_dir, trusted=trusted, where=self._where)
         return self._tasks[member]
 
     def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
@@ -333,21 +312,11 @@ class _TaskEvaluator:
         scored: Mapping[str, Any] | None,
         share: float,
     ) -> SampleResult:
-        first = self._requests[self.described.place(example.id)][0]
-        row = SampleResult(
-            task=job.task.name,
-            split=job.split,
-            example_id=example.id,
-            position=position,
-            status="error",
-            text="",
-            prompt=str(first.args[0]),
-            references=(),
-            parts={s.name: None for s in self.described.scores},
-            cluster=example.cluster,
-            slice=example.slice,
-            compute_s=share,
-        )
+        prompt = str(self._requests[self.described.place(example.id)][0].args[0])
+        unscored: dict[str, Parts | None] = {s.name: None for s in self.described.scores}
+        named = (job.task.name, job.split, example.id, position)
+        groups = (example.cluster, example.slice)
+        row = SampleResult(*named, "error", "", prompt, (), unscored, *groups, compute_s=share)
         unfit = next((a for a in answers if isinstance(a, UnfitRequest)), None)
         if unfit or scored is None:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
@@ -381,26 +350,17 @@ def _fill_answer(
         status = "unparsable"
     elif role != "safety" and is_refusal(output.text):
         status = "refused"
-    return replace(
-        row,
-        status=status,
-        text=output.text,
-        n_output_tokens=output.n_output_tokens,
-        output_digest=digest(output.text),
-        finish_reason=output.finish_reason,
-    )
+    text, n, ended = output.text, output.n_output_tokens, output.finish_reason
+    answered = replace(row, status=status, text=text, n_output_tokens=n, finish_reason=ended)
+    return replace(answered, output_digest=digest(text))
 
 
 def _fill_likelihoods(
     row: SampleResult, given: Sequence[RequestResponse], scored: Mapping[str, Any]
 ) -> SampleResult:
     """Fill in likelihoods: the answer is the likeliest choice, or whether the target was greedy."""
-    row = replace(
-        row,
-        status="ok",
-        finish_reason="ranked",
-        n_output_tokens=sum(len(a.encoded.continuation) for a in given),
-    )
+    n_scored = sum(len(a.encoded.continuation) for a in given)
+    row = replace(row, status="ok", finish_reason="ranked", n_output_tokens=n_scored)
     if scored["gold"] is None:
         logprob = given[0].response if isinstance(given[0].response, float) else given[0].response[0]
         return replace(row, gold_logprob=float(logprob), output_digest=digest(""))
@@ -410,11 +370,7 @@ def _fill_likelihoods(
     row = replace(row, text=text, output_digest=digest(text))
     if place is None:
         return row
-    others = [x for i, x in enumerate(logprobs) if i != place]
-    return replace(
-        row,
-        references=(choices[place],),
-        gold_logprob=logprobs[place],
-        gold_bytes=len(choices[place].encode()),
-        margin=logprobs[place] - max(others) if others else None,
-    )
+    right, gold, others = choices[place], logprobs[place], [x for i, x in enumerate(logprobs) if i != place]
+    margin = gold - max(others) if others else None
+    row = replace(row, references=(right,), gold_logprob=gold, margin=margin)
+    return replace(row, gold_bytes=len(right.encode()))

@@ -55,7 +55,12 @@ def answer(
     for i, (instance, request_ids) in enumerate(zip(instances, ids, strict=True)):
         by_kind[instance.request_type][i] = request_ids
     responses = _likelihoods(candidate, by_kind[_PAIR], cut) if by_kind[_PAIR] else {}
-    responses |= _score_whole_texts(candidate, by_kind[_ROLLING]) if by_kind[_ROLLING] else {}
+    most, whole_texts = candidate.max_context, by_kind[_ROLLING]
+    parts_by_text = {i: list(windows(e.continuation, e.context[0], most)) for i, e in whole_texts.items()}
+    if parts_by_text:
+        scores = iter(_score_requests(candidate, [w for parts in parts_by_text.values() for w in parts]))
+        sums = {i: sum(next(scores).logprob for _ in parts) for i, parts in parts_by_text.items()}
+        responses |= {i: RequestResponse(total, whole_texts[i]) for i, total in sums.items()}
     limits = {i: limits_of(instances[i].args[1]) for i in by_kind[_GENERATE]}
     responses |= _generate(candidate, by_kind[_GENERATE], limits, cut) if limits else {}
     return [responses[i] for i in range(len(instances))]
@@ -141,17 +146,6 @@ def _likelihoods(candidate: Candidate, requests: Mapping[int, Encoded], cut: boo
 def _n_read(pair: Encoded) -> int:
     """Count the tokens that the model reads: all but the last, which is only predicted."""
     return len(pair.context) + len(pair.continuation) - 1
-
-
-def _score_whole_texts(candidate: Candidate, requests: Mapping[int, Encoded]) -> _Responses:
-    parts_by_text = {
-        i: list(windows(e.continuation, e.context[0], candidate.max_context)) for i, e in requests.items()
-    }
-    scores = iter(_score_requests(candidate, [w for parts in parts_by_text.values() for w in parts]))
-    return {
-        i: RequestResponse(sum(next(scores).logprob for _ in parts), requests[i])
-        for i, parts in parts_by_text.items()
-    }
 
 
 def _generate(

@@ -202,13 +202,6 @@ def _describe_load_error(
     source = f"{member.dataset_path} ({folder})" if folder else member.dataset_path
     if isinstance(error, ImportError):
         return Problem(where, f"{name}: {message}", "the packages this task needs", "pip install them")
-    if "Dataset scripts are no longer supported" in message:
-        step = "leave it out, or name a copy of plain files: docs/howto/lm_eval.md"
-        return Problem(where, f"{name}: {source} is a script", "a data set of plain files", step)
-    if "BuilderConfig" in message:
-        found = f"{name}: {source} without the configuration {member.dataset_name!r}"
-        available = message.rpartition("Available: ")[2][:200]
-        return Problem(where, found, "the configuration that the task names", f"there are {available}")
     if isinstance(error, OSError) and not folder:
         looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
         found = f"{name}: {looked}the hub did not give {source} ({type(error).__name__})"
