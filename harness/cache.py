@@ -25,11 +25,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def memo(kind: str, key: str, make: Callable[[], Any]) -> Any:
-    """Return the cached JSON value of a kind and key, or compute and cache it; None is not cached.
-
-    If several processes compute it at once, the first result counts for all. A damaged file is computed
-    again.
-    """
+    """Return the cached JSON value of a kind and key, or compute it (once for all processes)."""
     memory = cache_dir() / kind / f"{key}.json"
     with suppress(OSError, ValueError):
         return recall(memory)

@@ -160,7 +160,7 @@ def test_a_script_that_cannot_score_texts_is_refused(tmp_path, changes, found):
     with pytest.raises(UserError, match=found):
         load_written(f"evaluate:{script(tmp_path, 'odd', **changes)}")
     (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
-    with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or fix the script"):
+    with pytest.raises(UserError, match=r"could not be loaded .*next: check the name or path"):
         load_written(f"evaluate:{tmp_path / 'broken.py'}")
 
 

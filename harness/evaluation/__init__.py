@@ -89,9 +89,8 @@ def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> 
     prompts = [example.prompt.split() or [""] for example in examples]
     for ends in ({words[0] for words in prompts}, {words[-1] for words in prompts}):
         said += [word for word in ends if len(ends) == 1 and not word.endswith(":")]
-    return any(any(map(str.isalpha, word)) for word in said) or all(
-        example.has_system for example in examples
-    )
+    has_words = any(any(map(str.isalpha, word)) for word in said)
+    return has_words or all(example.has_system for example in examples)
 
 
 class EncodedItem(NamedTuple):
@@ -139,9 +138,8 @@ def evaluate_block(
     outputs |= _score_texts(candidate, job, examples, scored)
     left = [i for i in range(len(examples)) if i not in outputs]
     if job.decoding is not None:
-        answers = draw_answers(
-            candidate, job.task, job.decoding, [(examples[i], items[i].context) for i in left]
-        )
+        asked = [(examples[i], items[i].context) for i in left]
+        answers = draw_answers(candidate, job.task, job.decoding, asked)
     else:
         prompts = [items[i].context.context for i in left]
         answers = candidate.generate(prompts, limits_of(job.task)) if left else []
@@ -172,9 +170,8 @@ def _score_texts(
     if not fit:
         return unfit
     start = time.perf_counter()
-    scores = iter(
-        candidate.loglikelihood([(e.context, e.continuation) for texts in fit.values() for e in texts])
-    )
+    pairs = [(e.context, e.continuation) for texts in fit.values() for e in texts]
+    scores = iter(candidate.loglikelihood(pairs))
     logprobs = {i: [next(scores).logprob for _ in texts] for i, texts in fit.items()}
     share = (time.perf_counter() - start) / len(fit)
     return unfit | {i: _choose(job, examples[i], fit[i], logprobs[i], share) for i in fit}
@@ -192,10 +189,8 @@ def _choose(
     gold = example.choices.index(example.references[0])
     best = max(range(len(scores)), key=scores.__getitem__)
     n_read, n_scored = len(encoded[0].context), sum(len(e.continuation) for e in encoded)
-    all_choices = tuple(logprobs), tuple(sizes)
-    return Output(
-        example.choices[best], "ranked", n_read, n_scored, share, *all_choices, logprobs[gold], sizes[gold]
-    )
+    figures = n_read, n_scored, share, tuple(logprobs), tuple(sizes), logprobs[gold], sizes[gold]
+    return Output(example.choices[best], "ranked", *figures)
 
 
 def _row(
@@ -330,10 +325,7 @@ def answer_status(text: str, choices: Iterable[str]) -> Status:
 
 
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
-    """Score an answer; one that does not count gets the metric's worst parts, and an error none.
-
-    An item that the metric does not read has no score, so that all candidates are scored on the same items.
-    """
+    """Score an answer; the worst parts if it does not count, none for an error or an unread item."""
     scores = job.metrics[metric]
     if status == "error" or not scores.reads(example):
         return None

@@ -94,10 +94,7 @@ def describe_training_rows(
     *,
     in_folds: bool,
 ) -> list[str]:
-    """Describe the training rows of the selected candidates and of those whose weights they use.
-
-    With folds, also which candidates may have been trained on their test rows.
-    """
+    """Describe the rows that the selected candidates, and those whose weights they use, were trained on."""
     needed = add_lineage(selected, resolved)
     candidates = {name: candidate for name, candidate in resolved.items() if name in needed}
     names_by_note: dict[str, list[str]] = {}
@@ -127,11 +124,7 @@ def describe_rows(measured: MeasuredTask, recipe: Recipe) -> str:
 
 
 def rows_cost_usd(candidate: ResolvedCandidate, training_data: Callable[[Recipe], MeasuredTask]) -> float:
-    """Add up what a teacher was paid in USD for the rows of a candidate and of its lineage.
-
-    Files made from the same rows cost once; a mixture costs the share of a file's rows that it drew.
-    UserError: the manifest of a file cannot be read.
-    """
+    """Add up the USD paid to a teacher for a candidate's rows; a mixture costs the share that it drew."""
     used: dict[tuple[str, float], None] = {}
     for recipe in candidate.lineage.values():
         measured = training_data(recipe)
@@ -177,9 +170,6 @@ def row_files(task: Task, recipe: Recipe) -> tuple[str, ...]:
     return files or ((own,) if own else ())
 
 
-_PARTS: tuple[PartName, ...] = ("train", "pairs")
-
-
 def refuse_or_note(
     target: Task,
     items: Mapping[str, TaskItems],
@@ -199,11 +189,10 @@ def refuse_or_note(
         overlap = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
         for fold in range(1, max(own.folds.values()) + 1):
             held = {target.name: replace(own.in_fold(fold), validation=())}
-            overlap += (
-                f"fold {fold}: {note}" for note in refuse_or_note(target, held, {}, encode=encode).overlap
-            )
+            notes = refuse_or_note(target, held, {}, encode=encode).overlap
+            overlap += (f"fold {fold}: {note}" for note in notes)
         return replace(own, overlap=tuple(overlap))
-    others = {name: other_items.test for name, other_items in items.items() if name != target.name}
+    others = {name: other.test for name, other in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
     refuse(suite_contamination([*own.list_sourced("train"), *own.list_sourced("pairs")], others))
     evaluated = [*own.list_sourced("validation"), *own.list_sourced("test")]
@@ -212,7 +201,8 @@ def refuse_or_note(
     for name, listed in catalogue.items():
         evaluated += [SourcedExample(example, f"{name} document {example.id}") for example in listed.texts]
     notes: list[str] = []
-    file_by_part = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
+    parts: tuple[PartName, ...] = ("train", "pairs")
+    file_by_part = files or {part: display_path(target.data.source(part) or "") for part in parts}
     prompt, reference = target.fields.prompt, target.fields.reference
     named = column_options(option_text(prompt, Fields().prompt), option_text(reference, Fields().reference))
     options, choice = "".join(f" {shlex.quote(word)}" for word in named), target.kind == "choice"
@@ -245,20 +235,14 @@ def regularization_work(
     plain: costs.Work,
     n_rows: tuple[int, int],
 ) -> costs.Work:
-    """Estimate the extra work of regularisers; `n_rows` are the training's rows in total and per step.
-
-    It consists of rows mixed in or read by penalties, more passes, and the base's answers unless they ship.
-    """
+    """Estimate the extra work of regularisers; `n_rows` are the training's rows in total and per step."""
     n_total, n_per_step = n_rows
-    total = costs.Work(
-        trained=round(plain.trained * (regularizers.work_factor(recipe.regularize, n_per_step) - 1))
-    )
+    factor = regularizers.work_factor(recipe.regularize, n_per_step)
+    total = costs.Work(trained=round(plain.trained * (factor - 1)))
     for name, mixture in regularizers.mixtures(recipe.regularize, context).items():
         share = mixture.n / max(1, n_total)
         n_steps = ceil(plain.steps * share) if regularizers.mixes_rows(name) else 0
         total += costs.Work(trained=round(plain.trained * share), steps=n_steps)
-        if mixture.max_new_tokens and not is_shipped(mixture):
-            total += costs.estimate_answering(
-                mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens
-            )
+        if (most := mixture.max_new_tokens) and not is_shipped(mixture):
+            total += costs.estimate_answering(mixture.rows, ranked=False, max_new_tokens=most)
     return total

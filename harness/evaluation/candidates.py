@@ -76,14 +76,9 @@ class ResolvedCandidate:
         return taken or self.method.makes
 
     @property
-    def is_baseline(self) -> bool:
-        """Whether it is a model to beat."""
-        return self.recipe.role == "baseline"
-
-    @property
     def is_target_only(self) -> bool:
         """Whether it is measured on the target only: a baseline with weights other than its base's."""
-        return self.is_baseline and self.method.tunes
+        return self.recipe.role == "baseline" and self.method.tunes
 
     @property
     def bases(self) -> tuple[ModelSource, ...]:
@@ -161,32 +156,16 @@ def resolve(
         own = bases[source.path]  # replaces the base; its tokenizer is part of the weights
         own_digest = digest([own.weights_digest, own.template_digest])
         given = base._replace(path=own.path, weights_digest=own_digest)
-    return ResolvedCandidate(
-        name,
-        recipe,
-        recipe.weights_of or name,
-        source,
-        method,
-        init,
-        reward,
-        base,
-        trained_base,
-        served_base,
-        seeds,
-        given,
-        merges,
-        choosers,
-    )
+    parts = (init, reward, base, trained_base, served_base, seeds, given, merges, choosers)
+    return ResolvedCandidate(name, recipe, recipe.weights_of or name, source, method, *parts)
 
 
 def names_whole_model(recipe: Recipe) -> bool:
     """Tell whether a recipe names a whole model made elsewhere, which is opened in place of a base."""
     method = plugins.method(recipe.method)
-    if not recipe.path or not method.made_elsewhere:
+    if not recipe.path or not method.made_elsewhere or method.makes not in ("model", "artefact"):
         return False
-    return method.makes == "model" or (
-        method.makes == "artefact" and artefacts.format_of(Path(recipe.path)) == "model"
-    )
+    return method.makes == "model" or artefacts.format_of(Path(recipe.path)) == "model"
 
 
 def _choosers(recipe: Recipe) -> list[str]:
@@ -211,10 +190,7 @@ def base_weights(base: ModelSource) -> Weights:
 
 
 def read_weights(candidate: ResolvedCandidate, folder: Path) -> Weights | None:
-    """Read finished weights as the candidate serves them; None if they are not finished.
-
-    Diverged: their training diverged, and would again. CandidateFailed: their record cannot be read.
-    """
+    """Read finished weights as served, or None; Diverged or CandidateFailed if they cannot be used."""
     if (folder / DIVERGED).exists():
         raise Diverged(*json.loads((folder / DIVERGED).read_text()))
     if not (folder / FIT).exists():

@@ -141,6 +141,5 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
 def _differ(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
     if a is None or b is None:
         return a is not b
-    return len(a) != len(b) or any(
-        not isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=True)
-    )
+    close = [isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=False)]
+    return len(a) != len(b) or not all(close)

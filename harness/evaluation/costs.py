@@ -56,11 +56,7 @@ class Budget:
 
     @contextmanager
     def reserve(self, read: int, written: int) -> Iterator[Spend]:
-        """Reserve the cost of a request that reads `read` tokens and writes at most `written`.
-
-        Waits if the budget may suffice once running requests cost less than reserved; else raises
-        CandidateFailed.
-        """
+        """Reserve a request's cost by its tokens, or wait for running ones; CandidateFailed if too much."""
         with self._changed:
             while (usd_at_most := self._highest_price(read, written)) is None:
                 self._changed.wait()
@@ -132,23 +128,12 @@ class Pace(NamedTuple):
 
 _ASSUMED = {
     "cpu": Pace(),
-    "cuda": Pace(
-        answering=Rate(each_s=2.0),
-        training=Rate(each_s=0.2),
-        fits=Rate(each_s=5.0),
-        opened=Rate(each_s=1.0),
-        requests=Rate(each_s=0.5),
-        runs=Rate(each_s=1.0),
-    ),
+    "cuda": Pace(*(Rate(each_s=s) for s in (2.0, 0.2, 5.0, 1.0, 0.5, 1.0))),
 }
 
 
 class _Sums(NamedTuple):
-    """Sums over measurements of a kind, discounted by age and weighted by their inverse expected time.
-
-    A measurement has `s` estimated seconds of tokens and `n` units, and took `took` seconds, all at 1
-    GFLOP/s, because the same machine may be measured again when it is idle.
-    """
+    """Sums over measurements at 1 GFLOP/s: seconds `s` of tokens, units `n`, `took` seconds; aged."""
 
     s_s: float = 0.0
     s_n: float = 0.0
@@ -185,9 +170,8 @@ def record_pace(
     discount, old = exp(-expected_s / _MEMORY_S), known.get(kind, _Sums())
     s = estimated_s * machine.gflops
     terms = (s * s, s * n, n * n, s * took_s, n * took_s)
-    known[kind] = _Sums(
-        *(discount * before + new / expected_s for before, new in zip(old, terms, strict=True))
-    )
+    pairs = zip(old, terms, strict=True)
+    known[kind] = _Sums(*(discount * before + new / expected_s for before, new in pairs))
     with suppress(OSError):  # a read-only cache only costs accuracy
         remember(_file(machine, n_parameters), known)
 
@@ -268,10 +252,7 @@ def tokens(text: str) -> int:
 def estimate_answering(
     examples: Sequence[Example], *, ranked: bool, max_new_tokens: int, chat: bool = True
 ) -> Work:
-    """Estimate the work of answering examples; ranked items read their choices instead of generating.
-
-    Messages shared by the beginning of all examples are read once per block of generated answers.
-    """
+    """Estimate the work of answering examples; shared beginnings of answers are read once per block."""
     columns = zip(*(e.messages for e in examples), strict=False)
     n_shared = next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
     n_read = n_generated = 0
@@ -292,14 +273,12 @@ def times(work: Work, n: int) -> Work:
 
 def training(examples: Sequence[Example], epochs: float, batch_size: int = 1) -> Work:
     """Estimate the tokens to train on, where rows of a batch that have one system message read it once."""
-    own = sum(
-        sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :]) + tokens(e.references[0])
-        for e in examples
-    )
-    n_batches, systems = (
-        len(examples) / batch_size,
-        Counter(e.messages[0]["content"] for e in examples if e.has_system),
-    )
+    own = 0
+    for e in examples:
+        own += sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :])
+        own += tokens(e.references[0])
+    n_batches = len(examples) / batch_size
+    systems = Counter(e.messages[0]["content"] for e in examples if e.has_system)
     shared = 0.0
     for text, n in systems.items():
         share_of_batches = 1 - (1 - n / len(examples)) ** batch_size
@@ -311,20 +290,16 @@ def describe_longer(examples: Sequence[Example], max_length: int, rows: str, lim
     """Estimate how many `rows` are too long for a training, and say so; empty without any."""
     if not (n := sum(training([example], 1).trained > max_length for example in examples)):
         return ""
-    return (
-        f"about {count(n)} of {rows} are longer than {limit}, by the length of their texts, and left out; "
-        "next: a larger params.max_length, or shorter rows"
-    )
+    left_out = f"about {count(n)} of {rows} are longer than {limit}, by the length of texts, and left out"
+    return f"{left_out}; next: a larger params.max_length, or shorter rows"
 
 
 def preference(pairs: Sequence[Example], epochs: float) -> Work:
     """Estimate the work of training on pairs: both answers, and the reference model's pass over them."""
-    once = sum(
-        2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
-        + sum(map(tokens, pair.references))
-        + tokens(pair.rejected)
-        for pair in pairs
-    )
+    once = 0
+    for pair in pairs:
+        once += 2 * sum(tokens(m["content"]) + CHAT_TOKENS for m in pair.messages)
+        once += sum(map(tokens, (*pair.references, pair.rejected)))
     return Work(read=once, trained=round(once * epochs))
 
 

@@ -44,10 +44,7 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
 
 
 def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
-    """Return what is left of the rubric's `max_cost` or of the command's limit, whichever is smaller.
-
-    None if neither is set, or the judge has no price.
-    """
+    """Return what is left of `max_cost` or the command's limit; None without a limit or price."""
     if judge.prices is None:
         return None
     spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
@@ -142,7 +139,7 @@ def plan_pairs(
     target: MeasuredTask, judged: JudgedMetric, candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[PlannedGrades]:
     """Yield a judge's planned comparisons of fine-tunes with the best untrained candidate."""
-    n_tuned = sum(len(one.seeds) for one in candidates if one.method.tunes and not one.is_baseline)
+    n_tuned = sum(len(one.seeds) for one in candidates if one.method.tunes and not one.is_target_only)
     other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
     examples = [replace(example, references=(other,)) for example in target.items.test]
     yield from _plan_items(target._replace(judged={judged.metric: judged}), examples, n_tuned)
@@ -178,9 +175,7 @@ def _plan_items(
             yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
 
 
-_STEP = (
-    "shorter criteria, fewer graded examples, a smaller max_new_tokens, or a judge that reads longer prompts"
-)
+_STEP = "shorter criteria, fewer graded examples, a smaller max_new_tokens, or a judge with a longer context"
 
 
 class ShortContext(NamedTuple):
@@ -217,9 +212,8 @@ def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]
             order, chat = orders(judged.rubric)[0], bool(chat_template(source))
             grade = ("" if chat else " ") + max(judged.rubric.grades, key=len)
             prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
-            encoded = encode_all(
-                load_tokenizer(source), [PromptText(turns, grade, chat) for turns in prompts]
-            )
+            texts = [PromptText(turns, grade, chat) for turns in prompts]
+            encoded = encode_all(load_tokenizer(source), texts)
             sizes = [len(e.context) + len(e.continuation) for e in encoded]
             n_long, n_sure = (sum(size + more > context for size in sizes) for more in (answers, 0))
             if not n_long:

@@ -215,16 +215,12 @@ _LEAST = 0.5  # smallest probability of grades for the first token; with less th
 
 
 def token_weights(rubric: Rubric, tokens: Sequence[tuple[str, float]]) -> Array | None:
-    """Return the probabilities of grades from their first tokens; None if these have less than half in all.
-
-    A token counts for the one grade that it begins, so that ` 4` and `4` are one grade.
-    """
+    """Return the probabilities of grades from their first tokens; None if they are below half in all."""
     weights = np.zeros(len(rubric.grades))
     for token, logprob in tokens:
         start = normalize(token)
-        matches = [
-            at for at, grade in enumerate(rubric.grades) if start and normalize(grade).startswith(start)
-        ]
+        begun = [normalize(grade).startswith(start) for grade in rubric.grades] if start else []
+        matches = [at for at, begins in enumerate(begun) if begins]
         if len(matches) == 1:
             weights[matches[0]] += np.exp(logprob)
     return np.asarray(weights / weights.sum()) if weights.sum() >= _LEAST else None
@@ -262,9 +258,8 @@ def check_anchors(
     def ask_all() -> list[Grade]:
         grades = []
         for a in anchors:
-            grade = ask(
-                UngradedAnswer(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages)
-            )
+            shown = (a.task, a.example, a.answer, a.key, a.order, a.passages)
+            grade = ask(UngradedAnswer(judged, judge, *shown))
             store.keep_asked_again(judged.store, judge.book, grade)
             if grade.status == "error":
                 text = f"{judge.name} could not be asked again: {grade.error}"

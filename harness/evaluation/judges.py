@@ -89,10 +89,7 @@ class JudgedMetric(NamedTuple):
 def read_judged_metrics(
     task: Task, items: TaskItems, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> dict[str, JudgedMetric]:
-    """Read the rubrics of a task's judged metrics; UserError if one shows references that items lack.
-
-    `judging` maps the label of each local judge to its weights, or to the reason why it has none.
-    """
+    """Read the rubrics of a task's judged metrics; UserError if one shows references that items lack."""
     judged = {
         metric_name(written): open_judged(written, store, judging, machine)
         for written in task.metrics
@@ -137,10 +134,7 @@ def _list_local_judges(metrics: Iterable[str]) -> Iterator[tuple[str | JudgingCa
 
 
 def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
-    """Yield the digests of the possible judges of each judged metric, from the files alone.
-
-    For a local judge these are all books with its name and the rubric, however it computed.
-    """
+    """Yield the digests of the possible judges of each judged metric, from the files alone."""
     written = [one for one in task.metrics if is_judged(one)]
     books = [_list_stored_books(read_rubric(_path(one)), store) for one in written]
     for chosen in product(*(product(*of) for of in books)):
@@ -332,10 +326,7 @@ class UngradedAnswer(NamedTuple):
 
 
 class GradeReader:
-    """Reader of the grades of one task's answers; collects what is `ungraded`, and all `keys` by book.
-
-    `unreadable` holds the reasons for missing grades by example id and metric.
-    """
+    """Reads one task's grades; collects answers `ungraded`, `unreadable` reasons by item, `keys` by book."""
 
     def __init__(self, task: str, judged: Mapping[str, JudgedMetric], examples: Sequence[Example]) -> None:
         self.ungraded: list[UngradedAnswer] = []

@@ -9,6 +9,7 @@ Source: the best of n by a reward model, Stiennon et al. 2020, arXiv:2009.01325
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -76,10 +77,7 @@ def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
 
 
 def pair_remarks(judged: JudgedMetric, most: float) -> Iterator[str]:
-    """Say how much each judge of a win rate compared, and how many preferences were unreadable.
-
-    More items with an unreadable preference than the share `most` leave the win rate open.
-    """
+    """Say how much each judge of a win rate compared, and how many preferences were unreadable."""
     limit = f"{percent(most)} % of items (gate.max_errors)"
     become = f"make their items half a win, beyond {limit} the win rate is left open"
     for judge, known in zip(judged.judges, judged.grades(), strict=True):
@@ -88,10 +86,7 @@ def pair_remarks(judged: JudgedMetric, most: float) -> Iterator[str]:
 
 
 def self_preference_remarks(judged: Iterable[JudgedMetric], runs: Iterable[Run]) -> Iterator[str]:
-    """Name each judge that grades its own answers: models prefer their own text.
-
-    Source: Panickssery et al. 2024, arXiv 2404.13076.
-    """
+    """Name each judge of its own answers, which models prefer (Panickssery et al. 2024, arXiv 2404.13076)."""
     makers: dict[str, list[str]] = {}
     for run in runs:
         if run.state == "done":
@@ -143,22 +138,16 @@ def list_ungraded_pairs(
     """List the pairs that a judge has not compared, each in both orders."""
     grades_by_judge = list(zip(judged.judges, judged.grades(), strict=True))
     items = {example.id: example for example in examples}
-    return [
-        UngradedAnswer(
-            judged,
-            judge,
-            new_row.task,
-            replace(items[new_row.example_id], references=(base_row.text,)),
-            new_row.text,
-            key,
-            order,
-        )
-        for base_row, new_row in pair_rows(base, new)
-        if answers_differ(base_row, new_row) and not _is_failed(base_row, new_row)
-        for judge, grades in grades_by_judge
-        for order in _ORDERS
-        if (key := _key(base_row, new_row, order)) not in grades
-    ]
+    ungraded = []
+    for base_row, new_row in pair_rows(base, new):
+        if not answers_differ(base_row, new_row) or _is_failed(base_row, new_row):
+            continue
+        example = replace(items[new_row.example_id], references=(base_row.text,))
+        for (judge, grades), order in product(grades_by_judge, _ORDERS):
+            if (key := _key(base_row, new_row, order)) not in grades:
+                asked = (judged, judge, new_row.task, example, new_row.text, key, order)
+                ungraded.append(UngradedAnswer(*asked))
+    return ungraded
 
 
 class Preferences(NamedTuple):
@@ -234,10 +223,7 @@ Rewards = Mapping[tuple[str, str], Mapping[str, Parts | None]]
 def rescore_stored(
     session: Session, sets: Iterable[RowSet], ungraded: list[UngradedAnswer] | None = None
 ) -> list[RowSet]:
-    """Score stored answers again with other metrics; return the sets that need a model.
-
-    Answers that a judge has yet to grade are added to `ungraded`; no judge is asked here.
-    """
+    """Score stored answers again, and list what is `ungraded`; return the sets that need a model."""
     incomplete = [rows for rows in sets if not rows.is_there(session.store)]
     stored_identities = store.identities(session.store) if incomplete else ()
     return [rows for rows in incomplete if not _rescore(session, rows, stored_identities, ungraded)]

@@ -51,9 +51,8 @@ def classify(text: str) -> str:
 
 def find_language(texts: Iterable[str]) -> str:
     """Return the code of the language of nearly all texts that are long enough to tell, or an empty text."""
-    distinct = list(
-        dict.fromkeys(text[:_READ] for text in texts if sum(map(str.isalpha, text)) >= _FEWEST_LETTERS)
-    )
+    letters = ((text, sum(map(str.isalpha, text))) for text in texts)
+    distinct = list(dict.fromkeys(text[:_READ] for text, n in letters if n >= _FEWEST_LETTERS))
     read = distinct[:: -(-len(distinct) // _MOST_TEXTS) or 1]
     if len(read) < _FEWEST_TEXTS:
         return ""

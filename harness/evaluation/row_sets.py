@@ -38,10 +38,7 @@ class Chooser(NamedTuple):
 
 
 class RowSet(NamedTuple):
-    """Rows of a run: the items, their prompts, and the identity that names their folder.
-
-    `step` returns the function that builds an item's prompt; it is called only if rows are missing.
-    """
+    """Rows of a run: items, identity, and `step` for the function that builds prompts if rows are missing."""
 
     measured: MeasuredTask
     split: Split
@@ -102,12 +99,10 @@ class RowSet(NamedTuple):
         self, grades: GradeReader | None = None, examples: tuple[Example, ...] | None = None
     ) -> EvaluationJob:
         """Return the job that evaluates the items with their prompts, or `examples`, with existing grades."""
-        m, reader = self.measured, grades or self.grades()
-        scored = reader.bind(m.metrics)
-        items = self.examples() if examples is None else examples
-        return EvaluationJob(
-            m.task, m.role, self.split, items, scored, self.answer, self.identity, self.decoding
-        )
+        m, items = self.measured, self.examples() if examples is None else examples
+        scored = (grades or self.grades()).bind(m.metrics)
+        named = (m.task, m.role, self.split, items, scored)
+        return EvaluationJob(*named, self.answer, self.identity, self.decoding)
 
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
@@ -124,18 +119,11 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
     settings = {"decoding": answers_digest(drawn), "choice": choice}
     step = cache(partial(session.prompting_step, recipe, seed))
-    return [
-        RowSet(
-            target,
-            split,
-            answer,
-            replace(identity(session, weights, target, split, prompting, answer), **settings),
-            step,
-            drawn,
-            chooser,
-        )
-        for split in SPLITS[1:]
-    ]
+    sets = []
+    for split in SPLITS[1:]:
+        named = replace(identity(session, weights, target, split, prompting, answer), **settings)
+        sets.append(RowSet(target, split, answer, named, step, drawn, chooser))
+    return sets
 
 
 def suite_sets(
@@ -144,18 +132,12 @@ def suite_sets(
     """List the test items of general tasks that the weights can answer: by default those of the suites."""
     if not weights.is_language_model:
         return []
-    wanted = session.suites if tasks is None else tasks
-    able = (m for m in wanted if weights.kind != "chat" or openai_api.can_chat(m.task))
-    return [
-        RowSet(
-            m,
-            "test",
-            "generate",
-            identity(session, weights, m, "test", "task", "generate"),
-            partial(_task_step, m),
-        )
-        for m in able
-    ]
+    sets = []
+    for m in session.suites if tasks is None else tasks:
+        if weights.kind != "chat" or openai_api.can_chat(m.task):
+            named = identity(session, weights, m, "test", "task", "generate")
+            sets.append(RowSet(m, "test", "generate", named, partial(_task_step, m)))
+    return sets
 
 
 def _task_step(m: MeasuredTask) -> Step:
@@ -200,20 +182,9 @@ def identity(
         engine, layout = artefacts.identity(artefacts.read_path(weights.folder), session.gguf_command)
     else:
         engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
-    return RowsIdentity(
-        weights.digest,
-        template,
-        m.task.name,
-        rows_version(m.task, m.versions[split]),
-        split,
-        prompting,
-        answer,
-        precision,
-        engine,
-        layout,
-        device,
-        _scoring_digest(m),
-    )
+    version = rows_version(m.task, m.versions[split])
+    prompted = (weights.digest, template, m.task.name, version, split, prompting, answer)
+    return RowsIdentity(*prompted, precision, engine, layout, device, _scoring_digest(m))
 
 
 def rows_version(task: Task, version: str) -> str:
@@ -224,9 +195,6 @@ def rows_version(task: Task, version: str) -> str:
     return digest([version, {**versions_of("tokenization", "evaluation"), **shots}])
 
 
-_GRADED = "refusals too"  # answers that judges grade besides valid ones
-
-
 def _scoring_digest(m: MeasuredTask) -> str:
     answered = chain(m.items.validation, m.items.test)
     unspaced = not m.task.lm_eval and is_unspaced(text for e in answered for text in e.references)
@@ -235,17 +203,14 @@ def _scoring_digest(m: MeasuredTask) -> str:
 
 
 def scoring_digest(task: Task, role: Role, judged: Mapping[str, str], unspaced: bool = False) -> str:
-    """Digest how answers become scores: the task's settings, and the code; no paths.
-
-    `judged` maps judged metrics to digests of their judges; `unspaced`: references use a script without
-    blanks.
-    """
+    """Digest how answers become scores: settings, code and the digests of `judged` metrics' judges."""
     if task.lm_eval:
         return ""
     settings = task.model_dump(include=set(SCORING), exclude_defaults=True)
     settings |= {"metrics": list(map(metric_name, task.metrics)), "primary": metric_name(task.primary)}
     code = [versions_of("scoring"), *(metrics.version(name, unspaced) for name in task.metrics)]
-    return digest([settings, role == "safety", code, *([dict(judged), _GRADED] if judged else [])])
+    # Judges grade refusals too.
+    return digest([settings, role == "safety", code, *([dict(judged), "refusals too"] if judged else [])])
 
 
 class RunRequest(NamedTuple):
@@ -296,15 +261,8 @@ def prompting_digest(target: MeasuredTask, recipe: Recipe, seed: int) -> str:
     sources += [versions_of("words")] if is_unspaced(texts) else []
     sources += [versions_of("widths")] if has_widths(texts) else []
     sources += ["turns"] if _has_turns(items) else []
-    return digest(
-        [
-            promptings,
-            versions_of("prompting"),
-            recipe.system,
-            recipe.template,
-            sources if set(recipe.prompting) - {"zero_shot"} else [],
-        ]
-    )
+    needed = sources if set(recipe.prompting) - {"zero_shot"} else []
+    return digest([promptings, versions_of("prompting"), recipe.system, recipe.template, needed])
 
 
 def _has_turns(items: TaskItems) -> bool:

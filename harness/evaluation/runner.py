@@ -43,11 +43,7 @@ def fill(
     control: str = "",
     shared: bool = False,
 ) -> None:
-    """Compute the missing blocks of sets; answers for a judge are only stored here.
-
-    `name` is the candidate's name for the progress, `control` the measurement of the control arm. With
-    `shared` complete sets are cached for other experiments on this machine.
-    """
+    """Compute the missing blocks of sets; with `shared` complete sets are cached for other experiments."""
     for row_set in sets:
         rows = row_set.answers
         with session.claim(rows.identity.digest):
@@ -158,10 +154,7 @@ _Ids = TypeVar("_Ids")
 def encode_blocks(
     encode: Callable[[int], _Ids], blocks: Sequence[int], *, ahead: bool
 ) -> Iterator[tuple[int, _Ids]]:
-    """Yield each block's number with its token ids; `ahead` encodes the next block in a thread meanwhile.
-
-    Only for blocks computed on another device: on the same processor a second thread would slow both.
-    """
+    """Yield each block's number with its token ids; `ahead` encodes the next one in a thread meanwhile."""
     if not ahead:
         yield from ((block, encode(block)) for block in blocks)
         return

@@ -124,13 +124,10 @@ def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sampl
     answered = [sample for sample in samples if sample.status != "error"]
     parts: dict[str, Parts | None] = {}
     for name in samples[0].parts:
-        scored = [values for s in samples if (values := _parts(s, name, worst)) is not None]
+        # An answer that failed or could not be scored has the worst parts.
+        missing = worst.get(name)
+        each = [s.parts[name] or (missing if s.status == "error" or s.error else None) for s in samples]
+        scored = [values for values in each if values is not None]
         parts[name] = tuple(map(fmean, zip(*scored, strict=True))) if scored else None
     ((status, _),) = Counter(sample.status for sample in answered).most_common(1)
     return replace(answered[0], status=status, parts=parts)
-
-
-def _parts(sample: Sample, name: str, worst: Mapping[str, Parts | None]) -> Parts | None:
-    """Return an answer's parts of a metric, the worst if it failed or could not be scored."""
-    parts = sample.parts[name]
-    return worst.get(name) if parts is None and (sample.status == "error" or sample.error) else parts

@@ -99,11 +99,8 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
     for k, part in enumerate(np.array_split(np.arange(len(rows)), len(expected))):
         for scored in (0.0, 1.0) if by_score else (None,):
             name = (f"quarter {k + 1}" if by_margin else "all") + ("" if scored is None else f", {scored:g}")
-            stratum = [
-                row
-                for row in (closest[i] for i in part)
-                if not by_score or row.parts[metric.name] == (scored,)
-            ]
+            members = [closest[i] for i in part]
+            stratum = [row for row in members if not by_score or row.parts[metric.name] == (scored,)]
             if stratum:
                 stratum_ids[name], shares[name] = tuple(row.example_id for row in stratum), expected[k]
     return ItemStrata(stratum_ids, shares, by_score)
@@ -141,11 +138,8 @@ def plan(pools: Mapping[str, ItemStrata], full: Sequence[int], margin: float, al
     for look in range(1, N_LOOKS + 1):
         for task, pool in pools.items():
             before = drawn[task][-1] if drawn[task] else {}
-            n = (
-                _count_first_look(pool.n)
-                if look == 1 and pool.n <= BLOCK
-                else _round_to_blocks(pool.n, last * look / N_LOOKS)
-            )
+            n = _round_to_blocks(pool.n, last * look / N_LOOKS)
+            n = _count_first_look(pool.n) if look == 1 and pool.n <= BLOCK else n
             drawn[task] += (_allocate(pool, n, before),)
     kept = [k for k in range(N_LOOKS) if k == 0 or any(d[k] != d[k - 1] for d in drawn.values())]
     drawn = {task: tuple(counts[k] for k in kept) for task, counts in drawn.items()}

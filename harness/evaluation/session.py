@@ -182,21 +182,18 @@ class Session:
 
     def in_folds(self) -> list[Self]:
         """Return a session for each fold, which trains on the rows of the others and tests on its own."""
-        return [
-            replace(
-                self, target=fold.target._replace(judged=self.target.judged), training=fold.training, folds=()
-            )
-            for fold in self.folds
-            if fold.target.size("test")  # of a smoke run some fold may have no item
+        judged, folds = self.target.judged, [fold for fold in self.folds if fold.target.size("test")]
+        return [  # of a smoke run some fold may have no item
+            replace(self, target=fold.target._replace(judged=judged), training=fold.training, folds=())
+            for fold in folds
         ]
 
     def training_data(self, recipe: Recipe) -> MeasuredTask:
         """Return the target with the rows that a recipe trains on; CandidateFailed if they were not read."""
         key = digest_training_rows(recipe)
         if key and key not in self.training:
-            raise CandidateFailed(
-                "its training rows were not read", "name its train: or mix: in harness.yaml"
-            )
+            found, step = "its training rows were not read", "name its train: or mix: in harness.yaml"
+            raise CandidateFailed(found, step)
         return self.training[key] if key else self.target
 
     def mix_context(self, recipe: Recipe, seed: int) -> MixContext:
@@ -265,10 +262,7 @@ class Session:
         return self.slot.host.source if here and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
-        """Load a base as served, unless it is in memory, after unloading the previous one.
-
-        UserError: the engine is not installed. CandidateFailed: it cannot load this model here.
-        """
+        """Load a base as served, unless it is in memory; UserError or CandidateFailed if it cannot be."""
         assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
             self.unload()

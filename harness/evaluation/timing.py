@@ -102,21 +102,14 @@ def request_latency(device: str, candidate: Candidate, rows: RowSet, n: int) -> 
             failed.add(i)
 
     with merge_adapter(candidate):
-        latency = time_requests(
-            answer,
-            len(items),
-            n_threads=_n_threads(device, candidate),
-            over_network=openai_api.is_endpoint(candidate.engine),
-        )
+        is_remote, n_threads = openai_api.is_endpoint(candidate.engine), _n_threads(device, candidate)
+        latency = time_requests(answer, len(items), n_threads=n_threads, over_network=is_remote)
     answered = tuple(s for i, s in enumerate(latency.times_s) if i not in failed)
     return latency._replace(times_s=answered, n_failed=len(latency.times_s) - len(answered))
 
 
 def n_timed(n_items: int, *, best: bool = False) -> int:
-    """Count the single requests for timing a candidate; with `best` those for timing it again.
-
-    There are none if all items were timed. A batch of concurrent requests counts as two.
-    """
+    """Count the single requests for timing a candidate; with `best` those for timing it again."""
     if not best:
         return min(FEW_REQUESTS, n_items) + _BESIDE
     if n_items <= FEW_REQUESTS:
@@ -209,10 +202,7 @@ class BatchTime(NamedTuple):
 def batch_time(
     at: store.Store, device: str, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
 ) -> BatchTime:
-    """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated.
-
-    A fast block is repeated several times: else a moment in which its process waits would dominate its time.
-    """
+    """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated."""
     stored = store.read_rows(at, rows.identity.digest)
     origins = store.origins(at, rows.identity.digest)
     quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
@@ -256,11 +246,9 @@ def describe_timing(runs: Iterable[Run]) -> list[str]:
     under_load = []
     for run in (run for run in timed if run.latency.get("at_once_contended") == 0):
         n, all_s = run.latency["at_once"], run.latency["at_once_s"]
-        first, first_of_all = (
-            run.latency.get(name) for name in ("first_token_s", "first_token_at_once_p50_s")
-        )
+        first, all_first = (run.latency.get(n) for n in ("first_token_s", "first_token_at_once_p50_s"))
         alone = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
-        together = f", their first tokens after {seconds(first_of_all)}" if first_of_all is not None else ""
+        together = f", their first tokens after {seconds(all_first)}" if all_first is not None else ""
         rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
         answered = f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second)"
         under_load.append(f"{answered}{together}{alone}")

@@ -26,10 +26,7 @@ _AGAIN = "harness compare makes the weights again where their folder was deleted
 
 
 def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Run) -> None:
-    """Hash each file of a run's weights and of their base, and compare with what the run answered with.
-
-    UserError: names each file that changed, is missing or was added, or the weights are not the run's.
-    """
+    """Hash the files of a run's weights and base anew; UserError names each that differs from the run's."""
     source = weights.source or base
     problems: list[Problem] = []
     with gather(problems):
@@ -61,17 +58,12 @@ def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Ru
 
 _N = 50  # prompts of each task that is asked in chat
 _STEP = "an export with the template and tokenizer of its run: harness export"
-_Ids = Sequence[tuple[int, ...]]
-_Tokenizer = Any  # of transformers
 
 
 def refuse_other_prompts(
     opened: AbstractContextManager[Candidate], candidate: ResolvedCandidate, sets: Iterable[RowSet]
 ) -> None:
-    """Raise CandidateFailed if an artefact's template or tokenizer gives other token ids than the run's.
-
-    `opened` opens the artefact's weights, if they have to be asked.
-    """
+    """Raise CandidateFailed if an artefact's template or tokenizer gives other token ids than the run's."""
     base = hub.load_tokenizer(candidate.base)
     special = special_tokens_of(base)
     asked: dict[str, list[PromptText]] = {}
@@ -112,8 +104,8 @@ def refuse_other_prompts(
 
 
 def _encode_as_gguf(
-    model: Candidate, base: _Tokenizer, asked: Iterable[Sequence[PromptText]]
-) -> Sequence[_Ids]:
+    model: Candidate, base: Any, asked: Iterable[Sequence[PromptText]]
+) -> Sequence[Sequence[tuple[int, ...]]]:
     """Encode prompts by the template and tokenizer in a GGUF file, as llama.cpp's server does."""
     assert isinstance(model, artefacts.ArtefactCandidate)
     template = model.metadata[artefacts.TEMPLATE]

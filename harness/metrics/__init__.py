@@ -182,9 +182,8 @@ def problems(task: spec.Task) -> Iterator[Problem]:
 def trait(written: str, name: str, default: Any) -> Any:
     """Return a value that the file of one of our metrics declares; the default for any other metric."""
     own = spec.metric_plugin(written)
-    return (
-        getattr(plugins.load("metrics", own), name, default) if own in plugins.names("metrics") else default
-    )
+    is_own = own in plugins.names("metrics")
+    return getattr(plugins.load("metrics", own), name, default) if is_own else default
 
 
 def short_name(written: str) -> str:
@@ -262,10 +261,8 @@ def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metr
     def score(output: Output, example: Example) -> Parts | None:
         parts = metric.score(output, example)
         if parts is not None and not low <= parts[0] <= high:
-            found = f"a score of {parts[0]:g} (item {example.id})"
-            raise UserError(
-                Problem(where, found, f"{low:g} to {high:g}", "declare bounds that hold, or none")
-            )
+            found, step = f"a score of {parts[0]:g} (item {example.id})", "declare bounds that hold, or none"
+            raise UserError(Problem(where, found, f"{low:g} to {high:g}", step))
         return parts
 
     worst = (float(low if metric.higher_is_better else high),)

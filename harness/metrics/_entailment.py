@@ -32,9 +32,8 @@ def metric(task: Task, written: str) -> Metric:
     where = f"task {task.name}: metric {name}"
     if find_spec(_PACKAGE) is None:
         step = "pip install 'harness-evals[dense]', or remove the metric"
-        raise UserError(
-            Problem(where, "no package sentence-transformers", "the package that loads the model", step)
-        )
+        found = "no package sentence-transformers"
+        raise UserError(Problem(where, found, "the package that loads the model", step))
     if is_path(model):
         try:
             said = json.loads((Path(model) / "config.json").read_text("utf-8"))

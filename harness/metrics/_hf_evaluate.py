@@ -68,18 +68,14 @@ def _load_library(name: str, where: str) -> Any:
     try:
         import evaluate
     except ImportError:
-        next_step = "pip install 'harness-evals[evaluate]'"
-        raise UserError(
-            Problem(where, "no package evaluate", "the library it is part of", next_step)
-        ) from None
+        step = "pip install 'harness-evals[evaluate]'"
+        raise UserError(Problem(where, "no package evaluate", "its library", step)) from None
     try:
         return evaluate.load(name, keep_in_memory=True)
     except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         expected = "a metric script" if is_path(name) else "a metric that the hub gives or that is cached"
-        step = "check the name and the network, or give the path of its script: evaluate:./NAME.py"
-        step = "correct the path, or fix the script" if is_path(name) else step
-        step = "install what it needs" if isinstance(error, ImportError) else step
+        step = "check the name or path and the network, and install what it needs"
         raise UserError(Problem(where, f"it could not be loaded ({reason})", expected, step)) from None
 
 

@@ -225,18 +225,13 @@ def refuse_forbidden(where: str) -> None:
 
 @lru_cache(maxsize=4096)
 def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bool:  # noqa: B008 (a constant)
-    """Tell whether code passes tests, run isolated; HarnessError if it could not be isolated.
-
-    The tests run after the code, among its names; functions `test_…` and classes of tests are called.
-    """
+    """Tell whether code passes tests, which run after it; HarnessError if it could not be isolated."""
     nonce = secrets.token_hex(16).encode()
     program = json.dumps({"code": code, "tests": tests}).encode()
     said, errors = run_isolated(DRIVER, b"%010d" % len(program) + program + nonce, limits)
     if not said.startswith(_BEGUN):
-        reason = errors or "it never began"
-        raise HarnessError(
-            str(Problem("a metric that runs code", reason, "a program in isolation", "harness doctor"))
-        )
+        found, expected = errors or "it never began", "a program in isolation"
+        raise HarnessError(str(Problem("a metric that runs code", found, expected, "harness doctor")))
     return said == _BEGUN + nonce
 
 

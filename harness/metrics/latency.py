@@ -6,6 +6,4 @@ from harness.spec import Task
 
 def metric(task: Task) -> Metric:
     """Return the mean compute time in seconds; lower is better."""
-    return mean_metric(
-        "latency", lambda output, _: output.compute_s, higher_is_better=False, bounds=(0.0, 3600.0)
-    )
+    return mean_metric("latency", lambda output, _: output.compute_s, False, (0.0, 3600.0))

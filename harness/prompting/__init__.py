@@ -68,11 +68,7 @@ def _load(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext)
 
 
 def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:
-    """Build every prompting once and apply them in the order written.
-
-    Raises:
-        UserError: a name is unknown, or a prompting lacks its sources.
-    """
+    """Build every prompting once and apply them in order; UserError for unknown names and missing sources."""
     steps: list[Step] = [plugin.build(context, params) for plugin, params in _load(prompting, context)]
     return lambda example: reduce(lambda changed, step: step(changed), steps, example)
 

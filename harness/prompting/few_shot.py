@@ -37,11 +37,7 @@ class Params(Spec):
 
 
 def build(context: PromptingContext, params: Params) -> Step:
-    """Rank the training examples once and return the prompting.
-
-    Raises:
-        UserError: the task has no training examples, or some without the answer that a shot shows.
-    """
+    """Rank the training examples once; UserError if there are none, or some without an answer."""
     where = f"task {context.task.name}"
     if not context.train:
         found, expected = "prompting few_shot without training examples", "training rows to take shots from"

@@ -67,11 +67,7 @@ class Params(Spec):
 
 
 def build(context: PromptingContext, params: Params) -> Step:
-    """Chunk and index the documents once and return the prompting.
-
-    Raises:
-        UserError: the task has no documents.
-    """
+    """Chunk and index the documents once and return the prompting; UserError without documents."""
     if not context.documents:
         found, expected = "prompting rag without documents", "documents to retrieve from"
         step = "give the task `data: {documents: …}`, or leave rag out"

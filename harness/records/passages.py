@@ -16,10 +16,7 @@ _MARK = re.compile(r"(?:(?:system|user|assistant): )?\[([^\[\]]+)\] ")  # a turn
 
 
 def with_context(example: Example, passages: list[Document], mark: Mark | None = None) -> Example:
-    """Put passages in front of the question; no passage contains an empty line.
-
-    With a `mark` each begins with its document's rank or id in brackets, by which an answer can cite it.
-    """
+    """Put passages in front of the question, each after its rank or id in brackets if there is a `mark`."""
     ids = tuple(dict.fromkeys(p.id for p in passages))
     marks = {i: "" if mark is None else f"[{i if mark == 'id' else rank}] " for rank, i in enumerate(ids, 1)}
     lines = (" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
@@ -39,10 +36,7 @@ def question(example: Example) -> str:
 
 
 def context_of(prompt: str, question: str = "") -> str:
-    """Return the passages that `with_context` put in front of a question; empty without any.
-
-    If a template's words before them contain such a context too, the `question` tells which one it is.
-    """
+    """Return the passages that `with_context` put in front of a question; empty without any."""
     before = prompt.rpartition(f"\n\n{question}")[0].rpartition("\n\n")[2] if question else ""
     own_context = f"\n{before}".rpartition(f"\n{CONTEXT}")[2] if f"\n{CONTEXT}" in f"\n{before}" else ""
     return own_context or before.partition(CONTEXT)[2] or prompt.partition(CONTEXT)[2].partition("\n\n")[0]

@@ -44,10 +44,7 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class AnchorCheck:
-    """Check of a judge by its anchors: their `grades` now, `n_moved` of them different, means in [0, 1].
-
-    `drifted` says that more moved than this judge's own noise explains.
-    """
+    """Check of a judge by its anchors: grades now, `n_moved` different, means in [0, 1], more than noise."""
 
     grades: tuple[Grade, ...]
     n_moved: int

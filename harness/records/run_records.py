@@ -6,7 +6,7 @@ Invariant: what was not measured is None or empty, and is not stored. Runs name 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import ValidationError
 
@@ -40,44 +40,6 @@ SERVING = (
     Figure("latency_p50_s", "p50", "s", "median time of a request that is sent alone"),
     Figure("latency_p95_s", "p95", "s", "time that 95 % of the requests that are sent alone keep"),
     Figure("requests_per_s", "requests a second", "1/s", "throughput when answered in batches"),
-)
-# Of a training.
-TRAINING = (
-    Figure("wall_s", "time", "s", "time of the training, a sweep's trials included"),
-    Figure("train_loop_s", "time of the steps", "s", "time of the optimiser steps alone"),
-    Figure("init_wall_s", "time of what it starts from", "s", "time of the training that it went on from"),
-    Figure("n_steps", "steps", "", "optimiser steps", "BIGINT"),
-    Figure("n_skipped_steps", "steps whose gradients overflowed", "", "steps without a change", "BIGINT"),
-    Figure("n_tokens", "tokens", "tokens", "tokens that were trained on, padding left out", "BIGINT"),
-    Figure("tokens_per_s", "tokens a second", "tokens/s", "speed of the training loop"),
-    Figure("n_examples", "texts", "", "texts that were trained on", "BIGINT"),
-    Figure("n_pairs", "pairs", "", "preference pairs that were trained on", "BIGINT"),
-    Figure("n_heldout", "rows held out", "rows", "pairs that were held out", "BIGINT"),
-    Figure("n_dropped_too_long", "rows too long, left out", "rows", "rows that were too long", "BIGINT"),
-    Figure("n_packs", "packs of rows", "", "packs of rows", "BIGINT"),
-    Figure("n_processes", "processes", "", "processes that shared its steps", "BIGINT"),
-    Figure("batch_size", "rows at once", "rows", "rows of a process in memory at once", "BIGINT"),
-    Figure("accumulated_batches", "batches a step", "", "batches of a process in a step", "BIGINT"),
-    Figure("not_packed", "not packed, because it", "", "why requested rows were not packed", "VARCHAR"),
-    Figure("n_trainable", "parameters trained", "", "parameters that were trained", "BIGINT"),
-    Figure("trainable_share", "share of the base's parameters", "share", "of these, those that were trained"),
-    Figure("size_bytes", "size on disk", "bytes", "what the finished weights take on disk", "BIGINT"),
-    Figure("base_size_bytes", "size of the base on disk", "bytes", "what the base takes on disk", "BIGINT"),
-    Figure("peak_memory_gib", "peak memory, GiB", "GiB", "the largest memory that it held"),
-    Figure("peak_includes", "peak memory includes", "", "what else the peak holds", "VARCHAR"),
-    Figure(
-        "waited_share", "share of the time that it waited for a processor", "share", "waited for a processor"
-    ),
-    Figure(
-        "reward_model_accuracy", "held-out accuracy of the reward model", "share", "on its held-out pairs"
-    ),
-    Figure(
-        "fit_key", "key of the weights", "", "the folder runs/weights/<fit_key> of its weights", "VARCHAR"
-    ),
-    Figure("equal_rewards", "prompts with one reward for all answers", "share", "", ""),
-    Figure("kl", "KL to the reference, nats a token", "nats", "", ""),
-    Figure("heldout_accuracy", "held-out accuracy", "share", "", ""),
-    Figure("heldout_margin", "held-out margin", "", "", ""),
 )
 # Of an artefact, compared with the run that it was exported from.
 PARITY = (
@@ -135,10 +97,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixScan:
-    """Matrices of one type by signal-to-noise ratio: how many there are, and how many are trained.
-
-    `least_trained` and `most_frozen` are the ratios on both sides of the cut.
-    """
+    """Matrices of one type by signal-to-noise ratio: all, the trained ones, and the ratios at the cut."""
 
     type: str
     n: int
@@ -170,6 +129,11 @@ class TrackedPoint:
     n_general: int = 0
 
 
+_Float = float | None
+_Int = int | None
+_SQL_TYPES: dict[Any, str] = {_Float: "DOUBLE", _Int: "BIGINT", Curve: ""}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
     """Measured figures of one training (see `TRAINING`), in the order of reports; None if not measured.
@@ -182,55 +146,59 @@ class TrainingRecord:
     user's own method.
     """
 
-    wall_s: float | None = None
-    train_loop_s: float | None = None
-    copying_s: float | None = None
-    mixing_s: float | None = None
-    n_tokens: int | None = None
-    tokens_per_s: float | None = None
-    n_steps: int | None = None
-    n_skipped_steps: int | None = None
-    n_dropped_too_long: int | None = None
-    n_trainable: int | None = None
-    trainable_share: float | None = None
-    size_bytes: int | None = None
-    base_size_bytes: int | None = None
-    peak_memory_gib: float | None = None
-    peak_includes: str = ""
-    waited_share: float | None = None
+    wall_s: Annotated[_Float, "time", "s", "time of the training, a sweep's trials included"] = None
+    train_loop_s: Annotated[_Float, "time of the steps", "s", "time of the optimiser steps alone"] = None
+    copying_s: _Float = None
+    mixing_s: _Float = None
+    n_tokens: Annotated[_Int, "tokens", "tokens", "tokens that were trained on, padding left out"] = None
+    tokens_per_s: Annotated[_Float, "tokens a second", "tokens/s", "speed of the training loop"] = None
+    n_steps: Annotated[_Int, "steps", "", "optimiser steps"] = None
+    n_skipped_steps: Annotated[_Int, "steps whose gradients overflowed", "", "steps without a change"] = None
+    n_dropped_too_long: Annotated[_Int, "rows too long, left out", "rows", "rows that were too long"] = None
+    n_trainable: Annotated[_Int, "parameters trained", "", "parameters that were trained"] = None
+    trainable_share: Annotated[_Float, "share of the base's parameters", "share", "those trained"] = None
+    size_bytes: Annotated[_Int, "size on disk", "bytes", "what the finished weights take on disk"] = None
+    base_size_bytes: Annotated[_Int, "size of the base on disk", "bytes", "size of the base"] = None
+    peak_memory_gib: Annotated[_Float, "peak memory, GiB", "GiB", "the largest memory that it held"] = None
+    peak_includes: Annotated[str, "peak memory includes", "", "what else the peak holds"] = ""
+    waited_share: Annotated[
+        _Float, "share of the time that it waited for a processor", "share", "waited for a processor"
+    ] = None
     loss: Curve = ()
     validation_loss: Curve = ()
-    best_validation_loss: float | None = None
-    label_smoothing: float | None = None
+    best_validation_loss: _Float = None
+    label_smoothing: _Float = None
     learning_rate: Curve = ()
     loss_scale: Curve = ()
     token_accuracy: Curve = ()
     validation_token_accuracy: Curve = ()
-    n_packs: int | None = None
-    n_processes: int | None = None
-    batch_size: int | None = None
-    accumulated_batches: int | None = None
-    not_packed: str = ""
-    n_pairs: int | None = None
+    n_packs: Annotated[_Int, "packs of rows", "", "packs of rows"] = None
+    n_processes: Annotated[_Int, "processes", "", "processes that shared its steps"] = None
+    batch_size: Annotated[_Int, "rows at once", "rows", "rows of a process in memory at once"] = None
+    accumulated_batches: Annotated[_Int, "batches a step", "", "batches of a process in a step"] = None
+    not_packed: Annotated[str, "not packed, because it", "", "why requested rows were not packed"] = ""
+    n_pairs: Annotated[_Int, "pairs", "", "preference pairs that were trained on"] = None
     reward_margin: Curve = ()
     reward_accuracy: Curve = ()
     reward: Curve = ()
-    equal_rewards: Curve = ()
-    kl: Curve = ()
+    equal_rewards: Annotated[Curve, "prompts with one reward for all answers", "share", ""] = ()
+    kl: Annotated[Curve, "KL to the reference, nats a token", "nats", ""] = ()
     validation_rewards: tuple[ValidationReward, ...] = ()
-    reward_model_accuracy: float | None = None
+    reward_model_accuracy: Annotated[
+        _Float, "held-out accuracy of the reward model", "share", "on held-out pairs"
+    ] = None
     teacher: str = ""
-    n_heldout: int | None = None
-    heldout_accuracy: Curve = ()
-    heldout_margin: Curve = ()
-    n_examples: int | None = None
-    n_replayed: int | None = None
+    n_heldout: Annotated[_Int, "rows held out", "rows", "pairs that were held out"] = None
+    heldout_accuracy: Annotated[Curve, "held-out accuracy", "share", ""] = ()
+    heldout_margin: Annotated[Curve, "held-out margin", "", ""] = ()
+    n_examples: Annotated[_Int, "texts", "", "texts that were trained on"] = None
+    n_replayed: _Int = None
     named_base: str | None = None
     command: str = ""
     command_version: str = ""
-    exit_code: int | None = None
-    fit_key: NameOrNone = ""
-    init_wall_s: float | None = None
+    exit_code: _Int = None
+    fit_key: Annotated[NameOrNone, "key of the weights", "", "the folder runs/weights/<fit_key>"] = ""
+    init_wall_s: Annotated[_Float, "time of what it starts from", "s", "of the training before it"] = None
     stands_on: dict[StoredName, str] = field(default_factory=dict)
     scan: tuple[MatrixScan, ...] = ()
     sweep: tuple[Trial, ...] = ()
@@ -251,11 +219,15 @@ class TrainingRecord:
         return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
 
 
-def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
-    """Read a training from its plain form; figures with unknown names are kept as `others`.
+TRAINING = tuple(
+    Figure(f.name, *f.type.__metadata__[-3:], type=_SQL_TYPES.get(get_args(f.type)[0], "VARCHAR"))
+    for f in fields(TrainingRecord)
+    if hasattr(f.type, "__metadata__")
+)
 
-    ValueError: a figure has the wrong type.
-    """
+
+def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
+    """Read a training; figures with unknown names are kept as `others`. ValueError: a wrong type."""
     names = {f.name for f in fields(TrainingRecord)} - {"others"}
     known = {name: value for name, value in stored.items() if name in names}
     others = {name: value for name, value in stored.items() if name not in names}

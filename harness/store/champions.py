@@ -219,10 +219,7 @@ def hold_champions(store: Store) -> Iterator[None]:
 
 
 def record_champion(store: Store, entry: ChampionEntry) -> Path:
-    """Append an entry to the history of its target and let the champion's file follow; returns that file.
-
-    The caller holds the champions, and took the entry's number while it did.
-    """
+    """Append an entry to the history, while the champions are held, and let the champion's file follow."""
     folder, target = store.folder.parent, entry.champion.target
     path = _history_file(folder, target)
     if path.exists():

@@ -38,10 +38,7 @@ def run_references(runs: Iterable[Run]) -> set[str]:
 
 
 def list_unreferenced(store: Store, wanted: set[str]) -> list[Leftover]:
-    """List complete rows, finished weights and exports without references.
-
-    Rows of the same questions as referenced rows, from related weights or other computations, are wanted too.
-    """
+    """List rows, finished weights and exports that are not referenced, nor compared with what is."""
     stored = identities(store)
     questions = {question(rows) for rows in stored if rows.digest in wanted}
     weights = wanted | set(points_of(store, wanted))

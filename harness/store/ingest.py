@@ -87,10 +87,7 @@ def schema_version(db: "DuckDBPyConnection") -> int:
 
 
 def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    """Bring an index up to date with the folders; return unreadable files with the reason.
-
-    Files are written in one transaction and row sets in another; the next writer goes on after a kill.
-    """
+    """Bring an index up to date with the folders; return unreadable files with the reason."""
     with transaction(db):
         gone_files, new_files = find_changed_files(db, store)
         for kind, path in gone_files:
@@ -193,9 +190,8 @@ def _insert(
     """Insert rows; one list per column is much faster than one statement per row."""
     if columns := list(zip(*rows, strict=True)):
         kinds = [f"unnest(?::{'BIGINT' if isinstance(c[0], int) else 'VARCHAR'}[])" for c in columns]
-        db.execute(
-            f"INSERT INTO stored.{table} SELECT {', '.join(kinds)}{last_cast}", list(map(list, columns))
-        )
+        query = f"INSERT INTO stored.{table} SELECT {', '.join(kinds)}{last_cast}"
+        db.execute(query, list(map(list, columns)))
 
 
 def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> str:

@@ -243,11 +243,7 @@ def is_no_room(error: BaseException) -> bool:
 
 @contextmanager
 def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
-    """Turn a full disk, missing permission and DuckDB's errors into found, expected and next step.
-
-    Raises:
-        KeyboardInterrupt: a query of DuckDB was interrupted, which DuckDB reports as an ordinary error.
-    """
+    """Turn a full disk and DuckDB's errors into ours, an interrupted query into KeyboardInterrupt."""
     try:
         yield
     except (HarnessError, ValueError):
@@ -277,10 +273,7 @@ _EVERY_S = 1.0
 
 
 class StoredProgress:
-    """Passes progress on, and notes it in the store at most once a second; the note is deleted on exit.
-
-    `what` names the running work as the start of a sentence, on `candidates`.
-    """
+    """Passes progress on, and notes it in the store at most once a second; the note is deleted on exit."""
 
     def __init__(self, inner: Progress, store: Store, what: str, candidates: Iterable[str]) -> None:
         self._inner, self._file = inner, store.progress
@@ -328,10 +321,7 @@ class StoredProgress:
 
 
 def current_activity(store: Store) -> dict[str, Any] | None:
-    """Return the last note of the running work: `what`, `stage`, its `share`, `candidates`, `finished`.
-
-    Empty if nothing is noted yet, None if nothing is running.
-    """
+    """Return the last note of the running work; empty if nothing is noted yet, None if nothing is running."""
     from filelock import FileLock, Timeout
 
     if not (store.folder / "compare.lock").exists():

@@ -130,10 +130,7 @@ _SAVING = threading.Lock()  # queues the raters of one dashboard before the lock
 
 
 def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
-    """Write ratings, all of them or none, and update the index once, unless another process holds it.
-
-    A missing index is not created: the next reader builds it from all stored records.
-    """
+    """Write ratings, all of them or none, and update an existing index once."""
     paths = [store.place("ratings", f"{rating.rating_id}.json") for rating in ratings]
     with _SAVING:
         try:

@@ -114,10 +114,7 @@ def read_answers(
     offset: int = 0,
     n: int | None = None,
 ) -> tuple[int, list[AnsweredItem]]:
-    """Count the items that match, and read n of them by position, each with every row set's answer.
-
-    The text is matched in any letter case in ids, clusters, prompts, answers and references.
-    """
+    """Count the items that match, and read n of them by position, each with every row set's answer."""
     columns = ("example_id", "cluster", "prompt", "text", """array_to_string("references", ' ')""")
     matches = " OR ".join(f"contains(lower({column}), lower($2))" for column in columns)
     query = f"""

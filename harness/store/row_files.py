@@ -98,11 +98,7 @@ _MOST = 1024  # files; beyond these the oldest is dropped
 
 
 class FileMemo(Generic[_Value]):
-    """Values of files, read again when a file is replaced.
-
-    `read` maps files to their values in one query, because opening one takes milliseconds and a hundred at
-    once not many more; it may leave files out.
-    """
+    """Values of files, read again when a file is replaced; `read` maps many files in one query."""
 
     def __init__(self, read: Callable[[Sequence[Path]], Mapping[Path, _Value]]) -> None:
         self._read = read

@@ -219,10 +219,8 @@ def identities(store: Store) -> list[RowsIdentity]:
 def list_variants(store: Store, own: RowsIdentity) -> list[RowsIdentity]:
     """List the whole row sets that differ from `own` at most in how they were computed."""
     how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
-    alike = [
-        one for one in identities(store) if one == replace(own, **{name: getattr(one, name) for name in how})
-    ]
-    return [one for one in alike if store.parquet(one.digest).exists()]
+    whole = [one for one in identities(store) if store.parquet(one.digest).exists()]
+    return [one for one in whole if one == replace(own, **{name: getattr(one, name) for name in how})]
 
 
 def _chunks(ids: Sequence[str]) -> dict[int, list[str]]:

@@ -40,10 +40,7 @@ _EXPORT_AGAIN = "delete the folder and export again"
 
 @dataclass(frozen=True, slots=True)
 class TrialRun:
-    """Run of one trial: its settings and score on validation, and its training.
-
-    The rows of `run` are its last answers to the validation items, scored by `metric`.
-    """
+    """Run of a trial, its settings, and the metric that scores its rows, the validation answers."""
 
     run: Run
     trial: Trial
@@ -124,9 +121,8 @@ def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
         used.count(run, 1)
     idle = [trial.run for trial in used.trials if not used.users["tried", _key(trial.trial)]]
     freed |= {run.run_id: used.list_freed(run) for run in idle}
-    return {
-        name: sum(map(garbage.size, {*own, *chain(*parts.values())})) for name, (own, parts) in freed.items()
-    }
+    folders = {name: {*own, *chain(*parts.values())} for name, (own, parts) in freed.items()}
+    return {name: sum(map(garbage.size, each)) for name, each in folders.items()}
 
 
 class _UsedParts:
@@ -332,10 +328,7 @@ def all_runs(store: Store) -> list[Run]:
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
-    """Delete a run, its exports and trials, and the rows and weights that no other run needs.
-
-    `keep` holds digests of row sets and weights, and keys of weight folders, that stay.
-    """
+    """Delete a run, its exports and trials, and what no other run needs, except what `keep` names."""
     run = get_run(store, run_id)
     others = [other for other in all_runs(store) if other.run_id != run_id]
     trial = find_trial(store, run_id)

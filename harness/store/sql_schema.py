@@ -313,9 +313,7 @@ _DECISION_INPUTS = _view(
         Column("validation", "DOUBLE", "the metric's", "its value on validation, by which runs are chosen"),
         _BETTER,
         _SCALE,
-        Column(
-            "gain", "DOUBLE", "the metric's", "difference on test from the best untrained; above 0: better"
-        ),
+        Column("gain", "DOUBLE", "the metric's", "gain on test over the best untrained; above 0: better"),
         Column("gain_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
         Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
         *_figures(SERVING),

@@ -218,9 +218,8 @@ class _TaskEvaluator:
         """Encode the requests of one block of documents."""
         places = self._places(job, index)
         self._build(self.described.place(e.id) for e in job.examples)  # all of them, at the first block
-        ids = iter(
-            requests.encode_requests(candidate, [i for place in places for i in self._requests[place]])
-        )
+        instances = [i for place in places for i in self._requests[place]]
+        ids = iter(requests.encode_requests(candidate, instances))
         return {place: [next(ids) for _ in self._requests[place]] for place in places}
 
     def block(

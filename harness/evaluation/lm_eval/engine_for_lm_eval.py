@@ -45,12 +45,11 @@ class HarnessLM(LM):  # type: ignore[misc]
         super().__init__()
         if isinstance(pretrained, str):
             given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
-            problems = [
+            refuse(
                 Problem(key, repr(value), ", ".join(known), did_you_mean(value, known))
                 for key, (value, known) in given.items()
                 if value not in known
-            ]
-            refuse(problems)
+            )
             source = resolve(pretrained)
             machine = probe(_DEVICES[device], precision, shape(source))
             pretrained = ModelHost(source, machine).base
@@ -75,12 +74,10 @@ class HarnessLM(LM):  # type: ignore[misc]
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Write messages with the tokenizer's template; a prefilled last turn stays open."""
         tokenizer = self.candidate.tokenizer
-        text = render_chat(tokenizer, chat_history, asks=add_generation_prompt).text
         if add_generation_prompt:
-            return text
-        return str(
-            tokenizer.apply_chat_template(list(chat_history), tokenize=False, continue_final_message=True)
-        )
+            return render_chat(tokenizer, chat_history, asks=True).text
+        options = {"tokenize": False, "continue_final_message": True}
+        return str(tokenizer.apply_chat_template(list(chat_history), **options))
 
     @property
     def tokenizer_name(self) -> str:

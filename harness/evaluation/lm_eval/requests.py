@@ -46,10 +46,7 @@ _Responses = dict[int, RequestResponse | UnfitRequest]
 def answer(
     candidate: Candidate, instances: Sequence[Any], encoded: Sequence[Encoded] = (), *, cut: bool = False
 ) -> list[RequestResponse | UnfitRequest]:
-    """Answer requests of any of lm-eval's types, in order, already `encoded` or not.
-
-    With `cut` a prompt that is too long loses its beginning.
-    """
+    """Answer requests of any type, in order; with `cut` a prompt that is too long loses its beginning."""
     ids = encoded or encode_requests(candidate, instances)
     by_kind: dict[str, dict[int, Encoded]] = {kind: {} for kind in _JOINS}
     for i, (instance, request_ids) in enumerate(zip(instances, ids, strict=True)):
@@ -106,11 +103,7 @@ def _join_pair(ids: Sequence[Encoded]) -> Encoded:
 
 
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
-    """Cut a text into windows of at most `length` tokens, each token predicted once.
-
-    The first follows the prefix token; each later one has as much of the preceding text as fits, at least a
-    token.
-    """
+    """Cut a text into windows of at most `length` tokens, each token predicted once, after all that fits."""
     for start in range(0, len(ids), length):
         end = min(start + length, len(ids))
         if start == 0:
@@ -255,10 +248,7 @@ def metric_of(score: Score) -> Metric:
 
 
 def parts_of(score: Score, value: Any) -> Parts | None:
-    """Convert the result of lm-eval's process_results for one document to parts; None without a result.
-
-    HarnessError: a share is outside [0, 1].
-    """
+    """Convert lm-eval's result for a document to parts, or None; HarnessError: a share is outside [0, 1]."""
     form = _FORMS[score.aggregation]
     try:
         parts = tuple(map(float, form.of(value)))

@@ -64,9 +64,8 @@ def load(
     if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
         named = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
         found = f"{member.name}, whose answers are sampled ({named})"
-        raise UserError(
-            Problem(where, found, "greedy answers: a second run has to give the same", "leave it out")
-        )
+        expected = "greedy answers: a second run has to give the same"
+        raise UserError(Problem(where, found, expected, "leave it out"))
     if task.get_config("num_fewshot") != 0 and num_fewshot is not None:
         task.set_config("num_fewshot", num_fewshot)
     elif task.get_config("num_fewshot") is None:
