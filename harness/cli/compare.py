@@ -249,13 +249,10 @@ def _print_plan(
     plan: dict[str, float],
     as_json: bool,
 ) -> None:
-    from harness.evaluation.grade_costs import plan_grades, plan_pairs
+    from harness.evaluation.grade_costs import plan_grades
     from harness.report import ResultDocument, to_plain
 
-    names, pairs_judge = [cost.candidate for cost in costs], session.open_judge_of_pairs()
-    grades = [*plan_grades(session, names)]
-    if pairs_judge:
-        grades += plan_pairs(session.target, pairs_judge, [session.candidates[name] for name in names])
+    grades = [*plan_grades(session, [cost.candidate for cost in costs])]
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in costs}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}

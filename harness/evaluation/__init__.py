@@ -256,18 +256,9 @@ def answer_fields(
 
 
 def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
-    return Sample(
-        index,
-        output.text,
-        scored.status,
-        scored.parts,
-        output.finish_reason,
-        output.n_prompt_tokens,
-        output.n_output_tokens,
-        output.compute_s,
-        output.mean_logprob,
-        scored.error,
-    )
+    figures = (output.n_prompt_tokens, output.n_output_tokens, output.compute_s, output.mean_logprob)
+    answer = (output.text, scored.status, scored.parts, output.finish_reason)
+    return Sample(index, *answer, *figures, scored.error)
 
 
 def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:

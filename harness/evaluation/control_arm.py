@@ -44,7 +44,23 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     at = session.store
     sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
     earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
-    chosen = _take_next_blocks(at, sets, n_blocks, earlier, int(source.weights_digest, 16))
+    # Generated answers and other tasks alternate, in a seeded order.
+    kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
+    for i in np.random.default_rng(int(source.weights_digest, 16)).permutation(len(sets)):
+        numbered = [(sets[i], index) for index in range(sets[i].n_blocks)]
+        kinds[sets[i].measured.task.kind == "generate"].append(numbered)
+    queues = []
+    for turns in map(_interleave, kinds.values()):
+        first = earlier * -(-n_blocks // 2) % len(turns) if turns else 0
+        queues.append([*turns[first:], *turns[:first]])
+    chosen = []
+    for row_set, index in _interleave(queues):
+        span = slice(index * BLOCK, (index + 1) * BLOCK)
+        stored = store.read_rows(at, row_set.identity.digest)[span]
+        # A block cut by a limit now but not then had another layout and is left out.
+        chosen += [(row_set, index, stored)] if len(stored) == len(row_set.ids[span]) else []
+        if len(chosen) == n_blocks:
+            break
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
@@ -55,27 +71,19 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
         identity, primary = row_set.identity.digest, row_set.measured.primary
         block_origin = store.origins(at, identity).get(index, Origin())
         pairs = list(zip(stored, repeated, strict=True))
-        found = ControlBlock(
-            task=row_set.measured.task.name,
-            rows=identity,
-            index=index,
-            n=len(repeated),
-            environment=block_origin.environment,
-            reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
-            differing=_item_names(new for old, new in pairs if differs(old, new)),
-            flipped=_item_names(new for old, new in pairs if is_flipped(old, new, primary)),
-        )
+        named = (row_set.measured.task.name, identity, index, len(repeated), block_origin.environment)
+        reworded = _item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest)
+        differing = _item_names(new for old, new in pairs if differs(old, new))
+        flipped = _item_names(new for old, new in pairs if is_flipped(old, new, primary))
+        found = ControlBlock(*named, reworded, differing, flipped)
         compared.append((found, repeated))
     session.learn_pace("answering", Work(), load().since(start).wall_s, source, teaches=False)
     now = datetime.now(UTC)
-    control = Control(
-        id=f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}",
-        created=now.isoformat(),
-        base_digest=source.weights_digest,
-        precision=session.machine.precision,
-        environment=origin(at, session.machine.name).environment,
-        blocks=tuple(block for block, _ in compared),
-    )
+    control_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    environment = origin(at, session.machine.name).environment
+    computed = (source.weights_digest, session.machine.precision, environment)
+    again_blocks = tuple(block for block, _ in compared)
+    control = Control(control_id, now.isoformat(), *computed, again_blocks)
     store.save_control(at, control, compared)
     return control.id
 
@@ -94,30 +102,6 @@ def reevaluate(
         for n_done, (rows, index) in enumerate(blocks, 1):
             yield [rows.measured.evaluate(candidate, jobs[rows.name], index) for candidate in candidates]
             advance(n_done, len(blocks))
-
-
-def _take_next_blocks(
-    at: store.Store, sets: Sequence[RowSet], n: int, earlier: int, seed: int
-) -> list[tuple[RowSet, int, Sequence[SampleResult]]]:
-    """Return the next n blocks with their rows, alternating generated answers and other tasks, seeded."""
-    order = np.random.default_rng(seed).permutation(len(sets))
-    kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
-    for rows in (sets[i] for i in order):
-        blocks = [(rows, index) for index in range(rows.n_blocks)]
-        kinds[rows.measured.task.kind == "generate"].append(blocks)
-    queues = []
-    for turns in map(_interleave, kinds.values()):
-        first = earlier * -(-n // 2) % len(turns) if turns else 0
-        queues.append([*turns[first:], *turns[:first]])
-    chosen = []
-    for rows, index in _interleave(queues) if n else ():
-        span = slice(index * BLOCK, (index + 1) * BLOCK)
-        stored = store.read_rows(at, rows.identity.digest)[span]
-        # A block cut by a limit now but not then had another layout and is left out.
-        chosen += [(rows, index, stored)] if len(stored) == len(rows.ids[span]) else []
-        if len(chosen) == n:
-            break
-    return chosen
 
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:

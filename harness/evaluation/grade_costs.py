@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from harness.errors import Problem
 from harness.evaluation import costs
-from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Budget, Words, price_usd, tokens_usd
 from harness.evaluation.judges import LIMITS, GradingLimit, Judge, JudgedMetric, judge_messages, orders
 from harness.evaluation.session import MeasuredTask, Session
@@ -133,16 +132,11 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
         yield from _plan_items(other, items, n_answers, n_checks=len(named))
     for suite in session.suites:
         yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
-
-
-def plan_pairs(
-    target: MeasuredTask, judged: JudgedMetric, candidates: Iterable[ResolvedCandidate]
-) -> Iterator[PlannedGrades]:
-    """Yield a judge's planned comparisons of fine-tunes with the best untrained candidate."""
-    n_tuned = sum(len(one.seeds) for one in candidates if one.method.tunes and not one.is_target_only)
-    other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
-    examples = [replace(example, references=(other,)) for example in target.items.test]
-    yield from _plan_items(target._replace(judged={judged.metric: judged}), examples, n_tuned)
+    if judged := session.open_judge_of_pairs():  # it compares fine-tunes with the best untrained candidate
+        n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_target_only)
+        other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
+        pairs = [replace(example, references=(other,)) for example in target.items.test]
+        yield from _plan_items(target._replace(judged={judged.metric: judged}), pairs, n_tuned)
 
 
 def passage_tokens(step: Step, examples: Sequence[Example]) -> int:

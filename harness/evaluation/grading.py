@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from statistics import fmean
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -195,20 +196,10 @@ def _grade_by_likelihood(
 
 def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | None) -> Grade:
     failed = output.finish_reason == "error"
-    return Grade(
-        key=answer.key,
-        task=answer.task,
-        example_id=answer.example.id,
-        output_digest=digest(answer.answer),
-        status="error" if failed else "unparsable" if value is None else "ok",
-        value=value,
-        said=said,
-        n_prompt_tokens=output.n_prompt_tokens,
-        n_output_tokens=output.n_output_tokens,
-        compute_s=output.compute_s,
-        error=output.error,
-        order=answer.order,
-    )
+    named = (answer.key, answer.task, answer.example.id, digest(answer.answer))
+    status: Any = "error" if failed else "unparsable" if value is None else "ok"
+    figures = (output.n_prompt_tokens, output.n_output_tokens, output.compute_s)
+    return Grade(*named, status, value, said, *figures, output.error, answer.order)
 
 
 _LEAST = 0.5  # smallest probability of grades for the first token; with less the answer is not a grade

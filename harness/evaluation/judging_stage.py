@@ -20,7 +20,7 @@ from harness.evaluation.grading import grade_answers
 from harness.evaluation.judges import GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.row_sets import Chooser, RowSet
 from harness.evaluation.runner import answer
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Session
 from harness.formatting import count, percent, usd
 from harness.metrics import Parts
 from harness.models.hardware import Machine
@@ -61,11 +61,11 @@ def grade_rows(
     return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 
-def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
-    """Say how much each judge has graded, at which price, and how many grades were unreadable."""
+def judge_remarks(session: Session, of_pairs: JudgedMetric | None, runs: Iterable[Run]) -> Iterator[str]:
+    """Say how much each judge graded and compared, at which price, what was unreadable, and whose answers."""
     decides: dict[tuple[str, ...], bool] = {}
     named: dict[tuple[str, ...], JudgedMetric] = {}
-    for task in tasks:
+    for task in session.tasks:
         for one in task.judged.values():
             books = (one.metric, *(judge.book for judge in one.judges))
             named.setdefault(books, one)
@@ -74,29 +74,23 @@ def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
         become = "count as failed answers" if decides[books] else "leave these answers without that score"
         for judge, known in zip(one.judges, one.grades(), strict=True):
             yield _remark_of(one, judge, known, ("answers graded", "grades"), become)
-
-
-def pair_remarks(judged: JudgedMetric, most: float) -> Iterator[str]:
-    """Say how much each judge of a win rate compared, and how many preferences were unreadable."""
-    limit = f"{percent(most)} % of items (gate.max_errors)"
-    become = f"make their items half a win, beyond {limit} the win rate is left open"
-    for judge, known in zip(judged.judges, judged.grades(), strict=True):
-        if known:
-            yield _remark_of(judged, judge, known, ("comparisons made", "preferences"), become)
-
-
-def self_preference_remarks(judged: Iterable[JudgedMetric], runs: Iterable[Run]) -> Iterator[str]:
-    """Name each judge of its own answers, which models prefer (Panickssery et al. 2024, arXiv 2404.13076)."""
+    # Models prefer their own text (Panickssery et al. 2024, arXiv 2404.13076).
     makers: dict[str, list[str]] = {}
     for run in runs:
         if run.state == "done":
             makers.setdefault(run.weights_digest, []).append(run.label)
-    graded = {(one.metric, judge.book): judge for one in judged for judge in one.judges}
+    all_judged = [*named.values(), *([of_pairs] if of_pairs else [])]
+    graded = {(one.metric, judge.book): judge for one in all_judged for judge in one.judges}
     for (metric, _), judge in graded.items():
         if judge.weights and (own := makers.get(judge.weights.digest)):
             text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"
             step = "let another model judge, or people label answers of both sides"
             yield f"{text}, and models prefer what they would say themselves; {step}"
+    limit = f"{percent(session.experiment.gate.max_errors)} % of items (gate.max_errors)"
+    become = f"make their items half a win, beyond {limit} the win rate is left open"
+    for judge, known in zip(of_pairs.judges, of_pairs.grades(), strict=True) if of_pairs else ():
+        if of_pairs and known:
+            yield _remark_of(of_pairs, judge, known, ("comparisons made", "preferences"), become)
 
 
 def _remark_of(

@@ -13,19 +13,10 @@ from statistics import fmean
 
 from harness.metrics import Parts
 from harness.models import Candidate
-from harness.provenance import versions_of
 from harness.records import Encoded, Example, Limits, Output, PromptText, Sample, digest
 from harness.spec import MEAN_LOGPROB, Decoding, Task, metric_name
 
 _SEEDS = 2**31  # number of seeds that every server accepts
-
-
-def answers_digest(decoding: Decoding | None) -> str:
-    """Digest the settings that decide the sampled answers; empty for greedy ones."""
-    if decoding is None:
-        return ""
-    drawn = [decoding.temperature, decoding.top_p, decoding.samples, decoding.by == MEAN_LOGPROB]
-    return digest([drawn, versions_of("decoding")])
 
 
 def choice_name(decoding: Decoding | None, chooser_digest: str = "") -> str:
@@ -65,16 +56,12 @@ def draw_answers(
         means = {i: s.logprob / len(encoded[i].continuation) for i, s in zip(fit, scores, strict=True)}
         outputs = [replace(output, mean_logprob=means.get(i)) for i, output in enumerate(outputs)]
     groups = (outputs[start : start + n] for start in range(0, len(outputs), n))
-    return [
-        replace(
-            samples[0],
-            n_prompt_tokens=sum(sample.n_prompt_tokens for sample in samples),
-            n_output_tokens=sum(sample.n_output_tokens for sample in samples),
-            compute_s=sum(sample.compute_s for sample in samples),
-            samples=tuple(samples),
-        )
-        for samples in groups
-    ]
+    totals = ("n_prompt_tokens", "n_output_tokens", "compute_s")
+    settled = []
+    for samples in groups:
+        costs = {name: sum(getattr(sample, name) for sample in samples) for name in totals}
+        settled.append(replace(samples[0], samples=tuple(samples), **costs))
+    return settled
 
 
 def settle(

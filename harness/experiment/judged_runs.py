@@ -37,7 +37,7 @@ from harness.analysis.verdict import (
 from harness.errors import CandidateFailed
 from harness.evaluation.candidate_rows import n_rows
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
+from harness.evaluation.judging_stage import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import bases
 from harness.experiment.gate_run import judge_stored_run, measure, measure_over
@@ -419,11 +419,7 @@ def judge_and_report(
         header["wall_s"] = wall_s
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
-    of_pairs = [*filter(None, [session.open_judge_of_pairs()])]
-    judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
-    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
-    for one in of_pairs:
-        of_judges += pair_remarks(one, session.experiment.gate.max_errors)
+    of_judges = [*judge_remarks(session, session.open_judge_of_pairs(), runs)]
     of_bases = bases.sentences(session.sources)
     of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
     of_runs = [*of_weights, *list_remarks(session, runs)]

@@ -8,7 +8,6 @@ an answer, where ALCE asks an entailment model.
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 from harness.records import Example, map_passage_marks
 
@@ -64,41 +63,38 @@ def _find_cited(text: str, marks: Marks) -> Iterator[str]:
 def _bracket_citations(text: str, marks: Marks) -> str:
     """Rewrite all forms of citations as marks in brackets."""
 
+    def read_superscript(found: re.Match[str]) -> str:
+        number = found[1].translate(_RAISED)
+        if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):
+            return found[0]
+        if number in marks:
+            return f"[{number}]"
+        return "".join(f"[{one}]" for one in number) if all(one in marks for one in number) else found[0]
+
     def read_behind_label(found: re.Match[str]) -> str:
         if BRACKETS.search(found[1]):
             return found[1]
         return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
+
+    def read_parentheses(found: re.Match[str]) -> str:  # numbers that are no marks belong to the text
+        # Without a label they count only at the end of a clause, because `(1)` before a word numbers a list.
+        named = [_cut_label(one.strip()) for one in _SEPARATOR.split(found[2])]
+        labelled = any(label for _, label in named)
+        is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)
+        if is_cited and (labelled or found[3] is not None):
+            return f"{found[1]}[{', '.join(mark for mark, _ in named)}]"
+        return found[0]
 
     def keep_marks(found: re.Match[str]) -> str:  # drop other words, which may contain the end of a sentence
         named = [*_marks_of(found[1], marks)]
         return f"[{', '.join(named)}]" if named else found[0]
 
     text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
-    text = _SUPERSCRIPT.sub(partial(_read_superscript, marks=marks), text)
+    text = _SUPERSCRIPT.sub(read_superscript, text)
     text = _SOURCE.sub(read_behind_label, text)
-    text = _PARENTHESES.sub(partial(_read_parentheses, marks=marks), text)
+    text = _PARENTHESES.sub(read_parentheses, text)
     text = _ENDS.sub(r"[\1-\2]", text)
     return BRACKETS.sub(keep_marks, text)
-
-
-def _read_superscript(found: re.Match[str], marks: Marks) -> str:
-    number = found[1].translate(_RAISED)
-    if _UNIT.search(found.string, max(0, found.start() - 12), found.start()):
-        return found[0]
-    if number in marks:
-        return f"[{number}]"
-    return "".join(f"[{one}]" for one in number) if all(one in marks for one in number) else found[0]
-
-
-def _read_parentheses(found: re.Match[str], marks: Marks) -> str:
-    """Read numbers in parentheses if each is a mark; others belong to the text."""
-    # Without a label they count only at the end of a clause, because `(1)` before a word numbers a list.
-    named = [_cut_label(one.strip()) for one in _SEPARATOR.split(found[2])]
-    labelled = any(label for _, label in named)
-    is_cited = all((mark.isdecimal() and mark in marks) or _ends_of(mark, marks) for mark, _ in named)
-    if is_cited and (labelled or found[3] is not None):
-        return f"{found[1]}[{', '.join(mark for mark, _ in named)}]"
-    return found[0]
 
 
 def _marks_of(inside: str, marks: Marks) -> Iterator[str]:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.errors import HarnessError, Problem, refuse
+from harness.errors import HarnessError, Problem
 
 _NOBODY = 65534
 _MOST_READ = 200  # bytes of the program's output
@@ -90,35 +90,6 @@ class ProgramLimits(NamedTuple):
     wall_s: float = 30.0
     memory_mib: int = 512
     processes: int = 16
-
-
-def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[bytes, str]:
-    """Run a program with `given` as standard input; return its output and the first line of its errors."""
-    n_bytes = limits.memory_mib * 2**20
-    prlimit = (
-        f"--cpu={limits.cpu_s} --as={n_bytes} --nproc={limits.processes} --fsize={16 * 2**20} "
-        "--nofile=64 --core=0"
-    )
-    python = os.path.realpath(sys.executable)
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            _command(),
-            stdin=subprocess.PIPE,
-            stdout=said,
-            stderr=errors,
-            env={**_ENVIRONMENT, "PYTHON": python, "LEAVE": _LEAVE, "DRIVER": driver, "LIMITS": prlimit},
-            cwd="/",
-            start_new_session=True,
-        )
-        try:
-            process.communicate(given, timeout=limits.wall_s)
-        except subprocess.TimeoutExpired:
-            process.kill()  # with it, as its namespace ends, all that it has started
-            process.communicate()
-        said.seek(0)
-        errors.seek(0)
-        reason = errors.read(_MOST_READ).decode(errors="replace").strip().splitlines()
-        return said.read(_MOST_READ), reason[0] if reason else ""
 
 
 def _command() -> list[str]:
@@ -218,19 +189,34 @@ def problems(where: str) -> Iterator[Problem]:
         yield Problem(where, f"no isolation ({reason})", "namespaces of one's own", step)
 
 
-def refuse_forbidden(where: str) -> None:
-    """Refuse to run code that is not allowed or cannot be isolated."""
-    refuse(problems(where))
-
-
 @lru_cache(maxsize=4096)
 def passes(code: str, tests: str, limits: ProgramLimits = ProgramLimits()) -> bool:  # noqa: B008 (a constant)
     """Tell whether code passes tests, which run after it; HarnessError if it could not be isolated."""
     nonce = secrets.token_hex(16).encode()
     program = json.dumps({"code": code, "tests": tests}).encode()
-    said, errors = run_isolated(DRIVER, b"%010d" % len(program) + program + nonce, limits)
+    limited = f"--cpu={limits.cpu_s} --as={limits.memory_mib * 2**20} --nproc={limits.processes}"
+    limited += f" --fsize={16 * 2**20} --nofile=64 --core=0"
+    texts = {"PYTHON": os.path.realpath(sys.executable), "LEAVE": _LEAVE, "DRIVER": DRIVER, "LIMITS": limited}
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            _command(),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=errors,
+            env=_ENVIRONMENT | texts,
+            cwd="/",
+            start_new_session=True,
+        )
+        try:
+            process.communicate(b"%010d" % len(program) + program + nonce, timeout=limits.wall_s)
+        except subprocess.TimeoutExpired:
+            process.kill()  # with it, as its namespace ends, all that it has started
+            process.communicate()
+        output.seek(0)
+        errors.seek(0)
+        said, reason = output.read(_MOST_READ), errors.read(_MOST_READ).decode(errors="replace").strip()
     if not said.startswith(_BEGUN):
-        found, expected = errors or "it never began", "a program in isolation"
+        found, expected = reason.split("\n")[0] or "it never began", "a program in isolation"
         raise HarnessError(str(Problem("a metric that runs code", found, expected, "harness doctor")))
     return said == _BEGUN + nonce
 

@@ -10,9 +10,9 @@ Source: functional correctness by Chen et al. 2021, arXiv:2107.03374.
 import re
 from dataclasses import replace
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.metrics import Metric, mean_metric
-from harness.metrics._run_code import extract_fenced, passes, problems, refuse_forbidden
+from harness.metrics._run_code import extract_fenced, passes, problems
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -28,7 +28,7 @@ def metric(task: Task) -> Metric:
 
 
 def _score(output: Output, example: Example) -> float | None:
-    refuse_forbidden(f"metric {_NAME}")
+    refuse(problems(f"metric {_NAME}"))
     tests = [reference for reference in example.references if reference.strip()]
     for one in tests:
         if passes("", one):  # calls nothing, so it passes whatever is wrong

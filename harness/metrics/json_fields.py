@@ -18,16 +18,15 @@ from harness.spec import Task
 
 def metric(task: Task) -> Metric:
     """Build the F1 of fields in [0, 1]: the best over the references, averaged over items."""
-    return replace(mean_metric("json_fields", _best), same=_reduce_to_fields, reads=_is_read)
 
+    def reduce_to_fields(text: str) -> object:
+        fields = _fields(text)
+        return normalize(text) if fields is None else frozenset(fields.items())
 
-def _is_read(example: Example) -> bool:
-    return any(_fields(reference) is not None for reference in example.references)
+    def is_read(example: Example) -> bool:
+        return any(_fields(reference) is not None for reference in example.references)
 
-
-def _reduce_to_fields(text: str) -> object:
-    fields = _fields(text)
-    return normalize(text) if fields is None else frozenset(fields.items())
+    return replace(mean_metric("json_fields", _best), same=reduce_to_fields, reads=is_read)
 
 
 def _best(output: Output, example: Example) -> float | None:

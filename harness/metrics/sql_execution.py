@@ -11,10 +11,10 @@ from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import quote
 from harness.metrics import Metric, mean_metric
-from harness.metrics._run_code import extract_fenced, passes, problems, refuse_forbidden
+from harness.metrics._run_code import extract_fenced, passes, problems
 from harness.records import Example, Output
 from harness.spec import Task
 
@@ -42,7 +42,7 @@ def _score(output: Output, example: Example) -> float | None:
     databases = [one for one in example.constraints if one.get("kind") == "sqlite"]
     if not databases:
         return None
-    refuse_forbidden("metric sql_execution")
+    refuse(problems("metric sql_execution"))
     named = databases[0]
     script = str(named.get("schema") or _dump(str(named.get("database", "")), example.id))
     answer = extract_fenced(output.text, re.compile("sql(?:ite)?", re.IGNORECASE))

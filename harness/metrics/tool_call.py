@@ -81,16 +81,15 @@ _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<functi
 
 def metric(task: Task) -> Metric:
     """Build the share of answers in [0, 1] with the right calls."""
-    return replace(mean_metric("tool_call", _is_right), same=_reduce_to_calls, reads=_is_read)
 
+    def reduce_to_calls(text: str) -> object:
+        calls = _read_calls(text)
+        return normalize(text) if calls is None else frozenset(calls.items())
 
-def _is_read(example: Example) -> bool:
-    return any(_read_calls(reference) is not None for reference in example.references)
+    def is_read(example: Example) -> bool:
+        return any(_read_calls(reference) is not None for reference in example.references)
 
-
-def _reduce_to_calls(text: str) -> object:
-    calls = _read_calls(text)
-    return normalize(text) if calls is None else frozenset(calls.items())
+    return replace(mean_metric("tool_call", _is_right), same=reduce_to_calls, reads=is_read)
 
 
 def _is_right(output: Output, example: Example) -> float | None:

@@ -47,8 +47,13 @@ def build(context: PromptingContext, params: Params) -> Step:
         found = f"prompting few_shot, and {count(n_bare)} of {pluralize(len(context.train), 'training row')}"
         step = "add their references, leave these rows out, or use zero_shot"
         raise UserError(Problem(where, f"{found} without a reference", "in each the answer to show", step))
-    is_fixed = params.select == "fixed"
-    ranked = _random_ranking(context.train, context.seed) if is_fixed else _nearest(context.train)
+    if params.select == "fixed":  # at random; every prefix is balanced over slices, then over labels
+        shuffled = list(context.train)
+        random.Random(context.seed).shuffle(shuffled)
+        slices = _groups(shuffled, lambda shot: shot.slice)
+        by_label = [_groups(of, lambda shot: shot.references[0] if shot.choices else "") for of in slices]
+        order = _alternate(list(map(_alternate, by_label)))
+    ranked = _nearest(context.train) if params.select == "knn" else lambda example: order
 
     def show(example: Example) -> Example:
         asked, others = fold_text(_dialogue(example)), (s for s in ranked(example) if s.id != example.id)
@@ -106,16 +111,6 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
         return (train[i] for i in (-similarity).argsort(kind="stable"))
 
     return rank
-
-
-def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:
-    """Rank at random; every prefix of the ranking is balanced over slices, then over labels."""
-    shuffled = list(train)
-    random.Random(seed).shuffle(shuffled)
-    slices = _groups(shuffled, lambda shot: shot.slice)
-    by_label = [_groups(group, lambda shot: shot.references[0] if shot.choices else "") for group in slices]
-    order = _alternate(list(map(_alternate, by_label)))
-    return lambda example: order
 
 
 def _groups(examples: Iterable[Example], key: Callable[[Example], str]) -> list[list[Example]]:

@@ -81,17 +81,13 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
     except RecursionError:
         pass
     else:
-        if plain.count("[") + plain.count("{") <= _DEEPEST or _depth(value) <= _DEEPEST:
+        depth, level = 0, [value] if plain.count("[") + plain.count("{") > _DEEPEST else []
+        while level := [item for item in level if isinstance(item, list | dict)]:
+            depth += 1
+            level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        if depth <= _DEEPEST:
             return value
     raise json.JSONDecodeError(f"brackets in one another more than {_DEEPEST} deep", plain, 0)
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, list | dict)]:
-        depth += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-    return depth
 
 
 def read_object(file: Path) -> dict[str, Any]:

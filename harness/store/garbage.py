@@ -127,6 +127,7 @@ def list_begun(store: Store) -> list[str]:
 
 
 BOUND_BYTES = 10**9
+_Texts = Mapping[str, str]
 
 
 def base_rows_use() -> Leftover:
@@ -139,11 +140,7 @@ def _base_rows_folder() -> Path:
 
 
 def find_base_rows(
-    store: Store,
-    identity: RowsIdentity,
-    ids: Sequence[str],
-    environment: Mapping[str, str],
-    kernels: Mapping[str, str],
+    store: Store, identity: RowsIdentity, ids: Sequence[str], environment: _Texts, kernels: _Texts
 ) -> bool:
     """Copy cached rows of these examples, environment and kernels into a store, if there are any."""
     content = b""
@@ -166,11 +163,7 @@ def find_base_rows(
 
 
 def keep_base_rows(
-    store: Store,
-    identity: RowsIdentity,
-    environment: Mapping[str, str],
-    kernels: Mapping[str, str],
-    bound_bytes: int = BOUND_BYTES,
+    store: Store, identity: RowsIdentity, environment: _Texts, kernels: _Texts, bound_bytes: int = BOUND_BYTES
 ) -> None:
     """Cache a complete row set, replacing an older copy, if all of it was computed in this environment."""
     environments = {origin.environment for origin in origins(store, identity.digest).values()}
@@ -195,7 +188,7 @@ def keep_base_rows(
             total -= n_bytes
 
 
-def _key(identity: RowsIdentity, environment: Mapping[str, str], kernels: Mapping[str, str]) -> str:
+def _key(identity: RowsIdentity, environment: _Texts, kernels: _Texts) -> str:
     return digest([identity.digest, dict(environment), dict(kernels)])
 
 

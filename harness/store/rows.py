@@ -162,7 +162,10 @@ def read_many(
     with layout.clear_errors(store, f"rows {', '.join(wanted)}", layout.ANEW), many_rows(), memory() as db:
         for digest, *values in db.execute(query, [files]).fetchall() if files else ():
             rows_by_digest[digest].append(row_of(values))
-    return {digest: attach_folds(store, digest, rows) for digest, rows in rows_by_digest.items()}
+    for digest, rows in rows_by_digest.items():
+        if folds := read_folds(store, digest):
+            rows_by_digest[digest] = [replace(row, fold=folds[row.example_id]) for row in rows]
+    return rows_by_digest
 
 
 def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
@@ -306,9 +309,3 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
         step = f"remove {path}, then harness compare, which writes it again"
         cause = str(error).splitlines()[0]
         raise layout.failure(str(path), f"damaged ({cause})", "the fold of each item", step) from None
-
-
-def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
-    """Return the rows of a set with their folds, if it has any."""
-    folds = read_folds(store, rows_digest)
-    return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows

@@ -229,13 +229,7 @@ _VERDICTS = _view(
         Column("policy_digest", "VARCHAR", "", "digest of the settings that it was judged by"),
         Column("harness", "VARCHAR", "", "the version of harness that judged"),
         _CREATED,
-        Column(
-            "stale",
-            "BOOLEAN",
-            "",
-            "whether the run is gone or has other rows now, a later verdict of the experiment has another "
-            "policy, or another version of harness judged",
-        ),
+        Column("stale", "BOOLEAN", "", "whether run, rows, policy or version of harness are others by now"),
         Column("record", "JSON", "", "all of its file: every rule with its numbers, and the policy"),
     ),
     """(

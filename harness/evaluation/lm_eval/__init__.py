@@ -170,23 +170,13 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
         "max_new_tokens": described.max_new_tokens,
         "num_fewshot": described.num_fewshot,
     }
-    return LmEvalTask(
-        task.model_copy(update=filled),
-        TaskItems((), (), tuple(items), (), (), ()),
-        described.version,
-        {s.name: requests.metric_of(s) for s in listed},
-        tuple(
-            _text_example(f"{e.id}/{i}", text)
-            for e, d in zip(items, described.documents, strict=True)
-            for i, text in enumerate(d.texts)
-        ),
-        described.left_out,
-        described.num_fewshot,
-        evaluator.encode,
-        evaluator.block,
-        evaluator.samples,
-        sum(map(len, described.hashes)),
-    )
+    pairs = zip(items, described.documents, strict=True)
+    texts = tuple(_text_example(f"{e.id}/{i}", text) for e, d in pairs for i, text in enumerate(d.texts))
+    evaluated = task.model_copy(update=filled), TaskItems((), (), tuple(items), (), (), ())
+    metrics = {s.name: requests.metric_of(s) for s in listed}
+    known = (described.version, metrics, texts, described.left_out, described.num_fewshot)
+    functions = (evaluator.encode, evaluator.block, evaluator.samples)
+    return LmEvalTask(*evaluated, *known, *functions, sum(map(len, described.hashes)))
 
 
 def _text_example(name: str, text: str) -> Example:
