@@ -37,8 +37,9 @@ def _view(
     record: str = "record",
     own: Mapping[str, str] | None = None,
 ) -> Table:
-    """Build a view of records, each column from its place in the JSON `record`, or from its `own` SQL."""
-    values = {c.name: f"({record}->>'{c.place or c.name}')::{c.type}" for c in columns} | dict(own or {})
+    """Build a view; a column is its place in the JSON `record`, if there is one, or its `own` SQL."""
+    values = {c.name: f"({record}->>'{c.place or c.name}')::{c.type}" for c in columns}
+    values = (values if record else {c.name: f'"{c.name}"' for c in columns}) | dict(own or {})
     selected = ", ".join(f'{value} AS "{of}"' for of, value in values.items())
     return Table(name, row, columns, f"SELECT {selected} FROM {source}")
 
@@ -70,15 +71,14 @@ _EXPERIMENT = Column("experiment", "VARCHAR", "", "the experiment's name")
 _CANDIDATE = Column("candidate", "VARCHAR", "", "the candidate's name in harness.yaml")
 _SEED = Column("seed", "BIGINT", "", "the seed that it was trained with")
 _ROW = (_RUN_ID, _TASK, _SPLIT, _ROWSET, _ITEM)  # which row of which run
+_RUN = (_RUN_ID, _EXPERIMENT, _CANDIDATE)  # which run
 _COUNTED = (_CLUSTER, _SLICE, _WEIGHT, _BETTER, _SCALE)  # how a score counts
 
 _RUNS = _view(
     "runs",
     "one candidate and one seed, trained and evaluated",
     (
-        _RUN_ID,
-        _EXPERIMENT,
-        _CANDIDATE,
+        *_RUN,
         Column("method", "VARCHAR", "", "how its weights were made, as `harness ls methods` names it"),
         Column("prompting", "VARCHAR", "", "zero_shot, few_shot, rag …"),
         Column("answer", "VARCHAR", "", "generate or rank"),
@@ -97,7 +97,7 @@ _RUNS = _view(
     "stored.files WHERE kind = 'run'",
     own={"trained": "(record->>'weights_digest') NOT IN ('', record->>'base_digest')", "record": "record"},
 )
-_SCORES = Table(
+_SCORES = _view(
     "scores",
     "one item of one run, scored by one metric",
     (
@@ -108,32 +108,27 @@ _SCORES = Table(
         _STATUS,
         *_COUNTED,
     ),
-    """
-    SELECT run_id, task, split, rowset, example_id, metric,
-        CASE WHEN len(parts) = 1 THEN parts[1] END AS score,
-        parts, status, cluster, slice, weight,
-        metrics[metric].higher_is_better AS higher_is_better, metrics[metric].scale AS scale
-    FROM stored.run_rows JOIN stored.scores USING (rowset)
-    """,
+    "stored.run_rows JOIN stored.scores USING (rowset)",
+    record="",
+    own={"score": "CASE WHEN len(parts) = 1 THEN parts[1] END"}
+    | {name: f"metrics[metric].{name}" for name in ("higher_is_better", "scale")},
 )
-_SAMPLES = Table(
+# Rows of files, named by the folder of their row set.
+_FILES = "stored.run_rows JOIN (SELECT parse_path(filename)[{}] AS rowset, {} FROM {}) USING (rowset)"
+_SAMPLES = _view(
     "samples",
     "one item of one run, with its prompt and answer",
     (
         *_ROW,
         Column("position", "BIGINT", "", "the item's place in the task, from 0"),
-        _STATUS,
-        _TEXT,
+        *(_STATUS, _TEXT),
         Column("prompt", "VARCHAR", "", "the question of the item, without system text, shots and passages"),
         Column("references", "VARCHAR[]", "", "the accepted answers"),
-        _PARTS,
-        _CLUSTER,
-        _SLICE,
+        *(_PARTS, _CLUSTER, _SLICE),
         Column("gold_logprob", "DOUBLE", "nats", "log-probability of the reference"),
         Column("gold_bytes", "BIGINT", "bytes", "length of the reference"),
         Column("margin", "DOUBLE", "nats", "log p of the right choice − log p of the best other one"),
-        _N_PROMPT,
-        _N_OUTPUT,
+        *(_N_PROMPT, _N_OUTPUT),
         Column("compute_s", "DOUBLE", "s", "the item's share of its batch's time"),
         Column("prompt_digest", "VARCHAR", "", "digest of the prompt's tokens"),
         Column("output_digest", "VARCHAR", "", "digest of the answer"),
@@ -145,47 +140,31 @@ _SAMPLES = Table(
         _WEIGHT,
         _ERROR,
     ),
-    """
-    SELECT run_id, run_rows.task, run_rows.split, run_rows.rowset, example_id, position, status, text, prompt,
-        "references", parts, cluster, slice, gold_logprob, gold_bytes, margin, n_prompt_tokens,
-        n_output_tokens, compute_s, prompt_digest, output_digest, boundary_merged, finish_reason, passages,
-        recall, attempt, weight, error
-    FROM stored.run_rows AS run_rows
-    JOIN (SELECT parse_path(filename)[-2] AS rowset, * FROM {rows}) AS files USING (rowset)
-    """,
+    _FILES.format(-2, "* EXCLUDE (task, split)", "{rows}"),
+    record="",
 )
-_ANSWERS = Table(
+_ANSWERS = _view(
     "answers",
     "one answer sampled for an item of a run whose recipe has decoding",
     (
         *_ROW,
         Column("sample", "BIGINT", "", "the answer's place among those of the item, from 0"),
-        _STATUS,
-        _TEXT,
+        *(_STATUS, _TEXT),
         _PARTS,
         Column("finish_reason", "VARCHAR", "", "stop, length or error"),
-        _N_PROMPT,
-        _N_OUTPUT,
+        *(_N_PROMPT, _N_OUTPUT),
         Column("compute_s", "DOUBLE", "s", "the answer's share of its batch's time"),
         Column("mean_logprob", "DOUBLE", "nats", "mean log-probability of its tokens; NULL: not requested"),
         _ERROR,
     ),
-    """
-    SELECT run_id, run_rows.task, run_rows.split, run_rows.rowset, example_id, "index" AS sample, status,
-        text, parts, finish_reason, n_prompt_tokens, n_output_tokens, compute_s, mean_logprob, error
-    FROM stored.run_rows AS run_rows
-    JOIN (SELECT parse_path(filename)[-3] AS rowset, * FROM {samples}) AS files USING (rowset)
-    """,
+    _FILES.format(-3, '*, "index" AS sample', "{samples}"),
+    record="",
 )
 _DELTAS = Table(
     "deltas",
     "one item of one run beside its own base's answer to the same item, by one metric",
     (
-        _RUN_ID,
-        _TASK,
-        _SPLIT,
-        _ITEM,
-        _METRIC,
+        *(_RUN_ID, _TASK, _SPLIT, _ITEM, _METRIC),
         Column("base_score", "DOUBLE", "the metric's", "score of the base, equal but for the weights"),
         Column("score", "DOUBLE", "the metric's", "the run's score; the worst where its answer failed"),
         Column("delta", "DOUBLE", "the metric's", "score − base_score; NULL where either is unknown"),
@@ -212,10 +191,7 @@ _VERDICTS = _view(
     "verdicts",
     "what the gate said of one run against one baseline under one policy",
     (
-        _RUN_ID,
-        _EXPERIMENT,
-        _CANDIDATE,
-        _SEED,
+        *(*_RUN, _SEED),
         Column("baseline", "VARCHAR", "", "the base, or the champion by its run"),
         Column("outcome", "VARCHAR", "", "pass, fail, inconclusive or harness-drift"),
         Column("sentence", "VARCHAR", "", "the reason in words"),
@@ -360,10 +336,7 @@ _RATINGS = _view(
     (
         Column("rating_id", "VARCHAR", "", "the rating, a file runs/ratings/<rating_id>.json"),
         Column("rater", "VARCHAR", "", "the person"),
-        _CREATED,
-        _TASK,
-        _SPLIT,
-        _ITEM,
+        *(_CREATED, _TASK, _SPLIT, _ITEM),
         Column("run_a", "VARCHAR", "", "one run"),
         Column("run_b", "VARCHAR", "", "the other run"),
         Column("rows_a", "VARCHAR", "", "digest of the row set that holds the one answer"),
@@ -374,7 +347,7 @@ _RATINGS = _view(
     ),
     "stored.files WHERE kind = 'rating'",
 )
-_FEEDBACK = Table(
+_FEEDBACK = _view(
     "feedback",
     "one request that a model served in production, with masked texts and what its users said",
     (
@@ -391,11 +364,9 @@ _FEEDBACK = Table(
         Column("messages", "JSON", "", "the conversation up to the answer"),
         Column("source", "VARCHAR", "", "the file and line that it was added from"),
     ),
-    """
-    SELECT row_id, time, model, messages->>'$[#-1].content' AS request, answer, thumb, correction, preference,
-        sender, assignment, messages::JSON AS messages, source
-    FROM {feedback}
-    """,
+    "{feedback}",
+    record="",
+    own={"request": "messages->>'$[#-1].content'", "messages": "messages::JSON"},
 )
 
 TABLES: tuple[Table, ...] = (
