@@ -2,41 +2,7 @@
 
 Invariant: the folders are the truth and the index can be rebuilt from them. A file with its final name is
 complete; a write to a full disk raises HarnessError and leaves the old file as it was. Rows are found by
-content, so everything that was computed once is reused.
-
-    runs/rows/<digest>/identity.json           what the rows depend on
-    runs/rows/<digest>/blocks/00000.jsonl, …   finished blocks, until the set is complete
-    runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
-    runs/rows/<digest>/checksums.json          checksums of its files, to detect damage
-    runs/rows/<digest>/folds.json              which fold's model answered each item, where several did
-    runs/rows/<digest>/samples/00000.jsonl, …  the sampled answers to the items of each block
-    runs/rows/<digest>/origins.json            the environment and control arm of each block
-    runs/environments/<digest>.json            the content of an environment
-    runs/control/<id>/                         blocks of a base that were evaluated again
-    runs/weights/<fit key>/                    weights made by methods
-    runs/<run_id>/run.json                     a run, which names its row sets
-    runs/<run_id>/sampling.json                the items that `--sequential` sampled for it
-    runs/trials/<run_id>.json                  the run of a trial of a sweep or search
-    runs/grades/<book>/identity.json           judge, rubric and versions of our code
-    runs/grades/<book>/grades.jsonl            one grade per line, in order of arrival
-    runs/grades/<book>/anchors.jsonl           answers that a remote judge grades again
-    runs/grades/<book>/asked_again.jsonl       each repeated grade of an anchor
-    runs/grades/<book>/checks.jsonl            the judge's grades of the anchors at each finished check
-    runs/ratings/<rating id>.json              a person's preference
-    runs/labels/<id>.json                      a person's labels of answers, given in one session
-    runs/feedback/<id>/rows.parquet            masked rows of production, from one added file
-    runs/noise/<id>.json                       a measurement of A/A noise
-    runs/verdicts/<run_id>/<digest>.json       a verdict of the gate on a run
-    runs/exports/<run_id>/<format>-<type>/     its weights for other programs, with `export.json`
-    runs/decisions/<experiment>.json           the last decision of an experiment
-    runs/harness.duckdb                        the index
-    runs/champions.lock                        held while a run is promoted, or another champion returns
-    runs/.unfinished/                          files that are being written
-    runs/.begun/<name>                         work that has begun and not finished
-    runs/.claims/<digest>                      locks of files and steps that workers are making
-    runs/.claims/<candidate>.trial             the current trial of a search on a worker
-    runs/.workers/                             plan, journal and logs of a comparison's workers
-    runs/.progress.json                        progress of the running comparison, night or rescue
+content, so everything that was computed once is reused. docs/internals.md lists the folders.
 """
 
 # fmt: off
