@@ -108,35 +108,27 @@ def open_judged(
     written: str, store: Store, judging: Mapping[str, Weights | str], machine: Machine
 ) -> JudgedMetric:
     """Read the rubric of a judged metric with its judges; UserError if it cannot be used."""
-    rubric = read_rubric(_path(written))
+    rubric = _rubric(written)
     judges = tuple(_judge(rubric, one, judging, machine) for one in rubric.judges)
     return JudgedMetric(metric_name(written), rubric, judges, store)
 
 
-def list_judging_models(metrics: Iterable[str]) -> dict[str, str]:
-    """Map the local models that judge by these metrics to where they are named."""
-    return {one: where for one, where in _list_local_judges(metrics) if isinstance(one, str)}
-
-
-def list_judging_candidates(metrics: Iterable[str]) -> dict[JudgingCandidate, str]:
-    """Map the candidates that judge by these metrics to where they are named."""
-    return {one: where for one, where in _list_local_judges(metrics) if isinstance(one, JudgingCandidate)}
-
-
-def _list_local_judges(metrics: Iterable[str]) -> Iterator[tuple[str | JudgingCandidate, str]]:
+def list_local_judges(metrics: Iterable[str]) -> tuple[dict[str, str], dict[JudgingCandidate, str]]:
+    """Map the local models, and the candidates, that judge by these metrics to where they are named."""
+    models, candidates = dict[str, str](), dict[JudgingCandidate, str]()
     for written in filter(is_judged, metrics):
-        for one in read_rubric(_path(written)).judges:
-            if not is_endpoint(one):
-                yield (
-                    one if isinstance(one, str) else JudgingCandidate(**one),
-                    f"{metric_name(written)}: judge",
-                )
+        for one in _rubric(written).judges:
+            if isinstance(one, str):
+                models[one] = f"{metric_name(written)}: judge"
+            elif not is_endpoint(one):
+                candidates[JudgingCandidate(**one)] = f"{metric_name(written)}: judge"
+    return models, candidates
 
 
 def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     """Yield the digests of the possible judges of each judged metric, from the files alone."""
     written = [one for one in task.metrics if is_judged(one)]
-    books = [_list_stored_books(read_rubric(_path(one)), store) for one in written]
+    books = [_list_stored_books(_rubric(one), store) for one in written]
     for chosen in product(*(product(*of) for of in books)):
         yield {metric_name(one): digest(list(of)) for one, of in zip(written, chosen, strict=True)}
 
@@ -144,7 +136,7 @@ def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
 def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
     """Read each judge's grades by the current rubric, however a local judge computed them."""
     grades_by_judge = []
-    for books in _list_stored_books(read_rubric(_path(written)), store):
+    for books in _list_stored_books(_rubric(written), store):
         counted: list[tuple[str, int]] = [(b, 1) if isinstance(b, str) else tuple(b) for b in reversed(books)]
         grades = (read_grades(store, book, attempts) for book, attempts in counted)
         grades_by_judge.append({key: grade for of in grades for key, grade in of.items()})
@@ -153,25 +145,26 @@ def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
 
 def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
     """List for each judge of a rubric the books that may hold its grades, as scores depend on them."""
-    there = read_identities(store)
-    known = {book: (of["rubric"], of["code"], _name(of["judge"])) for book, of in there.items()}
-    code = _local_code(rubric)
-    return [
-        [_endpoint_judge(rubric, one).score_key]
-        if is_endpoint(one)
-        else [b for b, of in known.items() if of == (code["rubric"], code["code"], _name(_name_fields(one)))]
-        for one in rubric.judges
-    ]
+    books: list[list[Any]] = []
+    for one in rubric.judges:
+        if is_endpoint(one):
+            books.append([_endpoint_judge(rubric, one).score_key])
+            continue
+        named, code = _name_fields(one), _local_code(rubric)
+        books.append(
+            [
+                book
+                for book, of in read_identities(store).items()
+                if named.items() <= of["judge"].items() and code.items() <= of.items()
+            ]
+        )
+    return books
 
 
 def _name_fields(written: Written) -> dict[str, str]:
     if isinstance(written, str):
         return {"model": written}
     return {"candidate": JudgingCandidate(**written).candidate}
-
-
-def _name(judge: Mapping[str, Any]) -> tuple[Any, ...]:
-    return judge.get("model"), judge.get("candidate")
 
 
 def key_problems(judged: Sequence[JudgedMetric]) -> Iterator[Problem]:
@@ -181,8 +174,8 @@ def key_problems(judged: Sequence[JudgedMetric]) -> Iterator[Problem]:
         yield from openai_api.problems(settings, metric)
 
 
-def _path(written: str) -> Path:
-    return Path(metric_parts(written)[1])
+def _rubric(written: str) -> Rubric:
+    return read_rubric(Path(metric_parts(written)[1]))
 
 
 def _judge(rubric: Rubric, written: Written, judging: Mapping[str, Weights | str], machine: Machine) -> Judge:

@@ -21,7 +21,7 @@ from harness.errors import CandidateFailed, Problem, UserError, as_argument, did
 from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
 from harness.evaluation.candidates import base_weights, names_whole_model, resolve_candidates
-from harness.evaluation.judges import list_judging_candidates, list_judging_models, read_judged_metrics
+from harness.evaluation.judges import list_local_judges, read_judged_metrics
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.experiment.bases import choose_quantization
 from harness.experiment.candidate_problems import refuse_weights
@@ -45,7 +45,7 @@ def train_judges(session: Session) -> Session:
     One that cannot be trained fails those whose answers it would grade.
     """
     judging = dict(session.judging)
-    for one in list_judging_candidates(_metrics(session.experiment, session.tasks)):
+    for one in list_local_judges(_metrics(session.experiment, session.tasks))[1]:
         if one.experiment or not isinstance(judging[one.label], str):
             continue
         try:
@@ -182,7 +182,7 @@ def prepare_session(
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
     problems: list[Problem] = []
-    for one, where in list_judging_candidates(_metrics(session.experiment, session.tasks)).items():
+    for one, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():
         with gather(problems):
             here = session
             if one.experiment:
@@ -277,7 +277,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
         if recipe.path and names_whole_model(recipe):
             named.setdefault(recipe.path, f"candidate {candidate}: path")
     judged = [metric for task in experiment.tasks for metric in task.metrics]
-    named = list_judging_models([*judged, experiment.gate.target.by]) | named
+    named = list_local_judges([*judged, experiment.gate.target.by])[0] | named
     out: dict[str, ModelSource] = {}
     problems: list[Problem] = []
     for name, where in named.items():
