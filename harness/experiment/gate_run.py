@@ -21,7 +21,7 @@ from harness.analysis.target_rules import (
 )
 from harness.analysis.verdict import Rule, may_decide
 from harness.errors import IncompatibleRuns
-from harness.experiment.stored_rows import Rows, documents_of, has_documents
+from harness.experiment.stored_rows import Rows, documents_of
 from harness.experiment.study import ArmsOfPair, Study, SuiteTask
 from harness.experiment.target_facts import compare_on, target_facts
 from harness.formatting import count
@@ -78,7 +78,6 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
         except IncompatibleRuns:
             if study.is_judged(suite_task.task):
                 raise
-    store.read_documents(at, [own.digest for one, own, _ in arms if has_documents(one.task, one.role)])
     rows.prepare((digest for _, *pair in arms for digest in (of.digest for of in pair)), texts=rows.texts)
     measured, notes = list[Measurement](), list[str]()
     for (task, role, suite), own, base in arms:

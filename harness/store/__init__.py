@@ -30,7 +30,7 @@ from harness.store.measurements import (
 )
 from harness.store.queries import (
     AnsweredItem, ItemFilter, MetricColumns, count_statuses, document_digests, list_differing_items,
-    list_slices, read_answers, read_columns, read_documents, read_samples,
+    list_slices, read_answers, read_columns, read_samples,
 )
 from harness.store.row_files import feedback_files, read_ids
 from harness.store.rows import (

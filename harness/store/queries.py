@@ -3,7 +3,8 @@
 Invariant: reads only Parquet files, never the index, so no writer is blocked.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from harness.store.row_files import (
     OF_ERRORS,
     READ_NAMED,
     READ_PARQUET,
-    FileMemo,
+    file_version,
     memory,
     rows_from,
     whole_file,
@@ -56,26 +57,14 @@ def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
     if not path.exists():
         return {}
     with clear_errors(store, f"rows {rows_digest}", ANEW):
-        return dict(_DOCUMENTS.get(path) or {})
+        return dict(_read_documents(path, *file_version(path)))
 
 
-def read_documents(store: Store, rows_digests: Iterable[str]) -> None:
-    """Read the digests of many sets at once, so that `document_digests` need not open each file."""
-    _DOCUMENTS.prepare(store, rows_digests)
-
-
-def _read_documents(paths: Sequence[Path]) -> Mapping[Path, Mapping[str, str]]:
-    files = {str(path): path for path in paths}
-    documents: dict[Path, dict[str, str]] = {path: {} for path in paths}
-    document = 'md5(list_prepend(prompt, "references")::VARCHAR)'
-    query = f"SELECT filename, example_id, {document} FROM {READ_NAMED}"
+@lru_cache(maxsize=1024)
+def _read_documents(path: Path, *_version: int) -> Mapping[str, str]:
+    query = f'SELECT example_id, md5(list_prepend(prompt, "references")::VARCHAR) FROM {READ_PARQUET}'
     with memory() as db:
-        for name, example_id, document in db.execute(query, [[*map(whole_file, paths)]]).fetchall():
-            documents[files[name]][example_id] = document
-    return documents
-
-
-_DOCUMENTS = FileMemo(_read_documents)
+        return dict(db.execute(query, [whole_file(path)]).fetchall())
 
 
 class ItemFilter(NamedTuple):

@@ -7,14 +7,14 @@ replaced file is read again. One in-memory database per process reads and writes
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from harness.errors import HarnessError, NotStored, as_argument
+from harness.errors import NotStored, as_argument
 from harness.records import (
     FeedbackRow,
     RowsIdentity,
@@ -91,43 +91,6 @@ def _checksum(path: Path) -> str:
         while piece := file.read(_PIECE):
             value = zlib.crc32(piece, value)
     return f"{value:08x}"
-
-
-_Value = TypeVar("_Value")
-_MOST = 1024  # files; beyond these the oldest is dropped
-
-
-class FileMemo(Generic[_Value]):
-    """Values of files, read again when a file is replaced; `read` maps many files in one query."""
-
-    def __init__(self, read: Callable[[Sequence[Path]], Mapping[Path, _Value]]) -> None:
-        self._read = read
-        self._known: dict[tuple[Path, tuple[int, int, int]], _Value | None] = {}
-
-    def get(self, path: Path) -> _Value | None:
-        """Return the value of a file in its current state; None if `read` leaves it out."""
-        file = path, file_version(path)
-        if file not in self._known:
-            self._add([file])
-        return self._known[file]
-
-    def prepare(self, store: Store, rows_digests: Iterable[str]) -> None:
-        """Read those files of row sets that will be needed and are not known yet."""
-        import duckdb
-
-        unread = []
-        for path in map(store.parquet, set(rows_digests)):
-            with suppress(OSError):
-                unread.append((path, file_version(path)))
-        with suppress(OSError, HarnessError, duckdb.Error):  # a damaged file is named when it is read alone
-            self._add([file for file in unread if file not in self._known])
-
-    def _add(self, files: Sequence[tuple[Path, tuple[int, int, int]]]) -> None:
-        values = self._read([path for path, _ in files]) if files else {}
-        for file in files:
-            if len(self._known) >= _MOST:
-                del self._known[next(iter(self._known))]
-            self._known[file] = values.get(file[0])
 
 
 def feedback_files(store: Store) -> list[Path]:
@@ -246,33 +209,46 @@ def row_of(values: list[Any]) -> SampleResult:
     return SampleResult(*values)
 
 
+_IDS: dict[tuple[Path, tuple[int, int, int]], list[str] | None] = {}  # by file in its state
+_MOST = 1024  # files; beyond these the oldest is dropped
+
+
 def read_ids(store: Store, rows_digests: Iterable[str]) -> None:
-    """Read the ids of many sets at once, so that `has_rows` need not open each file."""
-    _IDS.prepare(store, rows_digests)
+    """Read the ids of many sets at once, so that `has_rows` need not open each file, which takes longer."""
+    import duckdb
+
+    files = []
+    for path in map(store.parquet, set(rows_digests)):
+        with suppress(OSError):
+            files.append((path, file_version(path)))
+    with suppress(OSError, duckdb.Error):  # a damaged file is named when it is read alone
+        _read_ids([file for file in files if file not in _IDS])
 
 
 def parquet_ids(path: Path) -> list[str] | None:
-    """Return the ids of a file by position; None if it is missing or damaged."""
+    """Return the ids of a file by position, read again when it is replaced; None if missing or damaged."""
     import duckdb
 
     with suppress(OSError, duckdb.Error):
-        return _IDS.get(path)
+        if (file := (path, file_version(path))) not in _IDS:
+            _read_ids([file])
+        return _IDS[file]
     return None
 
 
-def _read_ids(paths: Sequence[Path]) -> Mapping[Path, list[str]]:
-    as_written = {path: is_as_written(path) for path in paths}
+def _read_ids(new: Sequence[tuple[Path, tuple[int, int, int]]]) -> None:
+    as_written = {path: is_as_written(path) for path, _ in new}
     ids: dict[Path, list[str]] = {}
     # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
     for columns, is_noted in (("example_id", True), ("example_id, hash(file)", None)):
-        files = {str(path): path for path in paths if as_written[path] is is_noted}
+        files = {str(path): path for path, is_whole in as_written.items() if is_whole is is_noted}
         if files:
             ids |= {path: [] for path in files.values()}
             query = f"SELECT filename, {columns} FROM {READ_NAMED} AS file ORDER BY position"
             with memory() as db:
                 for name, example_id, *_ in db.execute(query, [[*map(pattern, files)]]).fetchall():
                     ids[files[name]].append(example_id)
-    return ids
-
-
-_IDS = FileMemo(_read_ids)
+    for file in new:
+        if len(_IDS) >= _MOST:
+            del _IDS[next(iter(_IDS))]
+        _IDS[file] = ids.get(file[0])
