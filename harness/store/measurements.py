@@ -39,7 +39,7 @@ from harness.records import (
 )
 from harness.store import index, layout
 from harness.store.layout import Store, write_whole
-from harness.store.row_files import FEEDBACK_COLUMNS, whole_feedback_files, write_checked
+from harness.store.row_files import FEEDBACK_COLUMNS, file_version, whole_feedback_files, write_checked
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -169,14 +169,23 @@ def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grad
     For each answer this is the first readable one of its first `attempts` grades, else the last of them;
     answers with fewer attempts are left out.
     """
-    path = _grades_file(store, book)
-    return _count_grades(path, attempts, *_state(path))
+    grades_by_key: dict[str, list[Grade]] = {}
+    for grade in list_grades(store, book):
+        grades_by_key.setdefault(grade.key, []).append(grade)
+    chosen = {}
+    for key, grades in grades_by_key.items():
+        readable = next((grade for grade in grades[:attempts] if grade.value is not None), None)
+        if readable or len(grades) >= attempts:
+            chosen[key] = readable or grades[attempts - 1]
+    return chosen
 
 
 def list_grades(store: Store, book: str) -> Sequence[Grade]:
     """List every grade of a book, in order of arrival."""
     path = _grades_file(store, book)
-    return _grades_in(path, *_state(path))
+    with suppress(OSError):
+        return _grades_in(path, *file_version(path))
+    return ()
 
 
 def read_identities(store: Store) -> dict[str, dict[str, Any]]:
@@ -237,30 +246,9 @@ def find_grades(
                 yield identity, grade
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    try:
-        file_stat = path.stat()
-    except OSError:
-        return ()
-    return file_stat.st_mtime_ns, file_stat.st_size
-
-
 @lru_cache(maxsize=32)
 def _grades_in(path: Path, *_version: int) -> Sequence[Grade]:
     return tuple(layout.read_records(Grade, path))
-
-
-@lru_cache(maxsize=32)
-def _count_grades(path: Path, attempts: int, *_version: int) -> Mapping[str, Grade]:
-    grades_by_key: dict[str, list[Grade]] = {}
-    for grade in _grades_in(path, *_version):
-        grades_by_key.setdefault(grade.key, []).append(grade)
-    chosen = {}
-    for key, grades in grades_by_key.items():
-        readable = next((grade for grade in grades[:attempts] if grade.value is not None), None)
-        if readable or len(grades) >= attempts:
-            chosen[key] = readable or grades[attempts - 1]
-    return chosen
 
 
 def _grades_file(store: Store, book: str) -> Path:
