@@ -57,8 +57,21 @@ class Budget:
     @contextmanager
     def reserve(self, read: int, written: int) -> Iterator[Spend]:
         """Reserve a request's cost by its tokens, or wait for running ones; CandidateFailed if too much."""
+        option, where, paid = self._words
         with self._changed:
-            while (usd_at_most := self._highest_price(read, written)) is None:
+            while True:
+                if self._spent is None:
+                    found = f"{paid} without usage, so what they cost is unknown, and {option} is"
+                    step = f"a server that counts tokens, or no {option}{where}"
+                    raise CandidateFailed(f"{found} {self._most:g}", step)
+                usd_at_most = self._price(read * (self._ratio or 1.0), written * self._written_ratio)
+                fits = self._spent + sum(self._under_way) + usd_at_most <= self._most
+                if fits and not (self._ratio is None and self._under_way):
+                    break
+                if not self._under_way:
+                    spent = f"{count(self._n)} {paid} have cost {usd(self._spent)} USD"
+                    found = f"{spent}, the next may cost {usd(usd_at_most)}, and {option} is {self._most:g}"
+                    raise CandidateFailed(found, f"a larger {option}{where}; the {paid} so far are kept")
                 self._changed.wait()
             self._under_way.append(usd_at_most)
 
@@ -76,24 +89,6 @@ class Budget:
             with self._changed:
                 self._under_way.remove(usd_at_most)
                 self._changed.notify_all()
-
-    def _highest_price(self, read: int, written: int) -> float | None:
-        """Return the highest cost of a request; None if running requests have to end first."""
-        option, where, paid = self._words
-        if self._spent is None:
-            found = f"{paid} without usage, so what they cost is unknown, and {option} is {self._most:g}"
-            raise CandidateFailed(found, f"a server that counts tokens, or no {option}{where}")
-        cost = self._price(read * (self._ratio or 1.0), written * self._written_ratio)
-        fits = self._spent + sum(self._under_way) + cost <= self._most
-        if fits and not (self._ratio is None and self._under_way):
-            return cost
-        if self._under_way:
-            return None
-        found = (
-            f"{count(self._n)} {paid} have cost {usd(self._spent)} USD, the next may cost {usd(cost)}, "
-            f"and {option} is {self._most:g}"
-        )
-        raise CandidateFailed(found, f"a larger {option}{where}; the {paid} so far are kept")
 
 
 Kind = Literal["answering", "training", "fits", "opened", "requests", "runs"]

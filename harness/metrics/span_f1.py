@@ -8,7 +8,6 @@ Source: entity-level F1 over a corpus, Tjong Kim Sang & De Meulder 2003 (CoNLL-2
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -37,18 +36,15 @@ def read_spans(text: str) -> Counter[str]:
     fenced = _FENCE.match(text.strip())
     inner = fenced[1] if fenced else text
     try:
-        return Counter(_list_spans(json.loads(inner)))
+        value = json.loads(inner)
+        if isinstance(value, dict) and value and all(isinstance(spans, list) for spans in value.values()):
+            folded = [[normalize(key), _fold(span)] for key, spans in value.items() for span in spans]
+        else:
+            spans = value if isinstance(value, list) else [value] if value else []
+            folded = list(map(_fold, spans))
+        return Counter(json.dumps(span, sort_keys=True) for span in folded)
     except (ValueError, RecursionError):
         return Counter(filter(None, map(normalize, re.split(r"[\n;]", inner))))
-
-
-def _list_spans(value: Any) -> Iterator[str]:
-    if isinstance(value, dict) and value and all(isinstance(spans, list) for spans in value.values()):
-        for key, spans in value.items():
-            yield from (json.dumps([normalize(key), _fold(span)], sort_keys=True) for span in spans)
-    else:
-        spans = value if isinstance(value, list) else [value] if value else []
-        yield from (json.dumps(_fold(span), sort_keys=True) for span in spans)
 
 
 def _fold(value: Any) -> Any:

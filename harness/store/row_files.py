@@ -21,7 +21,6 @@ from harness.records import (
     Sample,
     SampleResult,
     Status,
-    canonical_json,
     load,
     many_rows,
 )
@@ -182,15 +181,6 @@ _EMPTY = _MAPPED | {"text": "''", "prompt": "''", "references": OF_ERRORS, "pass
 WITHOUT_TEXTS = ", ".join(_EMPTY.get(name, f'"{name}"') for name in _FIELDS) + _VALUES
 _TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].endswith("[]"))
 _PARTS = _FIELDS.index("parts")
-
-
-def row_line(row: SampleResult) -> str:
-    """Write a row as a line of JSON; ValueError if a number is NaN or infinite."""
-    try:
-        return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
-    except ValueError as error:
-        reason = "NaN and inf are not stored; unknown is None"
-        raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
 
 
 def rows_from(db: "DuckDBPyConnection", source: str, *values: object) -> list[SampleResult]:

@@ -38,7 +38,6 @@ from harness.store.row_files import (
     note_checksum,
     parquet_ids,
     pattern,
-    row_line,
     row_of,
     rows_from,
     whole_file,
@@ -68,7 +67,13 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
     if not 0 < len(rows) <= BLOCK or positions != [BLOCK * index + i for i in range(len(rows))]:
         raise ValueError(f"block {index} holds positions from {BLOCK * index} without gaps, not {positions}")
     folder = store.rows(identity.digest)
-    lines = "".join(map(row_line, rows))
+    lines = ""
+    for row in rows:
+        try:
+            lines += canonical_json({name: getattr(row, name) for name in COLUMNS}) + "\n"
+        except ValueError as error:
+            reason = "NaN and inf are not stored; unknown is None"
+            raise ValueError(f"row {row.example_id!r} of {row.task}: {reason}") from error
     if not _read_identity(folder / "identity.json"):
         if parquet_ids(path := store.parquet(identity.digest)) is None:  # rows of another identity
             path.unlink(missing_ok=True)

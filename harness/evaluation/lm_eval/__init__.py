@@ -28,7 +28,7 @@ from harness.metrics import Metric, Parts
 from harness.models import Candidate
 from harness.provenance import versions_of
 from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest, is_refusal, reader
-from harness.spec import Kind, Role, Task
+from harness.spec import Kind, Task
 
 _KINDS: dict[str, Kind] = {"generate_until": "generate", "loglikelihood_rolling": "bits_per_byte"}
 
@@ -321,27 +321,18 @@ class _TaskEvaluator:
             boundary_merged=any(a.encoded.merged for a in responses),
             n_prompt_tokens=len(responses[0].encoded.context),
         )
-        if responses[0].output:
-            return _fill_answer(row, responses[0], scored, job.role)
-        return _fill_likelihoods(row, responses, scored)
-
-
-def _fill_answer(
-    row: SampleResult, given: RequestResponse, scored: Mapping[str, Any], role: Role
-) -> SampleResult:
-    """Fill in a generated answer; the scores are lm-eval's for any status."""
-    output = given.output
-    assert output is not None
-    status: Status = "ok"
-    if output.finish_reason == "length":
-        status = "truncated"
-    elif not output.text.strip() or scored["filtered"] == _INVALID:
-        status = "unparsable"
-    elif role != "safety" and is_refusal(output.text):
-        status = "refused"
-    text, n, ended = output.text, output.n_output_tokens, output.finish_reason
-    answered = replace(row, status=status, text=text, n_output_tokens=n, finish_reason=ended)
-    return replace(answered, output_digest=digest(text))
+        if not (output := responses[0].output):
+            return _fill_likelihoods(row, responses, scored)
+        text, n, ended = output.text, output.n_output_tokens, output.finish_reason
+        status: Status = "ok"  # the scores are lm-eval's for any status
+        if ended == "length":
+            status = "truncated"
+        elif not text.strip() or scored["filtered"] == _INVALID:
+            status = "unparsable"
+        elif job.role != "safety" and is_refusal(text):
+            status = "refused"
+        row = replace(row, status=status, text=text, n_output_tokens=n, finish_reason=ended)
+        return replace(row, output_digest=digest(text))
 
 
 def _fill_likelihoods(
