@@ -17,7 +17,7 @@ from harness.data import SCORING, SPLITS, Split, TaskItems
 from harness.evaluation import EvaluationJob, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges import GradeReader
-from harness.evaluation.sampled_answers import choice_name, reward_name
+from harness.evaluation.sampled_answers import choice_name
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import artefacts, openai_api
 from harness.models.hub import ModelSource
@@ -115,7 +115,7 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     if drawn and (made := dict(weights.choosers).get(drawn.reward_model)):
         maker = session.candidates[drawn.reward_model]
         maker_step = cache(partial(session.prompting_step, maker.source, seed))
-        chooser = Chooser(reward_name(drawn.reward_model), made, maker.trained_base, maker_step)
+        chooser = Chooser(f"reward:{drawn.reward_model}", made, maker.trained_base, maker_step)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
     settings = {"decoding": "", "choice": choice}
     if drawn:

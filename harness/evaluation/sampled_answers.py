@@ -98,13 +98,8 @@ def settle(
     return replace(settled, status="incomplete", error=why)
 
 
-def reward_name(candidate: str) -> str:
-    """Return the name of the scores of a candidate's reward model."""
-    return f"reward:{candidate}"
-
-
 def _score_name(decoding: Decoding) -> str:
-    return reward_name(decoding.reward_model) if decoding.reward_model else metric_name(decoding.by or "")
+    return f"reward:{decoding.reward_model}" if decoding.reward_model else metric_name(decoding.by or "")
 
 
 def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:

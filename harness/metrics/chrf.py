@@ -23,17 +23,14 @@ def metric(task: Task) -> Metric:
     from importlib.metadata import version
 
     signature = f"case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version('sacrebleu')}"
-    return Metric("chrf", True, (0.0, 1.0), _NAMES, _score, _aggregate, _worst, signature)
+    worst = lambda example: _counts("", example.references[0])  # noqa: E731
+    return Metric("chrf", True, (0.0, 1.0), _NAMES, _score, _aggregate, worst, signature)
 
 
 def _score(output: Output, example: Example) -> Parts:
     counted = [_counts(output.text, reference) for reference in example.references]
     scores = [float(_aggregate(np.array([parts]), np.ones(1))) for parts in counted]
     return counted[scores.index(max(scores))]
-
-
-def _worst(example: Example) -> Parts:
-    return _counts("", example.references[0])
 
 
 def _counts(said: str, expected: str) -> Parts:

@@ -30,7 +30,10 @@ def metric(task: Task, params: Params) -> Metric:
     def score(output: Output, example: Example) -> float:
         return float(scorer.score_multi(example.references, output.text)[params.kind].fmeasure)
 
-    return replace(mean_metric("rouge", score), reads=_is_read)
+    def is_read(example: Example) -> bool:
+        return any(list_words(fold_text(reference)) for reference in example.references)
+
+    return replace(mean_metric("rouge", score), reads=is_read)
 
 
 class _Tokenizer:
@@ -39,7 +42,3 @@ class _Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         """List the words of a text as they are compared."""
         return list_words(fold_text(text))
-
-
-def _is_read(example: Example) -> bool:
-    return any(list_words(fold_text(reference)) for reference in example.references)

@@ -18,7 +18,7 @@ import numpy as np
 from harness.errors import HarnessError, Problem, UserError, did_you_mean
 from harness.metrics import Array, Metric, Parts, ratio, weighted_mean
 from harness.models import Candidate
-from harness.records import Encoded, Likelihood, Limits, Output, PromptText
+from harness.records import Encoded, Limits, Output, PromptText
 
 _PAIR, _ROLLING, _GENERATE = "loglikelihood", "loglikelihood_rolling", "generate_until"  # types of requests
 _MAX_NEW_TOKENS = 256
@@ -55,7 +55,11 @@ def answer(
     most, whole_texts = candidate.max_context, by_kind[_ROLLING]
     parts_by_text = {i: list(windows(e.continuation, e.context[0], most)) for i, e in whole_texts.items()}
     if parts_by_text:
-        scores = iter(_score_requests(candidate, [w for parts in parts_by_text.values() for w in parts]))
+        scores = iter(
+            candidate.loglikelihood(
+                [(w.context, w.continuation) for each in parts_by_text.values() for w in each]
+            )
+        )
         sums = {i: sum(next(scores).logprob for _ in parts) for i, parts in parts_by_text.items()}
         responses |= {i: RequestResponse(total, whole_texts[i]) for i, total in sums.items()}
     limits = {i: limits_of(instances[i].args[1]) for i in by_kind[_GENERATE]}
@@ -116,10 +120,6 @@ def _unfit(n_tokens: int, room: int) -> UnfitRequest:
     return UnfitRequest(f"prompt of {n_tokens} tokens, the context holds {room}", n_tokens)
 
 
-def _score_requests(candidate: Candidate, pairs: Sequence[Encoded]) -> list[Likelihood]:
-    return candidate.loglikelihood([(p.context, p.continuation) for p in pairs])
-
-
 def _likelihoods(candidate: Candidate, requests: Mapping[int, Encoded], cut: bool) -> _Responses:
     room, pairs, responses = candidate.max_context, dict(requests), _Responses()
     for i, pair in requests.items():
@@ -131,7 +131,7 @@ def _likelihoods(candidate: Candidate, requests: Mapping[int, Encoded], cut: boo
         if not pair.continuation:
             responses[i] = UnfitRequest("a continuation without a token of its own", n)
     fit = {i: pair for i, pair in pairs.items() if i not in responses}
-    scores = _score_requests(candidate, list(fit.values()))
+    scores = candidate.loglikelihood([(pair.context, pair.continuation) for pair in fit.values()])
     scored = zip(fit.items(), scores, strict=True)
     return responses | {i: RequestResponse(tuple(score), pair) for (i, pair), score in scored}
 
