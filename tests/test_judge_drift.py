@@ -47,7 +47,7 @@ def test_anchors_are_asked_and_paid_when_a_book_begins_and_before_each_candidate
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20
     grades = [g for book in d.grades() for g in book.values()]
     (book,) = (d.folder / "runs" / "grades").iterdir()
-    again = [g for check in store.read_checks(d.store, book.name) for g in check.grades]
+    again = [g for check in store.read_rechecks(d.store, book.name, AnchorCheck) for g in check.grades]
     assert len(again) == 2 * 20
     cost = sum(0.09 * g.n_prompt_tokens + 0.1 * g.n_output_tokens for g in (*grades, *again))
     assert any(f"for {usd(cost)} USD" in note for note in notes), (cost, notes)

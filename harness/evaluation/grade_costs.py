@@ -20,12 +20,12 @@ from harness.models.hub import chat_template, context_length, is_packed, load_to
 from harness.prompting import Step, context_of
 from harness.records import Example, Grade, PromptText
 from harness.spec import TokenPrices
-from harness.store import list_grades, read_asked_again
+from harness.store import list_grades, read_rechecks
 
 
 def list_paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
     """List all grades that a judge was asked for, including those of its anchors."""
-    return [*list_grades(judged.store, judge.book), *read_asked_again(judged.store, judge.book)]
+    return [*list_grades(judged.store, judge.book), *read_rechecks(judged.store, judge.book, Grade)]
 
 
 def sum_paid_usd(judged: JudgedMetric) -> float | None:
@@ -62,7 +62,7 @@ class GradeAccount:
     def __init__(self, judged: JudgedMetric) -> None:
         self._judged, self._keys = judged, dict[str, set[str]]()
         books = (judge.book for judge in judged.judges)
-        self._n_again = {book: len(read_asked_again(judged.store, book)) for book in books}
+        self._n_again = {book: len(read_rechecks(judged.store, book, Grade)) for book in books}
 
     def count(self, keys: Mapping[str, set[str]]) -> None:
         """Count the answers with these keys, by book."""
@@ -92,7 +92,7 @@ class GradeAccount:
     def _grades(self, judge: Judge) -> list[Grade]:
         grades_store, keys = self._judged.store, self._keys.get(judge.book, set())
         counted = [grade for grade in list_grades(grades_store, judge.book) if grade.key in keys]
-        return [*counted, *read_asked_again(grades_store, judge.book)[self._n_again[judge.book] :]]
+        return [*counted, *read_rechecks(grades_store, judge.book, Grade)[self._n_again[judge.book] :]]
 
 
 def _total(costs: Iterable[float | None]) -> float | None:

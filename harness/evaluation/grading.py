@@ -88,7 +88,7 @@ def _ask_endpoint(
     # found even if the grading is interrupted. They are chosen by digest, that is as if at random, from the
     # answers that are graded first.
     judged, judge = answers[0].judged, answers[0].judge
-    known = store.read_anchors(judged.store, judge.book)
+    known = store.read_rechecks(judged.store, judge.book, Anchor)
     anchors = {anchor.key for anchor in known}
     if (n_lacking := judged.rubric.anchors - len(known)) > 0:
         fresh = sorted((a for a in answers if a.key not in anchors), key=lambda a: a.key)[:n_lacking]
@@ -241,7 +241,7 @@ def check_anchors(
     the check is repeated if the noise is unknown, or measured on too few anchors to tell moves from drift.
     """
     grade_by_key = store.read_grades(judged.store, judge.book, judge.attempts)
-    stored_anchors = store.read_anchors(judged.store, judge.book)
+    stored_anchors = store.read_rechecks(judged.store, judge.book, Anchor)
     anchors = [a for a in stored_anchors if a.key in grade_by_key and (not graded_now or a.key in graded_now)]
     if not anchors:
         return
@@ -251,7 +251,7 @@ def check_anchors(
         for a in anchors:
             shown = (a.task, a.example, a.answer, a.key, a.order, a.passages)
             grade = ask(UngradedAnswer(judged, judge, *shown))
-            store.keep_asked_again(judged.store, judge.book, grade)
+            store.keep_recheck(judged.store, judge.book, grade)
             if grade.status == "error":
                 text = f"{judge.name} could not be asked again: {grade.error}"
                 raise CandidateFailed(text, "a judge that answers")
@@ -259,15 +259,15 @@ def check_anchors(
         return grades
 
     before, now = [grade_by_key[anchor.key] for anchor in anchors], ask_all()
-    earlier = store.read_checks(judged.store, judge.book)
+    earlier = store.read_rechecks(judged.store, judge.book, AnchorCheck)
     check = _check(judged.rubric, before, now, earlier)
     for _ in range(0 if graded_now else n_repeats(check, earlier, judged.rubric.anchors)):
         earlier.append(_check(judged.rubric, now, ask_all(), []))
-        store.keep_check(judged.store, judge.book, earlier[-1])
+        store.keep_recheck(judged.store, judge.book, earlier[-1])
     check = _check(judged.rubric, before, now, earlier)
     n = len(now)
     if graded_now or not check.n_moved or is_drift(n, n, earlier):
-        store.keep_check(judged.store, judge.book, check)
+        store.keep_recheck(judged.store, judge.book, check)
     if check.drifted:
         means = f"{formatting.percent(check.mean_before)} → {formatting.percent(check.mean_now)} %"
         found = (

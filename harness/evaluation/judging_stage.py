@@ -25,8 +25,19 @@ from harness.formatting import count, percent, usd
 from harness.metrics import Parts
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
-from harness.records import BLOCK, Example, Grade, Output, RowsIdentity, Run, Sample, SampleResult, digest
-from harness.store import read_checks
+from harness.records import (
+    BLOCK,
+    AnchorCheck,
+    Example,
+    Grade,
+    Output,
+    RowsIdentity,
+    Run,
+    Sample,
+    SampleResult,
+    digest,
+)
+from harness.store import read_rechecks
 from harness.training import Weights, open_scorer
 
 
@@ -115,7 +126,7 @@ def _remark_of(
     if read:  # each pair is shown in both orders, so half is neutral
         first = percent(fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in read))
         remark += f"; the answer shown first won {first} % of comparisons, where 50 % favours no place"
-    if checks := read_checks(judged.store, judge.book):
+    if checks := read_rechecks(judged.store, judge.book, AnchorCheck):
         last, n = checks[-1], len(checks[-1].grades)
         remark += f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
     return remark

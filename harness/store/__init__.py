@@ -22,11 +22,10 @@ from harness.store.layout import (
     hold_file, read_lines, remove, write_record, write_records, write_whole,
 )
 from harness.store.measurements import (
-    control_file, controls, feedback_key, find_grades, flip_rates, keep_anchors, keep_asked_again, keep_check,
-    keep_environment, keep_grades, keep_origin, list_grades, list_labels, list_ratings,
-    noise_rates, noises, origins, read_anchors, read_asked_again, read_checks, read_environment,
-    read_feedback, read_grades, read_identities, read_measured, save_control, save_feedback, save_labels,
-    save_noise, save_ratings,
+    control_file, controls, feedback_key, find_grades, flip_rates, keep_anchors, keep_environment,
+    keep_grades, keep_origin, keep_recheck, list_grades, list_labels, list_ratings, noise_rates, noises,
+    origins, read_environment, read_feedback, read_grades, read_identities, read_measured, read_rechecks,
+    save_control, save_feedback, save_labels, save_noise, save_ratings,
 )
 from harness.store.queries import (
     AnsweredItem, ItemFilter, MetricColumns, count_statuses, document_digests, list_differing_items,

@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.cache import make_private_folder
 from harness.errors import HarnessError, Problem, UserError, as_argument
@@ -40,6 +40,8 @@ from harness.records import (
 from harness.store import index, layout
 from harness.store.layout import Store, write_whole
 from harness.store.row_files import FEEDBACK_COLUMNS, file_version, whole_feedback_files, write_checked
+
+_Record = TypeVar("_Record")
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -205,34 +207,22 @@ def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Se
     layout.append_records(store, path, grades)
 
 
-def read_anchors(store: Store, book: str) -> list[Anchor]:
-    """Read the answers that a judge grades again before it grades others."""
-    return list(layout.read_records(Anchor, _grades_file(store, book).with_name("anchors.jsonl")))
+_RECHECKS: dict[Any, str] = {Anchor: "anchors.jsonl", Grade: "asked_again.jsonl", AnchorCheck: "checks.jsonl"}
+
+
+def read_rechecks(store: Store, book: str, kind: type[_Record]) -> list[_Record]:
+    """Read the anchors of a book, each repeated grade of them, or the finished checks, oldest first."""
+    return list(layout.read_records(kind, _grades_file(store, book).with_name(_RECHECKS[kind])))
 
 
 def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
     """Keep the anchors of a book, all of them or none."""
-    layout.write_records(store, _grades_file(store, book).with_name("anchors.jsonl"), anchors)
+    layout.write_records(store, _grades_file(store, book).with_name(_RECHECKS[Anchor]), anchors)
 
 
-def read_checks(store: Store, book: str) -> list[AnchorCheck]:
-    """Read the checks of a judge by its anchors, oldest first."""
-    return list(layout.read_records(AnchorCheck, _grades_file(store, book).with_name("checks.jsonl")))
-
-
-def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
-    """Append a check of a judge."""
-    layout.append_records(store, _grades_file(store, book).with_name("checks.jsonl"), [check])
-
-
-def read_asked_again(store: Store, book: str) -> list[Grade]:
-    """List every repeated grade of a judge's anchors, those of interrupted checks included."""
-    return list(layout.read_records(Grade, _grades_file(store, book).with_name("asked_again.jsonl")))
-
-
-def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
-    """Append a repeated grade of an anchor."""
-    layout.append_records(store, _grades_file(store, book).with_name("asked_again.jsonl"), [grade])
+def keep_recheck(store: Store, book: str, record: Grade | AnchorCheck) -> None:
+    """Append a repeated grade of an anchor, or a finished check of a judge."""
+    layout.append_records(store, _grades_file(store, book).with_name(_RECHECKS[type(record)]), [record])
 
 
 def find_grades(
