@@ -47,7 +47,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_sql.py::test_a_query_reads_and_writes_no_file_but_the_stored_rows", "harness/store/index.py", 'db.execute("SET enable_external_access = false")', "pass"),
     # Models, adapters and archives
     ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[base]", "harness/models/hub.py", "files if checksum(file) != file_checksum(file)", "files if False"),
-    ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[added]", "harness/evaluation/verification.py", "if now.get(name) != champion.files.get(name):", "if False:"),
+    ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[added]", "harness/evaluation/runner.py", "if now.get(name) != champion.files.get(name):", "if False:"),
     ("test_adapter.py::test_pickled_weights_are_refused_unless_asked_for", "harness/methods/adapter.py", 'elif not recipe.params.get("allow_pickle"):', "elif False:"),
     ("test_adapter.py::test_a_pickle_that_holds_more_than_tensors_is_not_opened", "harness/methods/adapter.py", "weights_only=True", "weights_only=False"),
     ("test_model_elsewhere.py::test_a_pickled_base_is_refused_with_the_lines_that_save_it_again", "harness/models/weight_files.py", 'if weights_files(path) or not any(path.glob("*.bin")):', "if True:"),
@@ -59,7 +59,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_template_families.py::test_special_tokens_in_a_text_of_the_user_are_text", "harness/models/tokenization.py", "return str(mark_control_tokens(text, special))", "return text"),
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/embedded_model.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
-    ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/verification.py", "            if run != artefact:\n", "            if False:\n"),
+    ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/runner.py", "            if run != artefact:\n", "            if False:\n"),
     ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/runs.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
     ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/runs.py", "for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):", "for name in ():"),
     # Stored runs and names

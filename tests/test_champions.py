@@ -13,7 +13,7 @@ import tiny_experiment
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation.verification import verify_weights
+from harness.evaluation.runner import verify_weights
 from harness.experiment import ensure_weights
 from harness.lifecycle import release
 from harness.store import Champion, ChampionEntry, Store

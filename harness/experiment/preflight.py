@@ -16,9 +16,9 @@ from harness.errors import Problem, UserError, gather
 from harness.evaluation import EvaluationJob
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.grade_costs import short_contexts
 from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.runner import reevaluate
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_costs import Cost, Estimates

@@ -31,9 +31,8 @@ from harness.evaluation.row_sets import (
     suite_sets,
     target_sets,
 )
-from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
+from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights, refuse_other_prompts
 from harness.evaluation.session import Session
-from harness.evaluation.verification import refuse_other_prompts
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.experiment.stored_rows import FoldedRun, base_arm, is_cross_validated
 from harness.experiment.validation_scores import measure_points, read_tracked_weights

@@ -18,8 +18,8 @@ from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import limits_of
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.row_sets import target_sets
+from harness.evaluation.runner import verify_weights
 from harness.evaluation.session import Session
-from harness.evaluation.verification import verify_weights
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
