@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from harness import cli, config
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import lm_eval as capability
-from harness.evaluation.lm_eval import registry, requests, tasks
+from harness.evaluation.lm_eval import requests, tasks
 from harness.evaluation.lm_eval import requests as scores
 from harness.evaluation.lm_eval.engine_for_lm_eval import HarnessLM
 from harness.experiment import standalone
@@ -203,7 +203,7 @@ def test_a_group_is_one_task(model, tmp_path):
 
 def load_tasks(*names, **keys):
     asked = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
-    return capability.load(asked, registry.datasets_folder(None))
+    return capability.load(asked, tasks.datasets_folder(None))
 
 
 def test_all_problems_of_all_tasks_are_said_at_once():
@@ -262,14 +262,14 @@ def test_a_training_row_that_a_document_repeats_is_refused(tmp_path, tiny):
 
 def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():
     suite = next(s for s in config.read_suites(ROOT / "suites") if s.name == "standard")
-    known = registry.names()
+    known = tasks.names()
     assert {task.lm_eval for task in suite.tasks} <= set(known)
     assert len(suite.tasks) == 12
     assert all(task.margin for task in suite.tasks)
 
 
 def load_changed(name, hub, overrides, *, trusted=False):
-    (member,) = registry.members(name, "t")
+    (member,) = tasks.members(name, "t")
     return tasks.load(member._replace(overrides=overrides), None, hub, trusted=trusted, where="task t")
 
 

@@ -20,10 +20,9 @@ from harness.cache import cache_dir, recall, remember
 from harness.data import TaskItems
 from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob
-from harness.evaluation.lm_eval import registry, requests, tasks
-from harness.evaluation.lm_eval.registry import datasets_folder, names
+from harness.evaluation.lm_eval import requests, tasks
 from harness.evaluation.lm_eval.requests import RequestResponse, Score, UnfitRequest
-from harness.evaluation.lm_eval.tasks import sample_records
+from harness.evaluation.lm_eval.tasks import RegisteredTask, datasets_folder, names, sample_records
 from harness.metrics import Metric, Parts
 from harness.models import Candidate
 from harness.provenance import versions_of
@@ -65,10 +64,10 @@ class Description:
 def _describe(evaluator: "_TaskEvaluator", limit: int | None, where: str) -> Description:
     """Describe a task or a group, with `limit` documents of the seeded order (None: all)."""
     members, datasets_dir = evaluator.members, evaluator.datasets_dir
-    copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
-    code = [registry.version(), versions_of("lm_eval")]
+    copies = {folder for m in members if (folder := tasks.local_copy(m, datasets_dir))}
+    code = [tasks.version(), versions_of("lm_eval")]
     registered = [[m.name, m.path, m.overrides] for m in members]
-    data = sorted([str(folder), registry.data_state(folder)] for folder in copies)
+    data = sorted([str(folder), tasks.data_state(folder)] for folder in copies)
     key = digest([*code, registered, evaluator.num_fewshot, data])
     cache_file = cache_dir() / "lm_eval" / f"task-{key}.json"
     with suppress(OSError, ValueError):
@@ -83,7 +82,7 @@ def _describe(evaluator: "_TaskEvaluator", limit: int | None, where: str) -> Des
         problem, expected = "a group whose tasks are scored in different ways", "tasks of one kind and metric"
         raise UserError(Problem(where, problem, expected, "name single tasks"))
     hashes = [tasks.hashes(task) for task in loaded]
-    version = digest([[tasks.definition(task) for task in loaded], hashes, registry.version()])
+    version = digest([[tasks.definition(task) for task in loaded], hashes, tasks.version()])
     # The first documents of the order seeded by the version, over all tasks of a group.
     places = [(member, i) for member, known in enumerate(hashes) for i in range(len(known))]
     order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
@@ -147,7 +146,7 @@ def load(tasks: Iterable[Task], datasets_dir: Path | None, *, gated: bool = True
 
 def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     where = f"task {task.name}"
-    members = registry.members(task.lm_eval, where)
+    members = tasks.members(task.lm_eval, where)
     evaluator = _TaskEvaluator(task, members, datasets_dir, where)
     described = _describe(evaluator, task.limit, where)
     listed = described.scores
@@ -190,7 +189,7 @@ class _TaskEvaluator:
     primary: Score
 
     def __init__(
-        self, task: Task, members: Sequence[registry.RegisteredTask], datasets_dir: Path | None, where: str
+        self, task: Task, members: Sequence[RegisteredTask], datasets_dir: Path | None, where: str
     ) -> None:
         self._spec, self.members, self.datasets_dir, self._where = task, members, datasets_dir, where
         self.num_fewshot = task.num_fewshot if "num_fewshot" in task.model_fields_set else None

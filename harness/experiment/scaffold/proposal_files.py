@@ -25,7 +25,7 @@ from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.errors import UserError
 from harness.evaluation.languages import SPOKEN, find_language
-from harness.evaluation.lm_eval import registry
+from harness.evaluation.lm_eval import tasks as lm_eval_tasks
 from harness.evaluation.session import join_items
 from harness.experiment.candidate_costs import Estimates
 from harness.experiment.preparation import Scope, prepare_session
@@ -341,14 +341,15 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
         return "the hub", set(tasks)
     from huggingface_hub import constants
 
-    mirror, cache = registry.datasets_folder(None), Path(constants.HF_HUB_CACHE)
+    mirror, cache = lm_eval_tasks.datasets_folder(None), Path(constants.HF_HUB_CACHE)
 
     def is_here(task: str) -> bool:
         with suppress(UserError):
-            found = registry.members(task, "init")
+            found = lm_eval_tasks.members(task, "init")
             cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in found)
             return all(
-                registry.local_copy(m, mirror) or at.is_dir() for m, at in zip(found, cached, strict=True)
+                lm_eval_tasks.local_copy(m, mirror) or at.is_dir()
+                for m, at in zip(found, cached, strict=True)
             )
         return False
 
