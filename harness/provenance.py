@@ -94,20 +94,13 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "tokenizers", "numpy")
 _GIT_TIMEOUT_S = 5
 
 
-class GitState(NamedTuple):
-    """The checked-out commit, and whether files differ from it; None if unknown."""
-
-    sha: str | None
-    dirty: bool | None
-
-
 def collect(device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
     """Describe code (of a folder's git), packages and machine (or accelerator) as one JSON object."""
-    git = git_state(folder or Path.cwd())
+    sha, dirty = git_state(folder or Path.cwd())
     return {
         "harness": __version__,
-        "git_sha": git.sha,
-        "git_dirty": git.dirty,
+        "git_sha": sha,
+        "git_dirty": dirty,
         "packages": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -152,10 +145,10 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def git_state(folder: Path) -> GitState:
-    """Ask git for the commit of a folder; untracked files that are not ignored count as changes."""
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Ask git for the commit of a folder, and whether files differ from it, also untracked ones."""
     sha, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
-    return GitState(sha or None, None if changes is None else bool(changes))
+    return sha or None, None if changes is None else bool(changes)
 
 
 def git_user(folder: Path) -> str:

@@ -38,7 +38,7 @@ def repository(tmp_path):
 @pytest.mark.parametrize("name", [".gitignore", "new_metric.py"])
 def test_a_changed_or_a_new_file_makes_the_checkout_dirty(repository, name):
     (repository / name).write_text("changed\n")
-    assert provenance.git_state(repository).dirty is True
+    assert provenance.git_state(repository)[1] is True
 
 
 @pytest.mark.parametrize("name", ["PATH", "GIT_DIR"], ids=["without git", "outside a repository"])

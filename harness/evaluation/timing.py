@@ -192,29 +192,25 @@ def measure_prompting(rows: RowSet, n: int) -> float:
     return (perf_counter() - start) / len(items)
 
 
-class BatchTime(NamedTuple):
-    """Mean seconds of a request answered in a batch, and whether other work disturbed them."""
-
-    compute_s: float
-    contended: bool
-
-
 def batch_time(
     at: store.Store, device: str, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
-) -> BatchTime:
-    """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated."""
+) -> tuple[float, bool]:
+    """Return the mean seconds of a request in a batch, and whether other work disturbed them.
+
+    They are those of undisturbed blocks; without any a block is repeated.
+    """
     stored = store.read_rows(at, rows.identity.digest)
     origins = store.origins(at, rows.identity.digest)
     quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
     if quiet:
-        return BatchTime(_mean_s(quiet), contended=False)
+        return _mean_s(quiet), False
     start = read()
     again: list[SampleResult] = []
     while not again or read().since(start).wall_s < _LEAST_S:
         again += rows.measured.evaluate(candidate, rows.job(), 0)
     if read().since(start).is_contended(_n_threads(device, candidate)):
-        return BatchTime(min(_mean_s(stored), _mean_s(again)), contended=True)
-    return BatchTime(_mean_s(again), contended=False)
+        return min(_mean_s(stored), _mean_s(again)), True
+    return _mean_s(again), False
 
 
 def latency_figures(latency: Latency) -> dict[str, float]:

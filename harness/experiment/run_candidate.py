@@ -119,8 +119,8 @@ class _RunParts(NamedTuple):
             n_timed = timing.n_timed(len(validation.ids))
             with timing.learn_requests(session.learn_load, model, n_timed) as latency:
                 latency |= timing.latency_figures(timing.request_latency(device, model, validation, n))
-                batch = timing.batch_time(at, device, model, test)
-                latency |= {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
+                compute_s, contended = timing.batch_time(at, device, model, test)
+                latency |= {"compute_s": compute_s, "compute_contended": float(contended)}
                 latency["prompting_s"] = timing.measure_prompting(validation, n)
                 latency["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
         score_answered(session, lacking)

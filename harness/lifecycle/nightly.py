@@ -164,7 +164,7 @@ class _NightRun:
             night=self.day,
             started=started,
             finished=provenance.timestamp(),
-            commit=provenance.git_state(self.loaded.folder).sha or "",
+            commit=provenance.git_state(self.loaded.folder)[0] or "",
             precision=self.session.machine.precision,
             environment=self.environment,
             bases={name: control.night for name, control in self.controls.items()},

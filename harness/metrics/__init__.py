@@ -112,22 +112,14 @@ def item_scores(metric: Metric, parts: Array) -> Array:
     return np.concatenate([metric.aggregate(block, np.eye(len(block))) for block in blocks])
 
 
-class Flips(NamedTuple):
-    """Improvement of each item (n,), oriented so that more is better, and which items flipped."""
+def flips(metric: Metric, base: Array, new: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Return the improvement of each item (n,), more is better, and which changed by over a hundredth (n,).
 
-    improvements: Array
-    flipped: NDArray[np.bool_]
-
-
-def flips(metric: Metric, base: Array, new: Array) -> Flips:
-    """Find the items whose own score changed by more than a hundredth: parts (n, k) of both arms → (n,)."""
-    return flips_of_scores(metric, item_scores(metric, base), item_scores(metric, new))
-
-
-def flips_of_scores(metric: Metric, old: Array, now: Array) -> Flips:
-    """Find the items whose own scores (n,) changed by more than a hundredth."""
+    `base` and `new` are the parts (n, k) of both arms; the own scores of items are compared.
+    """
+    old, now = item_scores(metric, base), item_scores(metric, new)
     least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
-    return Flips(metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING)
+    return metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING
 
 
 def is_flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
@@ -135,7 +127,7 @@ def is_flipped(old: SampleResult, new: SampleResult, metric: Metric) -> bool:
     before, now = old.parts.get(metric.name), new.parts.get(metric.name)
     if before is None or now is None:
         return before is not now
-    return bool(flips(metric, np.array([before]), np.array([now])).flipped[0])
+    return bool(flips(metric, np.array([before]), np.array([now]))[1][0])
 
 
 class Extremes(NamedTuple):
