@@ -13,7 +13,7 @@ from harness import report
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import Rating
-from harness.store import TABLES, index, ingest
+from harness.store import TABLES, hold_file, ingest
 
 RATING = Rating(
     "r1", "ann", "2026-01-01T10:00:00+00:00", "support", "test", "item-00001",
@@ -69,7 +69,7 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
 def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     stores.reindex(store)
     stores.save_ratings(store, [RATING])
-    with index.writer_lock(store, 1):
+    with hold_file(store.folder / ".lock", TimeoutError(), 1):
         stores.save_ratings(store, [replace(RATING, rating_id="r2")])
     assert list_indexed_ratings(store) == ["r1"]
     assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]

@@ -19,7 +19,7 @@ from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.records import BLOCK, RowsIdentity, Sample, SampleResult, run_record
 from harness.store import index, ingest, rows
-from harness.store.layout import Store, clear_errors, rename_when_whole
+from harness.store.layout import Store, clear_errors, hold_file, rename_when_whole
 from harness.store.row_files import COLUMNS, SAMPLE_COLUMNS, note_checksum
 
 ROOT = Path(__file__).parents[1]
@@ -567,12 +567,15 @@ def test_reindex_replaces_an_index_that_somebody_keeps_open_and_removed_runs_are
 
 @pytest.mark.e2e
 def test_an_index_that_another_writes_takes_a_run_later_and_says_so_when_it_is_rebuilt(store):
-    with index.writer_lock(store, 1):
+    with hold_file(store.folder / ".lock", TimeoutError(), 1):
         stores.save_run(store, make_run("a", []))
         assert not store.index.exists()
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
     stores.save_run(store, make_run("a", []))
-    with index.writer_lock(store, 1), pytest.raises(HarnessError, match=r"for 0\.1 s.*next: wait"):
+    with (
+        hold_file(store.folder / ".lock", TimeoutError(), 1),
+        pytest.raises(HarnessError, match=r"for 0\.1 s.*next: wait"),
+    ):
         stores.reindex(replace(store, wait_s=0.1))
 
 

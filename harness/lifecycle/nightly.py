@@ -95,7 +95,9 @@ def run_prepared(
 
 
 def _night_lock(folder: Path) -> AbstractContextManager[None]:
-    return store.hold_file(folder / ".lock", str(folder), "another nightly run at work there", wait_s=0)
+    found, step = "another nightly run at work there", "wait until it has finished"
+    busy = HarnessError(str(Problem(str(folder), found, "to be alone", step)))
+    return store.hold_file(folder / ".lock", busy, wait_s=0)
 
 
 class _BaseRows(NamedTuple):

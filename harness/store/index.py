@@ -10,14 +10,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.cache import make_private_folder
 from harness.errors import Problem, UserError, did_you_mean
 from harness.store import ingest
-from harness.store.layout import ANEW, Store, clear_errors, failure, first_line, rename_when_whole
+from harness.store.layout import ANEW, Store, clear_errors, failure, first_line, hold_file, rename_when_whole
 from harness.store.row_files import (
     feedback_files,
     hide_progress_bar,
@@ -51,10 +50,15 @@ class _IndexLocked(Exception):
     """Another process or connection holds the file."""
 
 
+def _writing(store: Store, wait_s: float) -> AbstractContextManager[None]:
+    # DuckDB's own lock belongs to its file, which reindex replaces; hence a separate one of all writers.
+    return hold_file(store.folder / ".lock", _IndexLocked(), wait_s)
+
+
 def update(store: Store) -> bool:
     """Bring the index up to date with the folders; False where another process holds it."""
     try:
-        with clear_errors(store, str(store.index), REINDEX), writer_lock(store, _BRIEF_S):
+        with clear_errors(store, str(store.index), REINDEX), _writing(store, _BRIEF_S):
             if store.index.exists():
                 with _connect(store, _BRIEF_S, read_only=False) as db:
                     _refuse_newer(db)
@@ -70,7 +74,7 @@ def update(store: Store) -> bool:
 def reindex(store: Store) -> Counts:
     """Rebuild the index from the folders and replace the old one, even while other processes have it open."""
     try:
-        with clear_errors(store, str(store.index), REINDEX), writer_lock(store, store.wait_s):
+        with clear_errors(store, str(store.index), REINDEX), _writing(store, store.wait_s):
             return _rebuild(store)
     except _IndexLocked:
         found = f"another process that has been writing it for {store.wait_s:g} s"
@@ -92,21 +96,6 @@ def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
             ingest.sync(db, store)
     with db:
         yield db
-
-
-@contextmanager
-def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
-    """Hold the lock that all writers of a store take."""
-    # DuckDB's own lock belongs to its file, which reindex replaces; hence a separate one.
-    from filelock import FileLock, Timeout
-
-    make_private_folder(store.folder)
-    try:
-        held = FileLock(store.folder / ".lock").acquire(timeout=wait_s)
-    except Timeout as error:
-        raise _IndexLocked from error
-    with held:
-        yield
 
 
 def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyConnection | None":

@@ -87,22 +87,23 @@ class Store:
 def hold(store: Store) -> Iterator[None]:
     """Hold a store while runs are created or removed in it; a killed holder's progress note is deleted."""
     where, found = f"{store.folder} is in use", "another harness compare at work there"
-    with hold_file(store.folder / "compare.lock", where, found, wait_s=1):
+    busy = failure(where, found, "to be alone", "wait until it has finished")
+    with hold_file(store.folder / "compare.lock", busy, wait_s=1):
         with suppress(OSError):
             store.progress.unlink(missing_ok=True)
         yield
 
 
 @contextmanager
-def hold_file(lock: Path, where: str, found: str, wait_s: float) -> Iterator[None]:
-    """Hold a lock; where another process holds it for longer, say `where` and what was `found` there."""
+def hold_file(lock: Path, busy: Exception, wait_s: float = -1) -> Iterator[None]:
+    """Hold a lock; raise `busy` where another process holds it for longer than `wait_s` (-1: for ever)."""
     from filelock import FileLock, Timeout
 
     make_private_folder(lock.parent)
     try:
         held = FileLock(lock).acquire(timeout=wait_s)
     except Timeout:
-        raise failure(where, found, "to be alone", "wait until it has finished") from None
+        raise busy from None
     with held:
         yield
 
@@ -110,11 +111,8 @@ def hold_file(lock: Path, where: str, found: str, wait_s: float) -> Iterator[Non
 @contextmanager
 def claim(store: Store, name: str) -> Iterator[None]:
     """Hold the lock of this name while a worker makes something; the claim of a killed worker ends."""
-    from filelock import FileLock
-
     make_private_folder(store.folder)
-    (store.folder / CLAIMS).mkdir(exist_ok=True)
-    with FileLock(store.folder / CLAIMS / name):
+    with hold_file(store.folder / CLAIMS / name, TimeoutError(name)):
         yield
 
 
