@@ -79,10 +79,7 @@ def wrap_prompt(example: Example, system: str | None, template: str | None) -> E
 
 
 def has_instruction(task: Task, recipe: Recipe, examples: Sequence[Example]) -> bool:
-    """Tell whether a candidate's prompts contain an instruction: a system text, or words shared by all.
-
-    Shared are words of a template, and a first or last word of all `examples`, except labels like `Context:`.
-    """
+    """Tell whether prompts contain an instruction: a system text, or words of a template or of all items."""
     if task.kind != "generate" or task.lm_eval or recipe.system or (recipe.system is None and task.system):
         return True
     said = _PLACE.sub(" ", f"{task.fields.prompt} {recipe.template or ''}").split()
@@ -262,10 +259,7 @@ def _sample(index: int, output: Output, scored: "AnswerScore") -> Sample:
 
 
 def score_output(job: EvaluationJob, example: Example, output: Output) -> AnswerScore:
-    """Return an answer's status and scores; one that the primary metric cannot score has failed.
-
-    A score that is NaN or infinite counts as missing; one outside the metric's bounds raises UserError.
-    """
+    """Return an answer's status and scores; it failed without a primary score. UserError: out of bounds."""
     status = _status(job, example, output)
     scores: dict[str, Parts | None] = {}
     unscored: dict[str, str] = {}

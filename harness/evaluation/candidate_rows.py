@@ -43,11 +43,7 @@ def read_training_rows(
     n_pairs: int | None = None,
     encode: Encode | None = None,
 ) -> dict[str, MeasuredTask]:
-    """Read the rows of every candidate that does not train on the target's own, by their keys.
-
-    At most `n_pairs` preference pairs of each file are kept. With `encode` contamination is also checked by
-    embeddings. UserError: the problems of all candidates at once.
-    """
+    """Read the rows of candidates that train on their own, by key; UserError with the problems of all."""
     tasks_by_key: dict[str, MeasuredTask] = {}
     problems: list[Problem] = []
     for recipe in experiment.candidates.values():
@@ -177,12 +173,7 @@ def refuse_or_note(
     files: Mapping[PartName, str] | None = None,
     encode: Encode | None = None,
 ) -> TaskItems:
-    """Return the target's items with notes on training rows that may be evaluated in other words.
-
-    `files` names the source files of the training rows or pairs, by default the target's own. With `encode`
-    rows that are close by embeddings are noted as well. UserError: a row has the prompt of an item of a
-    suite.
-    """
+    """Note training rows that may be evaluated in other words; UserError: a suite has a row's prompt."""
     own = items[target.name]
     if own.folds:  # all rows against what no fold tests, and each fold's training rows against its own items
         whole = {**items, target.name: own.without_test()}

@@ -278,11 +278,7 @@ def check_anchors(
 
 
 def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> int:
-    """Return how many more times anchors are graded again, to know today's noise of the judge.
-
-    Once if there was no check yet. If some moved, as often as needed to detect a judge without noise that
-    moved all of them; at most `most` answers, which may be too few for one or two anchors.
-    """
+    """Return how often anchors are graded again, for a judge without noise that moved all to be detected."""
     n, least = len(check.grades), 0 if earlier else 1
     if not check.n_moved:
         return least

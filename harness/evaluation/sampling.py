@@ -74,11 +74,7 @@ class SamplingPlan(NamedTuple):
 
 
 def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -> ItemStrata | None:
-    """Stratify a task by the base's answers; None if it has to be evaluated in full.
-
-    Single items scored 0 or 1 are stratified by quarters of the margin, if there are many, and by score if
-    the base is clearly above `chance`; all others form one stratum.
-    """
+    """Stratify a task by the base's margin and score; None if it has to be evaluated in full."""
     scores = [row.parts.get(metric.name) for row in rows]
     if len(rows) < FEWEST_ITEMS or None in scores:
         return None

@@ -121,11 +121,7 @@ def n_timed(n_items: int, *, best: bool = False) -> int:
 def time_load(
     device: str, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
 ) -> dict[str, float]:
-    """Time concurrent requests with prompting, complete ones and, if `generates`, ones that end at a token.
-
-    A model in this process answers them in one batch, so all first tokens come together; an endpoint gets one
-    request per thread.
-    """
+    """Time concurrent requests, in one batch or a thread each; if `generates`, first tokens too."""
     job, step = rows.job(), rows.step()
     items = rows.measured.examples(rows.split)[:at_once]
     one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
@@ -195,10 +191,7 @@ def measure_prompting(rows: RowSet, n: int) -> float:
 def batch_time(
     at: store.Store, device: str, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
 ) -> tuple[float, bool]:
-    """Return the mean seconds of a request in a batch, and whether other work disturbed them.
-
-    They are those of undisturbed blocks; without any a block is repeated.
-    """
+    """Return the mean seconds of a request in undisturbed blocks, else repeated, and if disturbed."""
     stored = store.read_rows(at, rows.identity.digest)
     origins = store.origins(at, rows.identity.digest)
     quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]

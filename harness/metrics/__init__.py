@@ -113,10 +113,7 @@ def item_scores(metric: Metric, parts: Array) -> Array:
 
 
 def flips(metric: Metric, base: Array, new: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Return the improvement of each item (n,), more is better, and which changed by over a hundredth (n,).
-
-    `base` and `new` are the parts (n, k) of both arms; the own scores of items are compared.
-    """
+    """Return each item's improvement and whether it is over a hundredth, from both arms' parts (n, k)."""
     old, now = item_scores(metric, base), item_scores(metric, new)
     least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
     return metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING
@@ -185,10 +182,7 @@ def short_name(written: str) -> str:
 
 
 def version(written: str, unspaced: bool = False) -> int | str:
-    """Return the part of an identity that covers a metric's code; for `evaluate:` scripts, checksums.
-
-    For `unspaced` references, in scripts without blanks, it includes how word metrics split them.
-    """
+    """Return the part of an identity that covers a metric's code, and how words are split if `unspaced`."""
     if written.startswith(spec.JUDGE):
         return ""  # rows identify rubric, judges and our prompt's version themselves (`judges.JudgedMetric`)
     if written.startswith(spec.ENTAILMENT):

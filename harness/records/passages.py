@@ -43,11 +43,7 @@ def context_of(prompt: str, question: str = "") -> str:
 
 
 def map_passage_marks(example: Example) -> dict[str, str]:
-    """Map the marks by which an answer can cite passages of its prompt to the ids of their documents.
-
-    Without marks in the prompt a document is cited by its rank or its id. Without retrieval, the lines of the
-    prompt and of earlier turns that begin with a mark are the passages, each named by its mark.
-    """
+    """Map the marks by which an answer can cite passages of its prompt to the ids of their documents."""
     prompt = f"{example.earlier}\n{example.prompt}"
     context = context_of(example.prompt, example.plain_prompt) if example.passages else prompt
     lines = context.splitlines()

@@ -88,11 +88,7 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
 
 
 def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
-    """Merge the finished blocks into one Parquet file; its earlier rows stay.
-
-    A block written again replaces the rows at its positions. Older rows beyond `n_rows` in another order (an
-    example would occur twice) are dropped.
-    """
+    """Merge the finished blocks into one Parquet file, in place of earlier rows at their positions."""
     path, blocks = store.parquet(identity.digest), _readable_blocks(store, identity.digest)
     stored = parquet_ids(path) or []
     if not blocks and len(stored) >= n_rows:
@@ -146,10 +142,7 @@ def is_stored_as(path: Path, ids: Sequence[str]) -> bool:
 def read_rows(
     store: Store, rows_digest: str, n: int | None = None, *, texts: bool = True
 ) -> list[SampleResult]:
-    """Read a complete row set by position; with `n`, at most the first n rows.
-
-    Without `texts` the answers, prompts, passages and references (except those of errors) are left empty.
-    """
+    """Read a complete row set by position, at most `n` rows; without `texts` these are left empty."""
     return read_many(store, [rows_digest], n, texts=texts)[rows_digest]
 
 

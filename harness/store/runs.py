@@ -238,10 +238,7 @@ def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
 
 
 def list_base_rows(store: Store, run: Run, own: RowsIdentity, key: str) -> list[RowsIdentity]:
-    """List the base's whole rows with which a run's `own` are compared; several where any may be meant.
-
-    They are computed as its own; of a run with an engine of its own, as in the newest run on that base.
-    """
+    """List the base's whole rows with which a run's `own` are compared; several where any may be meant."""
     wanted = replace(own, weights_digest=run.base_digest)
     if store.parquet(wanted.digest).exists():
         return [wanted]

@@ -265,10 +265,7 @@ def parts_of(score: Score, value: Any) -> Parts | None:
 
 
 def primary(scores: Sequence[Score], requested: str, where: str) -> str:
-    """Choose the deciding score: the requested one, else `acc`, else the only share of right answers.
-
-    Without a share, the only score or bits per byte is primary: reported, never judged.
-    """
+    """Choose the deciding score: the requested one, else `acc`, the only share, or the only other one."""
     names = [s.name for s in scores]
     if requested:
         matching = [s.name for s in scores if requested in (s.name, s.metric)]

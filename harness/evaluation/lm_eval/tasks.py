@@ -149,10 +149,7 @@ _PYTHON_SEED, _NUMPY_SEED, _SHOTS_SEED = 0, 1234, 1234
 def load(
     member: RegisteredTask, num_fewshot: int | None, datasets_dir: Path | None, *, trusted: bool, where: str
 ) -> Any:
-    """Load one task with its data, prepared as lm-eval prepares it before a run.
-
-    `num_fewshot` replaces the task's own number of shots, unless the task sets 0 (lm-eval's rule).
-    """
+    """Load one task with its data as before a run; its own `num_fewshot: 0` stays (lm-eval's rule)."""
     _refuse_without_nltk_data(member, where)
     quiet_libraries()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
