@@ -160,7 +160,6 @@ def _score_texts(
     examples: Sequence[Example],
     encoded: Mapping[int, Sequence[Encoded]],
 ) -> dict[int, Output]:
-    """Score choices to rank and whole texts by log-likelihood."""
     room = candidate.max_context
     unfit = {i: _unfit(n, room) for i, texts in encoded.items() if (n := max(map(_size, texts))) > room}
     fit = {i: texts for i, texts in encoded.items() if i not in unfit}

@@ -83,7 +83,6 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 def _ask_endpoint(
     session: Session, settings: Settings, answers: Sequence[UngradedAnswer], keep: Keep
 ) -> None:
-    """Let an endpoint grade answers after its anchors, unless it grades those differently now."""
     # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
     # found even if the grading is interrupted. They are chosen by digest, that is as if at random, from the
     # answers that are graded first.
@@ -173,7 +172,6 @@ def _messages(answer: UngradedAnswer) -> list[Message]:
 def _grade_by_likelihood(
     candidate: Candidate, answers: Sequence[UngradedAnswer], *, chat: bool
 ) -> Iterator[Grade]:
-    """Yield the mean grade of each answer, weighted by the grades' probabilities given the prompt."""
     start = time.perf_counter()
     encoded, gap = [], "" if chat else " "
     for answer in answers:  # the prompt with each grade after it, the worst first

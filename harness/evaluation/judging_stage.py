@@ -107,7 +107,6 @@ def judge_remarks(session: Session, of_pairs: JudgedMetric | None, runs: Iterabl
 def _remark_of(
     judged: JudgedMetric, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
 ) -> str:
-    """Say how much a judge graded, at which price, and what its unreadable grades `become`."""
     done, name = words
     remark = f"{judged.metric}: {count(len(known))} {done} by {judge.name}"
     if judge.settings and judge.prices is not None:
@@ -191,7 +190,6 @@ def preferences(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) ->
 
 
 def _value_of_first(order: str, value: float) -> float:
-    """Return how much the answer shown first is preferred, from the value of the new answer."""
     return value if order == "first" else 1 - value
 
 
@@ -302,7 +300,6 @@ def _rescore(
 def _score_rewards(
     machine: Machine, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
 ) -> Rewards:
-    """Score a block's answers with the reward model, each item prompted as in its training."""
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
     step, plain = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}

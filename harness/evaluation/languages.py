@@ -20,7 +20,6 @@ class Spoken(NamedTuple):
 
 
 def _tasks(suffix: str, reading: str, *others: str) -> dict[str, float]:
-    """Name tasks: reading, general knowledge, and those others that exist in a language."""
     chances = {"arc": 0.25, "hellaswag": 0.25, "xnli": 1 / 3, "xstorycloze": 0.5, "paws": 0.5}
     named = {f"{other}_{suffix}": chances[other] for other in others}
     return {f"belebele_{reading}": 0.25, f"m_mmlu_{suffix}": 0.25} | named

@@ -431,7 +431,6 @@ def refuse_other_prompts(
 def _encode_as_gguf(
     model: Candidate, base: Any, asked: Iterable[Sequence[PromptText]]
 ) -> Sequence[Sequence[tuple[int, ...]]]:
-    """Encode prompts by the template and tokenizer in a GGUF file, as llama.cpp's server does."""
     assert isinstance(model, artefacts.ArtefactCandidate)
     template = model.metadata[artefacts.TEMPLATE]
     if not template:

@@ -234,7 +234,6 @@ class Session:
         return sum(rate.ratio * estimated_s + rate.each_s * n for rate, (estimated_s, n) in pairs)
 
     def _amount(self, kind: str, work: costs.Work, source: ModelSource) -> tuple[float, int]:
-        """Return a kind's share of work: seconds of its tokens by sizes alone, and its number of units."""
         tokens, n = {
             "answering": (work._replace(trained=0), work.blocks),
             "training": (costs.Work(trained=work.trained), work.steps),

@@ -258,6 +258,5 @@ def _mean_s(rows: Iterable[SampleResult]) -> float:
 
 
 def _n_threads(device: str, candidate: Candidate) -> int:
-    """Return how many threads compute while a candidate answers; 0 if it answers elsewhere."""
     here = device == "cpu" and candidate.engine.startswith("transformers")
     return 1 if here else 0

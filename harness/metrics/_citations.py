@@ -61,7 +61,6 @@ def _find_cited(text: str, marks: Marks) -> Iterator[str]:
 
 
 def _bracket_citations(text: str, marks: Marks) -> str:
-    """Rewrite all forms of citations as marks in brackets."""
 
     def read_superscript(found: re.Match[str]) -> str:
         number = found[1].translate(_RAISED)
@@ -98,7 +97,6 @@ def _bracket_citations(text: str, marks: Marks) -> str:
 
 
 def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
-    """Yield the marks in a pair of brackets, including unknown ones."""
     numbered = all(mark.isdecimal() for mark in marks)
     whole = inside.strip()
     for written in [whole] if whole in marks else map(str.strip, _SEPARATOR.split(whole.partition("†")[0])):
@@ -112,7 +110,6 @@ def _marks_of(inside: str, marks: Marks) -> Iterator[str]:
 
 
 def _cut_label(written: str) -> tuple[str, str]:
-    """Split off a word such as `Source`: return the rest and that word."""
     found = _NAMED.fullmatch(written)
     return (found[2], found[1] or "") if found else (written, "")
 

@@ -88,7 +88,6 @@ def _entailment(model: str, where: str) -> Entails:
 
 
 def _place(labels: dict[Any, str], where: str) -> int:
-    """Return the index of a model's output for entailment."""
     places = [int(i) for i, label in labels.items() if "entail" in label.casefold()]
     sure = [int(i) for i, label in labels.items() if label.casefold() in ("entailment", "entailed")]
     if len(sure or places) != 1:

@@ -108,7 +108,6 @@ def _comma_items(text: str, constraint: Constraint) -> bool:
 
 
 def _find_conjunction(text: str) -> str:
-    """Return the pattern of "and" of the first language, English first, that a text has."""
     patterns = [forms.conjunction for forms in LANGUAGES.values()]
     return next((pattern for pattern in patterns if re.search(pattern, text)), patterns[0])
 

@@ -40,7 +40,6 @@ def _best(output: Output, example: Example) -> float | None:
 
 
 def _fields(text: str) -> Counter[str] | None:
-    """Count the leaves of a JSON text with their paths; None for other texts."""
     try:
         value = json.loads(unfence_json(text))
         return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))

@@ -88,13 +88,11 @@ def remarks(context: PromptingContext, params: Params, items: Sequence[Example])
 
 
 def _dialogue(example: Example) -> str:
-    """Return the text of all user and assistant turns, without retrieved passages."""
     earlier = [turn for turn in example.messages[:-1] if turn["role"] != "system"]
     return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
 
 
 def _nearest(train: tuple[Example, ...]) -> Ranking:
-    """Rank by cosine similarity of TF-IDF vectors; ties and rows without a word keep the training order."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     def cut(example: Example) -> str:

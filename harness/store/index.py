@@ -99,7 +99,6 @@ def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
 
 
 def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyConnection | None":
-    """Open an up-to-date index; None if it is missing, locked or out of date."""
     # A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late, so the file
     # may change while it is read. It counts as damaged only after several attempts.
     import duckdb

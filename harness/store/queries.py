@@ -173,7 +173,6 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
 def _select(
     store: Store, query: str, rows_digests: Collection[str], *values: object
 ) -> list[tuple[Any, ...]]:
-    """Run a query whose first parameter is the list of row sets' files; empty if none exists."""
     files = _list_existing_files(store, rows_digests)
     if not files:
         return []

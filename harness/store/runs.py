@@ -182,7 +182,6 @@ class _UsedParts:
         return name in self._keep or self.users[name] > 0
 
     def _is_compared(self, digest: str) -> bool:
-        """Tell whether rows are used, or answer a question of used rows with used weights."""
         if self._is_used(digest) or digest not in self._identities:
             return self._is_used(digest)
         rows = self._identities[digest]

@@ -78,7 +78,6 @@ def encode_requests(candidate: Candidate, instances: Sequence[Any]) -> list[Enco
 
 
 def _prompts(instance: Any) -> list[PromptText]:
-    """List the texts of a request whose token ids form its own."""
     text, *others = instance.args
     if instance.request_type == _GENERATE:
         return [_plain(text)]
@@ -92,7 +91,6 @@ def _prompts(instance: Any) -> list[PromptText]:
 
 
 def _plain(text: str) -> PromptText:
-    """Return a text as lm-eval writes it, possibly with a chat template applied."""
     return PromptText(({"role": "user", "content": text},), chat_template=False, is_written=True)
 
 

@@ -264,7 +264,6 @@ def _source(value: Any) -> str:
 
 @contextmanager
 def _fix_seeds() -> Iterator[None]:
-    """Set the seeds of tasks as lm-eval does, and restore the generators afterwards."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 (what lm-eval's tasks use)
     random.seed(_PYTHON_SEED)
     np.random.seed(_NUMPY_SEED)  # noqa: NPY002
