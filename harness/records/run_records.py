@@ -220,7 +220,7 @@ class TrainingRecord:
 
 
 TRAINING = tuple(
-    Figure(f.name, *f.type.__metadata__[-3:], type=_SQL_TYPES.get(get_args(f.type)[0], "VARCHAR"))
+    Figure._make((f.name, *f.type.__metadata__[-3:], _SQL_TYPES.get(get_args(f.type)[0], "VARCHAR")))
     for f in fields(TrainingRecord)
     if hasattr(f.type, "__metadata__")
 )
