@@ -83,7 +83,7 @@ def _ids_of(matrix: Matrix, outcome: str) -> list[str]:
     else:
         flips = [flips_of_scores(metric, by_column[0], scored) for scored in by_column[1:]]
         sides = {"lost": lambda by: by < 0, "gained": lambda by: by > 0, "disagreement": lambda by: by != 0}
-        moved = [each.flipped & sides[outcome](each.improvements) for each in flips]
+        moved = [flipped & sides[outcome](improvements) for improvements, flipped in flips]
         chosen = np.any(moved, axis=0) if moved else np.zeros(len(ids), bool)
     return [item for item, wanted in zip(ids, chosen, strict=True) if wanted]
 

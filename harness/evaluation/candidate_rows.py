@@ -180,8 +180,8 @@ def refuse_or_note(
         overlap = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
         for fold in range(1, max(own.folds.values()) + 1):
             held = {target.name: replace(own.in_fold(fold), validation=())}
-            notes = refuse_or_note(target, held, {}, encode=encode).overlap
-            overlap += (f"fold {fold}: {note}" for note in notes)
+            held_notes = refuse_or_note(target, held, {}, encode=encode).overlap
+            overlap += (f"fold {fold}: {note}" for note in held_notes)
         return replace(own, overlap=tuple(overlap))
     others = {name: other.test for name, other in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}

@@ -134,8 +134,8 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
         yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
     if judged := session.open_judge_of_pairs():  # it compares fine-tunes with the best untrained candidate
         n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_target_only)
-        other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
-        pairs = [replace(example, references=(other,)) for example in target.items.test]
+        reply = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
+        pairs = [replace(example, references=(reply,)) for example in target.items.test]
         yield from _plan_items(target._replace(judged={judged.metric: judged}), pairs, n_tuned)
 
 
@@ -213,11 +213,11 @@ def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]
             if not n_long:
                 continue
             task = measured.task.name
-            items = f"{count(n_long)} of {count(len(sizes))} items of {task}"
+            share = f"{count(n_long)} of {count(len(sizes))} items of {task}"
             sure = f", {count(n_sure)} of them with any answer" if n_sure else ""
             text = (
                 f"{judged.metric}: the context of {judge.name} holds {count(context)} tokens; with the"
-                f" longest answer that it may be shown, the prompts of {items} are longer (up to "
+                f" longest answer that it may be shown, the prompts of {share} are longer (up to "
                 f"{count(max(sizes) + answers)} tokens){sure}. Such an answer gets no grade; next: {_STEP}"
             )
             found = f"prompts of {count(min(sizes))} tokens and more for {task}, before any answer"

@@ -295,7 +295,7 @@ def _check(
     n_moved = sum(old != new for old, new in zip(*steps, strict=True))
     # An unreadable grade counts as the worst.
     means = [fmean(grade.value or 0.0 for grade in grades) for grades in (before, now)]
-    return AnchorCheck(tuple(now), n_moved, *means, is_drift(n_moved, len(now), earlier))
+    return AnchorCheck(tuple(now), n_moved, means[0], means[1], is_drift(n_moved, len(now), earlier))
 
 
 def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:

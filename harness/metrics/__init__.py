@@ -114,7 +114,11 @@ def item_scores(metric: Metric, parts: Array) -> Array:
 
 def flips(metric: Metric, base: Array, new: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Return each item's improvement and whether it is over a hundredth, from both arms' parts (n, k)."""
-    old, now = item_scores(metric, base), item_scores(metric, new)
+    return flips_of_scores(metric, item_scores(metric, base), item_scores(metric, new))
+
+
+def flips_of_scores(metric: Metric, old: Array, now: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Return what `flips` does, from the items' own scores (n,)."""
     least = _FLIP if metric.unit.is_rate else _FLIP * np.maximum(np.abs(old), np.abs(now))
     return metric.unit.sign * (now - old), np.abs(now - old) > least + _ROUNDING
 

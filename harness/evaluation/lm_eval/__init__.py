@@ -175,7 +175,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     metrics = {s.name: requests.metric_of(s) for s in listed}
     known = (described.version, metrics, texts, described.left_out, described.num_fewshot)
     functions = (evaluator.encode, evaluator.block, evaluator.samples)
-    return LmEvalTask(*evaluated, *known, *functions, sum(map(len, described.hashes)))
+    return LmEvalTask._make((*evaluated, *known, *functions, sum(map(len, described.hashes))))
 
 
 def _text_example(name: str, text: str) -> Example:

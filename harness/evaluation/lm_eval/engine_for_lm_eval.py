@@ -76,7 +76,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         tokenizer = self.candidate.tokenizer
         if add_generation_prompt:
             return render_chat(tokenizer, chat_history, asks=True).text
-        options = {"tokenize": False, "continue_final_message": True}
+        options: dict[str, Any] = {"tokenize": False, "continue_final_message": True}
         return str(tokenizer.apply_chat_template(list(chat_history), **options))
 
     @property
