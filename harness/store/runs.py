@@ -148,7 +148,7 @@ class _UsedParts:
         stored = names & self._identities.keys()
         tried = {("tried", key) for key in _list_tried_keys(run) | behind.keys()}
         questions = {garbage.question(self._identities[name]) for name in stored}
-        for used in {*names, *garbage.points_of(self._store, names), *tried, *questions}:
+        for used in {*names, *garbage.points_of(self._store, behind), *tried, *questions}:
             self.users[used] += n
 
     def list_freed(self, run: Run) -> tuple[list[Path], dict[str, list[Path]]]:
