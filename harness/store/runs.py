@@ -136,6 +136,7 @@ class _UsedParts:
         for digest, rows in self._identities.items():
             self._rows_by_weights[rows.weights_digest].append(digest)
         self._trial_rows = Counter(row for trial in self.trials for row in set(trial.run.rows.values()))
+        self._trial_by_id = {trial.run.run_id: trial for trial in self.trials}
         self._trials_by_key: dict[str, list[TrialRun]] = defaultdict(list)
         for trial in self.trials:
             self._trials_by_key[_key(trial.trial)].append(trial)
@@ -160,7 +161,8 @@ class _UsedParts:
             own.append(store.weights(key))
         tried = _list_tried_keys(run)
         trials = {t.run.run_id: t for key in tried for t in self._trials_by_key.get(key, ())}
-        trials |= {t.run.run_id: t for t in self.trials if t.run.run_id == run.run_id}
+        if run.run_id in self._trial_by_id:
+            trials[run.run_id] = self._trial_by_id[run.run_id]
         own_rows = Counter(row for trial in trials.values() for row in set(trial.run.rows.values()))
         parts: dict[str, list[Path]] = {}
         for trial_id, trial in trials.items():
