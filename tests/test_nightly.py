@@ -102,6 +102,7 @@ def test_what_is_lost_is_named_apart_from_the_target_in_a_text_that_stays_until_
     assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
 
 
+@pytest.mark.e2e
 def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
     calendar = Calendar(path, salt=0)
     found = [calendar.night(n, STILL) for n in range(1, 7)]

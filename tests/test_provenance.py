@@ -62,6 +62,7 @@ def test_the_environment_changes_with_the_device_and_a_machine_may_lack_cpuinfo(
     assert provenance.processor_name(tmp_path / "none") != ""
 
 
+@pytest.mark.e2e
 def test_packages_are_not_imported_to_learn_their_versions():
     program = (
         "import sys, harness.provenance as p; p.collect(); p.describe_environment();"

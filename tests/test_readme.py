@@ -544,6 +544,7 @@ TUTORIAL = (
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.e2e
 def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_changes_nothing_in_place(
     command, tmp_path
 ):

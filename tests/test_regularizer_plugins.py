@@ -190,6 +190,7 @@ def test_prompts_that_are_evaluated_are_not_sampled():
     assert again.n == 3
 
 
+@pytest.mark.slow
 def test_the_answers_of_the_embedded_base_come_with_the_package_and_are_no_other_bases():
     base = resolve("smollm2-135m")
     mixture = regularizers.mixtures({"replay": {"share": 1.0}}, context(n_train=320))["replay"]

@@ -152,6 +152,7 @@ def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_
 # Never reused
 
 
+@pytest.mark.e2e
 def test_rows_of_an_edited_item_another_question_precision_tokenizer_template_or_weights_are_not_reused(
     path, tmp_path
 ):

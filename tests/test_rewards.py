@@ -148,6 +148,7 @@ def test_a_file_that_returns_no_rewards_fails_its_candidate_by_name(tmp_path, bo
     assert "own.py" in str(error.value)
 
 
+@pytest.mark.e2e
 def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the_curve(tiny, tmp_path):
     params = {"r": 2, "max_steps": 1, "per_device_train_batch_size": 8, "max_completion_length": 4}
     unscored = write_reward(tmp_path, "return [None] * len(completions)")
