@@ -12,13 +12,10 @@ from tiny_methods import CPU, host_of
 from tiny_model import ASKED, logits, unchanged
 
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.candidate_costs import Estimates
-from harness.experiment.training_fit import fit_work
 from harness.methods import bottleneck, embedding, gkd, head
 from harness.models import deltas
 from harness.models.deltas import CONFIG, apply_delta
 from harness.models.devices import load_base
-from harness.models.hardware import Memory
 from harness.models.hf import HFCandidate
 from harness.models.hub import resolve, shape
 from harness.records import Limits
@@ -209,7 +206,6 @@ def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, 
     assert accuracy(candidate, tiny_methods.examples(slice(4, 8))) >= 0.75
 
 
-ROOM = Memory(64.0, 64.0, "the machine")
 PARAMS = {"r": 4, "max_new_tokens": 3, "warmup_steps": 0, "max_length": 200}
 
 
@@ -273,21 +269,3 @@ def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, t
     tiny_experiment.run(path, "suites=[]")
     made = tiny_experiment.runs_of(path)["taught-0"]
     assert made.training.teacher == resolve(str(teacher)).weights_digest
-
-
-def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny, teacher, tmp_path):
-    """It reads what is trained on, and the student draws its share of the answers; both lie in memory."""
-    params = "r: 2, num_train_epochs: 2, max_new_tokens: 6, max_length: 200"
-    candidates = (
-        f"  alone: {{method: lora, params: {{r: 2, num_train_epochs: 2, max_length: 200}}}}\n"
-        f"  taught: {{method: gkd, params: {{teacher: {teacher}, lmbda: 0.5, {params}}}}}\n"
-    )
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    session = tiny_experiment.session(path, "suites=[]", dry_run=True)
-    alone, taught = (fit_work(session, session.candidates[name].source, 0) for name in ("alone", "taught"))
-    n_rows = len(session.target.items.train)
-    assert taught.trained == alone.trained
-    assert taught.read == taught.trained  # a teacher of the base's size
-    assert taught.generated == 0.5 * 2 * n_rows * 6
-    memory = {cost.candidate: cost.memory_gib for cost in Estimates(session).costs(("alone", "taught"), ROOM)}
-    assert memory["taught"] > memory["alone"]

@@ -65,17 +65,6 @@ def test_an_answer_that_repeats_itself_is_read_quickly(answer):
     assert time.process_time() - begun < 2
 
 
-def test_an_id_is_cited_where_the_prompt_shows_ids_or_no_marks():
-    assert scores("40 euros. Source: lamp", make_item("id")) == (1.0, 1.0)
-    assert scores("40 euros 【lamp】", make_item("id")) == (1.0, 1.0)
-    assert scores("40 euros [documentation] [lamp]", make_item("id")) == (0.5, 1.0)
-    assert scores("40 euros [lamp]", make_item("id")) == (1.0, 1.0)
-    assert scores("40 euros [lamp; ship]", make_item("id")) == (0.5, 1.0)
-    assert scores("40 euros [chair] [lamp]", make_item("id")) == (0.5, 1.0)
-    assert scores("40 euros [1]", make_item("id")) == (0.0, 0.0)
-    assert scores("40 euros [1]", make_item(None)) == scores("40 euros [lamp]", make_item(None)) == (1.0, 1.0)
-
-
 def test_a_citation_behind_a_sentence_is_of_that_sentence_and_every_sentence_should_have_one():
     item = make_item(documents=())
     assert scores("It costs 40 euros. Source: 1", item) == (1.0, 1.0)

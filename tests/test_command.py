@@ -173,14 +173,6 @@ class TestACommandThatFails:
         wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
 
-def test_progress_and_the_last_lines_of_a_log_are_read_of_bars_too(tmp_path):
-    assert supervision.steps(" 40%|████      | 12/30 [00:10<00:15,  1.2it/s]") == (12, 30)
-    assert supervision.steps("{'loss': 1.2}") == (0, 1)
-
-    (tmp_path / "log").write_text("one\n 1/3\r 2/3\r 3/3\r\nsaved\n\n")
-    assert supervision.read_last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
-
-
 def test_secrets_that_a_program_printed_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (tmp_path / "log").write_text("logged in with 0123456789abcdef\nHF_TOKEN=hf_abcdefghijkl, 3 of 8 done\n")
@@ -194,14 +186,6 @@ class TestPlaceholders:
         assert command.arguments("tool --out={out}", values) == ["tool", "--out=/a b/$(x)'y"]
         shell = command.arguments("echo {out}", values, shell=True)
         assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "/a b/$(x)'y\n"
-
-    def test_a_folder_of_templates_is_filled_and_says_where_it_lies(self, tmp_path):
-        (tmp_path / "t").mkdir()
-        (tmp_path / "t" / "a.json").write_text('{"file": "{data}", "as": "{{data}}"}')
-        (tmp_path / "t" / "b.yaml").write_text("folder: {config}")
-        whole = command.fill_template(tmp_path / "t", tmp_path / "to", {"data": "/rows"})
-        assert (whole / "a.json").read_text() == '{"file": "/rows", "as": "{{data}}"}'
-        assert (whole / "b.yaml").read_text() == f"folder: {whole}"
 
 
 def test_a_template_with_an_unknown_placeholder_and_a_sweep_are_refused_before_anything_runs(tmp_path, tiny):

@@ -184,15 +184,6 @@ def test_the_order_of_the_rows_changes_nothing(arms, size, seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(binary_arms)
-def test_copying_every_item_inside_its_cluster_narrows_nothing(arms):
-    base, new = (np.array(arm, float) for arm in zip(*arms, strict=True))
-    once = compare_scores(base, new)
-    twice = compare_scores(np.repeat(base, 2), np.repeat(new, 2), cluster_size=2)
-    assert twice.high - twice.low >= (once.high - once.low) - 1e-9
-
-
-@settings(max_examples=25, deadline=None)
 @given(graded_arms, sizes)
 def test_every_figure_is_finite_and_inside_its_interval(arms, size):
     base, new = zip(*arms, strict=True)

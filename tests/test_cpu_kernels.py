@@ -92,17 +92,6 @@ def test_causal_rows_of_any_length_get_the_logits_of_fused_attention(small_llama
     assert_same(small_llama, input_ids=ids(2, n))
 
 
-def test_a_mask_of_ones_own_is_kept(small_llama):
-    import torch
-
-    order = torch.arange(N)
-    seen = (order[:, None] >= order) & ((order < 40) | (order // 50 == order[:, None] // 50))
-    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
-    assert_same(small_llama, input_ids=ids(1), attention_mask=mask)
-    masked, causal = (logits(small_llama, True, input_ids=ids(1), attention_mask=m) for m in (mask, None))
-    assert not torch.equal(masked, causal)
-
-
 def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
     import torch
     from transformers import DynamicCache

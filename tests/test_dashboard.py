@@ -19,11 +19,9 @@ from fake_facts import BITS
 from fake_facts import comparison as comparison_of
 
 from harness import formatting, report, store
-from harness.analysis import comparison
 from harness.analysis.labelled_answers import draw_items
 from harness.lifecycle import nightly_alarm as night_alarm
 from harness.lifecycle import nightly_state as files
-from harness.metrics import mean_metric
 from harness.records import Grade
 from harness.report.result_tables import arithmetic_rows
 from harness.report.wording import verdict_word
@@ -178,27 +176,6 @@ def rewrite_run(folder, run_id, as_id=None, **changes):
     (to / "run.json").write_text(json.dumps(run | {"run_id": to.name}))
 
 
-def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, tmp_path, made):
-    fake_project.experiment(tmp_path, metrics="exact_match, contains")
-    at = Store(tmp_path / "runs")
-    (run,) = (run for run in store.list_runs(at) if run.candidate == "lora")
-    rows = [
-        replace(row, parts={**row.parts, "contains": (float(row.position < 9),)})
-        for row in store.read_rows(at, run.rows["support/test"])
-    ]
-    other = replace(store.read_identity(at, run.rows["support/test"]), scoring_digest="with contains")
-    store.append_block(at, other, 0, rows)
-    store.complete_rows(at, other, len(rows))
-    store.save_run(at, replace(run, rows={**run.rows, "support/test": other.digest}))
-    page = open_page("leaderboard")
-    assert "by contains" not in page.dataframe[0].value.columns
-    page.multiselect(key="metrics").select("contains").run()
-    cells = read_cells(page.dataframe[0])
-    expected = comparison.estimate(mean_metric("contains", lambda output, example: None), rows)
-    assert cells["by contains"][cells["candidate"].index("lora")] == formatting.interval(*expected[:3])
-    assert cells["by contains"][cells["candidate"].index("knn")] == formatting.UNKNOWN
-
-
 def test_compare_follows_a_deep_link_and_shows_and_draws_the_paired_differences(open_page, made):
     page = open_page("compare", compare="knn,lora")
     assert page.multiselect(key="compare_chosen").value == ["knn", "lora"]
@@ -330,19 +307,6 @@ def test_training_overlays_losses_and_names_the_gap(open_page, made):
     assert row["tokens a second"] == "250"
 
 
-def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_path, made):
-    points = [
-        {"step": s, "target": t, "capability": c, "low": c - 0.01, "high": c + 0.01, "n_general": 50}
-        for s, t, c in ((10, 0.4, -0.03), (20, 0.6, -0.05))
-    ]
-    training = made.facts[2].training.to_plain() | {"n_steps": 20, "tracked": points}
-    rewrite_run(tmp_path, "lora-0", training=training)
-    page = open_page("training")
-    drawn = [[line["y"] for line in pictures(page)[i]["data"]] for i in (1, 2)]
-    assert drawn == [[[0.4, 0.6]], [[-3.0, -5.0]]]
-    assert any(text.value.startswith("lora forgets early: capability") for text in page.text)
-
-
 def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a frozen value)
     """Return the arithmetic as the page has it: no worth of a gain that rests on an assumption."""
     of_answers = policy.right_answer_usd is not None
@@ -368,21 +332,6 @@ def test_decide_says_what_the_command_says_until_a_slider_moves_and_reprices_all
     assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
     unmoved = "break-even, requests"
     assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.unit))[unmoved]
-
-
-def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page, tmp_path, made):
-    page = open_page("decide")
-    assert not any("Differs from the report" in c.value for c in page.caption)
-    page.select_slider(key="decide_longest median request").set_value(0.3).run()
-    assert any("Differs from the report" in c.value for c in page.caption)
-    at = Store(tmp_path / "runs")
-    runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
-    expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
-    shown = arithmetic(page)
-    assert shown == list_page_rows(expected, formatting.RATE)
-    assert shown["best untrained candidate"] == "prompt"
-    assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
-    assert expected.sentence.split(":")[0] in html(page)
 
 
 def change_state(folder, change):
@@ -441,20 +390,6 @@ def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_pat
     runs = [rating.run_a if rating.choice == "a" else rating.run_b for rating in kept]
     assert [texts[run.removesuffix("-0")] for run in runs] == preferred
     assert {rating.left for rating in kept} == {"a", "b"}, "sides are drawn"
-
-
-def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(
-    open_page, tmp_path, made
-):
-    at = Store(tmp_path / "runs")
-    runs = {run.candidate: run for run in store.list_runs(at)}
-    fake_project.rate(at, (runs["knn"], runs["lora"]), won=40, lost=60)
-    page = open_page("rate", rate="knn,lora", rater="ann")
-    assert "lora is preferred to knn on 60.0 [" in html(page)
-    assert "strength: +70.4 [" in html(page)
-    fake_project.rate(at, (runs["prompt"], runs["lora"]), won=20, lost=60)
-    page = open_page("rate", rate="knn,lora", rater="ann")
-    assert list(page.dataframe[0].value["candidate"]) == ["lora", "knn", "prompt"]
 
 
 @pytest.mark.e2e

@@ -164,15 +164,6 @@ def test_columns_and_files_that_do_not_fit_are_refused_with_the_next_step(tmp_pa
     assert "'label' of mixed types" in problem.found
 
 
-def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
-    rows = [{**row, "day": "01.05.2024"} for row in make_clean_rows(40)]
-    path = write(tmp_path / "rows.jsonl", rows)
-    code, out, _ = data("check", path, "--date", "day", "--date-format", "%d.%m.%Y")
-    assert (code, "at 2024-05-01, the newest" in out) == (0, True)
-    code, _, err = data("check", path, "--date", "day")
-    assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
-
-
 def test_the_rows_of_a_task_are_checked_as_the_task_reads_them(tmp_path, monkeypatch):
     from harness.experiment.check_rows import check_target
 

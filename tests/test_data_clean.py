@@ -371,17 +371,6 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("for i in values:\n    print(i)", "for i in values:\nprint(i)"), ("ls -L", "ls -l")],
-)
-def test_code_that_differs_in_indentation_or_options_repeats_nothing(find, tmp_path, one, other):
-    for names in (("prompt", "completion"), ("completion", "prompt")):
-        rows = [{"prompt": question, "completion": question[:6]} for question in OTHERS]
-        rows += [dict(zip(names, (text, "Yes"), strict=True)) for text in (one, other)]
-        assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == []
-
-
 EQUAL = {
     "composed": ("Tra\u0302n o\u031b\u0309 Hue\u0302\u0301", "Tr\u00e2n \u1edf Hu\u1ebf"),
     "zero width": ("new\u200b York\u2060\ufeff", "New York"),

@@ -4,7 +4,6 @@ import json
 import signal
 from pathlib import Path
 
-import pandas
 import pytest
 from checked_rows import list_cases
 from edited_rows import (
@@ -31,7 +30,6 @@ from harness.data.edit.mix import RowMixture, mix, sample, shares
 from harness.data.edit.save import Edit, save
 from harness.data.text_files import Row, Rows
 from harness.errors import UserError
-from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import fold_text
 from harness.spec import Task
 
@@ -407,14 +405,3 @@ def test_squad_in_json_is_read_question_by_question(tmp_path):
     task = Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "squad.json")}})
     (item,) = load_task(task, 0).test
     assert (item.id, item.prompt, item.references) == ("7", "Context:\nIn the sea.\n\nWhere?", ("the sea",))
-
-
-def test_pictures_in_a_column_are_named_and_refused_where_the_text_refers_to_them(tmp_path):
-    frame = pandas.DataFrame([{**row, "image": {"bytes": b"x", "path": "a.png"}} for row in ROWS])
-    frame.to_parquet(tmp_path / "rows.parquet")
-    found = examine_rows(RowCheck([str(tmp_path / "rows.parquet")])).findings
-    assert [f.severity for f in found if f.title.startswith("'image' may hold")] == ["warning"]
-    turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns, "images": ["a.png"]}))
-    with pytest.raises(UserError, match="images in a column, which the text refers to"):
-        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)

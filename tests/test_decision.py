@@ -79,19 +79,6 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
     )
 
 
-@pytest.mark.parametrize(
-    ("can_fold", "seeds", "ways"),
-    [
-        (True, (0,), "936 more test rows, folds: 5 (tests on every training row) or --seeds 0,1,2."),
-        (False, (0, 1, 2), "936 more test rows."),
-    ],
-)
-def test_only_what_the_experiment_can_have_is_offered_for_more(can_fold, seeds, ways):
-    runs = [make_fine_tune("lora", 0.77, 0.03, seed=seed, run_id=f"lora-{seed}") for seed in seeds]
-    decision = fake_facts.make_decision([*alternatives(), *runs], can_fold=can_fold)
-    assert decision.sentence.endswith(f"for more: {ways}")
-
-
 def test_what_the_gate_does_not_pass_is_not_recommended_whatever_it_gains():
     failed = make_fine_tune(
         "lora", 0.95, 0.21, "fail", verdict=verdict("fail", "FAIL: chat lost 60.0 [50, 70] points")

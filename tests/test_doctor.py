@@ -31,7 +31,6 @@ from harness.experiment import (
     prepare_session,
 )
 from harness.experiment.plan import BASE_ARM as ARM
-from harness.experiment.preflight import compiler_problems
 from harness.formatting import seconds
 from harness.models.hardware import Machine, Memory
 from harness.progress import SilentProgress
@@ -93,16 +92,6 @@ def test_the_command_prints_an_estimate_of_each_candidate_and_json_of_it(copy):
     figures = ("memory_gib", "flops", "time_s", "cost_usd")
     assert min(costs["lora"][figure] for figure in figures) > 0
     assert (costs["bag"]["memory_gib"], costs["bag"]["fits"]) == (None, True)
-
-
-def test_a_gpus_machine_without_a_compiler_is_told_so(tmp_path):
-    assert compiler_problems("cpu", tmp_path, str(tmp_path)) == []
-    found = [problem.found for problem in compiler_problems("cuda", tmp_path, str(tmp_path))]
-    assert found == ["no C compiler", "no Python.h"]
-    (tmp_path / "Python.h").touch()
-    compiler = tmp_path / "cc"
-    compiler.touch(mode=0o755)
-    assert compiler_problems("cuda", tmp_path, str(tmp_path)) == []
 
 
 MACHINE, TWICE_AS_FAST = (Machine("cuda", "GPU", "bf16", gflops) for gflops in (100.0, 200.0))
@@ -246,14 +235,3 @@ def test_the_whole_quickstart_is_planned_without_a_problem(command, empty_cache)
     code, planned, said = command("compare", "-c", REPOSITORY / "full.yaml", "--dry-run", "--json")
     assert code == 0, said
     assert json.loads(planned)["ranked"]["read"] > json.loads(planned)["prompt"]["read"]
-
-
-@pytest.mark.e2e
-def test_a_plan_and_a_report_say_how_many_shots_are_missing(command, tiny, tmp_path, own_cache):
-    path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 31}}}\n")
-    short = "shots: shows 18 of 18 items fewer than 31 shots, 30 at the least: letters has 30 training rows"
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, said.splitlines().count(short)) == (0, 1)
-    assert short in tiny_experiment.run(path).notes
-    path = tiny_experiment.write(tmp_path, tiny, "  shots: {prompting: {few_shot: {shots: 30}}}\n")
-    assert "fewer than" not in command("compare", "-c", path, "--dry-run")[2]

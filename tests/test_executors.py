@@ -19,7 +19,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session, worker
 from harness.experiment.executors import StartedWorker, Starter, open_starter
-from harness.experiment.plan import TRIES, Journal, Outcome, Step, append, make_plan, wait_for_files
+from harness.experiment.plan import TRIES, Journal, Outcome, Step, append, make_plan
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
@@ -78,19 +78,6 @@ def test_steps_wait_for_what_they_need_and_trials_are_steps_of_their_own(session
     trials = {job for job in plan.needs if job.kind == "trial"}
     assert trials == {Step("trial", "swept", 0, part, 2) for part in range(2)}
     assert trials < list_needed_jobs(plan, find_answer(plan, "swept"))
-
-
-def test_a_plan_counts_its_steps_and_shared_weights_answer_the_suites_once(session):
-    plan = plan_session(session, 1, ("lora", "hybrid"))
-    expected = {"lora": True, "hybrid": False}
-    assert {job.name: job.suites for job in plan.needs if job.kind == "answer"} == expected
-    assert Step("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
-
-    assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 steps (base 1, fit 1, control 1, answer 2)"
-    assert "far" not in {job.name for job in plan_session(session, 1).needs}
-    # Of interim analyses only weights are made that no answer decides on.
-    steps = {(job.kind, job.name) for job in plan_session(session, 1, answers=False).needs}
-    assert steps == {("fit", "bag"), ("fit", "lora"), ("fit", "next")}
 
 
 @pytest.fixture
@@ -228,14 +215,6 @@ def test_a_worker_that_is_not_like_the_command_is_refused(finished_session):
     assert found == {name: (asked.state[name], value) for name, value in others.items()}
 
 
-def test_a_folder_or_file_that_a_worker_does_not_see_is_named(tmp_path):
-    with pytest.raises(UserError, match="a file system that all workers see"):
-        worker.work(tmp_path / "runs" / "0" / "x.pickle")
-
-    with pytest.raises(CandidateFailed, match=r"rows/x/rows.parquet, which a worker wrote, .*acdirmax"):
-        wait_for_files(tmp_path, ["rows/x/rows.parquet"], 0.05)
-
-
 def test_a_worker_joins_the_comparison_at_work_in_a_runs_folder_where_there_is_one(finished_session):
     session, loaded = finished_session
     with write_plan(session, loaded) as file:
@@ -293,13 +272,6 @@ def test_each_worker_has_a_gpu_and_as_many_threads_as_the_plan_says_and_more_sha
         while any(one.read_end() is None for one in started):
             time.sleep(0.01)
     assert sorted(log.read_text().strip() for log in file.parent.glob("*.log")) == found
-
-
-@pytest.mark.parametrize(("executor", "step"), [("local", "--workers 2"), ("slurm", "--workers 8")])
-def test_nobody_guesses_how_many_workers_share_a_processor(file, executor, step):
-    policy = ExecutionPolicy(executor=executor)
-    with pytest.raises(UserError, match=step), open_starter(file, policy, 1, "cpu"):
-        pass
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(file, monkeypatch):

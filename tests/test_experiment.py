@@ -218,6 +218,7 @@ def test_a_base_that_answers_as_stored_passes_its_rows_stay_and_where_all_is_reu
     assert store.controls(open_store(path)) == measured
 
 
+@pytest.mark.e2e
 def test_each_measurement_asks_generated_answers_and_the_next_other_block_unless_a_limit_cuts_it(path):
     session = tiny_experiment.session(path)
     for _ in range(2):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_experiment
 from fake_facts import alternatives, find_reason, make_fine_tune
-from fake_rows import EXACT, compare_flips, flips, rows
+from fake_rows import EXACT, compare_flips, rows
 from typer.testing import CliRunner
 
 from harness import config, store
@@ -15,26 +15,21 @@ from harness.analysis import gating
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.answer_rules import mode_collapse_rule
 from harness.analysis.answers import AnswerCounts, answer_diversity
-from harness.analysis.comparison import compare_commonest_answers, compare_rows
+from harness.analysis.comparison import compare_commonest_answers
 from harness.analysis.decision import Decision
-from harness.analysis.estimators import Estimate, at_level
+from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import GateResult
 from harness.analysis.seeds import Family, family_of, place_in_family
 from harness.analysis.target_rules import cumulative_of, cumulative_policy, cumulative_rule
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
-from harness.evaluation import EvaluationJob
 from harness.experiment import measure as measure_run
 from harness.experiment import study_session
 from harness.experiment.judged_runs import Reader
-from harness.experiment.preflight import task_noise
 from harness.lifecycle import release
 from harness.metrics import mean_metric
-from harness.records import Noise, RowsIdentity, SampleResult, TaskNoise
-from harness.report import gate_document, gate_json
-from harness.report.wording import miss_text
+from harness.records import Noise, SampleResult, TaskNoise
 from harness.spec import GatePolicy, Task
 from harness.stats import tango_interval
 from harness.store import Store
@@ -94,15 +89,6 @@ def test_p_is_the_level_up_to_which_the_macro_passes(counts):
     assert outcomes == ["inconclusive", "pass"]
 
 
-def test_bounds_at_another_level_are_those_of_a_comparison_made_at_it():
-    base, new = (rows(arm) for arm in flips(200, 12, 9))
-    lower = replace(EXACT, higher_is_better=False)
-    for metric in (EXACT, lower):
-        made = compare_rows(metric, base, new, alpha=0.01)
-        moved = at_level(compare_rows(metric, base, new), 0.01)
-        assert (moved.lower, moved.upper) == pytest.approx((made.lower, made.upper))
-
-
 def test_a_recipe_is_as_sure_as_its_least_sure_seed_and_not_shown_where_one_failed():
     sure, unsure = (verdict_of(*of) for of in (SAFE, DOUBTFUL))
     facts = [make_fine_tune("lora-0", 0.8, 0.07, verdict=v, seed=i) for i, v in enumerate((sure, unsure))]
@@ -149,18 +135,6 @@ def test_the_family_is_what_the_file_names_whatever_is_selected(tmp_path):
         {"lora[r=4]": "lora", "lora[r=8]": "lora", "full": "full", "hybrid": "hybrid"}, alpha=0.1
     )
     assert family.size == 3
-
-
-def test_the_gate_says_beside_its_verdict_how_often_one_of_so_many_passes():
-    alone = GateResult((), verdict_of(*SAFE), POLICY, candidate="lora-0", baseline="the base")
-    notes = [
-        {s.kind: list(s.notes) for s in gate_document(judged).sections}["missed"]
-        for judged in (alone, replace(alone, n_members=8))
-    ]
-    assert notes[0] == list(map(miss_text, alone.verdict.missed))
-    assert notes[1][:-1] == notes[0]
-    assert "one would still pass with a chance of up to 34 %" in notes[1][-1]
-    assert gate_json(replace(alone, n_members=8))["family"]["chance"] == pytest.approx(1 - 0.95**8)
 
 
 def make_measurements(base_lost: float, new_lost: float) -> list[Measurement]:
@@ -314,30 +288,9 @@ def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
     assert judge(OPEN, target=TargetFacts(score, None, commonest=commonest)) == "fail"
 
 
-TASK = Task(name="task", data={})
-JOB = EvaluationJob(
-    TASK, "capability", "test", (), {"exact_match": EXACT}, "generate",
-    RowsIdentity(*("w", "t", "task", "v", "test", "p", "generate", "bf16", "e", "l", "cpu")),
-)  # fmt: skip
-
-
-def set_logprobs(scores, logprobs):
-    return [replace(row, gold_logprob=x) for row, x in zip(rows(scores), logprobs, strict=True)]
-
-
 def measurement(flips, n, *, precision="bf16", created="1"):
     task = TaskNoise("task", n, {"layout": flips}, 0.5)
     return Noise(created, created, "m", "base", precision, "cpu", "e", "l", (task,))
-
-
-def test_flips_are_counted_for_each_arm_and_what_one_layout_alone_could_score_has_flipped():
-    usual = set_logprobs([1, 0, 1, 1], [-1.0, -2.0, -3.0, None])
-    arms = {"layout": set_logprobs([1, 1, 0, 1], [-1.0, -1.5, -3.7, None]), "batch": usual}
-    found = task_noise(JOB, usual, arms)
-    assert (found.n, found.flips) == (4, {"layout": 2, "batch": 0})
-    assert found.largest_nats == pytest.approx(0.7)
-    assert found.rate == 2 / 8
-    assert task_noise(JOB, rows([1, None]), {"layout": rows([1, 0])}).flips == {"layout": 1}
 
 
 @pytest.mark.parametrize(("rate", "admitted"), [(None, True), (0.02, True), (0.9, False)])

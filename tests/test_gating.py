@@ -15,7 +15,7 @@ from harness.analysis.gating import exit_code
 from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import TargetFacts, TaskComparison
 from harness.formatting import RATE, Unit
-from harness.metrics import Metric, mean_metric
+from harness.metrics import mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
@@ -256,11 +256,6 @@ def test_a_base_that_passed_nothing_has_nothing_to_lose(n):
     found, said = admit(task("sums"), EXACT, rows([0.0] * n))
     assert not found
     assert "not above chance (0.0 %)" in said
-
-
-def test_bits_per_byte_is_never_admitted():
-    metric: Metric = ratio_metric()
-    assert not admit(task("english", kind="bits_per_byte"), metric, rows([[1.0, 2.0]] * 9, metric))[0]
 
 
 def test_what_the_items_cannot_show_is_announced_with_what_they_need():

@@ -96,18 +96,6 @@ def test_bf16_is_chosen_unless_steps_in_it_are_slower_than_in_fp32(bf16, fp32, p
     assert slow_bf16(found) == (f"bf16 is slower here: {said} in fp32" if said else "")
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_precision_that_is_asked_for_is_taken_fp16_on_a_cpu_with_a_word(empty_cache, precision):
-    machine = probe("cpu", precision, SMALL)
-    assert machine.precision == precision
-    assert machine.gflops > 0
-    assert ("fp16 on a CPU is for tests" in probe_notes(machine)) is (precision == "fp16")
-    fast, plain = (machine.speeds[one][0] for one in ("bf16", "fp32"))
-    is_timed = precision == "bf16" and 2 * fast > plain
-    assert bool(machine.step_speeds) is is_timed, "emulated bf16 would take minutes"
-
-
 def test_a_gpu_that_is_not_there_is_refused(empty_cache, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="a GPU that torch can see; next: device: auto or cpu"):

@@ -330,14 +330,6 @@ def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone_and_the_base
     assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
 
 
-def test_the_base_is_exactly_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):
-    host = host_of(tiny)
-    before = scores(host.base)
-    with pytest.raises(ZeroDivisionError), host.use_adapter(adapters[0], "one"):
-        raise ZeroDivisionError
-    assert scores(host.base) == before
-
-
 @pytest.fixture
 def bag(tmp_path):
     content = {

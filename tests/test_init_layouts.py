@@ -141,17 +141,12 @@ def test_a_column_for_each_label_is_refused(tmp_path):
         propose(tmp_path, rows)
 
 
-@pytest.mark.parametrize(
-    ("make", "options"),
-    [
-        (
-            lambda i: {"row_id": i, "first": say(i, 20), "second": say(i + 50, 20), "third": f"kind {i % 2}"},
-            ["--prompt", "{first}\\n\\n{second}", "--reference", "third"],
-        ),
-    ],
-)
-def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path, make, options):
-    path, new = write(tmp_path / "mine.jsonl", make_rows(make)), tmp_path / "new"
+def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path):
+    made = make_rows(
+        lambda i: {"row_id": i, "first": say(i, 20), "second": say(i + 50, 20), "third": f"kind {i % 2}"}
+    )
+    path, new = write(tmp_path / "mine.jsonl", made), tmp_path / "new"
+    options = ["--prompt", "{first}\\n\\n{second}", "--reference", "third"]
     refused = CliRunner().invoke(app, ["init", str(new), "--data", str(path)])
     assert isinstance(refused.exception, UserError)
     (problem,) = refused.exception.problems

@@ -1,9 +1,7 @@
 """The gate on inspect's logs: real ones, the zipped and the plain form, and everything that is refused."""
 
 import json
-import re
 import zipfile
-from pathlib import Path
 
 import inspect_logs
 import pytest
@@ -126,30 +124,6 @@ def test_another_version_decoding_scorer_precision_or_grader_is_refused_by_its_n
     arms = [inspect_logs.write(tmp_path / n, {"quiz": ["C"] * 9}, **of) for n, of in (("a", old), ("b", new))]
     with pytest.raises(IncompatibleRuns, match=said):
         gate(*arms)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [
-        ({"model": "hf/base"}, {"model": "hf/tuned"}, "2 models.*hf/base in .*hf/tuned in "),
-        (
-            {"model": "hf/local", "model_args": {"model_path": "./base"}},
-            {"model": "hf/local", "model_args": {"model_path": "./tuned"}},
-            "2 models.*they differ in model_args",
-        ),
-        ({}, {}, r"2 evaluations of quiz \(2026-03-04.*, 2026-04-01"),
-    ],
-)
-def test_of_logs_of_two_evaluations_in_one_folder_the_printed_step_names_one(tmp_path, first, second, said):
-    old = inspect_logs.write(tmp_path / "old", {"quiz": ["C"] * 9})
-    both = inspect_logs.write(tmp_path / "both", {"quiz": ["C", "I", "C"] * 3}, **first)
-    later = "2026-04-01T00:00:00+00:00"
-    inspect_logs.write(both, {"quiz": ["I"] * 9}, created=later, **second)
-    with pytest.raises(UserError, match=said) as refused:
-        gate(old, both)
-    named = re.findall(r"--candidate (\S+\.eval)", str(refused.value))
-    (task,) = gate(old, Path(named[-1])).tasks
-    assert len(task.comparison.lost) == 9
 
 
 def test_a_log_as_both_arms_or_with_an_item_twice_is_refused(tmp_path):

@@ -18,27 +18,6 @@ from harness.stats import StratumFlips
 from tests.golden import golden
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: stats.z_quantile(1.0),
-        lambda: stats.clustered_mean([0.1, float("nan")], [0, 1]),
-        lambda: stats.neyman_allocation({"a": 3}, {"a": 0.1}, 4),
-        lambda: stats.inclusion_weights(["a"], {"b": 4}),
-        lambda: stats.pareto_front([]),
-        lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
-        lambda: stats.interim_bounds([0.5, 0.4, 1.0]),
-        lambda: stats.alpha_spent(0.0),
-        lambda: stats.stratified_flips_interval([StratumFlips(1, 0, 5, 4)]),
-        lambda: stats.betting_mixture([np.array([0.0, 2.0])], 1.0),
-        lambda: stats.cusum([1.0], 0, -1, 1),
-    ],
-)
-def test_impossible_input_is_refused(call):
-    with pytest.raises(ValueError, match=r"found|needed|must|between|lacks|expected|sample|outside"):
-        call()
-
-
 def test_strata_get_more_items_where_they_vary_and_weights_that_add_up_to_the_pool():
     found = stats.neyman_allocation({"a": 100, "b": 100, "c": 10}, {"a": 0.5, "b": 0.1, "c": 0.5}, 60)
     assert sum(found.values()) == 60
@@ -96,16 +75,6 @@ def test_the_hypervolume_is_the_dominated_share_of_a_grid(p):
     for a, b in p:
         covered |= (x < a) & (y < b)
     assert stats.hypervolume(p, (0.0, 0.0)) == pytest.approx(covered.mean(), abs=0.011)
-
-
-def test_a_collapsed_model_gives_one_answer():
-    assert stats.unique_share([]) is None
-    assert stats.unique_share(["sea", " sea", "sea\n", "sea"]) == 0.25
-
-    answers = ["sea", "lake", " sea", "sea\n", "river"]
-    counted = max({a.strip() for a in answers}, key=lambda a: sum(b.strip() == a for b in answers))
-    assert stats.commonest(answers) == (counted, 0.6)
-    assert stats.commonest([]) is None
 
 
 THIRDS, FIFTHS = (1 / 3, 2 / 3, 1.0), (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -228,16 +197,6 @@ def test_the_interval_holds_the_favour_whatever_the_clusters(n, share, size):
     assert len(told) >= 50
     held = np.mean([f.low <= FAVOUR <= f.high for f in told])
     assert held >= 0.95 - 2 * (0.95 * 0.05 / len(told)) ** 0.5
-
-
-def test_longer_answers_in_three_clusters_are_not_told_from_the_candidate():
-    errors, _, cluster = world(1, 60, 0.5, 5)
-    longer = np.where(cluster < 3, 70, 150)  # three clusters of five have the shorter new answer
-    found = estimate_length_favour(errors, (np.full(60, 100), longer), cluster, RATE)
-    assert (found.is_length, found.new_longer) == (False, 0.75)
-    assert estimate_length_favour(
-        errors, (np.full(60, 100), np.where(cluster < 4, 70, 150)), cluster, RATE
-    ).is_length
 
 
 def test_a_contrast_has_the_error_and_degrees_of_freedom_of_least_squares_by_their_matrices():

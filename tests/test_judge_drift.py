@@ -168,6 +168,14 @@ def label(watched, rows, value):
     store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
 
 
+def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judged_desk):
+    label(judged_desk, judged_desk.rows(), lambda row: float(row.position % 2))
+    judged_desk.candidates.model = Rule(reply_shorter)
+    said = watch(judged_desk).sentence
+    assert "15 of the 15 answers that differ from the reference have no label from people" in said
+    assert watch(judged_desk).sentence == said, "as it was stored"
+
+
 def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_desk):
     label(judged_desk, judged_desk.rows(), lambda row: 0.0)
     tonight = [replace(row, text="test ") for row in judged_desk.rows()]

@@ -13,7 +13,6 @@ import tiny_hub
 import tiny_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from typer.testing import CliRunner
@@ -28,7 +27,7 @@ from harness.experiment import standalone
 from harness.lifecycle.release import gate_folders
 from harness.models.devices import load_base
 from harness.models.hardware import Machine
-from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hf import HFCandidate
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.spec import GatePolicy, Task
@@ -153,13 +152,6 @@ def test_a_pair_becomes_the_token_ids_of_lm_eval_and_is_flagged_where_they_merge
     assert encoded.merged == (whole[: len(before)] != before)
     said = ours.tokenizer.decode((*encoded.context, *encoded.continuation), skip_special_tokens=True)
     assert encoded.merged or said == context + continuation
-
-
-def test_an_empty_context_is_the_first_token(encoders):
-    ours, theirs = encoders
-    encoded = encode_pair(ours, "", " A gate")
-    assert encoded.context == (theirs.prefix_token_id,)
-    assert list(encoded.continuation) == theirs.tok_encode(" A gate", add_special_tokens=False)
 
 
 @given(ids=st.lists(st.integers(1, 9), min_size=1, max_size=40), length=st.integers(2, 12))
@@ -401,10 +393,3 @@ def test_every_generated_text_is_that_of_lm_evals_own_model(both_samples):
     mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both_samples)
     assert mine == expected
     assert any(text for ((text,),) in mine)
-
-
-def test_a_candidate_that_is_open_is_asked_as_it_is_and_lm_eval_knows_the_model(model):
-    candidate = ModelHost(resolve(str(model)), Machine("cpu", "CPU", "fp32", 1.0)).base
-    assert HarnessLM(candidate).candidate is candidate
-    assert get_model("harness") is HarnessLM
-    assert get_model("hf") is HFLM
