@@ -13,16 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from harness import config, stats
+from harness import stats
 from harness.analysis import comparison
 from harness.analysis.comparison import check_comparable, compare_rows, compare_validity, estimate
 from harness.analysis.estimators import orient, refuse_failed, regression_p
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.verdict import TaskComparison
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import load_study
 from harness.lifecycle import release
-from harness.lifecycle.release import candidate_runs
 from harness.metrics import macro_f1, mean_metric
 from harness.records import RowsIdentity
 from harness.spec import GatePolicy, Task, TaskData
@@ -254,10 +252,3 @@ def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
     file.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(UserError, match="doc_id 4"):
         release.gate_folders(old, new, GatePolicy())
-
-
-def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished_run):
-    stored = load_study(config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"]))
-    with pytest.raises(IncompatibleRuns, match=r"no finished run of seed 1, 2; .*next: harness compare"):
-        candidate_runs(stored, "lora")
-    assert [run.seed for run in candidate_runs(stored, "prompt")] == [0]

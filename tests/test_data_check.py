@@ -268,12 +268,6 @@ def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counte
     assert any("sampled rows are looked at" in f.title for f in found)
 
 
-@pytest.mark.parametrize("day", [20240501.0, 1714521600, "2024-05-02T01:00:00+02:00"])
-def test_dates_are_read_as_days_months_or_seconds(find, day):
-    rows = [{**row, "day": day} for row in make_clean_rows(30)]
-    assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
-
-
 @pytest.mark.e2e
 def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     rows = make_clean_rows()

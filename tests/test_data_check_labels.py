@@ -119,12 +119,6 @@ def test_labels_that_words_do_not_tell_are_not_judged(find, rows):
     assert found[0].title.startswith("labels are not judged: ")
 
 
-@pytest.mark.parametrize("labels", [("-1", "0", "1"), ("C", "C++", "C#")])
-def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
-    rows = [{**row, "label": labels[i % 3]} for i, row in enumerate(make_clean_rows(60))]
-    assert alarms(find(rows, "answer_formats")) == []
-
-
 def flip_labels(rows, share, rng):
     """Give a share of the rows the label of another row."""
     labels, flipped = sorted({row["label"] for row in rows}), list(rows)

@@ -1,7 +1,5 @@
 """Answers do not depend on how prompts are batched and read, nor on what they share."""
 
-from copy import deepcopy
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_model import note_shapes
@@ -78,17 +76,6 @@ def test_rows_that_have_ended_are_no_longer_computed(model):
     assert min(last) < max(last)
     computed = [n for n, width in read if width == 1]
     assert computed[-1] == sum(n == max(last) for n in last) < len(prompts)
-
-
-def test_in_half_precision_a_batch_keeps_its_shape_to_the_end(model):
-    import torch
-
-    half = deepcopy(model).to(torch.bfloat16)
-    prompts = [tuple(range(10 + i, 30 + i)) for i in range(4)]
-    all_but_one = lambda new: torch.arange(len(new)) > 0  # noqa: E731
-    with note_shapes(half.get_input_embeddings()) as read:
-        answers(PromptReader(half, SIZE, PrefixCache(half)), prompts, Continuation(4, [0], all_but_one))
-    assert {n for n, width in read if width == 1} == {len(prompts)}
 
 
 DRAWN = Limits(8, (), temperature=1.0)

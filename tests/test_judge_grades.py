@@ -425,13 +425,6 @@ def test_ratings_count_once_an_item_by_the_last_of_each_rater_on_these_rows():
     assert found.raters == ("ann", "bob", "cy", "di")
 
 
-def test_raters_who_agree_are_said_to():
-    both = votes(10, 10) + votes(10, 10, rater="bob")
-    assert human_preferences.outcome(both, "aaa", "bbb").agreement == 1.0
-    against = votes(10, 10) + [make_rating(f"item-{i}", "b" if i < 10 else "a", "bob") for i in range(20)]
-    assert human_preferences.outcome(against, "aaa", "bbb").agreement < 0
-
-
 def test_published_human_labels_come_out_as_published_whatever_the_sides():
     with gzip.open(find_shared_data("rows/llmbar/llmbar.jsonl.gz"), "rt") as file:
         rows = [json.loads(line) for line in file]
