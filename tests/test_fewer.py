@@ -130,6 +130,7 @@ def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_an
     assert f"judged at alpha {c.alpha:.2g} on {c.n} items of sums" in note
 
 
+@pytest.mark.weekly
 def test_each_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_is_asked_no_more(
     settled_early,
 ):
