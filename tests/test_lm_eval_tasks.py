@@ -95,6 +95,7 @@ def map_by_document(rows):
     return {int(row.example_id.partition("-")[0]): row for row in rows}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("task", TASKS)
 def test_every_answer_and_score_is_that_of_lm_eval_itself(our_results, their_results, task):
     rows = map_by_document(our_results.rows[task])
@@ -111,6 +112,7 @@ def test_every_answer_and_score_is_that_of_lm_eval_itself(our_results, their_res
     assert {k.removesuffix(",none"): pytest.approx(v, rel=1e-3) for k, v in results.items()} == mine
 
 
+@pytest.mark.e2e
 def test_generated_texts_and_shots_are_those_of_lm_eval_itself(our_results, their_results):
     rows = map_by_document(our_results.rows["gsm8k"])
     samples = [s for s in their_results["samples"]["gsm8k"] if s["filter"] == "strict-match"]
@@ -310,6 +312,7 @@ def log_folder(our_results, tmp_path_factory):
     return folder
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("task", TASKS)
 def test_written_samples_are_those_that_lm_eval_logs(log_folder, their_results, task):
     known = {(s["doc_id"], s["filter"]): s for s in their_results["samples"][task]}
@@ -328,6 +331,7 @@ def rates_alone(written, folder):
     return shutil.copytree(written, folder, ignore=shutil.ignore_patterns("*wikitext*"))
 
 
+@pytest.mark.e2e
 def test_the_gate_reads_what_eval_wrote_and_refuses_a_copy_of_it_and_another_precision(log_folder, tmp_path):
     base, new = (rates_alone(log_folder, tmp_path / name) for name in ("base", "new"))
     n = 6 * len(TASKS[:-1])
@@ -381,6 +385,7 @@ def likelihoods(found):
     return np.array([x for x, _ in given]), [greedy for _, greedy in given]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("task", ["arc_easy", "wikitext"])
 def test_every_likelihood_is_that_of_lm_evals_own_model(both_samples, task):
     (mine, greedy), (expected, as_greedy) = (likelihoods(found[task]) for found in both_samples)
@@ -389,6 +394,7 @@ def test_every_likelihood_is_that_of_lm_evals_own_model(both_samples, task):
     assert len(mine) >= 2
 
 
+@pytest.mark.e2e
 def test_every_generated_text_is_that_of_lm_evals_own_model(both_samples):
     mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both_samples)
     assert mine == expected
