@@ -16,8 +16,8 @@ from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import Fit
+from harness.models import Candidate
 from harness.models.hub import ModelSource
-from harness.models.tokenization import PromptEncoder
 from harness.progress import SilentProgress
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
@@ -66,7 +66,7 @@ class Host:
         yield ChanceCandidate(self._known, weights_digest)
 
 
-class ChanceCandidate(PromptEncoder):
+class ChanceCandidate(Candidate):
     """A candidate that knows what is right and says it by chance; a prompt's ids are its bytes."""
 
     engine = "text"

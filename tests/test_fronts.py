@@ -11,7 +11,7 @@ from test_decision import find_reason, make_decision
 from harness.errors import UserError
 from harness.experiment import compare
 from harness.lifecycle.release import gate
-from harness.models.endpoints import is_private
+from harness.models.openai_api import is_private
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 

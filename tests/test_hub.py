@@ -21,9 +21,8 @@ from harness.errors import UserError
 from harness.models import hub
 from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
 from harness.models.candidate import classifier
-from harness.models.embedded_model import NAMES, unpack
 from harness.models.hf import ANSWERING
-from harness.models.hub import load_tokenizer, resolve, set_switches
+from harness.models.hub import NAMES, load_tokenizer, resolve, set_switches, unpack
 from harness.models.tokenization import encode_all
 from harness.models.weight_files import Tensor, parameters_of
 from harness.provenance import code_versions

@@ -18,9 +18,8 @@ from harness.methods import lora
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve
-from harness.models.loglikelihood import Executor
+from harness.models.loglikelihood import Executor, find_copied_engine, two_layer_copy
 from harness.models.tokenization import end_ids
-from harness.models.two_layer_copy import find_copied_engine, two_layer_copy
 from harness.records import Limits
 from harness.training.peft_families import family_problems
 

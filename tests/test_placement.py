@@ -8,7 +8,7 @@ from harness import config
 from harness.errors import CandidateFailed
 from harness.experiment import Scope, bases, prepare_session
 from harness.models import hub, memory
-from harness.models.devices import LEAST_TOKENS, Placement, is_spread, place
+from harness.models.devices import LEAST_TOKENS, is_spread, place
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
 from harness.progress import SilentProgress
@@ -41,18 +41,18 @@ def halves(source):
 
 
 def test_a_larger_base_is_spread_over_gpus_then_main_memory_then_the_disk(source, large_source):
-    assert place(source, CPU, {"cpu": GB}) == Placement(None)
-    assert place(source, GPU, {0: GB, "cpu": GB}) == Placement({"": "cuda"})
-    assert place(large_source, GPU, {0: 141 * GB, "cpu": GB}) == Placement({"": "cuda"})
+    assert place(source, CPU, {"cpu": GB}) == {}
+    assert place(source, GPU, {0: GB, "cpu": GB}) == {"device_map": {"": "cuda"}}
+    assert place(large_source, GPU, {0: 141 * GB, "cpu": GB}) == {"device_map": {"": "cuda"}}
     plan = place(large_source, GPU, {0: 80 * GB, 1: 80 * GB, "cpu": 100 * GB})
     each = measure_room(large_source, 80)
-    assert plan == Placement("auto", {0: each, 1: each, "cpu": 90 * GB})
+    assert plan == {"device_map": "auto", "max_memory": {0: each, 1: each, "cpu": 90 * GB}}
     plan = place(quantize(large_source, "nf4"), GPU, {0: 24 * GB, 1: 24 * GB, "cpu": 100 * GB})
     each = measure_room(large_source, 24)
-    assert plan == Placement("auto", {0: each, 1: each})
+    assert plan == {"device_map": "auto", "max_memory": {0: each, 1: each}}
     plan = place(source, CPU, halves(source))
-    assert plan.device_map == "auto"
-    assert 0.7 < plan.max_memory["cpu"] / (4 * source.n_parameters) < 0.8
+    assert plan["device_map"] == "auto"
+    assert 0.7 < plan["max_memory"]["cpu"] / (4 * source.n_parameters) < 0.8
 
 
 def measure_room(source, gb):

@@ -21,8 +21,13 @@ from harness.models.hub import quantize, resolve
 from harness.models.shapes import shape_of
 from harness.records import PromptText
 from harness.spec import Recipe
-from harness.training.peft_families import families, peft_config
-from harness.training.refused_families import NOT_ON_NF4, UNQUANTIZED, quantization_problems
+from harness.training.peft_families import (
+    NOT_ON_NF4,
+    UNQUANTIZED,
+    families,
+    peft_config,
+    quantization_problems,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -17,7 +17,7 @@ from harness.experiment.training_fit import Fit, FitInputs
 from harness.methods import bottleneck, dpo, full, head, lora, spectrum
 from harness.models.weight_files import tensors_of
 from harness.progress import SilentProgress
-from harness.training import CHECKPOINTS, checkpoints
+from harness.training import CHECKPOINTS, context
 
 SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4}
 
@@ -138,10 +138,10 @@ def cut(path):
     ids=["a file is missing", "a file is cut", "killed before the record"],
 )
 def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(checkpoint_folder, damage):
-    newest = checkpoints.find_last_checkpoint(checkpoint_folder)
+    newest = context.find_last_checkpoint(checkpoint_folder)
     shutil.copytree(newest.folder, checkpoint_folder / "checkpoint-99")
     damage(checkpoint_folder / "checkpoint-99")
-    assert checkpoints.find_last_checkpoint(checkpoint_folder) == newest
+    assert context.find_last_checkpoint(checkpoint_folder) == newest
 
 
 @pytest.fixture

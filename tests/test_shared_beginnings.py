@@ -9,9 +9,9 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
-from harness.models import two_layer_copy
+from harness.models import loglikelihood
 from harness.models.hub import resolve
-from harness.training.shared_beginnings import can_join, join_rows, joins_rows_of
+from harness.training.sft import can_join, join_rows, joins_rows_of
 
 SYSTEM, OTHER = list(range(20, 32)), list(range(40, 50))
 ROWS = [[*SYSTEM, 5, 6, 7, 8], [*OTHER, 9, 10, 11], [*SYSTEM, 5, 12, 13], [*SYSTEM, 14, 15, 16, 17, 18]]
@@ -93,7 +93,7 @@ def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_ea
     (windowed / "config.json").write_text(json.dumps(config))
     assert not can_join(model, windowed)
     assert [joins_rows_of(resolve(str(base))) for base in (tiny, windowed)] == [True, False]
-    monkeypatch.setattr(two_layer_copy, "two_layer_copy", lambda path: None)
+    monkeypatch.setattr(loglikelihood, "two_layer_copy", lambda path: None)
     assert not can_join(model, tiny)
 
 

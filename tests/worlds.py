@@ -20,8 +20,8 @@ from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
 from harness.experiment.learning_curve import SHARES
 from harness.experiment.training_fit import Fit
+from harness.models import Candidate
 from harness.models.hub import ModelSource
-from harness.models.tokenization import PromptEncoder
 from harness.progress import SilentProgress
 from harness.records import Encoded, Limits, Output, PromptText, digest
 from harness.report import ExperimentReport
@@ -114,7 +114,7 @@ def _rows(path: Path, content: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
 
 
-class Oracle(PromptEncoder):
+class Oracle(Candidate):
     """A candidate that answers by rule; its token ids are the bytes of the messages as JSON.
 
     One that is `tuned` has learned from `n_train` rows.

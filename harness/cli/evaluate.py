@@ -138,7 +138,7 @@ def _prepare_standalone(
 ) -> "PreparedEvaluation":
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope, prepare_session, standalone
-    from harness.models.embedded_model import NAMES
+    from harness.models.hub import NAMES
 
     progress = TerminalProgress()
     is_model = name in NAMES or "/" in name or Path(name).expanduser().is_dir()

@@ -251,13 +251,12 @@ def export(
         about = {"size": f"about {size(plan.n_bytes)}", "time": f"about {seconds(plan.seconds)}"}
         print_value(said | (estimated if as_json else about), as_json)
         return
-    made = exports.export_run(session, plan)
-    say(f"wrote {made.folder}" if made.is_new else f"{made.folder}: exported before, and whole")
-    record = made.export
+    folder, record, is_new = exports.export_run(session, plan)
+    say(f"wrote {folder}" if is_new else f"{folder}: exported before, and whole")
     shown = {name: getattr(record, name) for name in _EXPORTED}
     files = {name: file.bytes if as_json else size(file.bytes) for name, file in record.files.items()}
     total = record.n_bytes if as_json else size(record.n_bytes)
-    print_value({"folder": str(made.folder)} | shown | {"files": files, "size": total}, as_json)
+    print_value({"folder": str(folder)} | shown | {"files": files, "size": total}, as_json)
 
 
 @verb(
@@ -288,13 +287,13 @@ def serve(
     found = release.find_run(release.load_study(loaded), run)
     plan = exports.plan_serving(session, found, to, exports.Address(host, port, api_key_env))
     if print_:
-        print(f"{plan.program.as_shell()}\n\n# compose.yaml\n{plan.program.as_compose()}")
+        print(f"{plan.program.as_shell()}\n\n# compose.yaml\n{plan.program.compose}")
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends first
-    running, readiness = exports.start(session, plan)
+    running, (n_same, n, sent) = exports.start(session, plan)
     export, address, model = plan.export, plan.address, plan.program.model
-    same = f"{readiness.n_same} of {readiness.n} answers are the stored ones"
-    same += ", the others within rounding" if readiness.n_same < readiness.n else ""
+    same = f"{n_same} of {n} answers are the stored ones"
+    same += ", the others within rounding" if n_same < n else ""
     what = f"{plan.program.name}, {export.format} {export.quantization}"
     print(f"ready: {address.url}/v1, model {model} ({what}); {same}", flush=True)
     if others := [name for name in export.prompt["prompting"] if name != "zero_shot"]:
@@ -302,7 +301,7 @@ def serve(
         where = f"{readme} has the lines that do" if readme.exists() else "harness.yaml says how"
         each = f"{', '.join(others)} makes each request's prompt"
         print(f"served are the weights alone: {each}; {where}", flush=True)
-    body = {"model": model, "messages": list(readiness.request.messages)}
+    body = {"model": model, "messages": list(sent.messages)}
     key = f' -H "Authorization: Bearer ${address.api_key_env}"' if address.api_key_env else ""
     asked = shlex.quote(json.dumps(body, ensure_ascii=False))
     headers = f"-H 'Content-Type: application/json'{key}"

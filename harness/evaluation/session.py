@@ -21,9 +21,8 @@ from harness.models import Candidate, hub, vllm
 from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
-from harness.models.loglikelihood import ENGINES
+from harness.models.loglikelihood import ENGINES, find_copied_engine
 from harness.models.memory import release_gpu_memory
-from harness.models.two_layer_copy import find_copied_engine
 from harness.progress import Progress
 from harness.prompting import PromptingContext, Step, compose
 from harness.provenance import versions_of

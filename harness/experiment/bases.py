@@ -14,7 +14,7 @@ from harness import plugins
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.models import embedded_model, hub, memory, shapes
+from harness.models import hub, memory, shapes
 from harness.models.devices import Room, weights_bytes
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, quantize
@@ -130,7 +130,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         UserError: there is no such model, it is gated, or its configuration does not say enough.
     """
     refuse(_unusable(query))
-    folder = embedded_model.unpack() if name in embedded_model.NAMES else Path(name).expanduser()
+    folder = hub.unpack() if name in hub.NAMES else Path(name).expanduser()
     if folder.is_dir():
         config: Mapping[str, Any] = read_config(folder)
         refuse_damaged(folder)

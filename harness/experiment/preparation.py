@@ -29,9 +29,8 @@ from harness.experiment.candidate_weights import choose_prompts, ensure_weights,
 from harness.formatting import pluralize, quote
 from harness.models import hub, set_templates
 from harness.models.devices import Room, free_room
-from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import Machine, probe
-from harness.models.hub import ModelSource, list_special_tokens, resolve, set_switches
+from harness.models.hub import ModelSource, expect_unpacking_s, list_special_tokens, resolve, set_switches
 from harness.progress import Progress
 from harness.records import FEWER
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task

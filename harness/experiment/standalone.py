@@ -23,9 +23,8 @@ from harness.experiment.preparation import join_lm_eval_task
 from harness.experiment.stored_rows import suite_arm
 from harness.formatting import pluralize, seconds
 from harness.models import vllm
-from harness.models.embedded_model import expect_unpacking_s
 from harness.models.hardware import probe
-from harness.models.hub import resolve, shape
+from harness.models.hub import expect_unpacking_s, resolve, shape
 from harness.progress import Progress
 from harness.records import SampleResult
 from harness.report import ScoreRow

@@ -28,11 +28,11 @@ from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.weight_files import content_digest
 from harness.provenance import digest_code, versions_of
 from harness.records import Example, TrackedPoint, digest, drop_defaults, is_unspaced, parse_json
-from harness.regularizers import Answered, Mixture, general_rows, has_hook, mix_rows, regularizers_digest
+from harness.regularizers import Answered, Mixture, general_rows, has_hook, regularizers_digest
 from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolicy, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
-from harness.training.shared_beginnings import joins_rows_of
+from harness.training.sft import joins_rows_of
 from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
@@ -149,9 +149,8 @@ class Fit(NamedTuple):
                 answer(session, weights, lacking, "base")
             return wanted.read(session.store)
 
-        context = candidate.source.regularize, session.mix_context(candidate.source, seed), answer_as_base
-        general = general_rows(*context)
-        return mix_rows(*context), general
+        context = session.mix_context(candidate.source, seed)
+        return general_rows(candidate.source.regularize, context, answer_as_base)
 
     def make(self, begun: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
         """Make weights in a temporary folder, which is renamed when they are complete.

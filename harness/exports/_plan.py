@@ -6,10 +6,11 @@ and must have the run's digest. The record, `export.json`, contains no machine p
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 from harness import __version__, plugins, prompting, provenance, store
@@ -21,8 +22,9 @@ from harness.evaluation.row_sets import target_sets
 from harness.evaluation.runner import verify_weights
 from harness.evaluation.session import Session
 from harness.models import hub
+from harness.models.against_base import open_whole, save_whole, stored_precision, unmergeable
 from harness.models.hub import ModelSource
-from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
+from harness.models.weight_files import map_stored_tensors
 from harness.progress import Advance
 from harness.prompting import PromptingContext
 from harness.records import Run, checksum
@@ -94,14 +96,6 @@ class Written(NamedTuple):
     types: Mapping[str, int]
     versions: Mapping[str, str]
     gap: float
-
-
-class Exported(NamedTuple):
-    """Export with its folder; `is_new` unless it existed before."""
-
-    folder: Path
-    export: Export
-    is_new: bool
 
 
 def plan_export(
@@ -197,8 +191,8 @@ def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Itera
         yield f"trained and judged on a base in {source.quantization}, whose rounded weights are exported"
 
 
-def export_run(session: Session, plan: ExportPlan) -> Exported:
-    """Make an export, or return an existing one with complete files and the same weights."""
+def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
+    """Return an export with its folder, and whether it is new; a complete one of the same weights stays."""
     folder, part = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / EXPORT_RECORD).is_file():
@@ -209,7 +203,7 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         if same != (plan.format, plan.quantization, plan.run.run_id, plan.run.weights_digest):
             found = f"an export of {export.run_id} to {export.format} {export.quantization}"
             raise UserError(Problem(str(folder), found, "a new or empty folder", "name another with --out"))
-        return Exported(folder, export, False)
+        return folder, export, False
     label = f"export {plan.run.candidate} to {plan.format} {plan.quantization}"
     errors = store.clear_errors(session.store, str(folder), store.AGAIN)
     with session.progress.stage(label, plan.seconds) as advance, errors:
@@ -227,7 +221,7 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
             sync(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return Exported(folder, export, True)
+    return folder, export, True
 
 
 def _write_passages(session: Session, plan: ExportPlan, folder: Path) -> None:
@@ -238,7 +232,13 @@ def _write_passages(session: Session, plan: ExportPlan, folder: Path) -> None:
         lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
         (folder / "passages.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
         but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
-        page = _PAGE.format(n=len(passages), top_k=settings["top_k"], but=but, lines=_lines(settings))
+        score = _DENSE.format(model=settings["model"]) if settings["retriever"] == "dense" else _BM25
+        best, top_k = _BEST.format(top_k=settings["top_k"]), settings["top_k"]
+        if settings.get("rerank"):
+            n = settings.get("rerank_from") or 20
+            best = _RERANK.format(rerank=settings["rerank"], n=n, top_k=top_k)
+        program = score + best + _PROMPT.format(mark=_MARKS[settings.get("mark")])
+        page = _PAGE.format(n=len(passages), top_k=top_k, but=but, lines=program)
         with (folder / "README.md").open("a", encoding="utf-8") as file:
             file.write(page)
 
@@ -282,13 +282,13 @@ def _describe(task: Task, plan: ExportPlan, written: Written, folder: Path) -> E
     )
 
 
-def write_whole(job: ExportJob, folder: Path, precision: str) -> float:
-    """Write the run's weights as one model in safetensors, with its tokenizer; return the merge's gap."""
+def write_whole(job: ExportJob, folder: Path, precision: str) -> Written:
+    """Write the run's weights as one model in safetensors, with its tokenizer."""
     plan = job.plan
     with open_whole(plan.source, plan.weights.kind, plan.weights.folder) as whole:
         limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
         save_whole(whole, folder, precision, limits)
-        return whole.gap
+        return Written(Counter(one.dtype for one in map_stored_tensors(folder).values()), {}, whole.gap)
 
 
 _BM25 = """\
@@ -349,12 +349,3 @@ texts = [f"{{p['title']}} {{p['text']}}" for p in passages]
 {lines}print(prompt("your question"))
 ```
 """
-
-
-def _lines(settings: dict[str, Any]) -> str:
-    score = _DENSE.format(model=settings["model"]) if settings["retriever"] == "dense" else _BM25
-    best, top_k = _BEST.format(top_k=settings["top_k"]), settings["top_k"]
-    if settings.get("rerank"):
-        n = settings.get("rerank_from") or 20
-        best = _RERANK.format(rerank=settings["rerank"], n=n, top_k=top_k)
-    return score + best + _PROMPT.format(mark=_MARKS[settings.get("mark")])

@@ -26,7 +26,7 @@ from harness.experiment import SentPrompt, find_sent_prompts
 from harness.exports._plan import export_run, plan_export
 from harness.formatting import pluralize
 from harness.models import artefacts, openai_api, supervision, vllm
-from harness.models.endpoints import is_loopback
+from harness.models.openai_api import is_loopback
 from harness.models.supervision import ServerProcess
 from harness.models.weight_files import content_digest
 from harness.records import Limits, PromptText, Run, SampleResult
@@ -81,7 +81,7 @@ class ServingProgram(NamedTuple):
     command: list[str]
     folder: Path
     environment: dict[str, str]
-    compose: dict[str, object]
+    compose: str
 
     def as_shell(self) -> str:
         """Return the command for a shell."""
@@ -92,10 +92,6 @@ class ServingProgram(NamedTuple):
         }
         given = [f'{name}="{value}"' for name, value in values.items()]
         return " ".join(["cd", shlex.quote(str(self.folder)), "&&", *given, shlex.join(self.command)])
-
-    def as_compose(self) -> str:
-        """Return the compose file as JSON, which is also YAML."""
-        return dumps({"services": {"model": self.compose}}, indent=2)
 
 
 def describe_program(
@@ -158,15 +154,16 @@ def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
 
 def _compose(
     image: str, command: list[str], folder: Path, address: Address, variable: str = "", at: str = "/model"
-) -> dict[str, object]:
+) -> str:
     key = {"environment": {variable: f"${{{address.api_key_env}:?}}"}} if address.api_key_env else {}
-    return {
+    model = {
         "image": image,
         "command": command,
         "volumes": [f"{folder.resolve()}:{at}:ro"],
         "ports": [f"{_bracket(address.host)}:{address.port}:{address.port}"],
         **key,
     }
+    return dumps({"services": {"model": model}}, indent=2)
 
 
 class ServingPlan(NamedTuple):
@@ -178,14 +175,6 @@ class ServingPlan(NamedTuple):
     limits: Limits
     address: Address
     program: ServingProgram
-
-
-class Readiness(NamedTuple):
-    """Answers of a ready server: number equal to the stored ones, total, and the first prompt sent."""
-
-    n_same: int
-    n: int
-    request: SentPrompt
 
 
 def plan_serving(session: Session, run: Run, to: str | None, address: Address) -> ServingPlan:
@@ -254,8 +243,8 @@ def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> 
     return "gguf" if latest and latest.format == "gguf" else "merged"
 
 
-def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, Readiness]:
-    """Start the server and wait until it gives the stored answers; otherwise end it and raise an error."""
+def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int, int, SentPrompt]]:
+    """Start a server that gives the stored answers: how many of how many, the first prompt; else an error."""
     address, program = plan.address, plan.program
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with closing(socket.socket(family)) as trial:
@@ -275,7 +264,19 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, Readiness
         max_retries=1,
     )
     refuse(openai_api.problems(settings, "--api-key-env"))
-    asked = _choose_items(session, plan.run)
+    # Evenly spread test items of the target, with the prompts that were sent.
+    run, task = plan.run, session.target.task.name
+    rows = [one for one in store.read_rows(session.store, run.rows[f"{task}/test"]) if one.status != "error"]
+    chosen = rows[:: max(1, len(rows) // N_ITEMS)][:N_ITEMS]
+    prompts = find_sent_prompts(session, run, task, [row.example_id for row in chosen])
+    asked = [(row, prompts[row.example_id]) for row in chosen]
+    n_other = sum(prompt.digest != row.prompt_digest for row, prompt in asked)
+    if n_other or not asked:
+        raise HarnessError(
+            f"{run.run_id}: found {n_other} of {len(asked)} prompts of {task} that are other ones by today's "
+            f"files; expected those that were sent; next: harness compare --candidates {run.candidate}, then "
+            "serve its run"
+        )
     session.unload()
     log = session.store.folder / ".serving" / f"{plan.run.run_id}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -310,26 +311,9 @@ def wait(running: ServerProcess) -> None:
     raise HarnessError(running.describe_end())
 
 
-def _choose_items(session: Session, run: Run) -> list[tuple[SampleResult, SentPrompt]]:
-    """Choose evenly spread test items of the target, with the prompts that were sent."""
-    task = session.target.task.name
-    rows = [one for one in store.read_rows(session.store, run.rows[f"{task}/test"]) if one.status != "error"]
-    chosen = rows[:: max(1, len(rows) // N_ITEMS)][:N_ITEMS]
-    prompts = find_sent_prompts(session, run, task, [row.example_id for row in chosen])
-    asked = [(row, prompts[row.example_id]) for row in chosen]
-    n_other = sum(prompt.digest != row.prompt_digest for row, prompt in asked)
-    if n_other or not asked:
-        raise HarnessError(
-            f"{run.run_id}: found {n_other} of {len(asked)} prompts of {task} that are other ones by today's "
-            f"files; expected those that were sent; next: harness compare --candidates {run.candidate}, then "
-            "serve its run"
-        )
-    return asked
-
-
 def _compare(
     settings: openai_api.Settings, plan: ServingPlan, asked: Sequence[tuple[SampleResult, SentPrompt]]
-) -> Readiness:
+) -> tuple[int, int, SentPrompt]:
     server = openai_api.Server(settings)
     candidate = openai_api.ChatCandidate(server, plan.run.weights_digest)
     prompts = [one.context for one in candidate.encode_all([PromptText(sent.messages) for _, sent in asked])]
@@ -358,7 +342,7 @@ def _compare(
     if binomial_p(len(others), len(rows), sum(flipped) / len(rows)) < _ALPHA:
         step = f"harness export {plan.run.run_id} --to {plan.export.format}, with another --quantize"
         raise _refusal(plan, "answers other than stored, more than rounding changes", others, len(rows), step)
-    return Readiness(len(rows) - len(others), len(rows), asked[0][1])
+    return len(rows) - len(others), len(rows), asked[0][1]
 
 
 def _refusal(plan: ServingPlan, what: str, differences: Sequence[str], n: int, step: str) -> HarnessError:

@@ -61,7 +61,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     assert program is not None, "a program that is not there is refused"
     name, wanted = f"{plan.run.run_id}-{plan.quantization}.gguf", plan.quantization
     work = folder / ".work"
-    gap = write_whole(job, work / "merged", "fp32")
+    gap = write_whole(job, work / "merged", "fp32").gap
     first = wanted if wanted in _CONVERTED else "f32"
     converted = work / f"{first}.gguf"
     named = ("--outfile", str(converted), "--outtype", first, "--model-name", plan.run.run_id)

@@ -14,8 +14,7 @@ from harness.errors import Problem, UserError
 from harness.evaluation.session import MeasuredTask
 from harness.experiment import report_stored
 from harness.exports import PRECISIONS, ExportJob, ExportPlan, Format, Written, write_whole
-from harness.models.embedded_model import HUB_ID, LICENSE, NAMES
-from harness.models.weight_files import count_types
+from harness.models.hub import HUB_ID, LICENSE, NAMES
 from harness.report import ResultDocument, Section, experiment_document, markdown
 from harness.spec import HUB
 
@@ -37,7 +36,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         found, expected = "a run that the report does not show", "the candidate's newest run"
         step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
         raise UserError(Problem(f"run {plan.run.run_id}", found, expected, step))
-    gap = write_whole(job, folder, plan.quantization)
+    written = write_whole(job, folder, plan.quantization)
     name = plan.run.base_model
     base: str | None = HUB_ID
     license_name: str | None = LICENSE
@@ -63,7 +62,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     document = ResultDocument(f"{report.experiment}: {plan.run.candidate}", sections, verdict)
     card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{markdown(document)}")
     (folder / "README.md").write_text(str(card), "utf-8")
-    return Written(count_types(folder), {}, gap)
+    return written
 
 
 def _weights(plan: ExportPlan, license_name: str | None) -> Section:

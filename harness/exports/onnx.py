@@ -16,7 +16,8 @@ from typing import Any
 from harness.errors import CandidateFailed, Problem, one_line
 from harness.evaluation import limits_of
 from harness.exports import PRECISIONS, ExportJob, Format, Written
-from harness.models.whole_model import open_whole, save_beside
+from harness.models.against_base import open_whole, save_beside
+from harness.models.later import torch
 from harness.spec import ExportPolicy
 
 _FILE = "model.onnx"
@@ -34,7 +35,6 @@ def write(job: ExportJob, folder: Path) -> Written:
     """Write the graph with its weights, and the tokenizer."""
     from importlib.metadata import version
 
-    import torch
     from transformers.exporters import OnnxConfig, OnnxExporter
     from transformers.exporters.utils import decompose_for_generation
 

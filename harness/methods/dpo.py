@@ -9,11 +9,12 @@ adapter (alignment-handbook), the highest that was published.
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from harness.methods._shared import params_on_pairs
+from harness.models.later import datasets, peft, torch, trl
 from harness.models.loglikelihood import Executor
 from harness.models.weight_files import adapter_digest
 from harness.provenance import describe_environment, versions_of
@@ -23,12 +24,6 @@ from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.tokenized import cache_dataset
 from harness.training.trainer import Row
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-    from trl import DPOTrainer
-
 
 AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
 _Paired = Literal["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"]
@@ -62,7 +57,9 @@ class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
         return self
 
 
-def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
+def train(
+    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
+) -> TrainingRecord:
     """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
 
     With `context.init` the adapter keeps that shape, and `peft_config` is not used. The reward margin of the
@@ -95,9 +92,7 @@ def _row(start: int, wholes: list[list[int]]) -> Row:
 
 def _trainer(
     policy: low_rank_adapters.Policy, params: Params, rows: tuple[list[Row], list[Row]]
-) -> "DPOTrainer":
-    from trl import DPOConfig
-
+) -> "trl.DPOTrainer":
     context = policy.context
     reference = [  # everything besides the rows that the reference's log-probabilities depend on
         context.source.weights_digest,
@@ -117,22 +112,19 @@ def _trainer(
     arguments, given = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    made: DPOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, kind, DPOConfig, params, arguments, **given
+    made: trl.DPOTrainer = low_rank_adapters.make_policy_trainer(
+        policy, kind, trl.DPOConfig, params, arguments, **given
     )
     return made
 
 
-def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
+def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
     """Return TRL's trainer for tokenised rows, with remembered log-probabilities of the reference."""
     # `keys` are those of the training rows (`train`) and held-out rows (`eval`). If the values are known
     # nothing is read, but the random generator is left as reading would leave it.
-    import torch
-    from datasets import concatenate_datasets
     from torch.utils.data import DataLoader
-    from trl import DPOTrainer
 
-    class RememberingTrainer(DPOTrainer):
+    class RememberingTrainer(trl.DPOTrainer):
         def __init__(self, *, args: Any, **options: Any) -> None:
             # TRL would hash all weights before it reads the reference; here the keys identify them.
             args.precompute_ref_log_probs = False
@@ -158,16 +150,15 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
             iter(DataLoader(data))  # draws the same random numbers as the loader that reads
             with torch.random.fork_rng():
                 known = cache_dataset(keys[name], read)
-            return concatenate_datasets([rows, known], axis=1)
+            return datasets.concatenate_datasets([rows, known], axis=1)
 
     return RememberingTrainer
 
 
-def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
+def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOTrainer]":
     """Return TRL's trainer with our computation of the answers' log-probabilities."""
     # Without a GPU, TRL's loss multiplies every position of every row with the vocabulary matrix, converted
     # to fp32 in chunks. The value is the same.
-    import torch
     from torch.nn.functional import logsigmoid
     from trl.trainer.utils import use_adapter
 
@@ -197,8 +188,6 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
 
 def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
     """Return the log-probabilities in nats of the answers (2 b,): the chosen, then the rejected."""
-    import torch
-
     answers = inputs["completion_mask"][:, 1:].bool()  # (2 b, t - 1)
     wanted = answers.any(0).nonzero()[:, 0]
     known = {k: inputs[k] for k in ("input_ids", "attention_mask")}
@@ -211,12 +200,7 @@ def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
 
 
 def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
-    """Return the same (2 b,) with each pair in one row: the prompt once, then both answers under a mask.
-
-    The model has to honour custom masks (`Executor.engine` tells which do).
-    """
-    import torch
-
+    """Return the same (2 b,), each pair in one row under a mask that the model has to honour."""
     lengths, starts = inputs["attention_mask"].sum(1).tolist(), inputs["completion_mask"].argmax(1).tolist()
     rows = [ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
     b, (ids, positions, parts) = len(rows) // 2, ([], [], [])

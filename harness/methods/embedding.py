@@ -42,11 +42,11 @@ def fit(context: FitContext, params: Params) -> Weights:
     """Embed the training texts, fit the classifier, and store its coefficients."""
     from sklearn.linear_model import LogisticRegression
 
-    start, known = time.perf_counter(), heads.label_texts(context.train)
+    start, (texts, indices, labels) = time.perf_counter(), heads.label_texts(context.train)
     embed = heads.embedder(params.encoder, context.source, context.machine, params.max_length)
-    fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(known.texts).numpy(), known.indices)
+    fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(texts).numpy(), indices)
     content = {
-        "labels": known.labels,
+        "labels": labels,
         "encoder": params.encoder,
         "max_length": params.max_length,
         "coefficients": fitted.coef_.tolist(),
@@ -55,7 +55,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     folder = context.folder / heads.EMBEDDING
     folder.mkdir()
     (folder / "embedding.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(known.texts))
+    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(texts))
     own = heads.head_digest(folder, heads.encoder_of(params.encoder, context.source))
     return Weights("embedding", own, context.folder, made)
 

@@ -8,13 +8,14 @@ Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by TRL's GKDTrainer.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.devices import load_base
 from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
+from harness.models.later import datasets, peft, transformers
 from harness.plugins import Teaching
 from harness.records import Example, TrainingRecord
 from harness.spec import Recipe
@@ -22,10 +23,6 @@ from harness.training import low_rank_adapters
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.tokenized import tokenized_rows
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
-    from transformers import Trainer
 
 
 class Params(loop.LoopParams, low_rank_adapters.LoraParams):
@@ -47,11 +44,7 @@ class Params(loop.LoopParams, low_rank_adapters.LoraParams):
 
 
 def teacher_of(params: Params, where: str = "params.teacher") -> ModelSource:
-    """Resolve the teacher.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Resolve the teacher; UserError if there is no such model."""
     return resolve(params.teacher, where=where)
 
 
@@ -71,7 +64,9 @@ def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
     return ""
 
 
-def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
+def distill(
+    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
+) -> TrainingRecord:
     """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`."""
     teacher = teacher_of(params)
     if problem := teacher_problem(teacher, context.source):
@@ -84,7 +79,6 @@ def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save
         width = policy.model.config.get_text_config().vocab_size
         if taught_by.config.get_text_config().vocab_size > width:  # additional entries belong to no token
             taught_by.resize_token_embeddings(width, mean_resizing=False)
-    from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     class DistillationTrainer(GKDTrainer):
@@ -97,9 +91,9 @@ def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save
             return loss
 
     arguments = loop.evaluations(params, best=False) | {"include_num_input_tokens_seen": "no"}
-    train, apart = map(Dataset.from_list, (rows, measured))
+    train, apart = map(datasets.Dataset.from_list, (rows, measured))
     given = {"teacher_model": taught_by, "train_dataset": train, "eval_dataset": apart}
-    trainer: Trainer = low_rank_adapters.make_policy_trainer(
+    trainer: transformers.Trainer = low_rank_adapters.make_policy_trainer(
         policy, DistillationTrainer, GKDConfig, params, arguments, **given
     )
     made = low_rank_adapters.train_policy(policy, trainer, n_dropped)

@@ -6,20 +6,17 @@ section 4.1; PEFT's SEQ_CLS.
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from harness.models.later import datasets, transformers
 from harness.plugins import AdapterShape, Method, MethodChecks
 from harness.training import heads
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, curve
 from harness.training.low_rank_adapters import LoraParams, adapter_parameters, lora_config, lower_rank
 from harness.training.tokenized import rows_that_fit
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
 
 
 class Params(loop.LoopParams, LoraParams):
@@ -40,18 +37,18 @@ class Params(loop.LoopParams, LoraParams):
 def fit(context: FitContext, params: Params) -> Weights:
     """Train a head with one output per label that occurs in training, and save it under `head/`."""
     from safetensors.torch import save_file
-    from transformers import set_seed
 
-    set_seed(context.seed)
+    transformers.set_seed(context.seed)
     machine, folder, scratch = context.machine, context.folder / heads.HEAD, context.folder / CHECKPOINTS
-    start, known = loop.start_time(scratch), heads.label_texts(context.train)
+    start, (texts, indices, labels) = loop.start_time(scratch), heads.label_texts(context.train)
     source = heads.encoder_of(params.encoder, context.source)
     loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
     model: Any
-    model, tokenizer = heads.load_with_head(source, loaded_in, len(known.labels))
+    model, tokenizer = heads.load_with_head(source, loaded_in, len(labels))
     context.prepare(model)
-    train, n_dropped = _rows(known, tokenizer, params.max_length)
-    validation, _ = _rows(heads.label_texts(context.validation, known.labels), tokenizer, params.max_length)
+    train, n_dropped = _rows(texts, indices, tokenizer, params.max_length)
+    texts, indices, _ = heads.label_texts(context.validation, labels)
+    validation, _ = _rows(texts, indices, tokenizer, params.max_length)
     if params.train == "adapter":
         from peft import get_peft_model
 
@@ -63,45 +60,8 @@ def fit(context: FitContext, params: Params) -> Weights:
                 parameter.requires_grad_(True)
             elif params.train == "head":
                 parameter.requires_grad_(False)
-    trainer = _trainer(context, params, model, tokenizer, (train, validation), scratch)
 
-    def save(trained: Any) -> None:
-        folder.mkdir()
-        if params.train == "adapter":
-            trained.save_pretrained(folder)
-        else:
-            kept = {
-                n: p.detach().cpu().contiguous() for n, p in trained.named_parameters() if p.requires_grad
-            }
-            save_file(kept, folder / heads.TRAINED, {"format": "pt"})
-        content = {"labels": known.labels, "params": params.model_dump(mode="json")}
-        (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-
-    made = loop.run(trainer, start, n_dropped, save)
-    losses = curve(trainer.state.log_history, "eval_loss")
-    best = min((loss for _, loss in losses if loss is not None), default=None)
-    made = replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
-    return Weights("head", heads.head_digest(folder, source), context.folder, made)
-
-
-def _rows(known: heads.LabelledTexts, tokenizer: Any, max_length: int) -> tuple[list[loop.Row], int]:
-    ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in known.texts]
-    rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
-    return rows_that_fit(rows, list(map(len, ids)), max_length)
-
-
-def _trainer(
-    context: FitContext,
-    params: Params,
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: tuple[list[loop.Row], list[loop.Row]],
-    scratch: Path,
-) -> "Trainer":
-    from datasets import Dataset
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
-
-    class PlainValidation(Trainer):
+    class PlainValidation(transformers.Trainer):
         """transformers' trainer with label smoothing in training only."""
 
         def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -112,22 +72,46 @@ def _trainer(
             finally:
                 self.label_smoother = smoother
 
-    train, validation = map(Dataset.from_list, rows)
-    measured = {"eval_dataset": validation} if rows[1] else {}
-    trainer: Trainer = loop.make_trainer(
+    measured = {"eval_dataset": datasets.Dataset.from_list(validation)} if validation else {}
+    trainer: transformers.Trainer = loop.make_trainer(
         PlainValidation,
-        TrainingArguments,
+        transformers.TrainingArguments,
         context,
         params,
         tokenizer,
         scratch,
         loop.evaluations(params, best=True) if measured else {},
         model=model,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=train,
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        train_dataset=datasets.Dataset.from_list(train),
         **measured,
     )
-    return trainer
+
+    def save(trained: Any) -> None:
+        folder.mkdir()
+        if params.train == "adapter":
+            trained.save_pretrained(folder)
+        else:
+            kept = {
+                n: p.detach().cpu().contiguous() for n, p in trained.named_parameters() if p.requires_grad
+            }
+            save_file(kept, folder / heads.TRAINED, {"format": "pt"})
+        content = {"labels": labels, "params": params.model_dump(mode="json")}
+        (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+    made = loop.run(trainer, start, n_dropped, save)
+    losses = curve(trainer.state.log_history, "eval_loss")
+    best = min((loss for _, loss in losses if loss is not None), default=None)
+    made = replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
+    return Weights("head", heads.head_digest(folder, source), context.folder, made)
+
+
+def _rows(
+    texts: list[str], indices: list[int], tokenizer: Any, max_length: int
+) -> tuple[list[loop.Row], int]:
+    ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
+    rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, indices, strict=True)]
+    return rows_that_fit(rows, list(map(len, ids)), max_length)
 
 
 METHOD = Method(

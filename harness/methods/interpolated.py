@@ -6,19 +6,16 @@ the fine-tuned one. Source: Wortsman et al. 2022 (arXiv:2109.01903).
 
 import shutil
 import time
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.methods._shared import RESCUE, requires_init
+from harness.models.later import torch
 from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import FitContext, Weights, made_weights
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Params(Spec):
@@ -35,7 +32,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         raise CandidateFailed("interpolated without init_from", "init_from: the candidate that is meant")
     start, folder = time.perf_counter(), context.folder / "model"
     shutil.copytree(context.init, folder)
-    base: dict[str, Tensor] = {}
+    base: dict[str, torch.Tensor] = {}
     for file in context.source.path.glob("*.safetensors"):
         base |= load_file(file)
     for file in sorted(folder.glob("*.safetensors")):

@@ -9,20 +9,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from harness.models.later import Tokenizer, peft, trl
 from harness.records import Example, TrainingRecord
 from harness.training import heldout, low_rank_adapters
 from harness.training.context import FitContext, curve
 from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import Row
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
-    from transformers import PreTrainedTokenizerBase
-    from trl import KTOTrainer
 
 
 class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
@@ -40,7 +36,9 @@ class Params(heldout.HeldOutParams, low_rank_adapters.LoraParams):
     per_device_train_batch_size: int = Field(8, ge=2)
 
 
-def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
+def train(
+    context: FitContext, params: Params, peft_config: "peft.PeftConfig", save_to: Path
+) -> TrainingRecord:
     """Train an adapter on the context's answers, from the base or from the adapter in `context.init`.
 
     A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
@@ -70,7 +68,10 @@ def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bo
 
 
 def _rows(
-    pairs: Sequence[Example], context: FitContext, params: Params, tokenizer: "PreTrainedTokenizerBase"
+    pairs: Sequence[Example],
+    context: FitContext,
+    params: Params,
+    tokenizer: Tokenizer,
 ) -> tuple[list[Row], int]:
     thumbs = answers_with_thumbs(pairs)
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
@@ -85,11 +86,9 @@ def _rows(
 
 def _trainer(
     policy: low_rank_adapters.Policy, params: Params, rows: tuple[list[Row], list[Row]]
-) -> "KTOTrainer":
-    from trl import KTOConfig, KTOTrainer
-
-    class TokensTrainer(KTOTrainer):
-        def _prepare_dataset(self, dataset: Any, _tokenizer: Any, args: KTOConfig, *_: Any) -> Any:
+) -> "trl.KTOTrainer":
+    class TokensTrainer(trl.KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, _tokenizer: Any, args: trl.KTOConfig, *_: Any) -> Any:
             return self._add_kl(dataset, args.per_device_train_batch_size) if self.calculate_KL else dataset
 
         @staticmethod
@@ -102,8 +101,8 @@ def _trainer(
 
     arguments, given = heldout.trainer_options(params, rows)
     arguments["train_sampling_strategy"] = "sequential"
-    made: KTOTrainer = low_rank_adapters.make_policy_trainer(
-        policy, TokensTrainer, KTOConfig, params, arguments, **given
+    made: trl.KTOTrainer = low_rank_adapters.make_policy_trainer(
+        policy, TokensTrainer, trl.KTOConfig, params, arguments, **given
     )
     return made
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, one_line
 from harness.models.devices import load_base
+from harness.models.later import peft, transformers
 from harness.models.weight_files import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
 from harness.plugins import Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
@@ -60,14 +61,6 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
         yield Problem(where, found, "a weight for each that merges names", "fix params.weights")
 
 
-def merge_problems(
-    recipe: Recipe, adapters: Mapping[str, Mapping[str, Any]], where: str
-) -> Iterator[Problem]:
-    """Yield the problems of merging adapters with these configurations, as far as they are known."""
-    if found := unlike(adapters, Params(**recipe.params).combination_type):
-        yield Problem(where, *found)
-
-
 def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple[str, str, str] | None:
     """Find why adapters with these configurations cannot be combined: found, expected and next step."""
     for name, config in adapters.items():
@@ -103,30 +96,21 @@ def fit(context: FitContext, params: Params) -> Weights:
         raise CandidateFailed(f"{wrong[0]}, where {wrong[1]} are expected", wrong[2])
     for config in configs.values():
         refuse_moved_base(config)
-    _merge(context, params, weights)
-    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
-    return made_weights(context, "adapter", made)
-
-
-def _merge(context: FitContext, params: Params, weights: list[float]) -> None:
-    """Load the adapters onto the published base, merge them by PEFT and save the result."""
-    from peft import PeftModel
-    from transformers import set_seed
-
     base, _ = load_base(context.source._replace(quantization=""), context.machine)
-    names = [f"adapter_{i}" for i in range(len(weights))]
-    model: Any = PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
+    names = [f"adapter_{i}" for i in range(n)]
+    model: Any = peft.PeftModel.from_pretrained(base, str(context.merges[0]), adapter_name=names[0])
     for name, path in zip(names[1:], context.merges[1:], strict=True):
         model.load_adapter(str(path), adapter_name=name)
-    set_seed(context.seed)  # DARE drops values at random
-    rest = params.model_dump(exclude={"weights"})
+    transformers.set_seed(context.seed)  # DARE drops values at random
     try:
-        model.add_weighted_adapter(names, weights, _NAME, **rest)
+        model.add_weighted_adapter(names, weights, _NAME, **params.model_dump(exclude={"weights"}))
     except (ValueError, TypeError, RuntimeError) as error:
         reason = f"PEFT does not merge them ({one_line(error)})"
         raise CandidateFailed(reason, "another combination_type or a smaller svd_rank") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
+    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
+    return made_weights(context, "adapter", made)
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
@@ -144,6 +128,13 @@ METHOD = Method(
     makes="adapter",
     seeded=True,
     merges=True,
-    checks=MethodChecks(problems, of_merges=merge_problems),
+    checks=MethodChecks(
+        problems,
+        of_merges=lambda recipe, adapters, where: (
+            Problem(where, *found)
+            for found in [unlike(adapters, Params(**recipe.params).combination_type)]
+            if found
+        ),
+    ),
     rescue=RescueStep("merge", _list_settings, place=4),
 )

@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from harness import training
 from harness.errors import Problem
+from harness.models.later import torch
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
@@ -35,17 +36,13 @@ class Params(training.SupervisedParams):
 
 def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     """Yield the problems of an adapter of this family."""
-    import torch
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for point in product(*recipe.tried.values()):
         params = Params(**{**recipe.params, **dict(zip(recipe.tried, point, strict=True))})
         of_peft = {"peft_type": params.peft_type, **params.of_peft}
         given = params.peft_type, params.of_peft, base.path, device, where, recipe.quantization or ""
         found = training.peft_families.family_problems(*given)
-        if found := found or [
-            *training.refused_families.quantization_problems(recipe, of_peft, device, where)
-        ]:
+        if found := found or [*training.peft_families.quantization_problems(recipe, of_peft, device, where)]:
             yield from found
             return
 
@@ -54,9 +51,7 @@ def fit(context: training.FitContext, params: Params) -> training.Weights:
     """Train the adapter and save it under `adapter/`."""
     folder = context.folder / "adapter"
     config = training.peft_families.peft_config(params.peft_type, params.of_peft)
-    training.refused_families.exclude_unadapted(
-        config, read_config(context.source.path).get("model_type", "")
-    )
+    training.peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
     made = training.fine_tune(context, params, config, folder)
     return training.made_weights(context, "adapter", made)
 

@@ -6,6 +6,7 @@ Invariant: it answers no task and is not compared. Source: Bradley and Terry 195
 
 from pydantic import Field
 
+from harness.models.later import transformers, trl
 from harness.plugins import AdapterShape, Method
 from harness.training import heldout
 from harness.training import trainer as loop
@@ -30,20 +31,17 @@ def fit(context: FitContext, params: Params) -> Weights:
 
     The reward margin of the record is in logits, the unit of rewards.
     """
-    from transformers import set_seed
-    from trl import RewardConfig, RewardTrainer
-
-    set_seed(context.seed)
+    transformers.set_seed(context.seed)
     save_to, scratch = context.folder / "reward", context.folder / CHECKPOINTS
     start = loop.start_time(scratch)
     base, tokenizer = load_with_head(context.source, context.machine, 1)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
-    kind = heldout.make_weighting_trainer(RewardTrainer)
+    kind = heldout.make_weighting_trainer(trl.RewardTrainer)
     arguments, given = heldout.trainer_options(params, (rows, apart))
     arguments["remove_unused_columns"] = False  # `length` is read by the sampler
     trainer = loop.make_trainer(
         kind,
-        RewardConfig,
+        trl.RewardConfig,
         context,
         params,
         tokenizer,

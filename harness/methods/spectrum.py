@@ -23,6 +23,7 @@ from harness.errors import CandidateFailed
 from harness.models import deltas
 from harness.models.deltas import save_delta
 from harness.models.hardware import dtype
+from harness.models.later import torch
 from harness.models.shapes import Shape
 from harness.plugins import AdapterShape, Method, MethodAlternative
 from harness.provenance import versions_of
@@ -82,8 +83,6 @@ def scan_model(model: Any, weights_digest: str) -> dict[str, float]:
     key = digest([weights_digest, str(model.dtype), versions_of("signal_to_noise")])
 
     def make() -> dict[str, float]:
-        import torch
-
         ratios = {}
         for name, layer in model.named_modules():
             if isinstance(layer, torch.nn.Linear) and any(part.isdecimal() for part in name.split(".")):

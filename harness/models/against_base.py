@@ -1,24 +1,49 @@
-"""Checks of whether an adapter fits a base, before anything is computed with it.
+"""Adapters on a base: checks of whether one fits before anything is computed, and one whole model of both.
 
-Invariant: only the adapter's configuration and the header of its weights are read, and the base is built
-without weights. Adapters that compute with weights when they are applied are checked when they are opened.
+Invariant: the checks read only the adapter's configuration and the header of its weights, and build the base
+without weights; adapters that compute with weights when they are applied are checked when they are opened. A
+merged model's logits are compared with the unmerged one's, and written tensors are read again.
+Source: PEFT's `merge_and_unload(safe_merge=True)`
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, one_line
-from harness.models.devices import build_without_weights
-from harness.models.hub import ModelSource, chat_template, is_packed, load_tokenizer, tokenizer_files
-from harness.models.weight_files import CONFIG, WEIGHTS, Tensor, content_digest, own_name, tensors_of
+from harness.models.deltas import CONFIG as DELTA_CONFIG
+from harness.models.deltas import MATRICES, apply_delta
+from harness.models.devices import build_without_weights, load_base
+from harness.models.hardware import Machine, dtype
+from harness.models.hub import (
+    ModelSource,
+    chat_template,
+    is_packed,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_files,
+)
+from harness.models.later import Model, Tokenizer, peft, torch, transformers
+from harness.models.tokenization import end_ids
+from harness.models.weight_files import (
+    CONFIG,
+    WEIGHTS,
+    Tensor,
+    content_digest,
+    map_stored_tensors,
+    own_name,
+    refuse_infinite,
+    refuse_moved_base,
+    tensors_of,
+)
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
-from harness.records import digest, parse_json
+from harness.records import Limits, digest, parse_json
 
 _VERSION = 1  # of the checks whose results are remembered
 _TASKS = (None, "CAUSAL_LM")
@@ -73,17 +98,29 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
 
 
 def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
-    files = [file.name for file in tokenizer_files(folder)]
-    theirs = source._replace(path=folder, template="", switches="")
-    own_template = chat_template(theirs).strip()
+    if not (files := [file.name for file in tokenizer_files(folder)]):
+        return []
+    theirs, base = source._replace(path=folder, template="", switches=""), load_tokenizer(source)
+    difference = ""
     # As in the base's file, or as it is used, which is the form that a training here saves.
-    is_known = (
-        own_template in ("", chat_template(source).strip())
-        or own_template == str(load_tokenizer(source).chat_template).strip()
-    )
-    difference = "" if is_known else "a chat template of its own"
-    if not difference and {*files} - {"chat_template.jinja"}:
-        difference = _tokenizer_difference(theirs, source)
+    known = ("", chat_template(source).strip(), str(base.chat_template).strip())
+    if chat_template(theirs).strip() not in known:
+        difference = "a chat template of its own"
+    elif {*files} - {"chat_template.jinja"}:
+        try:
+            own = load_tokenizer(theirs)
+        except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
+            difference = f"a tokenizer that cannot be loaded ({one_line(error)})"
+        else:
+            vocabulary, ours = base.get_vocab(), own.get_vocab().items()
+            # The padding token appears in no prompt.
+            changed = {token for token, i in ours if vocabulary.get(token) != i} - {own.pad_token}
+            reads_alike = own(_PROBE)["input_ids"] == base(_PROBE)["input_ids"]
+            if changed or own.eos_token != base.eos_token or not reads_alike:
+                named = f" ({_list_some(map(repr, changed))})" if changed else ""
+                difference = (
+                    f"a tokenizer of its own, which reads or ends texts otherwise than the base's{named}"
+                )
     if not difference:
         return []
     step = (
@@ -94,29 +131,29 @@ def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
     return [f"an adapter with {difference}", expected, step]
 
 
-def _tokenizer_difference(theirs: ModelSource, source: ModelSource) -> str:
-    """Describe a difference of two tokenizers that changes prompts or the end of answers; empty if none."""
-    try:
-        own, base = load_tokenizer(theirs), load_tokenizer(source)
-    except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
-        return f"a tokenizer that cannot be loaded ({one_line(error)})"
-    vocabulary = base.get_vocab()
-    # The padding token appears in no prompt.
-    changed = {token for token, i in own.get_vocab().items() if vocabulary.get(token) != i} - {own.pad_token}
-    is_same = own.eos_token == base.eos_token and own(_PROBE)["input_ids"] == base(_PROBE)["input_ids"]
-    if is_same and not changed:
-        return ""
-    difference = f" ({_list_some(map(repr, changed))})" if changed else ""
-    return f"a tokenizer of its own, which reads or ends texts otherwise than the base's{difference}"
-
-
 def _misfit(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: ModelSource
 ) -> list[str]:
     """Return what was found, what was expected and the next step; nothing if the adapter fits."""
     quiet_libraries()
-    if unserved := _find_unserved(config):
-        return [*unserved]
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind, installed = config.get("peft_type"), f"PEFT {peft.__version__}"
+    known = {str(getattr(name, "value", name)): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in known:
+        found = f"peft_type: {kind} in {CONFIG}"
+        return [found, f"a family that {installed} knows", f"an adapter that {installed} can open"]
+    if kind in _NOT_ALONE or config.get("alora_invocation_tokens"):
+        found = f"peft_type: {kind}, which needs more than a row, or changes only a part of it"
+        return [found, "an adapter that answers each row by itself", "another adapter"]
+    if (task := config.get("task_type")) not in _TASKS:
+        found, step = f"task_type: {task}, an adapter with another head", "train it with CAUSAL_LM"
+        return [found, "an adapter of a causal language model", step]
+    names = {field.name for field in fields(known[kind])} | {"runtime_config"}
+    if unknown := {name: value for name, value in config.items() if name not in names and value}:
+        found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
+        step = f"export it by {installed}, or remove {', '.join(unknown)} if nothing was trained so"
+        return [f"{found} in {CONFIG}", f"keys that {installed} knows, as it ignores others", step]
     found = _try_on(folder, tensors, source)
     if not found:
         return []
@@ -134,16 +171,11 @@ def _misfit(
 
 
 def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
-    """Apply the adapter in a folder to a base.
-
-    Raises:
-        CandidateFailed: a tensor is missing or unused, which PEFT ignores or only warns about.
-    """
-    from peft import PeftModel
+    """Apply the adapter in a folder to a base; CandidateFailed if a tensor is missing or unused."""
     from safetensors.torch import load_file
 
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    opened: Any = PeftModel.from_pretrained(model, str(folder), **options)
+    opened: Any = peft.PeftModel.from_pretrained(model, str(folder), **options)
     config: Any = opened.active_peft_config
     ranks = vars(config).get("rank_pattern")
     if config.peft_type == "ADALORA":
@@ -157,34 +189,8 @@ def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     return opened
 
 
-def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Find a setting of an adapter that cannot be served here: found, expected and next step."""
-    import peft
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    kind, installed = config.get("peft_type"), f"PEFT {peft.__version__}"
-    known = {str(getattr(name, "value", name)): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if kind not in known:
-        found = f"peft_type: {kind} in {CONFIG}"
-        return found, f"a family that {installed} knows", f"an adapter that {installed} can open"
-    if kind in _NOT_ALONE or config.get("alora_invocation_tokens"):
-        found = f"peft_type: {kind}, which needs more than a row, or changes only a part of it"
-        return found, "an adapter that answers each row by itself", "another adapter"
-    if (task := config.get("task_type")) not in _TASKS:
-        found, step = f"task_type: {task}, an adapter with another head", "train it with CAUSAL_LM"
-        return found, "an adapter of a causal language model", step
-    names = {field.name for field in fields(known[kind])} | {"runtime_config"}
-    if unknown := {name: value for name, value in config.items() if name not in names and value}:
-        found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
-        step = f"export it by {installed}, or remove {', '.join(unknown)} if nothing was trained so"
-        return f"{found} in {CONFIG}", f"keys that {installed} knows, as it ignores others", step
-    return None
-
-
 def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) -> str:
     """Apply an adapter to the base without weights; return what does not fit, where that can be told."""
-    import torch
-    from peft import PeftConfig, get_peft_model
     from peft.utils.other import _prepare_prompt_learning_config
 
     model = build_without_weights(source.path)
@@ -193,7 +199,7 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
     own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     n_tokens = model.get_input_embeddings().weight.shape[0]
     try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
+        config: Any = peft.PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         if hasattr(config, "init_lora_weights"):
             config.init_lora_weights = True  # other initialisations compute with weights
@@ -208,7 +214,7 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
                 said = (f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
                 return ", ".join(said)
         with torch.device("meta"):
-            made = get_peft_model(model, config)
+            made = peft.get_peft_model(model, config)
             given = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
         return _hold(made, config, given, own)
     except NotImplementedError:
@@ -226,13 +232,11 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
 
 def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
     """Compare the tensors that PEFT creates for an adapter on a base with those in its file."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    loaded: Any = set_peft_model_state_dict(made, dict(tensors))
+    loaded: Any = peft.set_peft_model_state_dict(made, dict(tensors))
     if config.is_prompt_learning:
         unused, lacking = tensors.keys() - {"prompt_embeddings"}, set[str]()
     else:
-        wanted = get_peft_model_state_dict(made, save_embedding_layers=False).keys()
+        wanted = peft.get_peft_model_state_dict(made, save_embedding_layers=False).keys()
         unused, lacking = set(loaded.unexpected_keys), wanted - tensors.keys()
         if tensors.keys() - wanted - {name for name in tensors if own_name(name) in own}:
             # Names of an older PEFT version, which PEFT maps to its current ones.
@@ -245,3 +249,117 @@ def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> 
 def _list_some(names: Iterable[Any]) -> str:
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else f"{first}"
+
+
+MERGE_GAP = 0.02  # largest difference of a logit that merging in fp32 may make, in shares of their spread
+_TYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_N_TOKENS = 48  # tokens of the text on which both are compared
+
+
+class WholeModel(NamedTuple):
+    """A model in fp32 with its tokenizer; `gap` is the largest change of a logit by merging."""
+
+    model: Model
+    tokenizer: Tokenizer
+    gap: float
+
+
+def unmergeable(kind: str, folder: Path | None) -> tuple[str, str] | None:
+    """Explain why weights of a kind cannot be merged into one model, and what to do; None if they can."""
+    if kind == "adapter" and folder:
+        family = str(read_adapter_config(folder / "adapter").get("peft_type", "LORA"))
+        if family in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "ADAPTION_PROMPT"):
+            return f"an adapter of the family {family}, a soft prompt without changed weights", "method: lora"
+    if kind == "delta" and folder:
+        form = parse_json((folder / "delta" / DELTA_CONFIG).read_text("utf-8")).get("form")
+        if form != MATRICES:
+            return f"a delta of the form {form}, whose layers no other program knows", "method: lora or full"
+    return None
+
+
+@contextmanager
+def open_whole(source: ModelSource, kind: str, folder: Path | None) -> Iterator[WholeModel]:
+    """Open the base, a whole model in its place, or the base with an adapter or delta merged into it.
+
+    A quantised base is opened with its rounded weights, in fp32. CandidateFailed is raised if the weights
+    cannot be merged, or the merged model answers otherwise.
+    """
+    if kind == "model" and folder:
+        source = source._replace(path=folder / "model")
+    model, tokenizer = load_base(source, Machine("cpu", "the processor", "fp32", 1.0))
+    model.eval()
+    if source.quantization == "int8":
+        model = model.dequantize(torch.float32)
+    if kind == "adapter" and folder:
+        own = folder / "adapter"
+        refuse_infinite(own)
+        refuse_moved_base(read_adapter_config(own))
+        for problem in adapter_problems(own, source, ""):
+            raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
+        adapted = open_adapter(model, own, torch_device="cpu").eval()
+        before = _logits(adapted)
+        try:
+            with torch.no_grad():
+                merged = adapted.merge_and_unload(safe_merge=True).eval()
+        except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
+            found = f"an adapter that PEFT cannot merge ({one_line(error)})"
+            raise CandidateFailed(found, "method: lora, which can be merged") from error
+        gap = float((_logits(merged) - before).abs().max())
+        if not gap <= MERGE_GAP * float(before.std()):
+            found = f"a merged model whose logits differ from the adapter's by up to {gap:.3g}"
+            raise CandidateFailed(found, "method: lora, or serving the adapter itself")
+        yield WholeModel(merged, tokenizer, gap)
+    elif kind == "delta" and folder:
+        with apply_delta(model, folder / "delta"):
+            yield WholeModel(model, tokenizer, 0.0)
+    else:
+        yield WholeModel(model, tokenizer, 0.0)
+
+
+def _logits(model: Any) -> "torch.Tensor":
+    """Return the logits of one text of the lower token ids, (t, v)."""
+    n_ids = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.arange(1, _N_TOKENS + 1) * 37 % n_ids
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids[None]).logits[0].float()
+    return logits
+
+
+def stored_precision(path: Path) -> str:
+    """Return the precision in which most bytes of a model are stored: fp32, fp16 or bf16; bf16 of others."""
+    sizes: dict[str, int] = {}
+    for tensor in map_stored_tensors(path).values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
+    return _TYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "bf16")
+
+
+def save_beside(whole: WholeModel, folder: Path, limits: Limits) -> None:
+    """Write the tokenizer with the chat template, and the generation limits."""
+    tokenizer = whole.tokenizer
+    ends = end_ids(tokenizer, whole.model.generation_config)
+    sampled = {"do_sample": True, "temperature": limits.temperature, "top_p": limits.top_p}
+    transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+        max_new_tokens=limits.max_new_tokens,
+        **(sampled if limits.temperature else {"do_sample": False}),
+    ).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    whole.model.config.save_pretrained(folder)
+
+
+def save_whole(whole: WholeModel, folder: Path, precision: str, limits: Limits) -> None:
+    """Write a model in a precision, with its tokenizer, chat template and generation limits, and check it."""
+    model: Any = whole.model
+    model.to(dtype(precision))
+    model.save_pretrained(folder)
+    save_beside(whole, folder, limits)
+    again: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype(precision), trust_remote_code=False
+    )
+    read = again.state_dict()
+    changed = (name for name, own in model.state_dict().items() if not torch.equal(own, read[name]))
+    if name := next(changed, ""):
+        found = f"a written model whose {name} is not the one in memory, as where tied weights differ"
+        raise CandidateFailed(found, "an adapter that leaves embeddings and output layer alone")

@@ -16,7 +16,7 @@ import re
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,14 +190,27 @@ class Reader:
             if len(found):
                 yield found
 
-    def generate(self, prompt: Sequence[int], request: dict[str, Any], pick: Any, asks: Any) -> list[int]:
-        """Continue a prompt up to and including an end token, or until `asks` says to stop."""
-        ids, new = list(prompt), list[int]()
+    def generate(
+        self, prompt: Sequence[int], seed: int | None, request: dict[str, Any], asks: Any
+    ) -> list[int]:
+        """Continue a prompt by the likeliest tokens, or top-p draws, until an end or until `asks` says so."""
+        ids, new, drawn = list(prompt), list[int](), np.random.default_rng(seed)
+
+        def pick(row: np.ndarray) -> int:
+            if seed is None:
+                return int(row.argmax())
+            exact = row.astype(np.float64) / request["temperature"]
+            p = np.exp(exact - exact.max())
+            order = np.argsort(-p, kind="stable")
+            before = np.cumsum(p[order]) - p[order]
+            kept = order[before < request["top_p"] * p.sum()]
+            return int(kept[np.searchsorted(np.cumsum(p[kept]), drawn.random() * p[kept].sum())])
+
         while len(new) < request["max_new_tokens"] and not (new and new[-1] in request["ends"]):
             if request["asks"] and new and len(new) % _ASK_EVERY == 0 and asks(new):
                 break
             (row,) = (found[-1] for found in self.logits(ids, len(ids) - 1))
-            new.append(int(pick(row)))
+            new.append(pick(row))
             ids.append(new[-1])
         return new
 
@@ -215,23 +228,6 @@ def _score(reader: Reader, context: Sequence[int], continuation: Sequence[int]) 
         greedy &= bool((exact.argmax(-1) == wanted[place : place + len(rows)]).all())
         place += len(rows)
     return total, greedy
-
-
-def _picker(temperature: float, top_p: float, seed: int | None) -> Callable[[np.ndarray], int]:
-    """Return a function that picks a token from a row of logits: the likeliest, or a top-p draw."""
-    if seed is None:
-        return lambda row: int(row.argmax())
-    drawn = np.random.default_rng(seed)
-
-    def draw(row: np.ndarray) -> int:
-        exact = row.astype(np.float64) / temperature
-        p = np.exp(exact - exact.max())
-        order = np.argsort(-p, kind="stable")
-        before = np.cumsum(p[order]) - p[order]
-        kept = order[before < top_p * p.sum()]
-        return int(kept[np.searchsorted(np.cumsum(p[kept]), drawn.random() * p[kept].sum())])
-
-    return draw
 
 
 def _threads() -> int:
@@ -275,8 +271,7 @@ def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> No
         seeds = request["seeds"] or [None] * len(request["prompts"])
         reader.begin(max(map(len, request["prompts"])) + request["max_new_tokens"])
         for prompt, seed in zip(request["prompts"], seeds, strict=True):
-            pick = _picker(request["temperature"], request["top_p"], seed)
-            send({"ids": reader.generate(prompt, request, pick, asks)})
+            send({"ids": reader.generate(prompt, seed, request, asks)})
     elif do == "score":
         reader.begin(max(len(context) + len(continuation) for context, continuation in request["pairs"]))
         for context, continuation in request["pairs"]:

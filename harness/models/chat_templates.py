@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cache, wraps
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Template, nodes
 from jinja2.runtime import LoopContext
@@ -21,10 +21,8 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean
+from harness.models.later import Tokenizer
 from harness.records import Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SUFFIX = ".jinja"
 _CHATML_END = "<|im_end|>"  # end token, if the vocabulary has it
@@ -51,13 +49,8 @@ class Chat(NamedTuple):
     marked: tuple[tuple[int, int], ...]
 
 
-def render_chat(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, asks: bool = True
-) -> Chat:
-    """Render a conversation with a tokenizer's chat template; with `asks`, end where the assistant begins.
-
-    Raises CandidateFailed if the template refuses the conversation, fails, or does too much work.
-    """
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, asks: bool = True) -> Chat:
+    """Render a conversation; with `asks`, end where the assistant begins. CandidateFailed if it cannot be."""
     blocks: list[str] = []
     marked: list[tuple[int, int]] = []
     try:
@@ -82,7 +75,7 @@ def render_chat(
     return Chat("".join(blocks), tuple(marked))
 
 
-def special_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def special_tokens_of(tokenizer: Tokenizer) -> list[str]:
     """List the special tokens of a tokenizer: those that begin and end texts, turns and answers."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
@@ -94,11 +87,7 @@ def template_names() -> list[str]:
 
 
 def read_template(written: str) -> str:
-    """Return the text of a template, given by name or as a file.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the text of a template, given by name or as a file; UserError if there is none."""
     is_file = written.endswith(SUFFIX)
     file = Path(written) if is_file else Path(__file__).with_name(f"{written}{SUFFIX}")
     if not is_file and written not in template_names():
@@ -113,7 +102,7 @@ def read_template(written: str) -> str:
         raise UserError(Problem(str(file), found, "a Jinja file", step)) from None
 
 
-def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
+def put_template(tokenizer: Tokenizer, text: str) -> None:
     """Set a tokenizer's chat template; a shipped one ends turns and begins texts as the vocabulary does."""
     tokenizer.chat_template = text
     name = next((name for name in template_names() if read_template(name) == text), "")
@@ -127,7 +116,7 @@ def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
         tokenizer.chat_template = f"{{{{- bos_token -}}}}\n{text}"
 
 
-def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
+def join_system(tokenizer: Tokenizer) -> None:
     """Make a chat template that refuses or drops system messages put them before the first question."""
     template = tokenizer.chat_template
     if not isinstance(template, str):
@@ -142,7 +131,7 @@ def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
         tokenizer.chat_template = _JOINED + template
 
 
-def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+def find_left_out(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """Return the role of the first turn whose text does not reach the prompt; empty if all do."""
     text = render_chat(tokenizer, messages).text
     for place, message in enumerate(messages):
@@ -154,7 +143,7 @@ def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
     return ""
 
 
-def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
+def find_gap(tokenizer: Tokenizer) -> str:
     """Return the whitespace that a chat template writes between a prompt and its answer."""
     try:
         prompt, whole = _write_probe(tokenizer)
@@ -164,14 +153,12 @@ def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
     return before if whole.startswith(prompt) and not before.strip() else ""
 
 
-def _write_probe(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
+def _write_probe(tokenizer: Tokenizer) -> tuple[str, str]:
     answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
     return render_chat(tokenizer, _QUESTION).text, render_chat(tokenizer, answered, asks=False).text
 
 
-def template_problems(
-    tokenizer: "PreTrainedTokenizerBase", ends: Sequence[str], where: str
-) -> Iterator[Problem]:
+def template_problems(tokenizer: Tokenizer, ends: Sequence[str], where: str) -> Iterator[Problem]:
     """Yield problems of training and evaluating with a tokenizer's template; `ends` are the end tokens."""
     try:
         prompt, whole = _write_probe(tokenizer)
@@ -322,31 +309,20 @@ def _count_work(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 class _BoundedTree(NodeTransformer):
     """Syntax tree visitor that puts the counting filters around loops and concatenations."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
-        self.generic_visit(node)
-        node.iter = _put_filter(node.iter, "_each")
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802
-        self.generic_visit(node)
-        node.nodes = list(map(_put_charge, node.nodes))
-        return _put_filter(node, "_charge")
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:  # noqa: N802
-        self.generic_visit(node)
-        for operand in node.ops:
-            operand.expr = _put_charge(operand.expr)
-        return node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:  # noqa: N802
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
+    def generic_visit(self, node: Any, *args: Any, **options: Any) -> Any:
+        super().generic_visit(node, *args, **options)
+        if isinstance(node, nodes.For):
+            node.iter = _put_filter(node.iter, "_each")
+        elif isinstance(node, nodes.Concat):
+            node.nodes = list(map(_put_charge, node.nodes))
+            return _put_filter(node, "_charge")
+        elif isinstance(node, nodes.Compare):
+            for operand in node.ops:
+                operand.expr = _put_charge(operand.expr)
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             node.node = _put_filter(node.node, "_charge")
-        return node
-
-    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.AssignBlock:  # noqa: N802
-        self.generic_visit(node)
-        node.filter = _put_filter(node.filter, "_charge", node)
+        elif isinstance(node, nodes.AssignBlock):
+            node.filter = _put_filter(node.filter, "_charge", node)
         return node
 
 

@@ -9,31 +9,21 @@ tiles of FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
+from harness.models.later import Model, torch, transformers
 
 _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def multiplies_bf16() -> bool:
     """Tell whether oneDNN supports prepacked bf16 products on this processor."""
-    import torch
-
     known = torch.ops.mkldnn
     return all(hasattr(known, name) for name in _OPERATORS) and bool(known._is_mkldnn_bf16_supported())  # noqa: SLF001
 
 
 def prepack(model: "torch.nn.Module") -> None:
-    """Prepack all bf16 and fp32 linear layers on a CPU; leave other layers and devices as they are.
-
-    oneDNN multiplies bf16 only on processors with AVX512 or newer; elsewhere PyTorch's product is used.
-    """
-    import torch
-
+    """Prepack linear layers on a CPU: fp32 by columns, bf16 for oneDNN where the processor has it."""
     linear = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.device.type == "cpu"]
     read_by_rows = {m.weight.data_ptr() for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     for module in linear:
@@ -51,8 +41,6 @@ def prepack(model: "torch.nn.Module") -> None:
 
 def replace_weight(layer: Any, weight: "torch.Tensor") -> "torch.nn.Linear":
     """Return a copy of a linear layer with another weight, in the layer's precision."""
-    import torch
-
     made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     made.weight = torch.nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
     made.bias = layer.bias
@@ -64,16 +52,15 @@ _QUERIES = 128  # per chunk; their scores against 1,000 keys fit in a core's cac
 
 
 @contextmanager
-def chunk_attention(model: "PreTrainedModel") -> Iterator[None]:
+def chunk_attention(model: Model) -> Iterator[None]:
     """Let a model on a CPU use chunked attention within the context; other models are left as they are."""
-    from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     before = model.config._attn_implementation  # noqa: SLF001  (transformers has a public setter only)
     if model.device.type != "cpu" or before != "sdpa":
         yield
         return
-    AttentionInterface.register("parts", attend)
+    transformers.AttentionInterface.register("parts", attend)
     AttentionMaskInterface.register("parts", eager_mask)
     model.set_attn_implementation("parts")
     try:

@@ -17,18 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed
 from harness.models.cpu_kernels import replace_weight
+from harness.models.later import torch
 from harness.models.weight_files import tensors_digest
 from harness.records import digest, parse_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.nn import Module, ModuleDict
     from torch.utils.hooks import RemovableHandle
 
 CONFIG, WEIGHTS = "delta_config.json", "delta_model.safetensors"
 
 
-def save_delta(folder: Path, form: str, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> None:
+def save_delta(
+    folder: Path, form: str, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
+) -> None:
     """Write a delta: its form, the form's configuration, and its tensors."""
     from safetensors.torch import save_file
 
@@ -84,19 +86,17 @@ def n_parameters(style: str, size: int, hidden: int, n_layers: int) -> int:
 
 def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
     """Create the bottlenecks of a base, in fp32 on its device, keyed by sublayer."""
-    from torch import nn
-
     hidden = model.config.get_text_config().hidden_size
 
-    def make() -> nn.Sequential:
-        down, up = nn.Linear(hidden, form.size), nn.Linear(form.size, hidden)
-        activation: nn.Module = getattr(nn, _ACTIVATIONS[form.non_linearity])()
-        nn.init.trunc_normal_(down.weight, std=_SPREAD, a=-2 * _SPREAD, b=2 * _SPREAD)
+    def make() -> torch.nn.Sequential:
+        down, up = torch.nn.Linear(hidden, form.size), torch.nn.Linear(form.size, hidden)
+        activation: torch.nn.Module = getattr(torch.nn, _ACTIVATIONS[form.non_linearity])()
+        torch.nn.init.trunc_normal_(down.weight, std=_SPREAD, a=-2 * _SPREAD, b=2 * _SPREAD)
         for zero in (down.bias, up.weight, up.bias):
-            nn.init.zeros_(zero)
-        return nn.Sequential(OrderedDict(down=down, activation=activation, up=up))
+            torch.nn.init.zeros_(zero)
+        return torch.nn.Sequential(OrderedDict(down=down, activation=activation, up=up))
 
-    return nn.ModuleDict({name: make() for name in _sublayers(model, form.style)}).to(model.device)
+    return torch.nn.ModuleDict({name: make() for name in _sublayers(model, form.style)}).to(model.device)
 
 
 def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[RemovableHandle]":
@@ -113,7 +113,7 @@ def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[Remov
 
 @contextmanager
 def put_on_bottlenecks(
-    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]"
+    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
 ) -> Iterator[None]:
     """Apply stored bottlenecks to a base, in its precision."""
     form = Bottleneck(**config)
@@ -133,11 +133,9 @@ def put_on_bottlenecks(
 
 def _sublayers(model: Any, style: str) -> "dict[str, Module]":
     """Map names such as `0_mlp` to the sublayers of each decoder layer that a style uses."""
-    from torch import nn
-
     n_layers = model.config.get_text_config().num_hidden_layers
-    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers)
-    layers = next(lists, nn.ModuleList())
+    lists = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers)
+    layers = next(lists, torch.nn.ModuleList())
     found = {
         f"{i}_{name}": getattr(layer, name)
         for i, layer in enumerate(layers)
@@ -155,7 +153,9 @@ MATRICES = "matrices"
 
 
 @contextmanager
-def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> Iterator[None]:
+def put_on_matrices(
+    model: Any, config: Mapping[str, Any], tensors: "Mapping[str, torch.Tensor]"
+) -> Iterator[None]:
     """Apply stored matrices, named after their layers, to a base."""
     named = model.named_modules(remove_duplicate=False)
     layers = {name: layer for name, layer in named if name in tensors}

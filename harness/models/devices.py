@@ -12,19 +12,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import hub, memory
 from harness.models.hardware import Machine, dtype
 from harness.models.hardware import memory as device_memory
 from harness.models.hub import ModelSource, load_tokenizer
+from harness.models.later import Model, Tokenizer, torch, transformers
 from harness.models.loglikelihood import UNSUPPORTED
 from harness.models.weight_files import read_config
 from harness.progress import quiet_libraries
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LAYER = re.compile(r"\.(\d+)\.")
 _OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # errors of a missing or failed GPU, not of the base
@@ -32,14 +30,8 @@ _SPARE = 0.9  # share of main memory for weights that are offloaded from a GPU
 # Tokens whose keys and values must fit in memory besides the weights: a long prompt. Batches are halved when
 # memory runs out, so a base with room for one long prompt fits.
 LEAST_TOKENS = 4_096
+Placement = Mapping[str, Any]  # transformers' `device_map`, and `max_memory` unless it is whole on one device
 Room = Mapping[int | str, int]  # free bytes by accelerate's device names: 0, 1, … and cpu
-
-
-class Placement(NamedTuple):
-    """Placement of a base for transformers; without `max_memory` it is whole on one device."""
-
-    device_map: str | dict[str, str] | None
-    max_memory: dict[int | str, int] | None = None
 
 
 def free_room(machine: Machine) -> Room:
@@ -66,13 +58,13 @@ def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
     keys = memory.kv_cache_bytes(shape, LEAST_TOKENS, machine.precision) if shape else 0.0
     weights, main = weights_bytes(source, machine.precision), "cpu" if machine.device == "cpu" else 0
     if weights + keys <= room[main] or (machine.device == "cpu" and source.quantization):
-        return Placement(None if machine.device == "cpu" else {"": machine.device})
+        return {} if machine.device == "cpu" else {"device_map": {"": machine.device}}
     gpus = {name: n for name, n in room.items() if name != "cpu"}
     kept = keys / max(1, len(gpus))  # each device holds the keys of its own layers
     most: dict[int | str, int] = {name: max(0, int(n - kept)) for name, n in gpus.items()}
     if not source.quantization:  # bitsandbytes computes on GPUs only here
         most["cpu"] = max(0, int(_SPARE * (room["cpu"] - (0 if gpus else keys))))
-    return Placement("auto", most)
+    return {"device_map": "auto", "max_memory": most}
 
 
 def is_spread(model: Any) -> bool:
@@ -80,20 +72,17 @@ def is_spread(model: Any) -> bool:
     return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
 
 
-def _load_weights(
-    source: ModelSource, machine: Machine, attention: str | None, placed: Placement
-) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+def _load_weights(source: ModelSource, machine: Machine, attention: str | None, placed: Placement) -> Model:
     from transformers.integrations.fsdp import is_fsdp_enabled
 
     precision = dtype(machine.precision)
-    arguments = {name: value for name, value in placed._asdict().items() if value is not None}
+    arguments = dict(placed)
     is_sharded = is_fsdp_enabled()  # FSDP shards floats only: four bits stay
     if source.quantization:
         arguments = {"device_map": {"": "cpu" if is_sharded else machine.device}, **arguments}
     if source.quantization == "nf4":
         # With double quantisation. Source: Dettmers et al. 2023 (arXiv:2305.14314).
-        arguments["quantization_config"] = BitsAndBytesConfig(
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -104,10 +93,10 @@ def _load_weights(
         # Inputs and weights are quantised per row to 8 bits, and large activations are multiplied separately;
         # which ones depends on all rows of a batch. On a CPU bitsandbytes trains with dequantised weights and
         # infers with quantised ones. Source: Dettmers et al. 2022 (arXiv:2208.07339).
-        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
         # bitsandbytes would warn at each product that it casts to fp16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    kind: Any = AutoModelForCausalLM
+    kind: Any = transformers.AutoModelForCausalLM
     model, info = kind.from_pretrained(
         source.path,
         dtype=precision,
@@ -117,45 +106,37 @@ def _load_weights(
         ignore_mismatched_sizes=True,  # they are refused below, by name
         **arguments,
     )
-    _refuse_incomplete(source, model, info)
+    # transformers would initialise parameters that the files lack at random. A classifier's files lack the
+    # output layer; others differ in size, or have more layers than config.json.
+    published = "the config.json that was published with the weights"
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
+        raise CandidateFailed(reason, published)
+    names = {name for name, _ in model.named_parameters()}
+    if lacking := sorted(names.intersection(info["missing_keys"])):
+        n, of = len(lacking), type(model).__name__
+        reason = f"{source.path}: its files lack {n} of {len(names)} tensors of {of}, such as {lacking[0]}"
+        raise CandidateFailed(reason, "a base that was saved as a causal language model")
+    text: Any = model.config.get_text_config(decoder=True)
+    n_layers = getattr(text, "num_hidden_layers", inf)
+    n_read = n_layers + (getattr(text, "num_nextn_predict_layers", 0) or 0)
+    for name in sorted(info["unexpected_keys"]):
+        at = _LAYER.search(name)
+        if at and int(at[1]) >= n_read and f"{name[: at.start()]}.0.{name[at.end() :]}" in names:
+            found = f"num_hidden_layers: {n_layers} by its config.json, and {name} in its files"
+            raise CandidateFailed(f"{source.path}: {found}", published)
     if source.quantization == "nf4" and machine.device != "cuda" and not is_sharded:
         # Four bits are no faster on a CPU, and bitsandbytes would repack the weights at the first evaluation,
         # which rounds their scales again and stops gradients in later training.
         model = model.dequantize(precision)
         model.is_loaded_in_4bit = False  # otherwise the adapter would be trained in bf16
-    loaded: PreTrainedModel = model
+    loaded: Model = model
     return loaded
-
-
-def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> None:
-    """Refuse a model whose files lack some parameters, which transformers would initialise at random."""
-    # A classifier's files lack the output layer; others differ in size, or have more layers than config.json.
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
-        raise CandidateFailed(reason, "the config.json that was published with the weights")
-    names = {name for name, _ in model.named_parameters()}
-    if lacking := sorted(names.intersection(info["missing_keys"])):
-        n, kind = len(lacking), type(model).__name__
-        found = f"{source.path}: its files lack {n} of {len(names)} tensors of {kind}, such as {lacking[0]}"
-        raise CandidateFailed(found, "a base that was saved as a causal language model")
-    text: Any = model.config.get_text_config(decoder=True)
-    n_layers = getattr(text, "num_hidden_layers", inf)
-    n_read = n_layers + (getattr(text, "num_nextn_predict_layers", 0) or 0)
-    beyond = [
-        name
-        for name in info["unexpected_keys"]
-        if (at := _LAYER.search(name))
-        and int(at[1]) >= n_read
-        and f"{name[: at.start()]}.0.{name[at.end() :]}" in names
-    ]
-    if left := sorted(beyond):
-        found = f"{source.path}: num_hidden_layers: {n_layers} by its config.json, and {left[0]} in its files"
-        raise CandidateFailed(found, "the config.json that was published with the weights")
 
 
 def load_base(
     source: ModelSource, machine: Machine, attention: str = "sdpa", placed: Placement | None = None
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+) -> tuple[Model, Tokenizer]:
     """Load model and tokenizer in the machine's precision, quantised if the source says so.
 
     The model goes to the machine's device, or where it is `placed`. `attention` is transformers'
@@ -177,7 +158,8 @@ def load_base(
         )
         # By default transformers uses sdpa where an architecture has it.
         known = attention if has_flash and attention != "sdpa" else None
-        placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
+        if placed is None:
+            placed = {"device_map": {"": machine.device}} if machine.device != "cpu" else {}
         model = _load_weights(source, machine, known, placed)
         if model.device.type == "meta":
             reason = f"{source.name}: no memory has room for its embeddings"
@@ -218,22 +200,17 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
 
 def build_without_weights(folder: Path) -> Any:
     """Build a base on the meta device; None if transformers cannot (loading it will report why)."""
-    import torch
     from huggingface_hub.errors import StrictDataclassError
 
     quiet_libraries()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind: Any = AutoModelForCausalLM
+    kind: Any = transformers.AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return kind.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+            return kind.from_config(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except (*UNSUPPORTED, OSError, ImportError, StrictDataclassError):
         return None
 
 
 def avoid_cudnn_attention() -> None:
     """Disable cuDNN's attention; FlashAttention, memory-efficient and plain attention stay."""
-    import torch
-
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -6,10 +6,11 @@ Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens, count_shared_prefix, plan
 from harness.models.cpu_kernels import chunk_attention
+from harness.models.later import Cache, Model, torch
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
 from harness.models.memory import ran_out_of_memory
 from harness.models.prefix_cache import (
@@ -21,10 +22,6 @@ from harness.models.prefix_cache import (
     row_cache,
 )
 from harness.records import Limits
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import Cache, PreTrainedModel
 
 # Tells for each row of new tokens (b, n) whether it stops there (b,).
 Stopped = Callable[["torch.Tensor"], "torch.Tensor"]
@@ -38,7 +35,7 @@ _WORTH_COPYING = 0.75
 class PromptReader(NamedTuple):
     """Model with the limits of its batches, its prefix cache, scoring engine and pass costs."""
 
-    model: "PreTrainedModel"
+    model: Model
     size: Size
     prefixes: PrefixCache
     engine: str = "packed"
@@ -51,10 +48,7 @@ def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "
 
 
 class Continuation(NamedTuple):
-    """Limits of a continuation: most new tokens, end token ids, and the function that picks each token.
-
-    A row also ends when `stopped` says so; answers are padded with the first of `ends`.
-    """
+    """Limits of a continuation: most new tokens, end tokens (the first pads), and how tokens are picked."""
 
     max_new_tokens: int
     ends: Sequence[int]
@@ -68,7 +62,6 @@ def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
     The number selects by cumulative probability, over all tokens by id, or the likeliest that have `top_p`.
     """
     import numpy as np
-    import torch
 
     made = np.array([np.random.default_rng(seed).random(limits.max_new_tokens) for seed in seeds])
     uniforms = torch.tensor(made, dtype=torch.float32)  # (b, n)
@@ -101,8 +94,6 @@ def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) 
     transformers' `generate`. A model whose answers change beside longer prompts, or that scales positions by
     the length of a batch, answers each prompt alone.
     """
-    import torch
-
     prefixes = reader.prefixes
     with torch.inference_mode():
         longest = max(map(len, prompts)) + how.max_new_tokens
@@ -116,8 +107,6 @@ def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) 
 
 
 def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
-    import torch
-
     windows = reader.prefixes.windows
     if windows is None or (any(windows) and reader.engine != "packed"):
         return _answer_by_generate(reader.model, prompts, how)
@@ -133,6 +122,7 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
         seen[:, :shared] = True
         first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
         cache = empty_cache(model, end + how.max_new_tokens)
+        layers: Sequence[Any] = cache.layers
         for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
             width = max(len(own[i]) for i in group)
             ids = torch.zeros((len(group), width), dtype=torch.long)
@@ -150,16 +140,50 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
             read = row_cache(model, prefix, len(group))
             logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
             first[rows] = how.pick(logits, rows, 0)
-            for layer, full in zip(read.layers, cache.layers, strict=True):
-                _hold(full, layer, rows, len(prompts), shared, end)
-        return _go_on(model, cache, first, seen, how, windows)
+            read_layers: Sequence[Any] = read.layers
+            for layer, full in zip(read_layers, layers, strict=True):
+                if not full.is_initialized:
+                    whole = (x[:1].expand(len(prompts), -1, -1, -1) for x in (layer.keys, layer.values))
+                    full.lazy_initialization(*whole)
+                    full.cumulative_length.fill_(end)
+                start, of = end - (layer.keys.shape[2] - shared), rows.to(layer.keys.device)
+                for place, known in ((full.keys, layer.keys), (full.values, layer.values)):
+                    place[of, :, :shared] = known[:, :, :shared]
+                    place[of, :, start:end] = known[:, :, shared:]
+        # One token per row at a time, until all rows have ended or the limit is reached.
+        max_new_tokens, ends, stopped, pick = how
+        ending = torch.tensor(ends, device=first.device)
+        positions = seen.sum(1)
+        order = torch.arange(seen.shape[1], device=first.device)
+        places = torch.where(order < end, seen.cumsum(1) - 1, order - end + positions[:, None])
+        mask = additive_mask(model, seen[:, None])  # (b, 1, 1, t)
+        rows = torch.arange(len(first), device=first.device)
+        new = first[:, None]  # (b, n)
+        made = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
+        made[:, 0] = first
+        over = torch.isin(first, ending) | stopped(new)
+        worth = _WORTH_COPYING if model.dtype == torch.float32 else 0.0
+        while new.shape[1] < max_new_tokens and not over.all():
+            if (going := ~over).sum() <= worth * len(rows):
+                for layer in layers:
+                    layer.keys, layer.values = layer.keys[going], layer.values[going]
+                rows, new, over = rows[going], new[going], over[going]
+                mask, positions, places = mask[going], positions[going], places[going]
+            mask[..., end + new.shape[1] - 1] = 0
+            newest = (positions + new.shape[1] - 1)[:, None]
+            seeing = cut_to_windows(mask, newest, places, windows)
+            logits = _read_next_logits(model, new[:, -1:], seeing, newest, cache)
+            token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
+            made[rows, new.shape[1]] = token
+            new = torch.cat([new, token[:, None]], 1)
+            over = over | torch.isin(token, ending) | stopped(new)
+        filled: list[list[int]] = made[:, : new.shape[1]].tolist()
+        return filled
 
 
 def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
     """Tell whether prompts of unequal length fail together, or are answered differently than alone."""
     # Bloom takes no custom cache; MPT counts the padding between a shared prefix and the prompt.
-    import torch
-
     model = reader.model
     n_ids = model.config.get_text_config().vocab_size
     ids = tuple((5 + 7 * i) % n_ids for i in range(128))
@@ -190,65 +214,12 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
     )
 
 
-def _go_on(
-    model: "PreTrainedModel",
-    cache: "Cache",
-    first: "torch.Tensor",
-    seen: "torch.Tensor",
-    how: Continuation,
-    windows: Sequence[int],
-) -> list[list[int]]:
-    """Generate one token per row at a time until all rows have ended or the limit is reached."""
-    import torch
-
-    max_new_tokens, ends, stopped, pick = how
-    at = seen.shape[1] - max_new_tokens
-    ending = torch.tensor(ends, device=first.device)
-    positions = seen.sum(1)
-    order = torch.arange(seen.shape[1], device=first.device)
-    places = torch.where(order < at, seen.cumsum(1) - 1, order - at + positions[:, None])
-    mask = additive_mask(model, seen[:, None])  # (b, 1, 1, t)
-    rows = torch.arange(len(first), device=first.device)
-    new = first[:, None]  # (b, n)
-    made = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
-    made[:, 0] = first
-    over = torch.isin(first, ending) | stopped(new)
-    worth = _WORTH_COPYING if model.dtype == torch.float32 else 0.0
-    while new.shape[1] < max_new_tokens and not over.all():
-        if (going := ~over).sum() <= worth * len(rows):
-            layers: Sequence[Any] = cache.layers
-            for layer in layers:
-                layer.keys, layer.values = layer.keys[going], layer.values[going]
-            rows, new, over = rows[going], new[going], over[going]
-            mask, positions, places = mask[going], positions[going], places[going]
-        mask[..., at + new.shape[1] - 1] = 0
-        newest = (positions + new.shape[1] - 1)[:, None]
-        seeing = cut_to_windows(mask, newest, places, windows)
-        logits = _read_next_logits(model, new[:, -1:], seeing, newest, cache)
-        token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
-        made[rows, new.shape[1]] = token
-        new = torch.cat([new, token[:, None]], 1)
-        over = over | torch.isin(token, ending) | stopped(new)
-    filled: list[list[int]] = made[:, : new.shape[1]].tolist()
-    return filled
-
-
-def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:
-    if not full.is_initialized:
-        full.lazy_initialization(*(x[:1].expand(n_rows, -1, -1, -1) for x in (read.keys, read.values)))
-        full.cumulative_length.fill_(end)
-    start, rows = end - (read.keys.shape[2] - shared), rows.to(read.keys.device)
-    for place, known in ((full.keys, read.keys), (full.values, read.values)):
-        place[rows, :, :shared] = known[:, :, :shared]
-        place[rows, :, start:end] = known[:, :, shared:]
-
-
 def _read_next_logits(
-    model: "PreTrainedModel",
+    model: Model,
     ids: "torch.Tensor",
     mask: "torch.Tensor | dict[str, torch.Tensor]",
     positions: "torch.Tensor",
-    cache: "Cache",
+    cache: Cache,
 ) -> "torch.Tensor":
     """Read more tokens of each row (b, t); return the logits of the next token (b, v)."""
     call: Any = model
@@ -263,11 +234,7 @@ def _read_next_logits(
     return logits[:, -1]
 
 
-def _answer_by_generate(
-    model: "PreTrainedModel", prompts: Sequence[Tokens], how: Continuation
-) -> list[list[int]]:
-    import torch
-
+def _answer_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     max_new_tokens, ends, stopped, pick = how
     width = max(map(len, prompts))
     ids = torch.tensor([[ends[0]] * (width - len(p)) + list(p) for p in prompts])
@@ -293,9 +260,7 @@ def _answer_by_generate(
     return new
 
 
-def _answer_each_by_generate(
-    model: "PreTrainedModel", prompts: Sequence[Tokens], how: Continuation
-) -> list[list[int]]:
+def _answer_each_by_generate(model: Model, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     """Answer each prompt alone by transformers' `generate`, without padding."""
 
     def alone(place: int) -> list[int]:

@@ -14,20 +14,17 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from harness.cache import cache_dir, memo, recall, remember
 from harness.errors import Problem, UserError
 from harness.formatting import figure, pluralize
-from harness.models.embedded_model import SHAPE
+from harness.models.hub import SHAPE
+from harness.models.later import torch
 from harness.models.shapes import Shape
-from harness.models.step_times import measure_speeds
 from harness.progress import spins_briefly
 from harness.provenance import processor_name
 from harness.records import digest
-
-if TYPE_CHECKING:
-    import torch
 
 # A GPU finishes a smaller product before the next one is launched.
 _MATRIX = {"cpu": 1024, "cuda": 8192}
@@ -47,7 +44,7 @@ class Machine(NamedTuple):
     """Device, its fastest reliable precision and the measured speed.
 
     `gflops` is the speed of a large square matrix product in `precision`, in GFLOP/s. On a CPU `speeds` has,
-    for bf16 and fp32, that speed and those of reading, generating and training (`step_times`) if they were
+    for bf16 and fp32, that speed and those of reading, generating and training (`pass_costs`) if they were
     timed; the precision is chosen by them. `contended` means that other work disturbed the measurement, so
     the machine may be faster.
     """
@@ -152,13 +149,10 @@ def proc_line(file: str, begins: str) -> str:
 
 
 def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machine:
-    """Measure the device; a CPU by short steps of a model of the shape, about six seconds in all.
-
-    Raises:
-        UserError: as `probe`.
-    """
+    """Measure the device, a CPU by steps of a model of the shape (some six seconds); errors of `probe`."""
     spins_briefly()
-    import torch
+
+    from harness.models.pass_costs import measure_speeds
 
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
@@ -190,8 +184,6 @@ def cpu_name(n_threads: int) -> str:
 
 def current_device(device: str) -> str:
     """Return the name of the device of this kind that torch uses."""
-    import torch
-
     if device == "cpu":
         return cpu_name(torch.get_num_threads())
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can see"
@@ -200,16 +192,12 @@ def current_device(device: str) -> str:
 def torch_threads() -> int:
     """Return the number of CPU threads that torch uses."""
     spins_briefly()
-    import torch
-
     return torch.get_num_threads()
 
 
 def use_threads(n: int) -> None:
     """Set the number of threads of this process and of libraries that it has not loaded yet."""
     os.environ["OMP_NUM_THREADS"] = str(n)
-    import torch
-
     torch.set_num_threads(n)
 
 
@@ -217,8 +205,6 @@ def visible_gpus() -> list[str]:
     """List the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return named.split(",")
-    import torch
-
     return [str(place) for place in range(torch.cuda.device_count())]
 
 
@@ -273,14 +259,9 @@ def probe(
 
 
 def cpu_kernels() -> dict[str, str]:
-    """Describe the settings that select this CPU's kernels, and with them the last digits of results.
-
-    torch's part is cached by all that it depends on, so that a plan needs no torch.
-    """
+    """Describe what selects this CPU's kernels, and so the last digits of results; asks torch only once."""
 
     def find_capability() -> str:
-        import torch
-
         return torch.backends.cpu.get_cpu_capability()
 
     known = {"processor": processor_name() or "", "flags": _cpu_flags()}
@@ -330,10 +311,7 @@ def probe_notes(machine: Machine) -> str:
 
 
 def slow_bf16(machine: Machine) -> str:
-    """Return a note on how slow bf16 is on this CPU; empty if it is about as fast as fp32, or on a GPU.
-
-    The ratio is the geometric mean over the steps that were timed in both, or that of a large product.
-    """
+    """Say how slow bf16 is on this CPU, by the mean over timed steps; empty if about as fast as fp32."""
     bf16, fp32 = (machine.speeds.get(one, ()) for one in ("bf16", "fp32"))
     pairs = list(zip(bf16, fp32, strict=False))
     fast, plain = map(geometric_mean, zip(*(pairs[1:] or pairs), strict=True)) if pairs else (1.0, 1.0)
@@ -349,8 +327,6 @@ def describe_speed(gflops: float) -> str:
 
 
 def _gflops(device: str, precision: str) -> float:
-    import torch
-
     def time_product(a: torch.Tensor) -> float:
         start = time.perf_counter()
         (a @ a)[0, 0].item()
@@ -369,6 +345,4 @@ def _gflops(device: str, precision: str) -> float:
 
 def dtype(precision: str) -> "torch.dtype":
     """Return torch's type for a precision's name."""
-    import torch
-
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]

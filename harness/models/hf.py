@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from harness.errors import CandidateFailed, one_line
 from harness.models import devices
@@ -22,12 +22,12 @@ from harness.models.devices import load_base
 from harness.models.generation import Continuation, PromptReader, answers, pick_at_random, pick_likeliest
 from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource
-from harness.models.loglikelihood import Executor, layout_digest
+from harness.models.later import Cache, Model, Tokenizer, torch
+from harness.models.loglikelihood import Executor, find_copied_engine, layout_digest
 from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
 from harness.models.pass_costs import costs_of
 from harness.models.prefix_cache import empty_cache, windows
-from harness.models.tokenization import PromptEncoder, answer, end_ids
-from harness.models.two_layer_copy import find_copied_engine
+from harness.models.tokenization import answer, end_ids
 from harness.models.weight_files import (
     WEIGHTS,
     changes_modules,
@@ -37,9 +37,6 @@ from harness.models.weight_files import (
     tensors_of,
 )
 from harness.records import Likelihood, Limits, Output, digest
-
-if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _NOT_MERGED = (
     "serve_merged, and an adapter that is more than low-rank updates of unquantised linear layers, "
@@ -56,17 +53,17 @@ def describe_engine(engine: str, device: str, costs: PassCosts = CPU_COSTS) -> t
     return f"transformers/{engine}", digest([layout, READING[device], ANSWERING[device]])
 
 
-class HFCandidate(PromptEncoder):
+class HFCandidate(Candidate):
     """Causal language model of transformers, with or without an adapter."""
 
     def __init__(
         self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
+        model: Model,
+        tokenizer: Tokenizer,
         weights_digest: str,
         scoring_engine: str | None = None,
         costs: PassCosts = CPU_COSTS,
-        soft_prompt: "Cache | None" = None,
+        soft_prompt: Cache | None = None,
     ) -> None:
         self.model, self.tokenizer, self.weights_digest = model, tokenizer, weights_digest
         device = model.device.type
@@ -98,8 +95,6 @@ class HFCandidate(PromptEncoder):
 
     def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
         """Generate for one batch; if memory runs out, for its halves."""
-        import torch
-
         try:
             return self._answer_together(prompts, limits, seeds)
         except OUT_OF_MEMORY as error:
@@ -117,8 +112,6 @@ class HFCandidate(PromptEncoder):
     def _answer_together(
         self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]
     ) -> list[Output]:
-        import torch
-
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
         pick = pick_at_random(limits, seeds) if limits.temperature else pick_likeliest
@@ -169,6 +162,8 @@ class ModelHost:
         In fp32 the adapter is merged if possible, in lower precision only on request. CandidateFailed is
         raised if the base is offloaded to main memory or disk, or the adapter cannot be opened or merged.
         """
+        from peft.tuners.shira.layer import ShiraLayer
+
         base: Any = self.model
         if devices.is_spread(base) and {"cpu", "disk"} & {*base.hf_device_map.values()}:
             found = "an adapter on a base that is partly in main memory or on the disk"
@@ -177,7 +172,28 @@ class ModelHost:
             try:
                 refuse_infinite(folder)
                 stack.enter_context(keep_base(self.model, folder))
-                candidate = self._put_on(folder, weights_digest, stack, merged=merged)
+                for problem in adapter_problems(folder, self.source, ""):
+                    raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
+                # Products are in the base's precision; merged weights are rounded to it once.
+                device = self.machine.device
+                model = open_adapter(self.model, folder, autocast_adapter_dtype=merged, torch_device=device)
+                model.eval()
+                # SHiRA layers leave inference mode, in which their threads may not write.
+                for layer in model.modules():
+                    if isinstance(layer, ShiraLayer):
+                        forward = torch.inference_mode(mode=False)(torch.no_grad()(layer.forward))  # type: ignore[attr-defined]
+                        setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
+                engine, soft, served = self.base.engine.partition("/")[2], None, model
+                if model.active_peft_config.is_prompt_learning and not merged:
+                    soft, served = soft_prompt(model, engine), self.model
+                else:
+                    if changes_modules(read_adapter_config(folder)):
+                        prepack(model)
+                    merges = merged or self.machine.precision == "fp32"
+                    is_merged = stack.enter_context(merge_layers(model)) if merges else False
+                    if merged and not is_merged:
+                        raise CandidateFailed(_NOT_MERGED, "leaving out serve_merged")
+                candidate = HFCandidate(served, self.tokenizer, weights_digest, engine, self.costs, soft)
                 candidate.refuse_no_numbers()
             except CandidateFailed:
                 raise
@@ -189,41 +205,10 @@ class ModelHost:
                 raise CandidateFailed(found, "exporting it again, for this base") from error
             yield candidate
 
-    def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
-        import torch
-        from peft.tuners.shira.layer import ShiraLayer
-
-        for problem in adapter_problems(folder, self.source, ""):
-            raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
-        engine = self.base.engine.partition("/")[2]
-        # Products are in the base's precision; merged weights are rounded to it once.
-        model = open_adapter(
-            self.model, folder, autocast_adapter_dtype=merged, torch_device=self.machine.device
-        )
-        model.eval()
-        # SHiRA layers leave inference mode, in which their threads may not write.
-        for layer in model.modules():
-            if isinstance(layer, ShiraLayer):
-                forward = torch.inference_mode(mode=False)(torch.no_grad()(layer.forward))  # type: ignore[attr-defined]
-                setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
-        if model.active_peft_config.is_prompt_learning and not merged:
-            soft = soft_prompt(model, engine)
-            return HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
-        if changes_modules(read_adapter_config(folder)):
-            prepack(model)
-        merges = merged or self.machine.precision == "fp32"
-        is_merged = stack.enter_context(merge_layers(model)) if merges else False
-        if merged and not is_merged:
-            raise CandidateFailed(_NOT_MERGED, "leaving out serve_merged")
-        return HFCandidate(model, self.tokenizer, weights_digest, engine, self.costs)
-
 
 @contextmanager
 def keep_base(model: Any, folder: Path) -> Iterator[None]:
-    """Restore a base after the adapter in a folder was applied, or failed to apply, within the context.
-
-    PEFT leaves modules, attributes, changed weights and repeated layers in the base.
-    """
+    """Restore afterwards the modules, attributes and weights of a base that an adapter changes."""
     config = read_adapter_config(folder)
     own = set(map(own_name, tensors_of(folder / WEIGHTS)))
     attributes = {
@@ -261,12 +246,7 @@ def merge_adapter(candidate: Candidate) -> Iterator[None]:
 
 @contextmanager
 def merge_layers(model: Any) -> Iterator[bool]:
-    """Replace the layers that an adapter changes by merged copies within the context; yield whether it did.
-
-    Only low-rank updates of unquantised linear layers are merged, if there is memory for the copies.
-    """
-    import torch
-
+    """Replace an adapter's layers by merged copies within the context, if it can; yield whether it did."""
     places = _low_rank_layers(model)
     try:
         for parent, name, layer in places:
@@ -284,7 +264,6 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     """List an adapter's layers with parent and name; empty if one of them cannot be merged."""
     if not hasattr(model, "peft_config") or devices.is_spread(model.get_base_model()):
         return []
-    import torch
     from peft.tuners import lora
 
     places: list[tuple[Any, str, Any]] = [
@@ -303,10 +282,8 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
 
 
-def soft_prompt(model: Any, engine: str) -> "Cache":
+def soft_prompt(model: Any, engine: str) -> Cache:
     """Return the keys and values of a PEFT model's soft prompt, one row."""
-    import torch
-
     base = model.get_base_model()
     if engine != "packed" or any(windows(base.config) or ()):
         reason = "a soft prompt needs a base whose layers all attend to everything that was read"
@@ -314,7 +291,7 @@ def soft_prompt(model: Any, engine: str) -> "Cache":
     with torch.inference_mode():
         learned = model.get_prompt(batch_size=1)
         if model.active_peft_config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
-            return cast("Cache", learned)
+            return cast(Cache, learned)
         cache = empty_cache(base)
         embeddings = learned.to(base.get_input_embeddings().weight.dtype)
         base(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)

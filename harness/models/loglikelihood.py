@@ -1,14 +1,18 @@
 """Log-probabilities of continuations, computed on one model in the layout that `batching` plans.
 
 Invariant: the layout depends on token ids alone. Sequences with a common prefix share a row, under a mask
-that separates their branches; the prefix of all contexts is read once.
+that separates their branches; the prefix of all contexts is read once. A random copy of a base with two
+narrow layers tells the base's scoring engine without its weights: it has each kind of layer that the base
+has, with windows of a few tokens. If no copy can be made (of recurrent layers, for example), the base itself
+is probed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf, isnan
+from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from harness.errors import CandidateFailed, one_line
 from harness.models.batching import (
@@ -24,14 +28,19 @@ from harness.models.batching import (
     plan,
 )
 from harness.models.cpu_kernels import chunk_attention
+from harness.models.later import Cache, Config, Model, torch, transformers
 from harness.models.memory import OUT_OF_MEMORY, explain_out_of_memory, ran_out_of_memory
-from harness.models.prefix_cache import PrefixCache, additive_mask, cut_to_windows, forget_length, row_cache
+from harness.models.prefix_cache import (
+    PrefixCache,
+    additive_mask,
+    cut_to_windows,
+    forget_length,
+    row_cache,
+    windows,
+)
+from harness.progress import quiet_libraries
 from harness.provenance import versions_of
 from harness.records import digest
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import Cache, PreTrainedModel
 
 # Mean gap per token on random ids: some 0.2 in 16 bits, 1e-4 in fp32, several nats if a mask is ignored.
 AGREEMENT_NATS = {2: 0.5, 4: 0.05}  # by bytes per number
@@ -68,10 +77,10 @@ class Executor:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        model: Model,
         budget: int,
         engine: str | None = None,
-        soft: "Cache | None" = None,
+        soft: Cache | None = None,
         costs: PassCosts = CPU_COSTS,
     ) -> None:
         self.costs = costs
@@ -126,7 +135,7 @@ class Executor:
     def _score_alone(self, pair: Pair) -> Scored:
         return self._with_less_memory(self._trees([pair]), [pair], None)[0]
 
-    def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: "Cache | None") -> list[Scored]:
+    def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: Cache | None) -> list[Scored]:
         trees = self._trees(pairs, shared)
         scored: dict[int, Scored] = {}
         lengths, size = [len(tree.ids) for tree in trees], Size(self.budget, self.budget)
@@ -141,11 +150,9 @@ class Executor:
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _with_less_memory(
-        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"
+        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: Cache | None
     ) -> dict[int, Scored]:
         """Score trees; after memory ran out, half of the pairs at a time, without kept prefixes."""
-        import torch
-
         numbers = [number for tree in trees for number in tree.numbers]
         try:
             return self._score(trees, pairs, prefix)
@@ -163,10 +170,8 @@ class Executor:
         return scored
 
     def _score(
-        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None" = None
+        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: Cache | None = None
     ) -> dict[int, Scored]:
-        import torch
-
         packed = pack(trees, pairs)
         with torch.inference_mode():
             logits = self._logits(packed, prefix)  # (u, v)
@@ -188,10 +193,8 @@ class Executor:
             for number, (a, b) in zip(packed.numbers, packed.spans, strict=True)
         }
 
-    def _logits(self, packed: Pack, prefix: "Cache | None") -> "torch.Tensor":
+    def _logits(self, packed: Pack, prefix: Cache | None) -> "torch.Tensor":
         """Return the logits (u, v) at the pack's sources."""
-        import torch
-
         device = self.model.device
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
@@ -216,10 +219,21 @@ class Executor:
         """Choose the layout by scoring a small tree in both."""
         is_stateful = self.model._is_stateful  # noqa: SLF001 (it is said nowhere else)
         if is_stateful and self.prefixes.windows is not None:
-            found = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"
-            raise CandidateFailed(found, _ANOTHER)
+            reason = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"
+            raise CandidateFailed(reason, _ANOTHER)
         probes = self._probes()
-        packed = [self._score_packed_probe(pairs) for pairs in probes if self.prefixes.windows is not None]
+        tolerance, packed = AGREEMENT_NATS[self.model.dtype.itemsize], list[list[list[float]]]()
+        self.engine = "packed"
+        for pairs in probes if self.prefixes.windows is not None else ():
+            longest = max(len(context) + len(continuation) for context, continuation in pairs)
+            try:
+                with chunk_attention(self.model):
+                    found = self._score(grow(pairs, max(64, longest)), pairs)
+                packed.append([found[i][0] for i in range(len(pairs))])
+            except UNSUPPORTED as error:
+                if ran_out_of_memory(error):
+                    raise
+                packed.append([])  # the model takes no such mask
         self.engine = "padded"
         alone = [[self._probe_alone(pair) for pair in pairs] for pairs in probes]
         if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
@@ -227,15 +241,11 @@ class Executor:
         # Dropping the second half of each continuation must not change the scores of the first.
         halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in probes[0]]
         whole = [logprobs[: len(half)] for logprobs, half in zip(alone[0], halves, strict=True)]
-        if gap(halves, whole) > self._tolerance:
-            found = f"{type(self.model).__name__} reads a token by those after it too"
-            raise CandidateFailed(found, _ANOTHER)
-        agree = packed and all(a and gap(a, b) < self._tolerance for a, b in zip(packed, alone, strict=True))
+        if gap(halves, whole) > tolerance:
+            reason = f"{type(self.model).__name__} reads a token by those after it too"
+            raise CandidateFailed(reason, _ANOTHER)
+        agree = packed and all(a and gap(a, b) < tolerance for a, b in zip(packed, alone, strict=True))
         return "packed" if agree else "padded"
-
-    @property
-    def _tolerance(self) -> float:
-        return AGREEMENT_NATS[self.model.dtype.itemsize]
 
     def _probes(self) -> list[list[Pair]]:
         """Return pairs with a common prefix, and one longer than the model's attention window."""
@@ -249,19 +259,6 @@ class Executor:
         long = tuple((5 + i * i) % n_ids for i in range(window + len(ids)))
         return [short, [(long[:-8], long[-8:])]]
 
-    def _score_packed_probe(self, pairs: Sequence[Pair]) -> list[list[float]]:
-        """Return the log-probabilities of packed pairs; None if the model takes no such mask."""
-        self.engine = "packed"
-        longest = max(len(context) + len(continuation) for context, continuation in pairs)
-        try:
-            with chunk_attention(self.model):
-                found = self._score(grow(pairs, max(64, longest)), pairs)
-        except UNSUPPORTED as error:
-            if ran_out_of_memory(error):
-                raise
-            return []
-        return [found[i][0] for i in range(len(pairs))]
-
 
 def gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
     """Return the mean absolute difference of log-probabilities of the same tokens, in nats."""
@@ -269,16 +266,13 @@ def gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> f
     return fmean(abs(p - q) for pair in pairs for p, q in pair)
 
 
-def _length(prefix: "Cache | None") -> int:
+def _length(prefix: Cache | None) -> int:
     return int(prefix.get_seq_length()) if prefix else 0
 
 
 @contextmanager
-def project_only(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
-    """Project only the hidden states at `wanted` (u rows and indices) to the vocabulary.
-
-    Inside, logits have the shape (1, u, v).
-    """
+def project_only(model: Model, wanted: "torch.Tensor") -> Iterator[None]:
+    """Project only the hidden states at `wanted` (u rows and indices): inside, logits are (1, u, v)."""
 
     def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         at = wanted.to(args[0].device)  # layers may be on several devices
@@ -290,3 +284,142 @@ def project_only(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[N
         yield
     finally:
         hook.remove()
+
+
+_Answer = TypeVar("_Answer")
+
+_MOST_PARAMETERS = 100_000_000  # of a copy; a configuration that we cannot make narrower has more
+_BUDGET = 512  # tokens of a pass: room for all probes
+_WINDOW = 8  # tokens; one more or less of them is seen in log p
+# Standard deviation of a product of a row of inputs of unit variance: its softmax then prefers some.
+_SPREAD = 1.7
+_BIAS = 0.1  # added to what families leave at 0 or 1
+_HEARD_NATS = 0.5  # by which log p differs at least after other contexts
+# Sizes by transformers' names, and what they are at most in a copy.
+_MOST = {
+    "vocab_size": 512,
+    "vocab_size_per_layer_input": 512,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "ffn_dim": 64,
+    "ffn_hidden_size": 64,
+    "n_inner": 64,
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "sliding_window": _WINDOW,
+}
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_MOST_HEADS = 4
+_NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
+
+
+def find_copied_engine(path: Path, device: str) -> str | None:
+    """Return the scoring engine of a base; None if no copy of it can tell."""
+
+    def find_engine(model: Any) -> str | None:
+        executor = Executor(model.to(device), _BUDGET)
+        # Its answers must depend on their context; otherwise an ignored mask would not show.
+        contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
+        found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
+        return executor.engine if gap(found[1:], found[:-1]) > _HEARD_NATS else None
+
+    return ask_copy(path, find_engine)
+
+
+def ask_copy(path: Path, ask: Callable[[Any], _Answer]) -> _Answer | None:
+    """Return what `ask` finds of a random copy of a base; None if there is no copy, or it cannot be read."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    quiet_libraries()
+    try:
+        model = two_layer_copy(path)
+        return None if model is None else ask(model)
+    except (CandidateFailed, OSError, ImportError, ArithmeticError, StrictDataclassError, *UNSUPPORTED):
+        return None
+
+
+def two_layer_copy(path: Path) -> Model | None:
+    """Make a random copy of a base from its configuration; None if it is large or has other layers."""
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    kinds = _kinds(config)
+    if not kinds:
+        return None
+    said = config.to_dict()
+    for name in getattr(config, "sub_configs", {}):
+        if isinstance(said.get(name), Mapping):
+            said[name] = _narrow(said[name])
+    small = type(config).from_dict(_narrow(said))
+    if _kinds(small) != kinds:
+        return None
+    kind: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        planned = kind.from_config(small, dtype=torch.float32)
+    if sum(p.numel() for p in planned.parameters()) > _MOST_PARAMETERS:
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Model = kind.from_config(small, dtype=torch.float32)
+        # Weights with which each layer changes log p, whatever the family's initialisation.
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(0, _SPREAD * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.data += _BIAS * torch.randn_like(parameter)
+        embeddings: Any = model.get_input_embeddings()
+        embeddings.weight.data *= embeddings.weight.shape[1] ** 0.5 / _SPREAD
+    model.eval()
+    return model
+
+
+def _kinds(config: Config) -> set[bool] | None:
+    """Return whether layers of a model have a window, each kind once; None if they keep no keys."""
+    by_layer = windows(config)
+    return None if by_layer is None else set(map(bool, by_layer))
+
+
+def _narrow(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Narrow a configuration; the width of a head stays, because rotations of positions depend on it."""
+    small = {name: value for name, value in config.items() if name not in _NOT_COPIED}
+    small |= {name: _cap(small[name], most) for name, most in _MOST.items() if small.get(name)}
+    # The first layer of each kind, two at least, with what the configuration says of them.
+    if name := _find_first(_LAYERS, small):
+        n_layers = small[name]
+        kinds: Sequence[str] = small.get("layer_types") or ()
+        kept = sorted({list(kinds).index(kind) for kind in kinds})
+        kept = sorted({*kept, *[n for n in range(n_layers) if n not in kept][: max(0, 2 - len(kept))]})
+        lists = {
+            key: value for key, value in small.items() if isinstance(value, list) and len(value) == n_layers
+        }
+        dicts = {key: value for key, value in small.items() if isinstance(value, dict) and value}
+        by_layer = {key: value for key, value in dicts.items() if all(str(n).isdigit() for n in value)}
+        small[name] = len(kept)
+        small |= {key: [values[n] for n in kept] for key, values in lists.items()}
+        for key, values in by_layer.items():
+            small[key] = {str(kept.index(int(n))): values[n] for n in values if int(n) in kept}
+    # At most four heads, of which as many share keys as before or two do, and the width of one.
+    heads, hidden = _find_first(_HEADS, small), _find_first(_HIDDEN, small)
+    if heads and hidden and small[heads] > _MOST_HEADS:
+        n_heads, width = small[heads], small.get("head_dim") or small[hidden] // small[heads]
+        small |= {heads: _MOST_HEADS, hidden: _MOST_HEADS * width}
+        if name := _find_first(_KEY_HEADS, small):
+            small[name] = {1: 1, n_heads: _MOST_HEADS}.get(small[name], _MOST_HEADS // 2)
+    last = small.get("vocab_size", 1) - 1
+    ids = {name: value for name, value in small.items() if name.endswith(("_token_id", "_token_index"))}
+    return small | {name: _cap(value, last) for name, value in ids.items() if value is not None}
+
+
+def _cap(value: Any, most: int) -> Any:
+    return [_cap(one, most) for one in value] if isinstance(value, list) else min(value, most)
+
+
+def _find_first(names: Sequence[str], said: Mapping[str, Any]) -> str:
+    return next((name for name in names if isinstance(said.get(name), int) and said[name]), "")

@@ -58,10 +58,7 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
 
 
 def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
-    """Return the size of the weights in GB; for quantised files that of the files.
-
-    Quantisation leaves embeddings, output layer and experts in 16 bits.
-    """
+    """Return the GB of the weights; in quantised files as stored, quantised here without experts."""
     if not quantization:
         return (shape.stored_bytes or shape.n_parameters * BYTES[precision]) / 1e9
     left = shape.in_embeddings + shape.in_experts
@@ -70,10 +67,7 @@ def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float
 
 
 def optimizer_bytes(optim: str | None, trained_in: str = "fp32") -> float:
-    """Return the optimiser state in bytes per parameter; AdamW, the default, stores two moments.
-
-    torch's optimisers use the parameter's type, those of bitsandbytes 8 or 32 bits.
-    """
+    """Return the optimiser's bytes per parameter: in the parameter's type, bitsandbytes' in 8 or 32 bits."""
     name = optim or "adamw"
     n = next((n for family, n in _REMEMBERED.items() if family in name), 2)
     if name.endswith("8bit"):

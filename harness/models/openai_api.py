@@ -1,7 +1,8 @@
-"""Model behind a server that speaks OpenAI's protocol over HTTP.
+"""Model behind a server that speaks OpenAI's protocol over HTTP, and kinds of server addresses.
 
-Invariant: answers are returned in the order of the prompts. The key is read from the environment when the
-model is opened, and appears in no file, row or message.
+Invariant: answers are returned in the order of the prompts; one without text is refused with a sentence, one
+without token counts has an unknown cost. The key is read from the environment when the model is opened, and
+appears in no file, row or message.
 """
 
 import os
@@ -10,13 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address, ip_network
 from itertools import repeat
 from json import loads
 from pathlib import Path
+from socket import inet_aton, inet_ntoa
 from threading import Thread
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -26,23 +29,14 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed, Problem
 from harness.models.batching import Pair, Tokens
-from harness.models.endpoints import (
-    is_loopback,
-    is_private,
-    output_of,
-    read_first_choice,
-    read_first_logprobs,
-    text_of,
-)
+from harness.models.candidate import Candidate
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.tokenization import PromptEncoder
 from harness.progress import quiet_libraries
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, canonical_json, digest
 from harness.spec import Spec, Task, TokenPrices
 
 if TYPE_CHECKING:
     from openai import APIError
-
 
 Protocol = Literal["completions", "chat"]
 PROTOCOLS: tuple[Protocol, ...] = ("completions", "chat")
@@ -63,6 +57,7 @@ _STEPS = {
     404: "a base_url that ends with /v1, and a model that GET /models lists there",
     429: "a smaller num_concurrent, or more max_retries",
 }
+_SERVER = "a server that speaks OpenAI's protocol"
 _Request = TypeVar("_Request")
 _Said = TypeVar("_Said")
 
@@ -189,10 +184,7 @@ class Server:
         self.api._custom_headers = {}  # noqa: SLF001 (nothing public empties them)
 
     def each(self, ask: Callable[[_Request], _Said], requests: Sequence[_Request]) -> list[_Said]:
-        """Send all requests and return the answers in order; after a failure no further request starts.
-
-        Running requests are not waited for: their threads end by themselves, or with the process.
-        """
+        """Send all requests and return the answers in order; after a failure no further request starts."""
         from openai import APIError
 
         answers: list[Future[_Said]] = [Future() for _ in requests]
@@ -241,6 +233,34 @@ class Server:
         """Phrase an answer that cannot be used."""
         return CandidateFailed(f"{self.settings.name}: found {found}; expected an answer", knob)
 
+    def read_first_choice(self, response: Any) -> tuple[Any, str]:
+        """Return the first choice of a response with its text; parts are joined, null gives an empty text."""
+        choices: Any = getattr(response, "choices", None)
+        if not isinstance(choices, list) or not choices or choices[0] is None:
+            raise self.refusal("a response without choices", "a base_url that ends with /v1")
+        choice = choices[0]
+        holder = choice.message if hasattr(choice, "message") else choice
+        if holder is None:
+            raise self.refusal("a choice without a message", _SERVER)
+        content = getattr(holder, "text" if holder is choice else "content", None)
+        parts = content if isinstance(content, list) else ["" if content is None else content]
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        written = [text for text in texts if isinstance(text, str)]
+        if len(written) < len(texts):
+            raise self.refusal(f"an answer of the type {type(content).__name__}", _SERVER)
+        return choice, _legible("".join(written))
+
+    def read_first_logprobs(self, choice: Any) -> tuple[tuple[str, float], ...]:
+        """Return the log-probabilities of the tokens that could have begun an answer, after blanks."""
+        content = (choice.logprobs and choice.logprobs.content) or ()
+        first = next((token for token in content if token.token.strip()), None)
+        if first is None:
+            if choice.message.content:
+                raise self.refusal("an answer without log-probabilities", "a server that gives top_logprobs")
+            return ()
+        likely = {token.token: token.logprob for token in (*(first.top_logprobs or ()), first)}
+        return tuple((_legible(token), logprob) for token, logprob in likely.items())
+
     def error_text(self, error: "APIError") -> str:
         """Return what the server says of an error, on one line and without the key."""
         text = message(error)
@@ -276,7 +296,7 @@ class _Prompt(NamedTuple):
     seed: int | None
 
 
-class CompletionsCandidate(PromptEncoder):
+class CompletionsCandidate(Candidate):
     """Model that gets token ids and gives text or log-probabilities; `extra_body` goes with each prompt."""
 
     def __init__(
@@ -308,9 +328,8 @@ class CompletionsCandidate(PromptEncoder):
             extra_body=self._extra_body or None,
             **_describe_decoding(limits, prompt.seed),
         )
-        choice = read_first_choice(found, self._server.refusal)
-        text = text_of(choice, self._server.refusal)
-        return output_of(text, choice.finish_reason, found.usage, limits)
+        choice, text = self._server.read_first_choice(found)
+        return _output(text, choice.finish_reason, found.usage, limits)
 
     def _score(self, pair: Pair) -> Likelihood:
         context, continuation = pair
@@ -323,7 +342,7 @@ class CompletionsCandidate(PromptEncoder):
             echo=True,
             logprobs=1,
         )
-        said = read_first_choice(found, self._server.refusal).logprobs
+        said = self._server.read_first_choice(found)[0].logprobs
         values, tops = (said.token_logprobs or [], said.top_logprobs or []) if said else ([], [])
         own = list(zip(values, tops, strict=False))[len(context) : len(whole)]
         # One more token is the generated one; two more mean that the server added to the prompt.
@@ -334,11 +353,8 @@ class CompletionsCandidate(PromptEncoder):
         return Likelihood(sum(x for x, _ in own), all(x >= max(top.values()) for x, top in own))
 
 
-class ChatCandidate(PromptEncoder):
-    """A model that is sent messages and gives text; its token ids are those messages as bytes of JSON.
-
-    With `logprobs` its answers have those of the likeliest tokens that could have begun them.
-    """
+class ChatCandidate(Candidate):
+    """A model that is sent messages; its token ids are bytes of JSON. `logprobs` asks for those of tokens."""
 
     max_context = _ANY_LENGTH
 
@@ -373,9 +389,9 @@ class ChatCandidate(PromptEncoder):
             **_describe_decoding(limits, prompt.seed),
             **more,
         )
-        choice, refusal = read_first_choice(found, self._server.refusal), self._server.refusal
-        output = output_of(text_of(choice, refusal), choice.finish_reason, found.usage, limits)
-        return replace(output, first_logprobs=read_first_logprobs(choice, refusal)) if more else output
+        choice, text = self._server.read_first_choice(found)
+        output = _output(text, choice.finish_reason, found.usage, limits)
+        return replace(output, first_logprobs=self._server.read_first_logprobs(choice)) if more else output
 
 
 def _answers(
@@ -402,3 +418,54 @@ def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:
     stop = {"stop": list(limits.stop[:_MOST_STOPS])} if limits.stop else {}
     drawn = {} if seed is None else {"top_p": limits.top_p, "seed": seed}
     return {"max_tokens": limits.max_new_tokens, "temperature": limits.temperature, **drawn, **stop}
+
+
+def _legible(text: str) -> str:
+    """Return the text with lone surrogates replaced by U+FFFD, so that it can be written as UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _output(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
+    """Return an answer, cut at the first stop string, with the token counts that the server reports."""
+    cuts = [text.index(s) for s in limits.stop if s in text]
+    read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if not (type(read) is int and type(written) is int and min(read, written) >= 0):
+        read, written = 0, 0
+    return Output(
+        text[: min(cuts)] if cuts else text,
+        "length" if finish_reason == "length" and not cuts else "stop",
+        n_prompt_tokens=read,
+        n_output_tokens=written,
+    )
+
+
+_PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa")
+_SHARED = ip_network("100.64.0.0/10")  # used by carriers and by overlays such as Tailscale
+_COUNTRY = 2  # letters of a country's top-level domain, which may itself have an address
+
+
+def is_private(url: str) -> bool:
+    """Tell whether an address belongs to this machine or a private network, by its number or name.
+
+    Numbers are parsed as the resolver does (`127.1`, hexadecimal); 100.64.0.0/10 (RFC 6598) is private.
+    A name without a dot is local unless it has two letters, like a country's domain.
+    """
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    with suppress(OSError):
+        host = inet_ntoa(inet_aton(host))
+    try:
+        found = ip_address(host)
+    except ValueError:
+        return len(host) != _COUNTRY if "." not in host else host.endswith(_PRIVATE_NAMES)
+    found = getattr(found, "ipv4_mapped", None) or found
+    return bool(found.is_private) or found in _SHARED
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL is plain HTTP on this machine, which proxies do not reach."""
+    parts = urlsplit(url)
+    try:
+        own = ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        own = parts.hostname == "localhost"
+    return own and parts.scheme == "http"

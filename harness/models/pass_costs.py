@@ -1,31 +1,150 @@
-"""Costs of a pass on a GPU, measured once per card, model shape and precision, and cached.
+"""Speeds and costs of a model's steps here, measured by short steps with random weights or by its own passes.
 
-Invariant: on a CPU layouts are fixed. Measurements are rounded to powers of two, so that the same card always
-gives the same layout; the number of keys that fit is computed. Source: a pass takes time for its weights and
-launches, per token, pair of attending tokens and key that is read (Pope et al. 2022, arXiv:2211.05102)
+Invariant: a speed needs no weights: a small model is rebuilt at full depth; for a larger one, two shallow
+copies give the time per layer and of everything else. On a CPU the costs of a pass, and so layouts, are
+fixed; on a GPU they are measured once per card, model shape and precision, and rounded to powers of two, so
+that the same card always gives the same layout; the number of keys that fit is computed.
+Source: transformers' Llama, whose layers most decoders have; PEFT's LoRA on every second matrix; a pass takes
+time for its weights and launches, per token, pair of attending tokens and key that is read (Pope et al. 2022,
+arXiv:2211.05102)
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from math import inf, log2
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 from harness.cache import cache_dir, memo, recall
 from harness.models import hardware, hub, memory
-from harness.models.batching import CPU_COSTS, PassCosts, Size
+from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens
+from harness.models.cpu_kernels import prepack
 from harness.models.devices import LEAST_TOKENS, is_spread
 from harness.models.generation import Continuation, PromptReader, answers
 from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
-from harness.models.loglikelihood import UNSUPPORTED, project_only
+from harness.models.later import Model, peft, torch, transformers
+from harness.models.loglikelihood import UNSUPPORTED, Executor, project_only
 from harness.models.prefix_cache import PrefixCache
-from harness.models.step_times import time_quickest
+from harness.models.shapes import Shape
+from harness.progress import quiet_libraries
 from harness.provenance import versions_of
 from harness.records import digest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+_DEPTHS, _WIDEST = (1, 4), 1024  # layers and largest width of the copies; wider matrices reach the same speed
+_SMALL = 2e8  # up to this many parameters, a model is copied whole
+_ROUNDS = 2  # the faster one counts
+_LONG_S = 2.0  # a run of more seconds, as on a loaded machine, is not repeated
+_TRAINED_ROWS, _LENGTH, _ANSWER = 4, 80, 20  # rows, tokens per row and learned tokens of a training step
+_TEXTS, _SCORED = (24, 40), 4  # number and length of the texts read together, and scored tokens of each
+_PROMPTS, _SHARED, _OWN, _NEW = 96, 48, 2, 5  # prompts answered together; shared, own and new tokens of each
+# Share of max_new_tokens that is really computed: in fp32, finished rows leave the batch.
+_COMPUTED = {"bf16": 0.9, "fp32": 0.55}
+_OPERATIONS = (2, 2, 4)  # per parameter and token that is read, generated or trained
+
+
+def measure_speeds(shape: Shape, precision: str) -> list[float]:
+    """Return the GFLOP/s that a decoder of this shape reaches when reading, generating and training."""
+    quiet_libraries()
+    with torch.random.fork_rng():
+        if shape.n_parameters <= _SMALL:
+            n_parameters, *times = _time_steps(_build(shape, shape.n_layers, precision), precision)
+        else:
+            few, more = (_time_steps(_build(shape, depth, precision), precision) for depth in _DEPTHS)
+            others = (shape.n_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+            n_parameters, *times = (a + others * max(b - a, 0.0) for a, b in zip(few, more, strict=True))
+    return [n * n_parameters / took_s / 1e9 for n, took_s in zip(_OPERATIONS, times, strict=True)]
+
+
+def _build(shape: Shape, depth: int, precision: str) -> "transformers.LlamaForCausalLM":
+    narrowed = min(1.0, _WIDEST / shape.hidden)
+    n_heads = max(1, round(narrowed * shape.n_heads))
+    n_kv_heads = max(1, round(narrowed * shape.n_kv_heads))
+    config = transformers.LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=n_heads * max(1, round(narrowed * shape.hidden / n_heads)),
+        intermediate_size=max(1, round(narrowed * shape.intermediate)),
+        num_hidden_layers=depth,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_kv_heads if n_heads % n_kv_heads == 0 else n_heads,
+        head_dim=shape.head_dim + shape.head_dim % 2,
+        tie_word_embeddings=shape.tied,
+    )
+    made: transformers.LlamaForCausalLM = transformers.LlamaForCausalLM._from_config(  # noqa: SLF001
+        config, dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    )
+    made.eval()
+    return made
+
+
+def _time_steps(model: "transformers.LlamaForCausalLM", precision: str) -> tuple[float, float, float, float]:
+    """Return the number of parameters, and the seconds per token read, allowed to generate, and trained."""
+    layers: Any = model.model.layers
+    adapted = [name for name, module in layers.named_modules() if type(module) is torch.nn.Linear][::2]
+    made: Any = peft.get_peft_model(
+        model, peft.LoraConfig(r=16, target_modules=[f"layers.{name}" for name in adapted])
+    )
+    made.train()
+    model.set_attn_implementation("eager")
+    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    rows = torch.tensor(_draw_texts(model, _TRAINED_ROWS, _LENGTH))
+    kept = torch.arange(_LENGTH - _ANSWER, _LENGTH)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = made(input_ids=rows, logits_to_keep=kept, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, kept].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    trained_s = time_quickest(step) / (_TRAINED_ROWS * _LENGTH)
+    made.unload().eval().set_attn_implementation("sdpa")  # removes the adapter
+    prepack(model)
+    executor = Executor(model, 1024, "packed")
+    n_texts, length = _TEXTS
+    texts = _draw_texts(model, n_texts, length)
+    pairs = [(text[:-_SCORED], text[-_SCORED:]) for text in texts]
+    read_s = time_quickest(lambda: executor.score(pairs)) / (n_texts * length)
+    reader = PromptReader(model, Size(512, 1024), executor.prefixes)
+    (shared,) = _draw_texts(model, 1, _SHARED)
+    prompts = [shared + own for own in _draw_texts(model, _PROMPTS, _OWN)]
+    per_token_s = [_time_new_tokens(reader, prompts)]
+    if _NEW * per_token_s[0] < _LONG_S:
+        per_token_s.append(_time_new_tokens(reader, prompts))
+    generated_s = min(per_token_s) / _PROMPTS
+    return model.num_parameters(), read_s, _COMPUTED[precision] * generated_s, trained_s
+
+
+def time_quickest(step: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    """Return the seconds of the fastest run after a warm-up run; a long run is the last one."""
+    times = list[float]()
+    while len(times) <= rounds and max(times, default=0.0) < _LONG_S:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times[1:] or times)
+
+
+def _time_new_tokens(reader: PromptReader, prompts: Sequence[Tokens]) -> float:
+    read_at = list[float]()
+
+    def goes_on(new: "torch.Tensor") -> "torch.Tensor":
+        read_at.append(time.perf_counter())
+        return torch.zeros(len(new), dtype=torch.bool)
+
+    answers(reader, prompts, Continuation(_NEW, (-1,), goes_on))
+    return median(later - earlier for earlier, later in pairwise(read_at))
+
+
+def _draw_texts(model: "transformers.LlamaForCausalLM", n: int, length: int) -> list[Tokens]:
+    draws = ((7919 * number) % model.config.vocab_size for number in range(n * length))
+    return list(zip(*[draws] * length, strict=True))
+
 
 _KIND = "pass_costs"  # kind of the cached values
 _REPEATS = 3  # the fastest one counts
@@ -47,7 +166,7 @@ class Timings(NamedTuple):
     key: float
 
 
-def costs_of(model: "PreTrainedModel", source: ModelSource, machine: Machine) -> PassCosts:
+def costs_of(model: Model, source: ModelSource, machine: Machine) -> PassCosts:
     """Return the costs of a base's pass here: fixed ones on a CPU, else those of its GPUs."""
     if machine.device == "cpu":
         return CPU_COSTS
@@ -56,9 +175,7 @@ def costs_of(model: "PreTrainedModel", source: ModelSource, machine: Machine) ->
     return card_costs(model, source, machine, cards * hardware.memory("cuda").total_gib * 2**30)
 
 
-def card_costs(
-    model: "PreTrainedModel", source: ModelSource, machine: Machine, card_bytes: float
-) -> PassCosts:
+def card_costs(model: Model, source: ModelSource, machine: Machine, card_bytes: float) -> PassCosts:
     """Return the costs of a card with `card_bytes` of memory, measured unless known."""
     shape = hub.shape(source)
     if shape is None:
@@ -87,7 +204,7 @@ def learn_costs(known: Mapping[str, Any]) -> None:
         memo(_KIND, key, lambda costs=costs: costs)  # type: ignore[misc]
 
 
-def _measure(model: "PreTrainedModel") -> list[int] | None:
+def _measure(model: Model) -> list[int] | None:
     """Measure a model's passes; None if memory runs out, or it cannot be read or timed."""
     with suppress(*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # a broken model is reported when it answers
         found = solve(measure_passes(model))
@@ -111,7 +228,7 @@ def _round_to_power(tokens: float, most: int) -> int:
     return most if tokens >= most else 1 << max(0, round(log2(max(tokens, 1.0))))
 
 
-def measure_passes(model: "PreTrainedModel") -> Timings:
+def measure_passes(model: Model) -> Timings:
     """Measure passes of reading and answering, each as the fastest of several."""
     text = model.config.get_text_config()
     longest = int(getattr(text, "max_position_embeddings", 0) or 1 << 30) - 2 * _STEPS
@@ -129,10 +246,8 @@ def measure_passes(model: "PreTrainedModel") -> Timings:
     )
 
 
-def _read_s(model: "PreTrainedModel", rows: int, width: int, n_ids: int) -> float:
+def _read_s(model: Model, rows: int, width: int, n_ids: int) -> float:
     """Measure a pass over rows of `width` tokens, with the logits of each row's last token."""
-    import torch
-
     device = model.device
     ids = torch.arange(rows * width, device=device).reshape(rows, width) % n_ids
     wanted = torch.tensor([(row, width - 1) for row in range(rows)], device=device)
@@ -144,7 +259,7 @@ def _read_s(model: "PreTrainedModel", rows: int, width: int, n_ids: int) -> floa
     return time_quickest(read, _REPEATS)
 
 
-def _step_s(model: "PreTrainedModel", n_keys: int, n_ids: int) -> float:
+def _step_s(model: Model, n_keys: int, n_ids: int) -> float:
     """Measure a generation step for some rows with `n_keys` keys each."""
     shared = tuple(i % n_ids for i in range(n_keys - 1))
     prompts = [(*shared, row % n_ids) for row in range(_ROWS)]

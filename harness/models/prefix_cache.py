@@ -6,30 +6,26 @@ Invariant: a prefix is reused only if all its tokens are equal, so results do no
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.models.batching import Tokens
+from harness.models.later import Cache, Config, Model, torch, transformers
 from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 # Bytes of keys and values that are kept for later calls: the shots of some fifty subjects of a small model.
 _KEPT = 1 << 30
 
 
-def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
+def windows(config: Config) -> tuple[int, ...] | None:
     """Return the sliding window in tokens of each layer, 0 for layers that attend to everything.
 
     None if no custom mask is correct: a layer keeps other state than keys, windows differ, or attention
     depends on the row (GPT-Neo, Doge) or on preceding images (GIT).
     """
-    from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     text = config.get_text_config(decoder=True)
-    layers: Sequence[Any] = DynamicCache(config=config).layers
+    layers: Sequence[Any] = transformers.DynamicCache(config=config).layers
     chunked = getattr(text, "attention_chunk_size", None)
     by_row = hasattr(text, "keep_window_size") or "local" in (getattr(text, "attention_layers", None) or ())
     by_image = hasattr(text, "num_image_with_embedding")
@@ -40,7 +36,7 @@ def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
     return found if len({*found} - {0}) <= 1 else None
 
 
-def longest_alike(config: "PretrainedConfig") -> float:
+def longest_alike(config: Config) -> float:
     """Return from how many tokens on positions are rotated by the longest sequence of a pass; inf: never."""
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -53,19 +49,15 @@ def longest_alike(config: "PretrainedConfig") -> float:
     return longest
 
 
-def forget_length(model: "PreTrainedModel") -> None:
+def forget_length(model: Model) -> None:
     """Read one token, which resets a model that scales positions by the longest length seen."""
-    import torch
-
     if longest_alike(model.config) < inf:
         with torch.inference_mode():
             model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
 
 
-def additive_mask(model: "PreTrainedModel", seen: "torch.Tensor") -> "torch.Tensor":
+def additive_mask(model: Model, seen: "torch.Tensor") -> "torch.Tensor":
     """Return the additive mask (b, 1, n, t) for n queries and t keys, from the `seen` keys (b, n, t)."""
-    import torch
-
     blocked = torch.finfo(model.dtype).min
     return torch.where(seen, 0.0, blocked).to(model.dtype)[:, None]
 
@@ -78,7 +70,6 @@ def cut_to_windows(
     Queries are at `positions` (b, n) and keys at `places` (b, t) of their sequence. If only some layers have
     a window, there is a mask for each of transformers' layer types.
     """
-    import torch
     from transformers.masking_utils import sliding_window_overlay
 
     if not any(found):
@@ -96,7 +87,10 @@ class PrefixCache:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", kept_bytes: int = _KEPT, soft: "Cache | None" = None
+        self,
+        model: Model,
+        kept_bytes: int = _KEPT,
+        soft: Cache | None = None,
     ) -> None:
         self._model, self._kept_bytes, self._soft = model, kept_bytes, soft
         self.windows, self.longest_alike = windows(model.config), longest_alike(model.config)
@@ -106,10 +100,8 @@ class PrefixCache:
         self.virtual_ids = tuple(range(-int(soft.get_seq_length()), 0)) if soft else ()
         self._read: OrderedDict[Tokens, Cache] = OrderedDict()
 
-    def read(self, ids: Sequence[int]) -> "Cache":
+    def read(self, ids: Sequence[int]) -> Cache:
         """Return the keys of a prefix, read now if they are not kept; out of memory, no others are kept."""
-        import torch
-
         key = tuple(ids)
         cache = self._read.pop(key, None)
         try:
@@ -132,9 +124,7 @@ class PrefixCache:
         self._read.clear()
         return kept
 
-    def _pass(self, ids: Tokens) -> "Cache":
-        import torch
-
+    def _pass(self, ids: Tokens) -> Cache:
         cache = row_cache(self._model, self._soft, 1)
         own = ids[len(self.virtual_ids) :]
         if not own:
@@ -149,19 +139,15 @@ class PrefixCache:
         return cache
 
 
-def empty_cache(model: "PreTrainedModel", room: int = 0) -> "Cache":
-    """Return a cache that keeps all keys in each layer, even if the layer attends only to the newest.
-
-    With `room` for a number of tokens it is filled in place, otherwise it grows.
-    """
-    from transformers import Cache
+def empty_cache(model: Model, room: int = 0) -> Cache:
+    """Return a cache that keeps all keys in each layer; with `room` for tokens it is filled in place."""
     from transformers.cache_utils import DynamicLayer, StaticLayer
 
     n_layers = len(windows(model.config) or ())
-    return Cache(layers=[StaticLayer(room) if room else DynamicLayer() for _ in range(n_layers)])
+    return transformers.Cache(layers=[StaticLayer(room) if room else DynamicLayer() for _ in range(n_layers)])
 
 
-def row_cache(model: "PreTrainedModel", prefix: "Cache | None", n_rows: int) -> "Cache":
+def row_cache(model: Model, prefix: Cache | None, n_rows: int) -> Cache:
     """Return a cache of n rows that all start with the prefix; extending it leaves the prefix unchanged."""
     cache = empty_cache(model)
     layers: Sequence[Any] = cache.layers
@@ -173,6 +159,6 @@ def row_cache(model: "PreTrainedModel", prefix: "Cache | None", n_rows: int) -> 
     return cache
 
 
-def _n_bytes(cache: "Cache") -> int:
+def _n_bytes(cache: Cache) -> int:
     layers: Sequence[Any] = cache.layers
     return sum(x.nbytes for layer in layers for x in (layer.keys, layer.values))

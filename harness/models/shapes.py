@@ -14,6 +14,7 @@ from warnings import catch_warnings
 
 from harness.cache import memo
 from harness.errors import Problem
+from harness.models.later import peft, torch, transformers
 from harness.records import digest
 
 # Keys of a configuration by Llama's names, with the names that other families use.
@@ -157,15 +158,13 @@ def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
     """
 
     def count() -> int:
-        import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-        kind: Any = AutoModelForCausalLM
+        kind: Any = transformers.AutoModelForCausalLM
         try:
-            made = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
+            made = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
             with torch.device("meta"), catch_warnings(action="ignore"):
-                adapted = get_peft_model(kind.from_config(made), LoraConfig(r=1, target_modules="all-linear"))
+                adapted = peft.get_peft_model(
+                    kind.from_config(made), peft.LoraConfig(r=1, target_modules="all-linear")
+                )
         except Exception:  # noqa: BLE001 (a family that either does not know fails in many ways)
             return 0
         return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
@@ -177,10 +176,7 @@ def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
 
 
 def has_other_layers(config: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
-    """Tell whether some layers are experts or no attention, such as a state space.
-
-    `said` is the completed `config`.
-    """
+    """Tell whether some layers are experts or no attention; `said` is the completed `config`."""
     kinds = said.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
     has_states = any(
@@ -230,13 +226,12 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Let transformers fill in a configuration; empty if it refuses it."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
 
     family = str(config.get("model_type", ""))
-    if family not in CONFIG_MAPPING:
+    if family not in transformers.CONFIG_MAPPING:
         return {}
     try:
-        text = CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
+        text = transformers.CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError):
         return {}
     values = {}

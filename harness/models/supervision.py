@@ -46,10 +46,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     channel: int | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command in a folder; its supervisor ends it when the standard input that is returned closes.
-
-    `channel` is the descriptor that the command has as its own standard input, by default nothing.
-    """
+    """Start a command that ends when the returned standard input closes; `channel` becomes its own."""
     given = "" if channel is None else str(channel)
     return subprocess.Popen(
         [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), given, *command],
@@ -174,10 +171,7 @@ class ServerProcess(NamedTuple):
             return False
 
     def is_started(self, timeout_s: float, timeout_key: str, advance: Advance) -> bool:
-        """Wait until the server answers, with its last line as progress; False if it ended.
-
-        CandidateFailed is raised after `timeout_s`, which `timeout_key` sets.
-        """
+        """Wait until the server answers; False if it ended, CandidateFailed after `timeout_s`."""
         begun = time.monotonic()
         while self.supervisor.poll() is None:
             waited, line = time.monotonic() - begun, (read_last_lines(self.log, 1) or [""])[-1]

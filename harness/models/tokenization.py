@@ -8,16 +8,13 @@ plain text.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.batching import Tokens
 from harness.models.chat_templates import find_gap, render_chat, special_tokens_of
+from harness.models.later import Tokenizer, transformers
 from harness.records import Encoded, Limits, Message, Output, PromptText
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
-
 
 _MARKED = re.compile("[\U000f0000\U000f0001]")  # transformers' marks of plain text
 _OPENED = re.compile(r"(<[^<>\s]+>|\[[A-Z_]+\])\s*$")
@@ -38,23 +35,7 @@ class _PromptTexts(NamedTuple):
     whole: _Text
 
 
-class PromptEncoder:
-    """Base class of candidates that encode prompts, by a tokenizer unless they override `encode_all`."""
-
-    tokenizer: "PreTrainedTokenizerBase"
-
-    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages, and what would follow each, into token ids, in order."""
-        return encode_all(self.tokenizer, prompts)
-
-    def encode(
-        self, messages: Sequence[Message], continuation: str = "", *, chat_template: bool = True
-    ) -> Encoded:
-        """Turn messages, and what would follow them, into token ids."""
-        return self.encode_all([PromptText(messages, continuation, chat_template)])[0]
-
-
-def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[Encoded]:
+def encode_all(tokenizer: Tokenizer, prompts: Sequence[PromptText]) -> list[Encoded]:
     """Turn messages, and what would follow each, into token ids: every text once, in one call.
 
     Without a chat template turns are joined by blank lines, and an answer to its question by a space. An
@@ -71,7 +52,7 @@ def encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptTex
 
 
 def encode_answered(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[PromptText], ends: Mapping[int, str]
+    tokenizer: Tokenizer, rows: Sequence[PromptText], ends: Mapping[int, str]
 ) -> list[Encoded]:
     """Encode prompts with their answers for training; `ends` are the end tokens.
 
@@ -95,7 +76,7 @@ def encode_answered(
     ]
 
 
-def mask_assistant(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+def mask_assistant(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Mark the tokens of a prompt that its chat template says the assistant wrote, in the turns before."""
     chat = render_chat(tokenizer, _mark(_find_special(tokenizer), messages))
     cuts = dict.fromkeys([len(chat.text), *(place for span in chat.marked for place in span)])
@@ -108,7 +89,7 @@ def mask_assistant(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mess
 
 
 def _write_answer(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     row: PromptText,
     prompt: _PromptTexts,
     ends: Mapping[int, str],
@@ -142,13 +123,13 @@ def _put_behind(context: _Text, text: str) -> _PromptTexts:
     return _PromptTexts(context, _Text(text), whole if text else context)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", rendered: Sequence[_PromptTexts]) -> list[Encoded]:
+def _encode(tokenizer: Tokenizer, rendered: Sequence[_PromptTexts]) -> list[Encoded]:
     ids = _ids(tokenizer, [text for one in rendered for text in (one.context, one.whole)])
     ids |= _ids(tokenizer, [one.continuation for one in rendered if _is_merged(one, ids)])
     return [_join(tokenizer, one, ids) for one in rendered]
 
 
-def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") -> list[int]:
+def end_ids(tokenizer: Tokenizer, config: "transformers.GenerationConfig") -> list[int]:
     """List the tokens that end an answer; the first of them fills up rows that ended before others."""
     written, pad, eos = config.eos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
     ends = {int(i) for i in [*(written if isinstance(written, list) else [written]), eos] if i is not None}
@@ -158,15 +139,13 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") ->
     return [first, *sorted(ends - {first})]
 
 
-def stored_end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> list[int]:
+def stored_end_ids(tokenizer: Tokenizer, folder: Path) -> list[int]:
     """List the tokens that end an answer of a model in a folder; errors are those of `end_ids`."""
-    from transformers import AutoConfig, GenerationConfig
-
     try:
-        config = GenerationConfig.from_pretrained(folder)
+        config = transformers.GenerationConfig.from_pretrained(folder)
     except OSError:  # a model without this file
-        model = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        config = GenerationConfig.from_model_config(model)
+        model = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.GenerationConfig.from_model_config(model)
     return end_ids(tokenizer, config)
 
 
@@ -177,7 +156,7 @@ def _phrase_no_end() -> UserError:
 
 
 def answer(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     prompt: Sequence[int],
     new: list[int],
     ends: Sequence[int],
@@ -199,7 +178,7 @@ def answer(
     )
 
 
-def _find_special(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+def _find_special(tokenizer: Tokenizer) -> re.Pattern[str]:
     from transformers.utils.chat_template_utils import _get_control_token_patterns
 
     return _get_control_token_patterns(tuple(special_tokens_of(tokenizer)))[0]
@@ -225,7 +204,7 @@ def join_to_plain_text(messages: Sequence[Message]) -> str:
     return text
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText]) -> list[_PromptTexts]:
+def _render(tokenizer: Tokenizer, prompts: Sequence[PromptText]) -> list[_PromptTexts]:
     """Write prompts as texts; those that share their messages, once."""
     contexts: dict[tuple[int, bool, bool], _Text] = {}
     rendered, special = [], _find_special(tokenizer)
@@ -250,7 +229,7 @@ def _is_merged(one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> bool:
     return bool(one.context.text) and ids[one.whole][: len(context)] != context
 
 
-def _join(tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> Encoded:
+def _join(tokenizer: Tokenizer, one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> Encoded:
     context = ids[one.context]
     if not one.continuation.text:
         return Encoded(context or _prefix(tokenizer))
@@ -260,8 +239,10 @@ def _join(tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[
     return Encoded(context, ids[one.continuation] if merged else ids[one.whole][len(context) :], merged)
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_Text, Tokens]:
+def _ids(tokenizer: Tokenizer, texts: Iterable[_Text]) -> dict[_Text, Tokens]:
     """Return the token ids of texts, each of them once."""
+    from transformers.utils.chat_template_utils import encode_marked_chat
+
     wanted, out, eos = dict.fromkeys(texts), dict[_Text, Tokens](), tokenizer.eos_token
     for special in (False, True):
         chosen = [one for one in wanted if one.special == special]
@@ -274,25 +255,19 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_
                 ends = is_end and not one.text.endswith(eos)
                 out[one] = tuple(ids[int(twice) : -1 if ends else None])
         for one in chosen:
-            if one not in out:
-                out[one] = _read_as_text(tokenizer, one)
+            if one not in out:  # the user's special tokens are marked in it
+                try:
+                    marked = tuple(encode_marked_chat(tokenizer, one.text))
+                except ValueError as error:  # a tokenizer that makes the token of its letters as well
+                    found = f"a text that holds a special token of the tokenizer ({error})"
+                    step = "harness data clean FILE --out OUT --special-tokens"
+                    raise CandidateFailed(found, step) from None
+                begin = tokenizer("", add_special_tokens=True)["input_ids"][:1] if one.special else []
+                out[one] = tuple(i for i in begin if i == tokenizer.bos_token_id) + marked
     return out
 
 
-def _read_as_text(tokenizer: "PreTrainedTokenizerBase", one: _Text) -> Tokens:
-    """Return the token ids of a text in which special tokens of the user's are marked."""
-    from transformers.utils.chat_template_utils import encode_marked_chat
-
-    try:
-        ids = tuple(encode_marked_chat(tokenizer, one.text))
-    except ValueError as error:  # a tokenizer that makes the token of its letters as well
-        found = f"a text that holds a special token of the tokenizer ({error})"
-        raise CandidateFailed(found, "harness data clean FILE --out OUT --special-tokens") from None
-    begin = tokenizer("", add_special_tokens=True)["input_ids"][:1] if one.special else []
-    return tuple(i for i in begin if i == tokenizer.bos_token_id) + ids
-
-
-def _prefix(tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+def _prefix(tokenizer: Tokenizer) -> Tokens:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None and eos is None:
         raise _phrase_no_end()

@@ -22,14 +22,13 @@ from urllib.request import Request
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, refuse
 from harness.models import openai_api
-from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.supervision import OPENER, ServerProcess, read_lines, start
 from harness.models.tokenization import stored_end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
-from harness.records import Likelihood, Limits, Output, digest
+from harness.records import digest
 from harness.spec import VllmPolicy
 
 MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
@@ -93,6 +92,23 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
     return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, switches])
 
 
+class _OwnServer(openai_api.Server):
+    """Server that we started, whose failures are explained."""
+
+    def __init__(self, settings: openai_api.Settings, running: ServerProcess) -> None:
+        super().__init__(settings)
+        self._running = running
+
+    def each(self, ask: Any, requests: Sequence[Any]) -> list[Any]:
+        try:
+            return super().each(ask, requests)
+        except CandidateFailed as error:
+            if not self._running.is_well():
+                raise CandidateFailed(self._running.describe_end(), _knob(self._running.log)) from None
+            reason = f"vLLM's server runs, and a request failed: {error.reason}; {self._running.last_words()}"
+            raise CandidateFailed(reason, OTHERWISE) from None
+
+
 class ServedCandidate(openai_api.CompletionsCandidate):
     """Causal language model on a server that we started, with or without an adapter."""
 
@@ -104,34 +120,11 @@ class ServedCandidate(openai_api.CompletionsCandidate):
             timeout=_ADAPTER_S,
             max_retries=1,
         )
-        server = openai_api.Server(settings)
+        server = _OwnServer(settings, running)
         weakref.finalize(self, server.api.close)
         super().__init__(server, model, host.source, {"stop_token_ids": host.ends})
         self.max_context = server.max_context(host.source.weights_digest) - 1  # that of an adapter is unknown
-        self._running = running
         self.engine, self.layout_digest = host.identity
-
-    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
-        """Answer each prompt, greedily or by its seed; `compute_s` is an equal share of the whole call."""
-        with self._explain_failure():
-            return super().generate(prompts, limits, seeds)
-
-    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats, with one request each."""
-        with self._explain_failure():
-            return super().loglikelihood(pairs)
-
-    @contextmanager
-    def _explain_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except CandidateFailed as error:
-            if self._running.is_well():
-                reason = (
-                    f"vLLM's server runs, and a request failed: {error.reason}; {self._running.last_words()}"
-                )
-                raise CandidateFailed(reason, OTHERWISE) from None
-            raise CandidateFailed(self._running.describe_end(), _knob(self._running.log)) from None
 
 
 class VllmServer:
@@ -179,19 +172,6 @@ class VllmServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        address, folder = f"http://127.0.0.1:{port}", self._log.parent
-        supervisor = start(self._command(port), folder, self._log, _environment())
-        running = ServerProcess("vLLM's server", supervisor, address, self._log, [])
-        self._end = weakref.finalize(self, running.stop)  # also at the end of this process
-        try:
-            if running.is_started(self.policy.start_timeout, "vllm.start_timeout", advance):
-                return running
-        except BaseException:
-            self._end()
-            raise
-        raise CandidateFailed(running.describe_end(), _knob(self._log))
-
-    def _command(self, port: int) -> list[str]:
         program = program_of(self.policy)
         assert program is not None, "a program that is not there is refused"
         given = {
@@ -203,8 +183,19 @@ class VllmServer:
             **({"max-lora-rank": MAX_RANK, "max-loras": 1} if self.policy.enable_lora else {}),
         }
         options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-        lora = ["--enable-lora"] if self.policy.enable_lora else []
-        return [program, "serve", str(self.source.path), *options, *lora, *self.policy.args]
+        options += ["--enable-lora"] if self.policy.enable_lora else []
+        command = [program, "serve", str(self.source.path), *options, *self.policy.args]
+        address, folder = f"http://127.0.0.1:{port}", self._log.parent
+        supervisor = start(command, folder, self._log, _environment())
+        running = ServerProcess("vLLM's server", supervisor, address, self._log, [])
+        self._end = weakref.finalize(self, running.stop)  # also at the end of this process
+        try:
+            if running.is_started(self.policy.start_timeout, "vllm.start_timeout", advance):
+                return running
+        except BaseException:
+            self._end()
+            raise
+        raise CandidateFailed(running.describe_end(), _knob(self._log))
 
 
 def _knob(log: Path) -> str:

@@ -6,7 +6,6 @@ weights are loaded, and no pickle is read.
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from math import prod
@@ -73,10 +72,7 @@ _EXPERT = re.compile(r"\.experts\.|\.(block_sparse_moe|mlp)\.(input|output)_line
 
 
 def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int]:
-    """Count the parameters of a model's tensors by name; quantised files pack several into a number.
-
-    `bits` is the width of weights that AWQ and GPTQ pack into 32 bits, and HQQ into 8.
-    """
+    """Count a model's parameters by tensor; `bits` is the width of weights that AWQ, GPTQ and HQQ pack."""
     counted = {}
     for name, tensor in tensors.items():
         layer, _, last = name.rpartition(".")
@@ -207,11 +203,6 @@ def weights_bytes(folder: Path) -> int:
 def map_stored_tensors(path: Path) -> dict[str, Tensor]:
     """Map the tensors of a folder's safetensors, from their headers alone."""
     return {name: tensor for file in weights_files(path) for name, tensor in tensors_of(file).items()}
-
-
-def count_types(path: Path) -> dict[str, int]:
-    """Count the tensors of each type in a folder's safetensors."""
-    return dict(Counter(tensor.dtype for tensor in map_stored_tensors(path).values()))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -25,19 +25,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 from harness import plugins
 from harness.data import load_rows, suite_contamination
 from harness.errors import CandidateFailed, UserError, refuse
+from harness.models.later import torch
 from harness.plugins import RescueSituation, RescueStep, TrialSetting
 from harness.provenance import versions_of
 from harness.records import Example, digest, drop_defaults, fold_text
 from harness.spec import Task, TaskData
-
-if TYPE_CHECKING:
-    import torch
 
 _LONGEST = 64  # tokens of an answer
 _SPARE = 1.1  # a few answers are empty or refused
@@ -89,34 +87,28 @@ class Start(NamedTuple):
 
 
 def mixtures(regularize: Regularize, context: MixContext) -> dict[str, Mixture]:
-    """Sample the general rows of each regulariser that uses them, by its name.
-
-    Raises:
-        UserError: rows cannot be read, or one of them is evaluated.
-    """
+    """Sample each regulariser's general rows; UserError if they cannot be read, or one is evaluated."""
     return {
         name: plugin.sample(context, params) for name, plugin, params in _select_with("sample", regularize)
     }
 
 
-def mix_rows(regularize: Regularize, context: MixContext, evaluate: EvaluateBase) -> tuple[Example, ...]:
-    """Return the rows to add to the training rows; `evaluate` returns the base's answers to prompts."""
-    mixed: tuple[Example, ...] = ()
-    for name, plugin, params in _select_with("mix", regularize):
-        mixture = plugin.sample(context, params)
-        mixed += plugin.mix(mixture, partial(evaluate, name, mixture))
-    return mixed
-
-
 def general_rows(
     regularize: Regularize, context: MixContext, evaluate: EvaluateBase
-) -> dict[str, tuple[Example, ...]]:
-    """Return the rows that penalties read, by regulariser; `evaluate` answers prompts by the base."""
-    return {
-        name: collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
-        for name, mixture in mixtures(regularize, context).items()
-        if not mixes_rows(name)
-    }
+) -> tuple[tuple[Example, ...], dict[str, tuple[Example, ...]]]:
+    """Return the rows to add to the training rows, and those that penalties read, by regulariser.
+
+    `evaluate` answers prompts by the base.
+    """
+    mixed: tuple[Example, ...] = ()
+    read = {}
+    for name, mixture in mixtures(regularize, context).items():
+        if mixes_rows(name):
+            plugin = plugins.load("regularizers", name)
+            mixed += plugin.mix(mixture, partial(evaluate, name, mixture))
+        else:
+            read[name] = collect_answered_rows(name, mixture, partial(evaluate, GENERAL, mixture))
+    return mixed, read
 
 
 def mixes_rows(name: str) -> bool:
@@ -225,21 +217,13 @@ def _load(regularize: Regularize) -> list[tuple[str, ModuleType, Any]]:
     return [(name, plugin, plugin.Params(**regularize[name])) for name, plugin in loaded.items()]
 
 
-class ShippedAnswer(NamedTuple):
-    """Answer of a base that ships with the package."""
-
-    example_id: str
-    text: str
-    status: str
-
-
-def find_shipped_answers(base_digest: str, mixture: Mixture) -> tuple[ShippedAnswer, ...]:
+def find_shipped_answers(base_digest: str, mixture: Mixture) -> list[Answered]:
     """Return the answers to a mixture's prompts that ship for a base; empty if any is missing."""
     shipped = _read_shipped_answers(base_digest)
     if not mixture.max_new_tokens or any(e.prompt not in shipped for e in mixture.rows):
-        return ()
+        return []
     rows = ((e.id, shipped[e.prompt]) for e in mixture.rows)
-    return tuple(ShippedAnswer(example_id, row["answer"], row["status"]) for example_id, row in rows)
+    return [SimpleNamespace(example_id=i, text=row["answer"], status=row["status"]) for i, row in rows]
 
 
 @cache

@@ -1,13 +1,10 @@
 """Displacement of weights from the start of training, one fp32 tensor at a time, and decoder layers."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import CandidateFailed
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from harness.models.later import peft, torch
 
 # PEFT's families whose `get_delta_weight` is added to a weight matrix.
 ADDITIVE = ("ADALORA", "C3A", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "LORA", "RANDLORA", "VBLORA", "VERA")
@@ -42,10 +39,9 @@ def displacements(model: Any) -> "dict[str, Callable[[], torch.Tensor]]":
 
 def find_adapted_layers(model: Any) -> dict[str, Any]:
     """Return the layers that an adapter adds to, by name; empty for a model without an adapter."""
-    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, peft.PeftModel):
         return {}
     config = vars(model.peft_config[_ADAPTER])
     family = config["peft_type"]
@@ -57,9 +53,7 @@ def find_adapted_layers(model: Any) -> dict[str, Any]:
 def find_plain_parameters(model: Any) -> dict[str, Any]:
     """Return the directly trained parameters, by name; with an adapter only those of copied modules."""
     # A new head is not included: it was never published, so there is no start to pull it to.
-    from peft import PeftModel
-
-    with_adapter = isinstance(model, PeftModel)
+    with_adapter = isinstance(model, peft.PeftModel)
     whole = model.get_base_model() if with_adapter else model
     known = whole if whole.get_output_embeddings() is not None else whole.base_model
     published_ids = {id(parameter) for parameter in known.parameters()}
@@ -84,8 +78,6 @@ def _displace_adapter(layer: Any) -> "Callable[[], torch.Tensor]":
     return lambda: layer.get_delta_weight(_ADAPTER).float() - start
 
 
-def decoder_layers(model: Any) -> "nn.ModuleList":
+def decoder_layers(model: Any) -> "torch.nn.ModuleList":
     """Return the longest list of modules of a model: its decoder layers."""
-    from torch import nn
-
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)

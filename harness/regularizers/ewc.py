@@ -8,17 +8,15 @@ al. 2019, arXiv:1905.12558); on an adapter of ΔW = BA.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from harness import regularizers
 from harness.errors import CandidateFailed
+from harness.models.later import torch
 from harness.regularizers import _weights
 from harness.spec import Spec
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Params(Spec):
@@ -61,8 +59,6 @@ def fisher_diagonal(
     The labels at each position of a row are drawn from the model, so the expected squared gradient of their
     joint log-probability is the sum over its tokens.
     """
-    import torch
-
     if not rows:
         raise CandidateFailed("no general rows to estimate the Fisher information on", "another data of ewc")
     generator = torch.Generator().manual_seed(seed)
@@ -86,8 +82,6 @@ def fisher_diagonal(
 @contextmanager
 def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterator[None]:
     """Add the squared gradients of one backward pass to `squares`; hooks on layers read those of ΔW."""
-    import torch
-
     with ExitStack() as hooks:
         for name, layer in _weights.find_adapted_layers(model).items():
             if isinstance(layer.get_base_layer(), torch.nn.Embedding):  # token ids cannot be multiplied

@@ -8,16 +8,14 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from harness import regularizers
 from harness.errors import CandidateFailed
+from harness.models.later import torch
 from harness.spec import Spec
-
-if TYPE_CHECKING:
-    import torch
 
 _CHUNK = 64  # tokens whose logits are held at a time
 Head = Callable[["torch.Tensor"], "torch.Tensor"]  # hidden states (t, d) to logits (t, v) in fp32
@@ -51,8 +49,6 @@ def sample(context: regularizers.MixContext, params: Params) -> regularizers.Mix
 
 def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
     """Return the penalty, one term for each general row that the step reads."""
-    import torch
-
     if not start.rows:
         raise CandidateFailed("no general rows to measure the KL on", "another data of kl")
     model, head = start.model, start.model.get_output_embeddings()
@@ -84,7 +80,6 @@ def penalty(start: regularizers.Start, params: Params) -> regularizers.Penalty:
 
 def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head]") -> "torch.Tensor":
     """Return the mean KL in nats between two sets of hidden states (t, d), each given with its head."""
-    import torch
     from torch.nn.functional import kl_div
     from torch.utils.checkpoint import checkpoint
 
@@ -113,8 +108,6 @@ def _eval_mode(module: Any) -> Iterator[None]:
 
 def _answer_states(model: Any, row: regularizers.GeneralRow) -> "torch.Tensor":
     """Return the last hidden states (t, d) that predict a row's answer, without dropout or noise."""
-    import torch
-
     ids = torch.tensor([row.ids], device=model.device)
     with _eval_mode(model):
         read = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)

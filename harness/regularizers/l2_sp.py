@@ -4,15 +4,12 @@ For an adapter the distance is that of ΔW = BA. Source: L2-SP, Li et al. 2018 (
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from harness.models.later import torch
 from harness.regularizers import Penalty, Start, _weights, rescue_by_strength
 from harness.spec import Spec
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Params(Spec):

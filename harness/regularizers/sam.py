@@ -4,14 +4,12 @@ Source: Foret et al. 2021 (arXiv:2010.01412), equation 2 and algorithm 1, for ea
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
+from harness.models.later import torch
 from harness.spec import Spec
-
-if TYPE_CHECKING:
-    import torch
 
 _SMALLEST = 1e-12
 
@@ -29,8 +27,6 @@ def cost(params: Params, n_rows: int) -> float:
 
 def step(model: Any, backward: "Callable[[], torch.Tensor]", params: Params) -> "torch.Tensor":
     """Add the gradients at the perturbed weights to the existing ones; return the loss at the weights."""
-    import torch
-
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     earlier_gradients = [parameter.grad for parameter in trained]
     _forget_gradients(trained)

@@ -1,12 +1,21 @@
 """The shared training loops, driven by TRL; they name no method."""
 
 from harness.models.weight_files import adapter_digest, model_digest
-from harness.training.checkpoints import map_tracked_folders, read_log_until
-from harness.training.context import CHECKPOINTS, DIGESTS, TRACKED, FitContext, Reward, Weights, made_weights
+from harness.training.context import (
+    CHECKPOINTS,
+    DIGESTS,
+    FIT,
+    TRACKED,
+    FitContext,
+    Reward,
+    Weights,
+    made_weights,
+    map_tracked_folders,
+    read_log_until,
+)
 from harness.training.heads import EMBEDDING, HEAD, encoder_of, open_embedding, open_head, open_scorer
 from harness.training.heldout import HeldOutParams, add_curves, pairs_that_fit, trainer_options
 from harness.training.job import (
-    FIT,
     TrainingJob,
     clean_up,
     code_of,

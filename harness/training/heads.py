@@ -3,34 +3,27 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from harness.errors import CandidateFailed, Problem, UserError, one_line
 from harness.models import TextCandidate, TextTable, encode_answered
 from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, map_end_tokens, resolve
+from harness.models.later import Model, Tokenizer, peft, torch, transformers
 from harness.models.memory import explain_out_of_memory
 from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
 from harness.records import Example, PromptText, digest
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD, EMBEDDING = "head", "embedding"  # subfolders of a method's folder
 FILE, COEFFICIENTS, TRAINED = "head.json", "embedding.json", "trained.safetensors"
 _AT_ONCE, _SCORED_AT_ONCE = 32, 16  # texts read together, and answers scored together by a reward model
 
 
-def load_with_head(
-    source: ModelSource, machine: Machine, n_outputs: int = 0
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_with_head(source: ModelSource, machine: Machine, n_outputs: int = 0) -> tuple[Model, Tokenizer]:
     """Load a base with a new head of `n` outputs, or none, in the machine's precision, and its tokenizer."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
-
-    kind: Any = AutoModelForSequenceClassification if n_outputs else AutoModel
+    kind: Any = transformers.AutoModelForSequenceClassification if n_outputs else transformers.AutoModel
     given = {"num_labels": n_outputs} if n_outputs else {}
     quiet_libraries()
     avoid_cudnn_attention()
@@ -56,12 +49,9 @@ def open_scorer(
     folder: Path, source: ModelSource, machine: Machine, chat: bool
 ) -> Callable[[Sequence[Example], Sequence[str]], list[float]]:
     """Open a reward model; return a function that scores answers as logits, cut at the context's end."""
-    import torch
-    from peft import PeftModel
-
     base: Any
     base, tokenizer = load_with_head(source, machine, 1)
-    model: Any = PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval()
+    model: Any = peft.PeftModel.from_pretrained(base, str(folder)).merge_and_unload().eval()
     ends = map_end_tokens(source, tokenizer)
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
@@ -86,11 +76,7 @@ def open_scorer(
 
 
 def encoder_digest(params: Any) -> str:
-    """Return the digest of the model that `encoder` names instead of the base; empty without one.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Return the digest of the model that `encoder` names, or ""; UserError if there is no such model."""
     if not params.encoder:
         return ""
     found = resolve(params.encoder, where="params.encoder")
@@ -110,16 +96,10 @@ def encoder_of(encoder: str | None, base: ModelSource) -> ModelSource:
     return resolve(encoder, where="params.encoder") if encoder else base
 
 
-class LabelledTexts(NamedTuple):
-    """Texts, the index of each one's label, and the labels."""
-
-    texts: list[str]
-    indices: list[int]
-    labels: list[str]
-
-
-def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> LabelledTexts:
-    """Return the texts and labels of examples with a closed set of choices."""
+def label_texts(
+    examples: Sequence[Example], labels: Sequence[str] = ()
+) -> tuple[list[str], list[int], list[str]]:
+    """Return the texts of examples with a closed set of choices, the index of each label, and labels."""
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
     known = list(labels) or sorted({e.references[0] for e in closed})
     if not known:
@@ -128,7 +108,7 @@ def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labe
     if len(known) < 2:
         found = f"training rows of one label alone, {known[0]!r}"
         raise CandidateFailed(found, "add rows of another label, or leave this candidate out")
-    return LabelledTexts([e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known)
+    return [e.prompt for e in closed], [known.index(e.references[0]) for e in closed], known
 
 
 def head_digest(folder: Path, source: ModelSource) -> str:
@@ -139,8 +119,6 @@ def head_digest(folder: Path, source: ModelSource) -> str:
 
 def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest: str) -> TextCandidate:
     """Open a saved head as a candidate that answers with its most likely label."""
-    import torch
-    from peft import PeftModel
     from safetensors.torch import load_file
 
     content = json.loads((folder / FILE).read_text("utf-8"))
@@ -149,7 +127,7 @@ def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest:
     model: Any
     model, tokenizer = load_with_head(source, machine, len(labels))
     if params["train"] == "adapter":
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        model = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     else:
         model.load_state_dict(load_file(folder / TRAINED), strict=False)
     model = model.to(device=machine.device, dtype=dtype(machine.precision)).eval()
@@ -165,12 +143,10 @@ def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest:
     return TextCandidate(predict, weights_digest)
 
 
-Embedder = Callable[[Sequence[str]], "Tensor"]
+Embedder = Callable[[Sequence[str]], "torch.Tensor"]
 
 
-def _batches(
-    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int, machine: Machine
-) -> Any:
+def _batches(texts: Sequence[str], tokenizer: Tokenizer, max_length: int, machine: Machine) -> Any:
     for at in range(0, len(texts), _AT_ONCE):
         yield tokenizer(
             list(texts[at : at + _AT_ONCE]),
@@ -184,14 +160,12 @@ def _batches(
 
 def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_length: int) -> Embedder:
     """Return a function that embeds texts (n, d) in fp32: sentence-transformers, or the mean last state."""
-    import torch
-
     if encoder is None:
         base_model: Any
         base_model, tokenizer = load_with_head(base, machine)
         base_model.eval()
 
-        def embed(texts: Sequence[str]) -> "Tensor":
+        def embed(texts: Sequence[str]) -> "torch.Tensor":
             out = []
             for batch in _batches(texts, tokenizer, max_length, machine):
                 with torch.inference_mode():
@@ -215,8 +189,6 @@ def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_lengt
 
 def open_embedding(folder: Path, base: ModelSource, machine: Machine, weights_digest: str) -> TextCandidate:
     """Open a classifier of embeddings as a candidate that answers with its most likely label."""
-    import torch
-
     content = json.loads((folder / COEFFICIENTS).read_text("utf-8"))
     embed = embedder(content["encoder"], base, machine, content["max_length"])
     weights, bias = torch.tensor(content["coefficients"]), torch.tensor(content["intercepts"])

@@ -6,20 +6,18 @@ Invariant: which pairs are held out depends only on the pairs; those with the sa
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 
 from harness.data import SourcedExample
 from harness.data.splits import groups_of, set_aside
+from harness.models.later import Tokenizer, datasets, transformers
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import LoopParams, Row
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
 
 
 class HeldOutParams(LoopParams):
@@ -62,7 +60,7 @@ def split(
 def pairs_that_fit(
     context: FitContext,
     params: HeldOutParams,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     row: Callable[[int, list[list[int]]], Row],
 ) -> tuple[list[Row], list[Row], int]:
     """Return the fitting training and held-out pairs, made by `row(start, wholes)`, and count the others."""
@@ -85,17 +83,14 @@ def trainer_options(
     params: HeldOutParams, rows: tuple[list[Row], list[Row]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return TRL's arguments that evaluate held-out rows, and the trainer's rows and callbacks."""
-    from datasets import Dataset
-    from transformers import EarlyStoppingCallback
-
     train, apart = rows
-    given: dict[str, Any] = {"train_dataset": Dataset.from_list(train), "eval_dataset": None}
+    given: dict[str, Any] = {"train_dataset": datasets.Dataset.from_list(train), "eval_dataset": None}
     if not apart:
         return {}, given
     patience = params.early_stopping_patience
-    stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
+    stopping = [] if patience is None else [transformers.EarlyStoppingCallback(patience)]
     arguments = loop.evaluations(params, best=patience is not None)
-    return arguments, given | {"eval_dataset": Dataset.from_list(apart), "callbacks": stopping}
+    return arguments, given | {"eval_dataset": datasets.Dataset.from_list(apart), "callbacks": stopping}
 
 
 def make_weighting_trainer(kind: Any) -> Any:
@@ -116,7 +111,12 @@ def make_weighting_trainer(kind: Any) -> Any:
 
 
 def add_curves(
-    record: TrainingRecord, trainer: "Trainer", n_rows: tuple[int, int], *, accuracy: str, margin: str
+    record: TrainingRecord,
+    trainer: "transformers.Trainer",
+    n_rows: tuple[int, int],
+    *,
+    accuracy: str,
+    margin: str,
 ) -> TrainingRecord:
     """Return the record with the curves that TRL logs for training and held-out pairs."""
     history, (n_pairs, n_heldout) = trainer.state.log_history, n_rows

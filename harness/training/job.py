@@ -18,18 +18,27 @@ from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
 from harness.masking import mask_values
 from harness.models import hardware
-from harness.models.hardware import Load, Machine
+from harness.models.hardware import Machine
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
+from harness.models.later import torch
 from harness.models.weight_files import weights_bytes
 from harness.progress import Advance
 from harness.provenance import versions_of
 from harness.records import Example, canonical_json, drop_defaults, load
 from harness.regularizers import prepare
-from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
+from harness.training.context import (
+    CHECKPOINTS,
+    FIT,
+    TRACKED,
+    FitContext,
+    Reward,
+    TrainingPaused,
+    find_last_checkpoint,
+)
 from harness.training.live_trackers import LiveRun, open_trackers
 from harness.training.parallel import LAUNCH, is_first, name_sharding, process_count, wait_for_all
 
-JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
+JOB, ROWS, LOCK, LOG = "job.json", "rows.jsonl", ".lock", "worker.log"
 _KEPT = (CHECKPOINTS, TRACKED)  # folders from which an interrupted job resumes
 _INPUT = (JOB, ROWS, LOCK, LOG, LAUNCH, *_KEPT)
 _SPLITS = ("train", "validation", "pairs")
@@ -77,8 +86,6 @@ def threads_of(method: str) -> int:
     """Return the number of threads of a training here; 0 for methods without a language model."""
     if not plugins.method(method).trains:
         return 0
-    import torch
-
     return torch.get_num_threads()
 
 
@@ -104,11 +111,7 @@ def write_job(
 
 
 def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]:
-    """Read a job and its rows by split; the split of a penalty's rows is `general:NAME`.
-
-    Raises:
-        UserError: there is no job in the folder, or it was written for other code.
-    """
+    """Read a job and its rows by split (`general:NAME` for a penalty); UserError if none or of other code."""
     expected = "a job folder of this version of harness"
     try:
         job = load(TrainingJob, (folder / JOB).read_bytes())
@@ -126,12 +129,7 @@ def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]
 
 
 def run_job(folder: Path, advance: Advance) -> None:
-    """Make the weights of a job folder, resuming from its last checkpoint.
-
-    Raises:
-        UserError: there is no job in the folder, or it was written for other code, or for more processes.
-        HarnessError: another process is working in the folder.
-    """
+    """Make the weights of a job folder, resuming; UserError of `read_job`, HarnessError beside others."""
     from filelock import FileLock, Timeout
 
     try:
@@ -155,8 +153,6 @@ def run_job(folder: Path, advance: Advance) -> None:
 
 
 def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:
-    from harness.training.checkpoints import find_last_checkpoint
-
     if is_first():
         remove_all_but(folder, _INPUT)
     wait_for_all()
@@ -176,40 +172,29 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
         context = replace(context, send=send if live else None)
         start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
         made = method.fit(context, method.params(**job.params))
-        if is_first():
-            _save_made(folder, job, made, start, is_own_peak=is_own_peak)
-
-
-def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is_own_peak: bool) -> None:
-    """Write the record of weights, which marks them as complete."""
-    own, source, n_trainable = folder / made.kind, job.source, made.training.n_trainable
-    if source.template and own.is_dir() and not has_tokenizer(own):
-        load_tokenizer(source).save_pretrained(own)  # for use elsewhere: the base has no chat template
-    spent = hardware.load().since(start)
-    measured: dict[str, Any] = {
-        "n_replayed": job.n_mixed or None,
-        "fit_key": folder.name.removesuffix(".part"),
-    }
-    if n_trainable is not None:
-        measured["trainable_share"] = n_trainable / source.n_parameters
-    if own.is_dir():
-        measured |= {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(source.path)}
-    if plugins.method(job.method).trains:
-        waited_share = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
-        measured |= {
-            "waited_share": waited_share,
-            "peak_includes": "" if is_own_peak else "what this process did before",
-        }
-    training = replace(made.training, **measured)
-    record = {"kind": made.kind, "digest": made.digest, "trained_on": source.weights_digest}
-    _write_whole(folder / FIT, json.dumps(record | {"training": training.to_plain()}))
+        if not is_first():
+            return
+        own, source, n_trainable = folder / made.kind, job.source, made.training.n_trainable
+        if source.template and own.is_dir() and not has_tokenizer(own):
+            load_tokenizer(source).save_pretrained(own)  # for use elsewhere: the base has no chat template
+        spent = hardware.load().since(start)
+        key = folder.name.removesuffix(".part")
+        measured: dict[str, Any] = {"n_replayed": job.n_mixed or None, "fit_key": key}
+        if n_trainable is not None:
+            measured["trainable_share"] = n_trainable / source.n_parameters
+        if own.is_dir():
+            measured |= {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(source.path)}
+        if method.trains:
+            waited = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
+            before = "" if is_own_peak else "what this process did before"
+            measured |= {"waited_share": waited, "peak_includes": before}
+        training = replace(made.training, **measured)
+        record = {"kind": made.kind, "digest": made.digest, "trained_on": source.weights_digest}
+        _write_whole(folder / FIT, json.dumps(record | {"training": training.to_plain()}))
 
 
 def clean_up(folder: Path, *, complete: bool) -> None:
-    """Delete what a finished job no longer needs, or all but what an interrupted one resumes from.
-
-    Secrets in a command line are masked in the job.
-    """
+    """Delete what a finished job, or resuming an interrupted one, does not need; mask its secrets."""
     with suppress(OSError, ValueError):  # the job may be missing
         job = json.loads((folder / JOB).read_text("utf-8"))
         _write_whole(folder / JOB, json.dumps(mask_values(job), indent=2) + "\n")

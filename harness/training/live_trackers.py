@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import fill_cache_file
 from harness.masking import mask_secrets
+from harness.models.later import transformers
 from harness.records import parse_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from transformers import TrainerCallback
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # characters that MLflow refuses in metric names
 LIVE_ID = "harness.id"  # tag of MLflow runs
@@ -80,10 +80,7 @@ def read_seen(folder: Path, run_id: str) -> dict[str, Seen]:
 
 @contextmanager
 def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterator[Send]:
-    """Open the trackers of a training and yield a function that sends them values at a step.
-
-    `resumed_at` is the step from which training resumes; None for a new training.
-    """
+    """Open a training's trackers and yield what sends them values at a step; `resumed_at` a step, or None."""
     if run is None:
         yield lambda values, step: None
         return
@@ -257,11 +254,10 @@ _OPENERS: dict[str, Callable[[LiveRun, int | None], _Opened]] = {
 }
 
 
-def live_callback(send: Send) -> "TrainerCallback":
+def live_callback(send: Send) -> "transformers.TrainerCallback":
     """Return a callback that sends the trainer's logged values."""
-    from transformers import TrainerCallback
 
-    class LiveCallback(TrainerCallback):
+    class LiveCallback(transformers.TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             kept = {}
             for name, value in (logs or {}).items():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from harness.cache import memo
 from harness.errors import Problem, did_you_mean
 from harness.models.devices import build_without_weights, load_base
 from harness.models.hub import ModelSource
+from harness.models.later import Model, Tokenizer, peft, torch, transformers
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
@@ -20,15 +21,11 @@ from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
 from harness.spec import Recipe, Spec
-from harness.training import parallel, refused_families
+from harness.training import parallel, peft_families
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
 from harness.training.peft_families import is_soft_prompt, sort_names
 from harness.training.sft import SupervisedParams, fine_tune
-
-if TYPE_CHECKING:
-    from peft import LoraConfig, PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 class LoraParams(Spec):
@@ -55,13 +52,11 @@ class LoraParams(Spec):
         return held
 
 
-def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig":
+def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "peft.LoraConfig":
     """Return PEFT's configuration of a new adapter; `task_type` adds a trained head where it has one."""
     quiet_libraries()
-    from peft import LoraConfig
-
     given = params.model_dump(include=set(LoraParams.model_fields))
-    return LoraConfig(**given | {"lora_alpha": params.lora_alpha or 2 * params.r}, task_type=task_type)
+    return peft.LoraConfig(**given | {"lora_alpha": params.lora_alpha or 2 * params.r}, task_type=task_type)
 
 
 class LowRankParams(SupervisedParams, LoraParams):
@@ -74,14 +69,11 @@ def low_rank_method(
     checks: Mapping[str, Any] = {},
     **own: Any,
 ) -> Method:
-    """Declare a method that trains a low-rank adapter by `train`, saved under `adapter/`.
-
-    `checks` are added to those of all low-rank adapters; `own` are other fields of `Method`.
-    """
+    """Declare a method that trains a low-rank adapter by `train`; `own` are other fields of `Method`."""
 
     def fit(context: FitContext, given: LoraParams) -> Weights:
         config = lora_config(given)
-        refused_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
+        peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
         return made_weights(context, "adapter", train(context, given, config, context.folder / "adapter"))
 
     shared_checks: dict[str, Any] = {"problems": low_rank_problems, "of_init": _init_problems}
@@ -101,11 +93,9 @@ def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem
     """Yield the problems of a low-rank adapter on a recipe's base."""
     if "use_dora" not in {*recipe.params, *recipe.tried}:
         return
-    import torch
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     use_dora = any([recipe.params.get("use_dora"), *recipe.tried.get("use_dora", ())])
-    yield from refused_families.quantization_problems(recipe, {"use_dora": use_dora}, device, where)
+    yield from peft_families.quantization_problems(recipe, {"use_dora": use_dora}, device, where)
 
 
 def _init_problems(params: LoraParams, init: InitWeights, where: str) -> Iterator[Problem]:
@@ -132,19 +122,17 @@ class Policy(NamedTuple):
     """Model and settings of an adapter that TRL trains against a reference model and saves to `save_to`."""
 
     context: FitContext
-    peft_config: "PeftConfig"
+    peft_config: "peft.PeftConfig"
     save_to: Path
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: Model
+    tokenizer: Tokenizer
     start: float
 
 
-def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -> Policy:
+def load_policy(context: FitContext, peft_config: "peft.PeftConfig", save_to: Path) -> Policy:
     """Seed the training and load the base of an adapter that will be saved to `save_to`."""
     quiet_libraries()
-    from transformers import set_seed
-
-    set_seed(context.seed)
+    transformers.set_seed(context.seed)
     start = loop.start_time(save_to.parent / CHECKPOINTS)
     placed = parallel.place_base(context.machine.device)
     loaded = load_base(context.source, context.machine, loop.attention(context.machine), placed)
@@ -153,13 +141,11 @@ def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -
 
 def policy_options(policy: Policy) -> dict[str, Any]:
     """Return the trainer's model, tokenizer and adapter: new, or continued from `context.init`."""
-    from peft import PeftModel
-
     options: dict[str, Any] = {"processing_class": policy.tokenizer}
     if policy.context.init is None:
         return options | {"model": policy.model, "peft_config": policy.peft_config}
     init = str(policy.context.init)  # TRL copies the adapter named `default` as the reference
-    model = PeftModel.from_pretrained(policy.model, init, adapter_name="default", is_trainable=True)
+    model = peft.PeftModel.from_pretrained(policy.model, init, adapter_name="default", is_trainable=True)
     return options | {"model": model}
 
 
@@ -172,7 +158,7 @@ def make_policy_trainer(
     return loop.make_trainer(kind, config, context, params, policy.tokenizer, scratch, arguments, **given)
 
 
-def train_policy(policy: Policy, trainer: "Trainer", n_dropped: int) -> TrainingRecord:
+def train_policy(policy: Policy, trainer: "transformers.Trainer", n_dropped: int) -> TrainingRecord:
     """Train and save the adapter of a policy."""
     loop.track(trainer, policy.context, policy.save_to, save_policy)
     finish = partial(parallel.save_trained, save_policy, folder=policy.save_to)
@@ -195,10 +181,7 @@ _VERSION = 2  # of the checks whose results are remembered
 
 
 def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
-    """Return a problem for each module or parameter name that the base lacks or that cannot be trained.
-
-    Names that fit are remembered, so that commands on stored runs import neither transformers nor PEFT.
-    """
+    """Return a problem for each module or parameter name that the base lacks; the answer is kept."""
     tensors = params.model_dump().get("target_parameters") or ()
     modules = isinstance(params, LoraParams) and (
         params.target_modules != "all-linear" or bool(params.exclude_modules)
@@ -212,43 +195,33 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
         if model is not None:
             parameters = [name for name, _ in model.named_parameters()]
             found.extend(_absent("target_parameters", tensors, parameters, parameters, where))
-            if isinstance(params, LoraParams) and not found:
-                found.extend(_unknown_modules(params, model, where))
+        if model is None or found or not isinstance(params, LoraParams):
+            return None if found else True
+        modules = [name for name, _ in model.named_modules()]
+        holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+        config, refusal, adapted = lora_config(params), "", None
+        peft_families.exclude_unadapted(config, model.config.model_type)
+        try:  # PEFT replaces experts' names in the configuration that it knows under others
+            adapted = peft.get_peft_model(model, config)
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            refusal = " ".join(str(error).split())
+        left = _list_names(config.target_modules)
+        targets = [name for name in _list_names(params.target_modules) if name in left]
+        found.extend(_absent("target_modules", targets, modules, holders, where))
+        if set(config.target_parameters or ()) == set(params.target_parameters or ()):
+            excluded = _list_names(params.exclude_modules)
+            found.extend(_absent("exclude_modules", excluded, modules, holders, where))
+        if refusal and not found:
+            found.append(Problem(where, refusal, _EXPECTED, "fix params"))
+        elif adapted and peft_families.adapts_head(adapted):
+            step = "leave lm_head out of params"
+            found.append(Problem(where, peft_families.ADAPTED_HEAD, "modules before the head", step))
         return None if found else True
 
     written = [type(params).__module__, params.model_dump(mode="json")]
     key = digest([base.weights_digest, written, package_versions(), _VERSION])
     memo("adapter_names", key, check)
     return found
-
-
-def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Problem]:
-    """Yield a problem for each unknown module name, and for an adapter on the head.
-
-    Experts' modules that PEFT knows under other names count as known.
-    """
-    from peft import get_peft_model
-
-    modules = [name for name, _ in model.named_modules()]
-    holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
-    config, refusal, adapted = lora_config(params), "", None
-    refused_families.exclude_unadapted(config, model.config.model_type)
-    try:  # PEFT replaces names in the configuration that it knows under others
-        adapted = get_peft_model(model, config)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
-        refusal = " ".join(str(error).split())
-    left = _list_names(config.target_modules)
-    targets = [name for name in _list_names(params.target_modules) if name in left]
-    found = [*_absent("target_modules", targets, modules, holders, where)]
-    if set(config.target_parameters or ()) == set(params.target_parameters or ()):
-        found += _absent("exclude_modules", _list_names(params.exclude_modules), modules, holders, where)
-    yield from found
-    if refusal and not found:
-        yield Problem(where, refusal, _EXPECTED, "fix params")
-    elif adapted and refused_families.adapts_head(adapted):
-        yield Problem(
-            where, refused_families.ADAPTED_HEAD, "modules before the head", "leave lm_head out of params"
-        )
 
 
 def _list_names(names: str | Iterable[str] | None) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.models.devices import Placement
+from harness.models.later import datasets, torch
 from harness.spec import AcceleratePolicy
 
 LAUNCH = "accelerate.json"  # file in a job folder: how to start several processes
@@ -61,26 +62,23 @@ def share_rows(rows: Any, folder: Path) -> Any:
     """Return a dataset that several processes read from files written by the first one."""
     if process_count() == 1:
         return rows
-    from datasets import load_from_disk
-
     if is_first():
         rows.save_to_disk(folder)
     wait_for_all()
-    return load_from_disk(folder)
+    return datasets.load_from_disk(folder)
 
 
 def place_base(device: str) -> Placement | None:
     """Return where one of several processes loads its base: on its GPU, or where it is sharded from."""
     if process_count() == 1 or device == "cpu":
         return None
-    return Placement(None if name_sharding() else {"": f"cuda:{os.environ['LOCAL_RANK']}"})
+    return {} if name_sharding() else {"device_map": {"": f"cuda:{os.environ['LOCAL_RANK']}"}}
 
 
 def most(value: float, device: Any) -> float:
     """Return the maximum over the processes."""
     if process_count() == 1:
         return value
-    import torch
     from accelerate.utils import gather
 
     found: Any = gather(torch.tensor([value], dtype=torch.float64, device=device))
@@ -88,13 +86,7 @@ def most(value: float, device: Any) -> float:
 
 
 def rows_of_each(params: Params, n_processes: int) -> Params:
-    """Return the parameters of one of several processes, which reads its part of a step's rows.
-
-    Its batches are as large as possible.
-
-    Raises:
-        ValueError: the rows of a step cannot be divided evenly.
-    """
+    """Return the parameters of one of several processes; ValueError if rows cannot be divided."""
     size = params.per_device_train_batch_size
     rows = size * params.gradient_accumulation_steps
     if rows % n_processes:
@@ -122,14 +114,6 @@ def sample_together(kind: Any) -> Any:
                 self.args.gradient_accumulation_steps = own
 
     return SharedTrainer
-
-
-def describe_parts(args: Any) -> dict[str, Any]:
-    """Return how a step's rows are divided, for the record; empty for one process."""
-    if process_count() == 1:
-        return {}
-    parts = (process_count(), args.per_device_train_batch_size, args.gradient_accumulation_steps)
-    return dict(zip(("n_processes", "batch_size", "accumulated_batches"), parts, strict=True))
 
 
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # accelerate's names

@@ -1,41 +1,39 @@
-"""PEFT's families of adapters: their configurations, and what each needs in training besides the loop.
+"""PEFT's families of adapters: their configurations, what each needs in training, and what they cannot do.
 
 Invariant: a saved adapter gives, on the published base, the logits that it had in memory. Initialisations
 that change the base's weights (PiSSA, OLoRA) are saved as a LoRA of twice the rank, which differs by rounding
-alone. Source: names and defaults are PEFT's; AdaLoRA's penalty: Zhang et al. 2023 (arXiv:2303.10512),
-equation 4; PiSSA: Meng et al. 2024 (arXiv:2404.02948); EVA: Paischer et al. 2024 (arXiv:2410.07170).
+alone. Adapters of the output head are refused, because TRL's losses multiply hidden states by the head's own
+matrix. Source: names, defaults and layers are PEFT's; AdaLoRA's penalty: Zhang et al. 2023
+(arXiv:2303.10512), equation 4; PiSSA: Meng et al. 2024 (arXiv:2404.02948); EVA: Paischer et al. 2024
+(arXiv:2410.07170).
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from pydantic import ValidationError, create_model
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
+from harness.models import windows
 from harness.models.devices import build_without_weights
+from harness.models.later import peft, torch, transformers
 from harness.models.weight_files import CONVERTED, describe_beside_low_rank
 from harness.progress import quiet_libraries
-from harness.training import refused_families as refused
+from harness.spec import Recipe
 from harness.training.parallel import save_trained
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-    from transformers import TrainerCallback
 
 # Families that route among experts or tasks (Lily by all tokens of a batch), wrap whole adapters or models,
 # or train on special inputs.
 _OWN_LOOPS = ("CPT", "CARTRIDGE", "LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
 # Families that must choose their modules themselves.
 _OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
-# Parameters that choose modules and layers; none is required.
+# Parameters that choose modules.
 _NAMES = ("target_modules", "exclude_modules")
-_OF_MODULES = (*_NAMES, "modules_to_save", "layers_to_transform", "layers_pattern")
 # Keys that the harness sets, or that describe how an adapter is applied later.
 _SET_HERE = ("peft_type", "task_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config")
 _ITERATED = re.compile(r"pissa_niter_\d+")
@@ -49,7 +47,7 @@ class PeftFamily(NamedTuple):
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
-    callbacks: "tuple[TrainerCallback, ...]" = ()
+    callbacks: "tuple[transformers.TrainerCallback, ...]" = ()
     begin: Callable[[Any], None] = lambda trainer: None
     save: Callable[..., None] = lambda model, folder, **given: model.save_pretrained(folder, **given)
     keeps_last: bool = False
@@ -73,19 +71,14 @@ def is_soft_prompt(peft_type: str) -> bool:
     """Tell whether a family's adapters are virtual tokens, which PEFT loads for inference only."""
     if peft_type == "LORA":  # the usual case, answered without importing PEFT
         return False
-    from peft import PromptLearningConfig
-
     config = families().get(peft_type)
-    return config is not None and issubclass(config, PromptLearningConfig)
+    return config is not None and issubclass(config, peft.PromptLearningConfig)
 
 
 def family_problems(
     peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str, quantization: str = ""
 ) -> list[Problem]:
-    """List the problems of a family's adapter on the model in the folder `base`, quantised or not.
-
-    Problems are parameters that PEFT does not know or accept, missing modules and missing packages.
-    """
+    """List what PEFT does not know, accept or find of a family's adapter on the model in `base`."""
     known = families()
     if peft_type not in known:
         why = ", which has a training of its own in PEFT" if peft_type in _OWN_LOOPS else ""
@@ -109,12 +102,7 @@ def family_problems(
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg']})"
         return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
-        said, config = " ".join(str(error).split()), known[peft_type]
-        own = [f.name for f in fields(config) if f.name in config.__annotations__ and f.default is None]
-        unset = [name for name in own if name not in {*params, *_OF_MODULES}]
-        if isinstance(error, TypeError) and unset:  # a family may require some of its own parameters
-            said = f"no {' and no '.join(unset)} ({said})"
-        return [Problem(where, said, expected, "fix params")]
+        return [Problem(where, " ".join(str(error).split()), expected, "fix params")]
     return []
 
 
@@ -149,11 +137,8 @@ def _find_unsupported(
 @cache
 def _try(peft_type: str, params: str, base: Path) -> None:
     """Apply an adapter to a base without weights, once per recipe."""
-    import torch
-    from peft import get_peft_model
-
     config = peft_config(peft_type, json.loads(params))
-    refused.refuse_values(config, json.loads(params))
+    refuse_values(config, json.loads(params))
     tried: Any = config
     if _start(vars(config)):
         tried = replace(tried, init_lora_weights=False)  # other initialisations compute with weights
@@ -161,26 +146,28 @@ def _try(peft_type: str, params: str, base: Path) -> None:
         return  # still packed: PEFT checks it after the run has unpacked it
     if (model := build_without_weights(base)) is None:
         return
-    refused.refuse_soft_prompt(config, model.config)
-    refused.exclude_unadapted(tried, model.config.model_type)
+    if config.is_prompt_learning:
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        n, seen = vars(config)["num_virtual_tokens"], windows(model.config)
+        if most and n >= most:
+            raise ValueError(f"num_virtual_tokens: {n}, where the base reads {most} tokens at most")
+        if seen is None or any(seen):
+            raise ValueError("a soft prompt, and layers that do not attend to everything that was read")
+    exclude_unadapted(tried, model.config.model_type)
     try:
         with torch.device("meta"):
-            made: Any = get_peft_model(model, tried)
+            made: Any = peft.get_peft_model(model, tried)
     except (NotImplementedError, RuntimeError) as error:
         if "negative dimension" in str(error):
             raise ValueError("a size below 0") from error
         return  # some families compute with the weights when they are applied
-    if refused.adapts_head(made):
-        raise ValueError(refused.ADAPTED_HEAD)
-    refused.refuse_start(config, made, _start(vars(config)))
+    if adapts_head(made):
+        raise ValueError(ADAPTED_HEAD)
+    refuse_start(config, made, _start(vars(config)))
 
 
-def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
-    """Build PEFT's configuration of a new adapter of a family.
-
-    Raises:
-        TypeError, ValueError, ImportError: PEFT refuses the parameters, or a package is missing.
-    """
+def peft_config(peft_type: str, params: Mapping[str, Any]) -> "peft.PeftConfig":
+    """Build PEFT's configuration of a new adapter; ImportError, TypeError, ValueError if it refuses."""
     made = families()[peft_type]
     types = get_type_hints(made)
     # PEFT's annotation has a placeholder for PiSSA's number of iterations.
@@ -190,9 +177,7 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     checked = taken.model_validate({name: params[name] for name in own})
     given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
     # In the order in which PEFT saves and opens them, because the first matching pattern counts.
-    given |= {
-        n: dict(sorted(value.items(), key=str)) for n, value in given.items() if refused.is_pattern(n, value)
-    }
+    given |= {n: dict(sorted(value.items(), key=str)) for n, value in given.items() if is_pattern(n, value)}
     if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
         given.setdefault("target_modules", "all-linear")
     if peft_type == "ADALORA":
@@ -201,7 +186,7 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
         from peft import EvaConfig
 
         given.setdefault("eva_config", EvaConfig())
-    config: PeftConfig = made(**given)
+    config: peft.PeftConfig = made(**given)
     return config
 
 
@@ -215,7 +200,7 @@ def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]
         default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else made
         if field is None or isinstance(value, bool) != isinstance(default, bool) or value != default:
             # Pairs, because the order of patterns matters and digests of mappings ignore it.
-            own[name] = sorted(value.items(), key=str) if refused.is_pattern(name, value) else value
+            own[name] = sorted(value.items(), key=str) if is_pattern(name, value) else value
     return sort_names(own)
 
 
@@ -229,17 +214,28 @@ def sort_names(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
+def family_of(config: "peft.PeftConfig", scratch: Path) -> PeftFamily:
     """Return the additions of a configuration's family; `scratch` is a folder for its files."""
     start = _start(vars(config))
     if config.peft_type == "ADALORA":
         # Checkpoints lack the importance of ranks, and PEFT saves only the remaining ranks.
-        return PeftFamily(_orthogonality, (_allocation(),), _schedule, keeps_last=True, begins_anew=True)
+        class RankAllocation(transformers.TrainerCallback):
+            """Callback that updates AdaLoRA's ranks, which trainers do not do."""
+
+            def on_optimizer_step(
+                self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+            ) -> None:
+                model.base_model.update_and_allocate(state.global_step)
+
+        return PeftFamily(_orthogonality, (RankAllocation(),), _schedule, keeps_last=True, begins_anew=True)
     if config.peft_type == "P_TUNING" or vars(config).get("prefix_projection"):
         # PEFT saves only the encoder's output, from which the encoder cannot be restored.
         return PeftFamily(keeps_last=True, begins_anew=True)
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
-        return PeftFamily(_penalize_variant)
+        # KaSA's and MonteCLoRA's penalties, which PEFT leaves to the training loop.
+        return PeftFamily(
+            lambda model: model.base_model._get_kasa_loss() + model.base_model._get_monteclora_loss()  # noqa: SLF001
+        )
     if start == "eva":
         return PeftFamily(begin=_begin_eva)
     if start.startswith(CONVERTED):
@@ -283,28 +279,8 @@ def _schedule(trainer: Any) -> None:
         raise CandidateFailed(found, "a smaller params.tinit or tfinal, or more epochs")
 
 
-def _allocation() -> "TrainerCallback":
-    """Return the callback that updates AdaLoRA's ranks, which trainers do not do."""
-    from transformers import TrainerCallback
-
-    class RankAllocation(TrainerCallback):
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            model.base_model.update_and_allocate(state.global_step)
-
-    return RankAllocation()
-
-
-def _penalize_variant(model: Any) -> "torch.Tensor | float":
-    """Return the penalties of KaSA and MonteCLoRA, which PEFT leaves to the training loop."""
-    lora = model.base_model
-    penalty: torch.Tensor | float = lora._get_kasa_loss() + lora._get_monteclora_loss()  # noqa: SLF001
-    return penalty
-
-
 def _orthogonality(model: Any) -> "torch.Tensor":
     """Return the weighted mean deviation of P and Q from orthogonality, in the Frobenius norm."""
-    import torch
-
     far = []
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
@@ -316,8 +292,6 @@ def _orthogonality(model: Any) -> "torch.Tensor":
 
 def _begin_eva(trainer: Any) -> None:
     """Initialise an adapter by EVA; refuse batches without the tokens that PEFT would wait for forever."""
-    import torch
-    from peft import initialize_lora_eva_weights
     from peft.tuners.lora.eva import prepare_model_inputs_fn_language_modeling as learnt_tokens
 
     config = trainer.model.peft_config["default"]
@@ -329,4 +303,114 @@ def _begin_eva(trainer: Any) -> None:
     if most < n:
         found = f"EVA of rank {rank} needs {n} trained tokens in a batch, and the largest batch has {most}"
         raise CandidateFailed(found, "a larger params.per_device_train_batch_size, or a smaller r")
-    initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())
+    peft.initialize_lora_eva_weights(trainer.model, trainer.get_train_dataloader())
+
+
+UNQUANTIZED = (
+    "ADAMSS",
+    "DEFT",
+    "DELORA",
+    "FROD",
+    "GLORA",
+    "HRA",
+    "OSF",
+    "PEANUT",
+    "PSOFT",
+    "SUPERTUNING",
+    "TINYLORA",
+)
+NOT_ON_NF4 = ("LOHA", "LOKR")  # shaped like the stored matrices, which NF4 packs into a column
+_VARIANTS = ("kasa_config", "monteclora_config")
+
+
+def quantization_problems(
+    recipe: Recipe, params: Mapping[str, Any], device: str, where: str
+) -> Iterator[Problem]:
+    """Yield the problems of an adapter with these PEFT parameters on a recipe's quantised base."""
+    family = params.get("peft_type", "LORA")
+    for key, quantization in (("quantization", recipe.quantization), ("serve_on", recipe.serve_on)):
+        if quantization not in ("int8", "nf4") or (quantization == "nf4" and device != "cuda"):
+            continue
+        why = ""
+        if family in (UNQUANTIZED if quantization == "int8" else (*UNQUANTIZED, *NOT_ON_NF4)):
+            why = f"peft_type: {family}, which computes with unquantised weights"
+        elif str(params.get("init_lora_weights", "")).lower() == "mica":
+            why = "init_lora_weights: mica, which computes with unquantised weights"
+        elif own := next((name for name in _VARIANTS if params.get(name) is not None), ""):
+            why = f"{own}, which PEFT leaves out of quantised layers"
+        elif params.get("use_dora") and quantization == "int8" and device != "cuda":
+            why = "use_dora, whose norms bitsandbytes does not compute in 8 bits on a CPU"
+        if why:
+            expected = "a base in 16 or 32 bits, or an adapter for quantised layers, such as LoRA"
+            yield Problem(where, f"{why}, and {key}: {quantization}", expected, f"remove {key}")
+            return
+
+
+def refuse_values(config: "peft.PeftConfig", params: Mapping[str, Any]) -> None:
+    """Refuse values that PEFT accepts but that cannot be trained, or mean something else once saved."""
+    of = vars(config)
+    for name, pattern in params.items():
+        may_overlap = is_pattern(name, pattern) and not all(map(str.isidentifier, pattern))
+        if may_overlap and list(pattern) != sorted(pattern):
+            found, expected = map(", ".join, (pattern, sorted(pattern)))
+            raise ValueError(f"{name}: {found}; PEFT saves and matches patterns by name: {expected}")
+    if config.is_prompt_learning and not (of.get("num_virtual_tokens") or 0) > 0:
+        raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
+    if config.peft_type == "ADALORA":
+        if of["init_r"] < of["target_r"]:
+            raise ValueError(f"init_r {of['init_r']}, from which ranks fall, below target_r {of['target_r']}")
+        for name in ("target_r", "deltaT"):
+            if of[name] < 1:
+                raise ValueError(f"{name}: {of[name]}, which is 1 at least")
+
+
+def is_pattern(name: str, value: Any) -> bool:
+    """Tell whether a parameter maps module patterns to values, such as ranks."""
+    return name.endswith("_pattern") and isinstance(value, dict)
+
+
+def refuse_start(config: "peft.PeftConfig", made: Any, start: str) -> None:
+    """Refuse starts from a decomposition with a rank above a layer's directions, or on embeddings."""
+    # PEFT would compute undefined values for EVA, save them for PiSSA, and drop embeddings' adapters there.
+    if not start.startswith(("eva", *CONVERTED)):
+        return
+    for name, module in made.named_modules():
+        if start.startswith(CONVERTED) and getattr(module, "lora_embedding_A", None):
+            raise ValueError(f"init_lora_weights: {start} of {name}, an embedding, which PEFT does not save")
+        rank = getattr(module, "r", {}).get("default", 0) if hasattr(module, "lora_A") else 0
+        sizes = [getattr(module, size, rank) for size in ("in_features", "out_features")]
+        if start == "eva":
+            rank, sizes = round(rank * config.eva_config.rho), sizes[:1]  # type: ignore[attr-defined]
+        if rank > min(sizes):
+            of = name.rpartition(".")[2]
+            raise ValueError(f"{rank} directions by init_lora_weights: {start}, and {of} has {min(sizes)}")
+
+
+ADAPTED_HEAD = "an adapter of lm_head, or of embeddings that it is tied to, which no training here trains"
+
+
+def adapts_head(model: Any) -> bool:
+    """Tell whether a PEFT model has an adapter on its output head."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+# Linear layers that take no adapter: routers of experts return more than their products, and the kernels of
+# Mamba-like layers read the weights of `out_proj` directly, so PEFT refuses its low-rank families there.
+_ROUTERS = dict.fromkeys(("llama4", "llama4_text", "phimoe"), "router")
+_FUSED = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), "out_proj")
+_LOW_RANK = ("LORA", "ADALORA", "RANDLORA")
+
+
+def exclude_unadapted(config: "peft.PeftConfig", model_type: str) -> None:
+    """Exclude layers that take no adapter, besides those a configuration excludes, for `all-linear`."""
+    fused = _FUSED if config.peft_type in _LOW_RANK else {}
+    name, of = (_ROUTERS | fused).get(model_type), vars(config)
+    if name is None or of.get("target_modules") != "all-linear" or "exclude_modules" not in of:
+        return
+    written: Any = of["exclude_modules"]
+    if written and not isinstance(written, str):
+        of["exclude_modules"] = {*written, name}
+    else:
+        of["exclude_modules"] = "|".join(filter(None, (rf".*\.{name}", written)))

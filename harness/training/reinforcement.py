@@ -15,7 +15,7 @@ from math import isfinite
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_line
 from harness.metrics import item_scores, load_metrics
 from harness.models import encode_all, join_to_plain_text
+from harness.models.later import Tokenizer, datasets, peft, torch, transformers, trl
 from harness.plugins import Teaching
 from harness.records import Example, Output, PromptText, TrainingRecord, ValidationReward
 from harness.spec import Task, is_path, metric_name
@@ -31,10 +32,6 @@ from harness.training.heads import open_scorer
 from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.tokenized import rows_that_fit
 from harness.training.trainer import LoopParams, Row
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
-    from transformers import PreTrainedTokenizerBase, Trainer
 
 Algorithm = Literal["RLOO", "GRPO"]  # prefixes of TRL's trainers
 Rewards = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
@@ -88,7 +85,7 @@ def train_on_rewards(
     algorithm: Algorithm,
     context: FitContext,
     params: ReinforcedParams,
-    peft_config: "PeftConfig",
+    peft_config: "peft.PeftConfig",
     save_to: Path,
 ) -> TrainingRecord:
     """Train an adapter on rewards of its answers, from the base or from the adapter in `context.init`."""
@@ -111,7 +108,50 @@ def train_on_rewards(
         score = open_scorer(reward.model, reward.source, context.machine, context.chat_template)
     else:
         score = rewards_of(reward)
-    trainer = _trainer(policy, params, algorithm, rows, score)
+    plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
+
+    def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
+        # TRL passes an answer as a text or as a list of one turn; `index` are indices of examples.
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        return [*score([context.train[i] for i in index], [str(text).strip() for text in texts])]
+
+    def begin_epoch(sampler: Any, epoch: int) -> None:
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+    class ResumableTrainer(plain):  # type: ignore[misc, valid-type]
+        """TRL's trainer for our prompts, which continues its sampling order when resumed."""
+
+        _step: int
+
+        def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+            return _encode(prompts, self.processing_class), None, {}
+
+        def _get_train_sampler(self, dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(dataset)
+            sampler.set_epoch = partial(begin_epoch, sampler)
+            return sampler
+
+        def training_step(self, *args: Any, **options: Any) -> Any:
+            if not self._step:
+                # Answers that are reused for several steps are in no checkpoint, so none is saved in between.
+                n = self.num_iterations
+                self.state.save_steps = -(-self.state.save_steps // n) * n
+                self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            return super().training_step(*args, **options)
+
+    score_rows.__name__ = metric_name(reward.written)  # the name under which TRL logs
+    trainer: transformers.Trainer = make_policy_trainer(
+        policy,
+        ResumableTrainer,
+        config,
+        params,
+        {"include_num_input_tokens_seen": "no"},  # TRL counts them itself
+        own=["max_length"],
+        reward_funcs=[score_rows],
+        train_dataset=datasets.Dataset.from_list(rows),
+    )
     made = train_policy(policy, trainer, n_dropped)
     start, history = time.perf_counter(), trainer.state.log_history
     validated = _validate(policy, params, trainer, score)
@@ -129,7 +169,6 @@ def _validate(
     policy: Policy, params: ReinforcedParams, trainer: Any, score: Rewards
 ) -> tuple[ValidationReward, ...]:
     """Reward the greedy answers of the reference and of the trained policy to validation prompts."""
-    import torch
     from trl.models.utils import unwrap_model_for_generation
     from trl.trainer.utils import use_adapter
 
@@ -165,7 +204,7 @@ def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
     return [turns(example.messages) for example in examples]
 
 
-def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+def _encode(prompts: Sequence[Any], tokenizer: Tokenizer) -> list[list[int]]:
     """Turn prompts into the token ids used in evaluation."""
     texts = [
         PromptText(({"role": "user", "content": one},), chat_template=False)
@@ -176,76 +215,12 @@ def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> lis
     return [list(one.context) for one in encode_all(tokenizer, texts)]
 
 
-def _trainer(
-    policy: Policy, params: ReinforcedParams, algorithm: Algorithm, rows: list[Row], score: Rewards
-) -> "Trainer":
-    import trl
-    from datasets import Dataset
-
-    context = policy.context
-    assert context.reward is not None
-
-    def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
-        # TRL passes an answer as a text or as a list of one turn; `index` are indices of examples.
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [*score([context.train[i] for i in index], [str(text).strip() for text in texts])]
-
-    score_rows.__name__ = metric_name(context.reward.written)  # the name under which TRL logs
-    plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
-    made: Trainer = make_policy_trainer(
-        policy,
-        _make_resumable(plain),
-        config,
-        params,
-        {"include_num_input_tokens_seen": "no"},  # TRL counts them itself
-        own=["max_length"],
-        reward_funcs=[score_rows],
-        train_dataset=Dataset.from_list(rows),
-    )
-    return made
-
-
-def _make_resumable(plain: Any) -> Any:
-    """Return TRL's trainer for our prompts, which continues its sampling order when resumed."""
-    import torch
-
-    def begin_epoch(sampler: Any, epoch: int) -> None:
-        sampler.generator.manual_seed(sampler.seed)
-        for _ in range(epoch):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
-
-    class ResumableTrainer(plain):  # type: ignore[misc]
-        _step: int
-
-        def _tokenize_prompts(self, prompts: Sequence[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-            return _encode(prompts, self.processing_class), None, {}
-
-        def _get_train_sampler(self, dataset: Any = None) -> Any:
-            sampler = super()._get_train_sampler(dataset)
-            sampler.set_epoch = partial(begin_epoch, sampler)
-            return sampler
-
-        def training_step(self, *args: Any, **options: Any) -> Any:
-            if not self._step:
-                # Answers that are reused for several steps are in no checkpoint, so none is saved in between.
-                n = self.num_iterations
-                self.state.save_steps = -(-self.state.save_steps // n) * n
-                self._step = self.state.global_step * self.args.gradient_accumulation_steps
-            return super().training_step(*args, **options)
-
-    return ResumableTrainer
-
-
 _FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
 _FIX = "fix the function"
 
 
 def rewards_of(reward: Reward) -> Rewards:
-    """Return a function from examples and answers to rewards, from a metric or a file.
-
-    Raises:
-        UserError: the file has no such function, or the metric cannot be computed on the task.
-    """
+    """Return what rewards answers to examples, by a metric or a file; UserError if neither can be used."""
     if is_path(reward.written) and not is_metric_file(Path(reward.written)):
         return _reward_by_file(Path(reward.written))
     assert reward.task is not None
@@ -263,11 +238,7 @@ def rewards_of(reward: Reward) -> Rewards:
 
 
 def is_metric_file(path: Path) -> bool:
-    """Tell whether a file defines a metric instead of a function `reward`.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Tell whether a file defines a metric instead of a function `reward`; UserError if it cannot be read."""
     module = _module(path)
     return callable(getattr(module, "metric", None)) and not hasattr(module, "reward")
 

@@ -1,35 +1,39 @@
-"""Supervised fine-tuning on completions, of an adapter or of the whole model."""
+"""Supervised fine-tuning on completions, by TRL's trainer; batch rows that share a prefix may be joined.
+
+Invariant: each token of joined rows attends to the earlier tokens of its own row, at their positions in that
+row, so loss and gradients equal those of separate rows. Rows share only tokens before their first label.
+"""
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf, isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
+from harness.cache import memo
 from harness.errors import CandidateFailed
-from harness.models import mask_assistant
+from harness.models import common_length, mask_assistant
+from harness.models.batching import Tokens
 from harness.models.devices import load_base
 from harness.models.hardware import dtype
-from harness.models.hub import map_end_tokens
+from harness.models.hub import ModelSource, is_packed, map_end_tokens
+from harness.models.later import Model, Tokenizer, datasets, peft, torch, transformers, trl
+from harness.models.loglikelihood import ask_copy
+from harness.models.prefix_cache import additive_mask, longest_alike, windows
 from harness.progress import quiet_libraries
-from harness.records import Example, TrainingRecord, parse_json
+from harness.provenance import package_versions, versions_of
+from harness.records import Example, TrainingRecord, digest, parse_json
 from harness.regularizers import has_hook
-from harness.training import parallel, shared_beginnings, tokenized
+from harness.training import parallel, tokenized
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, curve
 from harness.training.peft_families import PLAIN, PeftFamily, family_of, virtual_tokens
-from harness.training.trainer import LoopParams, Row
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTTrainer
-
+from harness.training.trainer import PLAIN_SCORES, LoopParams, Row
 
 # Fields of `Method` for methods that train a part of the model by `fine_tune`.
 SUPERVISED: dict[str, Any] = {
@@ -72,7 +76,7 @@ class SupervisedParams(LoopParams):
 def fine_tune(
     context: FitContext,
     params: SupervisedParams,
-    peft_config: "PeftConfig | None",
+    peft_config: "peft.PeftConfig | None",
     save_to: Path,
     save: "Callable[[Any, Path], None] | None" = None,
 ) -> TrainingRecord:
@@ -84,9 +88,7 @@ def fine_tune(
     `prepare` left trainable are in fp32, and `save` writes them.
     """
     quiet_libraries()
-    from transformers import set_seed
-
-    set_seed(context.seed)
+    transformers.set_seed(context.seed)
     machine, scratch = context.machine, save_to.parent / CHECKPOINTS
     family = family_of(peft_config, save_to.parent) if peft_config else PLAIN
     if family.begins_anew:
@@ -138,7 +140,7 @@ def fine_tune(
 
 
 def _save_model(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     precision: "torch.dtype",
     model: Any,
     folder: Path,
@@ -161,7 +163,7 @@ def _save_model(
 def _rows(
     examples: Sequence[Example],
     context: FitContext,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     params: SupervisedParams,
 ) -> tuple[list[Row], int]:
     ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
@@ -180,16 +182,12 @@ def _rows(
 def _trainer(
     context: FitContext,
     params: SupervisedParams,
-    adapter: "tuple[PeftConfig | None, PeftFamily]",
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    adapter: "tuple[peft.PeftConfig | None, PeftFamily]",
+    model: Model,
+    tokenizer: Tokenizer,
     rows: tuple[list[Row], list[Row]],
     scratch: Path,
-) -> "SFTTrainer":
-    from datasets import Dataset
-    from transformers import EarlyStoppingCallback
-    from trl import SFTConfig, SFTTrainer
-
+) -> "trl.SFTTrainer":
     peft_config, family = adapter
     n_trained = None if peft_config else sum(p.numel() for p in model.parameters() if p.requires_grad)
     arguments: dict[str, Any] = {
@@ -203,10 +201,12 @@ def _trainer(
         arguments["save_steps"] = steps
     in_tiles = context.machine.device == "cuda" and not has_hook(context.regularize, "smoothing")
     kind = make_tiled_loss_trainer() if in_tiles else whole_loss_trainer()
-    stopping = [] if family.keeps_last else [EarlyStoppingCallback(params.early_stopping_patience)]
-    trainer: SFTTrainer = loop.make_trainer(
+    stopping = (
+        [] if family.keeps_last else [transformers.EarlyStoppingCallback(params.early_stopping_patience)]
+    )
+    trainer: trl.SFTTrainer = loop.make_trainer(
         _of_family(kind, family),
-        SFTConfig,
+        trl.SFTConfig,
         context,
         params,
         tokenizer,
@@ -218,11 +218,11 @@ def _trainer(
         model=model,
         processing_class=tokenizer,
         peft_config=peft_config,
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]),
+        train_dataset=datasets.Dataset.from_list(rows[0]),
+        eval_dataset=datasets.Dataset.from_list(rows[1]),
     )
     if not has_hook(context.regularize, "DRAWS"):
-        setattr(trainer, "joins_rows", shared_beginnings.can_join(trainer.model, context.source.path))  # noqa: B010
+        setattr(trainer, "joins_rows", can_join(trainer.model, context.source.path))  # noqa: B010
     if params.packing and not tokenized.joins_packs(model):
         batch_packs(trainer.data_collator)
     return trainer
@@ -233,7 +233,7 @@ def batch_packs(collator: Any) -> None:
     collator.padding_free, collator.return_position_ids = False, True
 
 
-def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
+def _of_family(kind: "type[trl.SFTTrainer]", family: PeftFamily) -> "type[trl.SFTTrainer]":
     """Return a trainer that adds an adapter family's penalty to the loss and saves the parts it keeps."""
     if family.penalty is PLAIN.penalty and not family.keeps_part:
         return kind
@@ -256,14 +256,10 @@ def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer
     return FamilyTrainer
 
 
-def make_tiled_loss_trainer() -> "type[SFTTrainer]":
-    """Return TRL's trainer, which computes its loss in tiles of logits to save GPU memory.
+def make_tiled_loss_trainer() -> "type[trl.SFTTrainer]":
+    """Return TRL's trainer, with its loss in tiles of logits; packs in rows of their own get no mask."""
 
-    Packs in rows of their own are passed without a mask, so that transformers separates them by position.
-    """
-    from trl import SFTTrainer
-
-    class TiledLossTrainer(SFTTrainer):
+    class TiledLossTrainer(trl.SFTTrainer):
         def compute_loss(
             self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -275,16 +271,14 @@ def make_tiled_loss_trainer() -> "type[SFTTrainer]":
     return TiledLossTrainer
 
 
-def whole_loss_trainer() -> "type[SFTTrainer]":
+def whole_loss_trainer() -> "type[trl.SFTTrainer]":
     """Return TRL's trainer with the loss computed in one piece, and label smoothing in training only.
 
     With `joins_rows`, prefixes that rows of a batch share are read once. Logits are computed only where some
     row has a label: TRL's conversion of the vocabulary matrix in chunks takes 43 % of a step on a CPU.
     """
-    import torch
-    from trl import SFTTrainer
 
-    class WholeLossTrainer(SFTTrainer):
+    class WholeLossTrainer(trl.SFTTrainer):
         joins_rows = False
 
         def compute_loss(
@@ -296,7 +290,7 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             joined = None
             if self.joins_rows and not is_packed:
                 batch = [inputs[name] for name in _BATCH_FIELDS]
-                joined = shared_beginnings.join_rows(self.accelerator.unwrap_model(model), *batch)
+                joined = join_rows(self.accelerator.unwrap_model(model), *batch)
             if joined:
                 read, kept, targets = joined.inputs, joined.kept, joined.targets
             else:
@@ -327,3 +321,126 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             return (loss, outputs) if return_outputs else loss
 
     return WholeLossTrainer
+
+
+_FEWEST = 8  # tokens of a prefix that is worth sharing
+_NO_LABEL = -100  # as in transformers
+_MOST = isqrt(
+    PLAIN_SCORES
+)  # tokens of a sequence whose attention scores are no more than those of padded rows
+_SAVES = 0.9  # largest share of the padded batch's tokens that the joined sequence may have
+
+
+class JoinedRows(NamedTuple):
+    """Joined rows: ids and positions (1, t), mask (1, 1, t, t); `kept` (n) predict `targets` (n)."""
+
+    input_ids: "torch.Tensor"
+    position_ids: "torch.Tensor"
+    attention_mask: "torch.Tensor"
+    kept: "torch.Tensor"
+    targets: "torch.Tensor"
+
+    @property
+    def inputs(self) -> "dict[str, torch.Tensor]":
+        """Inputs of the model under transformers' names."""
+        return {name: getattr(self, name) for name in ("input_ids", "position_ids", "attention_mask")}
+
+
+def join_rows(
+    model: Model,
+    input_ids: "torch.Tensor",
+    attention_mask: "torch.Tensor",
+    labels: "torch.Tensor",
+) -> JoinedRows | None:
+    """Join the rows of a batch (b, t) that is padded on the right; labels are -100 where nothing is learned.
+
+    Returns None if that saves little, or if attention over the long sequence would cost more than it saves.
+    """
+    lengths = attention_mask.sum(1).tolist()
+    rows, learned = (
+        [tuple(row[:length]) for row, length in zip(tensor.tolist(), lengths, strict=True)]
+        for tensor in (input_ids, labels)
+    )
+    ids, positions, kept, targets = list[int](), list[int](), list[int](), list[int]()
+    # For each token, the start of its part of the sequence and the start of the prefix before that part.
+    parts: list[tuple[int, int]] = []
+    for n_shared, members in _group(rows, learned):
+        beginning = len(ids)
+        ids += rows[members[0]][:n_shared]
+        positions += range(n_shared)
+        parts += [(beginning, beginning)] * n_shared
+        for member in members:
+            row, start = rows[member], len(ids)
+            ids += row[n_shared:]
+            positions += range(n_shared, len(row))
+            parts += [(start, beginning if n_shared else start)] * (len(row) - n_shared)
+            at = [place for place, label in enumerate(learned[member]) if place and label != _NO_LABEL]
+            kept += [start + place - 1 - n_shared for place in at]
+            targets += [learned[member][place] for place in at]
+    if len(ids) > min(_MOST, _SAVES * input_ids.numel()):
+        return None
+    own, before = torch.tensor(parts).T
+    seen = ((own == own[:, None]) | (own == before[:, None])).tril()
+    mask = additive_mask(model, seen[None])
+    predicting, predicted = (torch.tensor(values, dtype=torch.long) for values in (kept, targets))
+    return JoinedRows(torch.tensor([ids]), torch.tensor([positions]), mask, predicting, predicted)
+
+
+def _group(rows: Sequence[Tokens], labels: Sequence[Tokens]) -> list[tuple[int, list[int]]]:
+    """Group rows by shared prefix; return each prefix's length (0 for a single row) and row numbers."""
+    groups: list[tuple[int, list[int]]] = []
+    for number, row in enumerate(rows):
+        # The token before the first label predicts that label, so it is never shared.
+        first_label = next(
+            (place for place, label in enumerate(labels[number]) if label != _NO_LABEL), len(row)
+        )
+        most = max(0, first_label - 1)
+        best, gained, joined = -1, 0, 0
+        for group, (n_shared, members) in enumerate(groups):
+            length = min(n_shared, most, common_length((rows[members[0]], row)))
+            gain = len(members) * length - (len(members) - 1) * n_shared
+            if length >= _FEWEST and gain > gained:
+                best, gained, joined = group, gain, length
+        if best < 0:
+            groups.append((most, [number]))
+        else:
+            groups[best] = (joined, [*groups[best][1], number])
+    return [(n_shared if len(members) > 1 else 0, members) for n_shared, members in groups]
+
+
+def can_join(model: Any, path: Path) -> bool:
+    """Tell whether a model in training on a CPU gives joined rows the results of separate ones."""
+    drops = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
+    counts = getattr(model.config.get_text_config(), "output_router_logits", False)
+    adapters = getattr(model, "peft_config", {}).values()
+    apart = all(one.peft_type == "LORA" and not getattr(one, "velora_config", None) for one in adapters)
+    if model.device.type != "cpu" or drops or counts or not apart:
+        return False
+    return _joins_by_copy(path)
+
+
+def joins_rows_of(source: ModelSource) -> bool:
+    """Tell whether a base can train on joined rows; the answer is remembered, so estimates need no torch."""
+    key = digest([source.weights_digest, package_versions(), versions_of("sft")])
+    return is_packed(source) or bool(memo("joined_rows", key, lambda: _joins_by_copy(source.path)))
+
+
+def _joins_by_copy(path: Path) -> bool:
+    with torch.random.fork_rng():
+        return ask_copy(path, _reads_alike) or False
+
+
+def _reads_alike(copy: Any) -> bool:
+    """Tell whether a copy of a base gives two joined rows the logits of separate rows and draws nothing."""
+    if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
+        return False
+    beginning = list(range(20, 20 + _FEWEST))
+    rows = torch.tensor([[*beginning, 1, 2, 3, 4], [*beginning, 5, 6, 7, 8]])
+    labels = torch.where(rows < 20, rows, _NO_LABEL)
+    labels[:, _FEWEST] = _NO_LABEL
+    joined, before = join_rows(copy.train(), rows, torch.ones_like(rows), labels), torch.get_rng_state()
+    assert joined is not None
+    with torch.no_grad():
+        alone = copy(input_ids=rows).logits[:, _FEWEST:-1].flatten(0, 1)
+        found = copy(**joined.inputs, use_cache=False).logits[0, joined.kept]
+    return torch.allclose(found, alone, atol=1e-3) and torch.equal(before, torch.get_rng_state())

@@ -15,14 +15,12 @@ from harness.cache import cache_dir, fill_cache_file
 from harness.errors import CandidateFailed
 from harness.models import encode_answered
 from harness.models.hub import ModelSource, map_end_tokens
+from harness.models.later import Model, Tokenizer, datasets, torch
 from harness.provenance import versions_of
 from harness.records import Example, PromptText, digest
 from harness.training.parallel import name_sharding
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from harness.training.context import FitContext
     from harness.training.trainer import LoopParams
 
@@ -38,7 +36,7 @@ def tokenize(
     examples: Sequence[Example],
     answers: Sequence[tuple[str, ...]],
     chat: bool,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     source: ModelSource,
 ) -> list[Tokens]:
     """Return the tokens of examples, each with the same number of answers."""
@@ -47,9 +45,7 @@ def tokenize(
     ends = map_end_tokens(source, tokenizer)
     key = digest([texts, chat, source.template_digest, ends, versions, versions_of("tokens", "tokenization")])
 
-    def make() -> "Dataset":
-        from datasets import Dataset
-
+    def make() -> "datasets.Dataset":
         rows = [PromptText(e.messages, a, chat) for e, of in zip(examples, answers, strict=True) for a in of]
         made = iter(encode_answered(tokenizer, rows, ends))
         joined = []
@@ -57,7 +53,7 @@ def tokenize(
             encoded = [next(made) for _ in of]
             wholes = [[*one.context, *one.continuation] for one in encoded]
             joined.append({"start": len(encoded[0].context), "wholes": wholes})
-        return Dataset.from_list(joined)
+        return datasets.Dataset.from_list(joined)
 
     made = cache_dataset(key, make) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in made]
@@ -66,7 +62,7 @@ def tokenize(
 def tokenized_rows(
     context: "FitContext",
     examples: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     max_length: int,
     make_row: Callable[[Example, int, list[int]], dict[str, Any]],
     what: str = "rows to train or validate on",
@@ -106,15 +102,14 @@ def rows_that_fit(
     return kept, len(rows) - len(kept)
 
 
-def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
+def cache_dataset(key: str, make: "Callable[[], datasets.Dataset]") -> "datasets.Dataset":
     """Return the dataset cached under a key, or make and cache it."""
     import pyarrow as pa
-    from datasets import Dataset
     from pyarrow import parquet
 
     memory = cache_dir() / "training" / f"{key}.parquet"
     with suppress(OSError, pa.ArrowInvalid):  # missing or damaged
-        return Dataset(parquet.read_table(memory, page_checksum_verification=True))
+        return datasets.Dataset(parquet.read_table(memory, page_checksum_verification=True))
     made = make()
     with suppress(OSError):  # a read-only folder only costs time
         fill_cache_file(memory, partial(parquet.write_table, made.data.table, write_page_checksum=True))
@@ -124,10 +119,12 @@ def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":
 FEWEST_STEPS = 100  # a learning rate chosen for unpacked rows needs some steps
 
 
-def check_packing(params: "LoopParams", lengths: Sequence[int], model: "PreTrainedModel") -> str:
+def check_packing(params: "LoopParams", lengths: Sequence[int], model: Model) -> str:
     """Explain why rows of these lengths (in tokens) must not be packed; empty if they may be."""
     n_packs = ceil(sum(lengths) / params.max_length)  # filled to the last token
-    if (steps := count_row_steps(params, n_packs)) < FEWEST_STEPS:
+    batches = ceil(n_packs / params.per_device_train_batch_size)
+    steps = ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
+    if (steps := params.max_steps if params.max_steps > 0 else steps) < FEWEST_STEPS:
         return f"would leave {steps} optimiser steps, fewer than {FEWEST_STEPS}"
     if name_sharding():
         return "may let a row see others: that cannot be told of a sharded model"
@@ -136,26 +133,13 @@ def check_packing(params: "LoopParams", lengths: Sequence[int], model: "PreTrain
     return ""
 
 
-def count_row_steps(params: "LoopParams", n_rows: int) -> int:
-    """Count the optimiser steps of a training on `n` rows or packs, in one process."""
-    if params.max_steps > 0:
-        return params.max_steps
-    batches = ceil(n_rows / params.per_device_train_batch_size)
-    return ceil(ceil(batches / params.gradient_accumulation_steps) * params.num_train_epochs)
-
-
-def joins_packs(model: "PreTrainedModel") -> bool:
+def joins_packs(model: Model) -> bool:
     """Tell whether a model uses FlashAttention, which reads a batch of packs as one row, but not in fp32."""
     return "flash" in str(model.config._attn_implementation)  # noqa: SLF001  (it has no getter)
 
 
-def keeps_rows_apart(model: "PreTrainedModel", *, flash: bool = False) -> bool:
-    """Tell whether a row in a packed sequence is read independently of the row before it.
-
-    With `flash` the test runs in bf16, which FlashAttention needs.
-    """
-    import torch
-
+def keeps_rows_apart(model: Model, *, flash: bool = False) -> bool:
+    """Tell whether a row in a pack is read independently of the one before it; with `flash` in bf16."""
     first = torch.arange(1, 5), torch.arange(5, 9)
     second, positions = torch.tensor([3, 1, 2]), torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     with torch.no_grad(), torch.autocast(str(model.device.type), torch.bfloat16, enabled=flash):

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,16 +16,26 @@ from harness import regularizers
 from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory
 from harness.models.hardware import Machine
+from harness.models.later import Model, Tokenizer, torch, transformers
 from harness.progress import Advance
 from harness.records import Example, TrainingRecord
 from harness.spec import Spec
-from harness.training import checkpoints, parallel
-from harness.training.context import TRACKED, FitContext, count_pairs, figures, scale_callback
+from harness.training import parallel
+from harness.training.context import (
+    SAVED_EVERY,
+    TRACKED,
+    FitContext,
+    checkpoint_callback,
+    count_pairs,
+    figures,
+    find_last_checkpoint,
+    make_tracking_callback,
+    read_state,
+    scale_callback,
+    skip_cards,
+)
 from harness.training.live_trackers import live_callback
 from harness.training.tokenized import tokenized_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 Row = dict[str, Any]
 
@@ -94,7 +104,7 @@ def attention(machine: Machine) -> str:
     return "flash_attention_2" if fits and is_flash_attn_2_available() else "sdpa"
 
 
-def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> None:
+def attend_plainly(model: Model, longest: int, batch_size: int) -> None:
     """Use eager attention, which keeps all scores, for short rows on a CPU: it is far faster there."""
     if model.device.type == "cpu" and batch_size * longest**2 <= PLAIN_SCORES:
         model.set_attn_implementation("eager")
@@ -138,7 +148,6 @@ def is_of_bitsandbytes(optim: str | None) -> bool:
 
 def settings(context: FitContext, params: LoopParams, n_trained: float | None = None) -> dict[str, Any]:
     """Return the TRL arguments that all methods share, and those of `KNOBS` that the user set."""
-    import torch
     from transformers.utils import is_bitsandbytes_available
 
     recompute, on_gpu = False, context.machine.device == "cuda"
@@ -164,7 +173,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "dataloader_pin_memory": on_gpu,
         "train_sampling_strategy": "group_by_length",
         "save_strategy": "epoch",
-        "save_steps": checkpoints.SAVED_EVERY,
+        "save_steps": SAVED_EVERY,
         "restore_callback_states_from_checkpoint": True,  # the patience that early stopping has used up
         **regularizers.arguments(context.regularize),
         **own,
@@ -183,9 +192,7 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
     }
 
 
-def add_regularizers(
-    kind: Any, context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> Any:
+def add_regularizers(kind: Any, context: FitContext, tokenizer: Tokenizer, max_length: int) -> Any:
     """Return a subclass of a trainer that applies the context's regularisers, penalties once per step."""
     given, kind = context.regularize, _draw_apart(kind, context)
     if not regularizers.has_hook(given, "penalty", "step", "select"):
@@ -206,7 +213,7 @@ def add_regularizers(
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
             n_planned = 0  # read before training, which removes the checkpoint
             if resume_from_checkpoint:
-                n_planned = checkpoints.read_state(Path(resume_from_checkpoint))["max_steps"]
+                n_planned = read_state(Path(resume_from_checkpoint))["max_steps"]
             found = super().train(resume_from_checkpoint, **options)
             steps = self.state.global_step, n_planned or self.state.max_steps
             moved = regularizers.select_moved_names(given, list(self.trained), *steps, context.seed)
@@ -243,13 +250,9 @@ def add_regularizers(
 
 
 def _draw_apart(kind: Any, context: FitContext) -> Any:
-    """Return a subclass of a trainer whose random draws on a CPU depend on seed, step and batch alone.
-
-    Only if a regulariser draws at random. The generator, which shuffles rows, is restored after each pass.
-    """
+    """Return a trainer whose draws on a CPU depend on seed, step and batch alone, if a regulariser draws."""
     if not regularizers.has_hook(context.regularize, "DRAWS"):
         return kind
-    import torch
 
     class ApartTrainer(kind):  # type: ignore[misc]
         read: tuple[int, int] = (-1, 0)  # the current step and the number of its batches read so far
@@ -283,7 +286,7 @@ def make_trainer(
     config: Any,
     context: FitContext,
     params: LoopParams,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Tokenizer,
     scratch: Path,
     arguments: Mapping[str, Any],
     *,
@@ -314,35 +317,29 @@ def make_trainer(
             raise CandidateFailed(found, "other params") from error
 
 
-def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
-    """Keep the weights of some checkpoints, written by `save`, if the context asks for it.
-
-    `save_to` is the folder of the finished weights, named after their kind.
-    """
-    from transformers import EarlyStoppingCallback
-
+def track(
+    trainer: "transformers.Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]
+) -> None:
+    """Keep the weights of some checkpoints, written by `save`; `save_to` is named after their kind."""
     if context.track:
         kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
-        stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
+        stopping = any(
+            isinstance(one, transformers.EarlyStoppingCallback) for one in trainer.callback_handler.callbacks
+        )
         ends = stopping and not context.pause_at
         weights = context.track, save_to.name, base_digest, save
         pause_at = context.pause_at or context.show_at
-        trainer.add_callback(checkpoints.make_tracking_callback(kept, *weights, ends=ends, pause_at=pause_at))
+        trainer.add_callback(make_tracking_callback(kept, *weights, ends=ends, pause_at=pause_at))
 
 
 def run(
-    trainer: "Trainer", start: float, n_dropped: int, save: Callable[[Any], None], trained_in: str = "fp32"
+    trainer: "transformers.Trainer",
+    start: float,
+    n_dropped: int,
+    save: Callable[[Any], None],
+    trained_in: str = "fp32",
 ) -> TrainingRecord:
-    """Train, resuming from the last complete checkpoint; save the weights and return the training record.
-
-    `start` is the `time.perf_counter` at which training began, minus the time of earlier interrupted calls.
-
-    Raises:
-        CandidateFailed: out of memory.
-        Diverged: the loss was NaN or infinite.
-    """
-    import torch
-    from transformers import PrinterCallback
+    """Train from the last checkpoint, save, return the record; `start` is `start_time`. Diverged at NaN."""
     from transformers.utils import is_liger_kernel_available
 
     if trainer.args.device.type == "cuda":
@@ -356,30 +353,36 @@ def run(
         _keep_updates(trainer.model)
     _spare_casts(trainer.model)
     # With progress bars off, the trainer would print each log line to stdout, which is for results.
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
     if parallel.is_first():
-        checkpoints.find_last_checkpoint(folder, clean=True)
+        find_last_checkpoint(folder, clean=True)
     parallel.wait_for_all()
-    last = checkpoints.find_last_checkpoint(folder)
-    trainer.add_callback(checkpoints.checkpoint_callback(start, last))
+    last = find_last_checkpoint(folder)
+    trainer.add_callback(checkpoint_callback(start, last))
     if trainer.args.fp16:
         trainer.add_callback(scale_callback())
-    state = checkpoints.read_state(last.folder) if last else None
+    state = read_state(last.folder) if last else None
     if state and state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
         # transformers does not restore that training had stopped, and would go on to the end of the epoch.
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
-    with explain_out_of_memory(), checkpoints.skip_cards(trainer):
+    with explain_out_of_memory(), skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     save(trainer.model)
     parallel.wait_for_all()
     made = figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
-    return replace(made, **parallel.describe_parts(trainer.args))
+    if (n := parallel.process_count()) == 1:
+        return made
+    batch_size, accumulated = (
+        trainer.args.per_device_train_batch_size,
+        trainer.args.gradient_accumulation_steps,
+    )
+    return replace(made, n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
 
 
 def start_time(folder: Path) -> float:
     """Return the `time.perf_counter` at which training began, as if earlier calls had ended just now."""
-    last = checkpoints.find_last_checkpoint(folder)
+    last = find_last_checkpoint(folder)
     return time.perf_counter() - (last.elapsed_s if last else 0.0)
 
 
@@ -392,11 +395,7 @@ def _keep_updates(model: Any) -> None:
 
 
 def _spare_casts(model: Any) -> None:
-    """Skip PEFT's cast of a LoRA layer's input to fp32, which autocast would undo: the numbers stay the same.
-
-    Layers with dropout are left alone, because dropout would then draw in bf16.
-    """
-    import torch
+    """Skip PEFT's cast of LoRA inputs to fp32, which autocast undoes; dropout would draw in bf16."""
     from peft.tuners.lora import Linear
 
     def leave(cast: Callable[[Any, Any], Any], rows: Any, dtype: Any) -> Any:
@@ -410,11 +409,10 @@ def _spare_casts(model: Any) -> None:
             layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
 
 
-def progress_callback(advance: Advance) -> "TrainerCallback":
+def progress_callback(advance: Advance) -> "transformers.TrainerCallback":
     """Return a callback that reports progress and ends the training when the loss is NaN or infinite."""
-    from transformers import TrainerCallback
 
-    class LossReportCallback(TrainerCallback):
+    class LossReportCallback(transformers.TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Row | None = None, **_: Any) -> None:
             losses = {
                 name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")

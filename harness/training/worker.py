@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,7 @@ def _run(arguments: Sequence[str], say: Any, advance: Advance) -> int:
 
 
 def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
-    """Run the job of a folder in one or several new processes, which always end with this call.
-
-    Raises:
-        HarnessError, OSError, RuntimeError: the errors of `run_job`.
-        CandidateFailed: a process was killed.
-    """
+    """Run a folder's job in new processes, which end with this call; raise what `run_job` raised."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     if not command and (folder / LAUNCH).exists():  # several processes share the job
         launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
@@ -91,12 +87,16 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         error: Exception | None = None
         try:
             for line in worker.stdout:
-                kind, *content = _message(line)
+                said = None
+                with suppress(ValueError):
+                    said = json.loads(line)
+                # Any other line is a launcher's, such as DeepSpeed's.
+                kind, *content = said if isinstance(said, list) and said else [None]
                 if kind == "error":
                     error = error or decode_error(*content)  # with several processes, the first error counts
                 elif kind == "advance":
                     advance(*content)
-                else:  # a line of a launcher, such as DeepSpeed's
+                else:
                     log.write(line.encode())
                     log.flush()
         except BaseException:
@@ -113,15 +113,6 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         raise KeyboardInterrupt
     if worker.returncode:
         raise _describe_end(worker.returncode, folder / LOG)
-
-
-def _message(line: str) -> list[Any]:
-    """Parse a worker's line; any other line gets an unknown kind."""
-    try:
-        said = json.loads(line)
-    except ValueError:
-        said = None
-    return said if isinstance(said, list) and said else [None]
 
 
 def _describe_end(code: int, log: Path) -> CandidateFailed:

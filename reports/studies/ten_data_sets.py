@@ -20,7 +20,7 @@ import harness
 from harness.cli.progress_bar import TerminalProgress
 from harness.experiment import scaffold
 from harness.formatting import seconds
-from harness.models.embedded_model import NAMES
+from harness.models.hub import NAMES
 from harness.models.hardware import probe
 from tests import ten_kinds
 from tests.ten_kinds import KINDS, Kind

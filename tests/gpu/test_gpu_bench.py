@@ -22,7 +22,7 @@ from random_llama import RandomModel
 from the_gpu import gpu
 from training_speed import Recipe
 
-from harness.models import embedded_model
+from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.training import LowRankParams
@@ -146,7 +146,7 @@ def test_a_tiny_model_on_the_cpu_is_measured_the_same_way(tiny, tmp_path, monkey
 @pytest.fixture
 def large_model(tmp_path):
     """Build the largest model that fits the GPU, and remove its gigabytes, which pytest would keep."""
-    machine, tokenizer = gpu(), Path(os.environ.get("HARNESS_GPU_TOKENIZER") or embedded_model.unpack())
+    machine, tokenizer = gpu(), Path(os.environ.get("HARNESS_GPU_TOKENIZER") or hub.unpack())
     size = random_llama.choose_size(tokenizer, tmp_path)
     try:
         yield random_llama.build(tmp_path / "model", size, tokenizer, machine)

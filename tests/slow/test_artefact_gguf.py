@@ -7,7 +7,7 @@ from tiny_experiment import runs_of
 from harness import store
 from harness.errors import CandidateFailed
 from harness.models import artefacts
-from harness.models.embedded_model import find_packaged_gguf
+from harness.models.hub import find_packaged_gguf
 from harness.store import Store
 
 

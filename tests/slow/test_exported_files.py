@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from harness.models.embedded_model import unpack
+    from harness.models.hub import unpack
 
     folder = tmp_path_factory.mktemp("made")
     path = tiny_experiment.write(folder, "smollm2-135m", THEIRS)
@@ -55,15 +55,15 @@ def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(
     session = tiny_experiment.session(made)
     run = release.find_run(load_study(config.load(made)), "theirs")
     plans = [exports.plan_export(session, run, "gguf", of, tmp_path / of) for of in ("f32", "q4_k_m")]
-    first, second = (exports.export_run(session, plan) for plan in plans)
-    assert {"F32"} == set(first.export.types)  # as the run computed, so that no answer hangs on rounding
-    assert {"Q4_K", "Q5_0", "F32"} < set(second.export.types)  # rows of 576 are not divisible by 256
-    for plan, export in ((plans[0], first.export), (plans[1], second.export)):
+    (folder, first, _), (_, second, _) = (exports.export_run(session, plan) for plan in plans)
+    assert {"F32"} == set(first.types)  # as the run computed, so that no answer hangs on rounding
+    assert {"Q4_K", "Q5_0", "F32"} < set(second.types)  # rows of 576 are not divisible by 256
+    for plan, export in ((plans[0], first), (plans[1], second)):
         assert plan.n_bytes == pytest.approx(export.n_bytes, rel=0.1)
     items = session.target.examples("test")
     rows = store.read_samples(session.store, run.rows["letters/test"], [item.id for item in items])
     prompts = json.dumps([list(item.messages) for item in items])
-    file = exports.main_file(first.folder, first.export)
+    file = exports.main_file(folder, first)
     python = Path(program).with_name("python")
     done = subprocess.run(
         [python, "-I", "-c", ANSWER, str(file), prompts], capture_output=True, text=True, check=True

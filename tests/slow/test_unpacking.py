@@ -11,10 +11,9 @@ import pytest
 import tiny_experiment
 
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.models.embedded_model import unpack
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
-from harness.models.hub import resolve
+from harness.models.hub import resolve, unpack
 from harness.records import Limits
 
 

@@ -56,7 +56,7 @@ from harness.experiment.scaffold.task_proposal import (
 from harness.formatting import pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.chat_templates import render_chat
-from harness.models.embedded_model import NAMES as EMBEDDED
+from harness.models.hub import NAMES as EMBEDDED
 from harness.models.hub import ModelSource
 from harness.spec import HUB, Task
 

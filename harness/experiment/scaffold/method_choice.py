@@ -17,8 +17,8 @@ from harness.experiment.scaffold.recognition import Kind
 from harness.experiment.scaffold.task_proposal import count_tokens
 from harness.formatting import count, pluralize, size
 from harness.models import hub, memory
-from harness.models.embedded_model import NAMES as EMBEDDED
 from harness.models.hardware import Machine, Memory
+from harness.models.hub import NAMES as EMBEDDED
 from harness.models.hub import ModelSource, context_length, is_packed
 from harness.models.shapes import Shape
 from harness.records import Example

@@ -28,7 +28,7 @@ from harness.data.text_files import Row
 from harness.data.turns import find_fields
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
-from harness.models.embedded_model import NAMES as EMBEDDED
+from harness.models.hub import NAMES as EMBEDDED
 from harness.records import Example, has_closed_labels, list_labels, match_label, parse_json, pieces
 from harness.spec import HUB, Task
 
