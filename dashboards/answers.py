@@ -1,6 +1,5 @@
 """Answers: the items of a task as rows, candidates as columns; a cell opens with its prompt and scores."""
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 
 import streamlit as st
@@ -8,17 +7,19 @@ import streamlit as st
 from harness import store
 from harness.errors import HarnessError
 from harness.formatting import count, plain
-from harness.records import Run, Sample, SampleResult
-from harness.report import ExperimentReport, describe_answer, describe_prompt, mark_answer
+from harness.records import SampleResult
+from harness.report import describe_answer, describe_prompt, mark_answer
 from harness.report.escape import clean
 from harness.store import ItemFilter
 from parts import answer_matrix, controls, project, safe_text, scores
 from parts.answer_matrix import Column, Matrix
 
+_AT_FIRST = 6  # candidates
+
 
 def show_answer(matrix: Matrix, column: Column, item: str) -> None:
     """Show an answer next to that of the first column."""
-    row = store.read_samples(project.project().store, column.digest, [item]).get(item)
+    row = store.read_samples(project.runs_store(), column.digest, [item]).get(item)
     if row is None:
         safe_text.say(f"{column.name} has no stored answer to {item}.")
         return
@@ -33,17 +34,23 @@ def show_answer(matrix: Matrix, column: Column, item: str) -> None:
         if row.references:
             safe_text.block("reference", " | ".join(row.references[:5]))
         safe_text.say_all(describe_answer(row))
-        grades = store.find_grades(project.project().store, row.task, item, row.output_digest)
+        grades = store.find_grades(project.runs_store(), row.task, item, row.output_digest)
         for who, grade in grades:
             text = grade.said or grade.error or "nothing"
             safe_text.say(f"{who['judge']['model']} said: {text}", "name")
-        _show_drawn(matrix.metric.name, scores.read_all_answers(column.digest, item))
-        if (first := matrix.columns[0]) != column:
-            samples = store.read_samples(project.project().store, first.digest, [item])
-            if reference := samples.get(item):
-                safe_text.block(f"{first.name} answered", reference.text)
-                if reference.text != row.text:
-                    safe_text.difference(f"words that {column.name} changed", reference.text, row.text)
+        if samples := scores.read_all_answers(column.digest, item):
+            with st.expander(f"All {count(len(samples))} sampled answers"):
+                for sample in samples:
+                    parts, metric = sample.parts.get(matrix.metric.name), matrix.metric.name
+                    scored = f" · {metric} {plain(parts[0])}" if parts and len(parts) == 1 else ""
+                    title = f"answer {count(sample.index + 1)} · {sample.status}{scored}"
+                    safe_text.block(title, sample.text)
+        first = matrix.columns[0]
+        reference = store.read_samples(project.runs_store(), first.digest, [item]).get(item)
+        if first != column and reference:
+            safe_text.block(f"{first.name} answered", reference.text)
+            if reference.text != row.text:
+                safe_text.difference(f"words that {column.name} changed", reference.text, row.text)
 
 
 def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
@@ -69,19 +76,6 @@ def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
     safe_text.whole("prompt", sent.text, "whole_prompt")
 
 
-def _show_drawn(metric: str, samples: Sequence[Sample]) -> None:
-    if not samples:
-        return
-    with st.expander(f"All {count(len(samples))} sampled answers"):
-        for sample in samples:
-            parts = sample.parts.get(metric)
-            score = f" · {metric} {plain(parts[0])}" if parts and len(parts) == 1 else ""
-            safe_text.block(f"answer {count(sample.index + 1)} · {sample.status}{score}", sample.text)
-
-
-_AT_FIRST = 6  # candidates
-
-
 def page() -> None:
     """Draw the page."""
     purpose = "Every item with each candidate's answer. Click a cell to read it in full."
@@ -99,17 +93,14 @@ def page() -> None:
     keys = dict.fromkeys(key for name in chosen for key in named[name].rows if key.endswith("/test"))
     target = report.task if report is not None else ""
     tasks = sorted((key.removesuffix("/test") for key in keys), key=lambda task: task != target)
-    if tasks:
-        _matrix(tasks, {name: named[name] for name in chosen}, report)
-
-
-def _matrix(tasks: list[str], runs: Mapping[str, Run], report: ExperimentReport | None) -> None:
+    if not tasks:
+        return
     places = st.columns([2, 2, 2, 3])
     task = _choose(places[0], "task", tasks)
-    columns = answer_matrix.columns_of(task, runs)
+    columns = answer_matrix.columns_of(task, {name: named[name] for name in chosen})
     metric = scores.primary_metric(task, columns[-1].digest, report)
     matrix = Matrix(task, project.metric(task, metric), columns)
-    slices = store.list_slices(project.project().store, matrix.digests[-1:])
+    slices = store.list_slices(project.runs_store(), matrix.digests[-1:])
     slice_ = _choose(places[1], "slice", ["all", *slices])
     outcome = _choose(places[2], "outcome", list(answer_matrix.OUTCOMES))
     sought = places[3].text_input(
@@ -129,9 +120,9 @@ def _choose(place: "st.delta_generator.DeltaGenerator", name: str, options: list
 
 
 def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
-    runs_store, metric = project.project().store, matrix.metric.name
-    shown, size = controls.find_page(f"matrix/{key}"), controls.PAGE_SIZE
-    n, items = store.read_answers(runs_store, matrix.digests, metric, wanted, offset=shown.offset, n=size)
+    runs_store, metric = project.runs_store(), matrix.metric.name
+    offset, size = controls.find_offset(f"matrix/{key}"), controls.PAGE_SIZE
+    n, items = store.read_answers(runs_store, matrix.digests, metric, wanted, offset=offset, n=size)
     if not items:
         st.info("No item matches these filters.")
         return
@@ -141,7 +132,7 @@ def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
         answer_matrix.style(matrix, items),
         hide_index=True,
         column_config=widths | {c.name: text(clean(c.name), width=150) for c in matrix.columns},
-        key=f"matrix/{shown.offset}/{key}",
+        key=f"matrix/{offset}/{key}",
         on_select="rerun",
         selection_mode="single-cell",
         height=controls.table_height(len(items), 460),
@@ -149,25 +140,20 @@ def _items(matrix: Matrix, wanted: ItemFilter, key: str) -> None:
     left, middle, right = st.columns([2, 4, 1], vertical_alignment="center")
     left.caption(f"{count(n)} items; right and wrong by {clean(metric)}")
     with middle:
-        shown.turn(n)
+        controls.turn(f"matrix/{key}", n)
     with right:
         controls.offer_csv(partial(answer_matrix.csv_rows, runs_store.folder, matrix, wanted), matrix.task)
-    _opened(matrix, picked.selection.cells, [item.id for item in items])
-
-
-def _opened(matrix: Matrix, cells: list[tuple[int, str]], ids: list[str]) -> None:
-    if cells:
-        (row, name), names = cells[0], [column.name for column in matrix.columns]
-        controls.remember("item", [ids[row]])
-        controls.remember("of", [name] if name in names else [])
-    item, name = st.query_params.get("item", ""), st.query_params.get("of", "")
+    if cells := picked.selection.cells:
+        row, name = cells[0]
+        controls.remember("item", [items[row].id])
+        controls.remember("of", [name] if any(name == column.name for column in matrix.columns) else [])
+    opened, name = st.query_params.get("item", ""), st.query_params.get("of", "")
     column = next((column for column in matrix.columns if column.name == name), matrix.columns[-1])
-    if item:
-        show_answer(matrix, column, item)
+    if opened:
+        show_answer(matrix, column, opened)
     else:
-        safe_text.say(
-            "Click a cell to see its prompt as sent, the whole answer, scores, tokens and time.", "name"
-        )
+        said = "Click a cell to see its prompt as sent, the whole answer, scores, tokens and time."
+        safe_text.say(said, "name")
 
 
 page()

@@ -36,11 +36,11 @@ def status() -> None:
     previous_stamp = st.session_state.get("stamp")
     st.session_state["stamp"] = stamp
     if activity is None:
-        st.caption(f"{count(n_runs)} runs in {safe_text.label(project.project().file.parent.name)}")
+        st.caption(f"{count(n_runs)} runs in {safe_text.label(project.written_file().parent.name)}")
     else:
         n_done, n_candidates = len(activity.get("finished", ())), activity.get("candidates")
         share = activity.get("share", 0.0)
-        st.markdown(f"**{project.worker(activity)} is running**")
+        st.markdown(f"**{activity['what']} is running**")
         st.progress(float(share), text=None)
         st.text(f"{clean(activity.get('stage', 'starting'))}: {percent(share)} %")
         in_all = f"; {count(n_candidates)} candidates in all" if n_candidates else ""
@@ -51,7 +51,7 @@ def status() -> None:
 
 def main() -> None:
     """Draw the side bar and the chosen page."""
-    title = clean(project.shown()) or project.project().file.parent.name
+    title = clean(project.shown()) or project.written_file().parent.name
     st.set_page_config(page_title=f"{title} · harness", layout="wide")
     only_smoke = "experiment" not in st.query_params and project.is_smoke()
     first = "answers" if only_smoke else "report"

@@ -2,11 +2,9 @@
 
 import shlex
 from pathlib import Path
-from typing import NamedTuple
 
 import streamlit as st
 
-from harness.data.check import TableEntry
 from harness.data.edit.changes import RowDecision, decisions_file, keep_decision, read_decisions
 from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
@@ -52,7 +50,19 @@ def page() -> None:
                 safe_text.say_all(f"{name}: {text}" for name, text in shown.items() if text)
                 safe_text.command(finding.command, "")
     _decisions(checked)
-    _rows(checked)
+    st.subheader("Rows", anchor=False)
+    sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
+    entries = checked.table.entries
+    matching = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
+    offset = controls.find_offset(f"rows/{sought}")
+    controls.show_rows(
+        [
+            {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
+            for e in matching[offset : offset + controls.PAGE_SIZE]
+        ]
+    )
+    st.caption(f"{count(len(matching))} of {count(len(entries))} rows")
+    controls.turn(f"rows/{sought}", len(matching))
     st.subheader("Figures", anchor=False)
     notes = [f for f in checked.findings if f.severity == "note"]
     rows = [(" ".join(filter(None, (f.title, share_text(f)))), f.meaning) for f in notes]
@@ -63,21 +73,6 @@ def page() -> None:
 def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> CheckReport:
     """Check the rows; cached until a file or the embedding model changes."""
     return examine_target(Task.model_validate_json(task), embeddings=encoder or None)
-
-
-def _rows(checked: CheckReport) -> None:
-    st.subheader("Rows", anchor=False)
-    sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
-    entries = checked.table.entries
-    matching = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
-    shown = controls.find_page(f"rows/{sought}")
-    rows = [
-        {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
-        for e in matching[shown.offset : shown.offset + controls.PAGE_SIZE]
-    ]
-    controls.show_rows(rows)
-    st.caption(f"{count(len(matching))} of {count(len(entries))} rows")
-    shown.turn(len(matching))
 
 
 def _decisions(checked: CheckReport) -> None:
@@ -93,17 +88,16 @@ def _decisions(checked: CheckReport) -> None:
     except HarnessError as error:
         controls.show_error("No decisions can be kept:", error)
         return
-    column = checked.table.answer_column
-    rows = _Rows(path, digest, column, {entry.where: entry for entry in checked.table.entries})
+    column, entries = checked.table.answer_column, {entry.where: entry for entry in checked.table.entries}
     done, shown = set[str](), set[str]()
     for finding in to_decide:
         # Rows in the table, each with the proposed label and the similar row.
         nothing = ("",) * len(finding.rows)
         listed = zip(finding.rows, finding.labels or nothing, finding.beside or nothing, strict=True)
         listed_here = [
-            (rows.entries[where], label, near)
+            (entries[where], label, near)
             for where, label, near in listed
-            if where in rows.entries and where not in shown
+            if where in entries and where not in shown
         ]
         shown |= {entry.where for entry, _, _ in listed_here}
         decided = {entry.where for entry, _, _ in listed_here if _line(entry.where) in kept}
@@ -111,36 +105,21 @@ def _decisions(checked: CheckReport) -> None:
         st.subheader(safe_text.label(finding.title), anchor=False)
         total = count(len(listed_here))
         safe_text.say(f"{count(len(decided))} of {total} decided; kept in {decisions_file(path)}")
-        for row in [row for row in listed_here if row[0].where not in decided][:_AT_ONCE]:
-            _show_decision(rows, *row)
+        for entry, label, near in [row for row in listed_here if row[0].where not in decided][:_AT_ONCE]:
+            other = f", or {label}?" if label else f", near {near}" if near else ""
+            safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
+            keep = f"Keep: {entry.answer}" if label else "Keep the row"
+            choices = {f"Relabel: {label}": RowDecision("relabel", label)} if label and column else {}
+            choices |= {"Drop the row": RowDecision("drop"), keep: RowDecision("keep")}
+            places, line = st.columns([2, 1, 1])[-len(choices) :], _line(entry.where)
+            for place, (text, decision) in zip(places, choices.items(), strict=True):
+                title, key = safe_text.label(text), f"{decision.decision}_{line}"
+                arguments = (path, digest, column, line, decision)
+                place.button(title, key=key, on_click=_decide, args=arguments, width="stretch")
     if done:
-        options = shlex.join(checked.table.reading.options)
-        kept_in = as_argument(str(decisions_file(path)))
-        line = f"harness data clean {as_argument(path)} {options} --out NEW --decisions {kept_in}"
-        safe_text.command(line.replace("  ", " "), "applies the decisions")
-
-
-class _Rows(NamedTuple):
-    """The reviewed rows by place, with their file, its digest and the answer column."""
-
-    path: str
-    digest: str
-    column: str | None
-    entries: dict[str, TableEntry]
-
-
-def _show_decision(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
-    other = f", or {label}?" if label else f", near {near}" if near else ""
-    safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
-    keep = f"Keep: {entry.answer}" if label else "Keep the row"
-    choices = {f"Relabel: {label}": RowDecision("relabel", label)} if label and rows.column else {}
-    choices |= {"Drop the row": RowDecision("drop"), keep: RowDecision("keep")}
-    places = st.columns([2, 1, 1])[-len(choices) :]
-    line = _line(entry.where)
-    for place, (text, decision) in zip(places, choices.items(), strict=True):
-        arguments = (rows.path, rows.digest, rows.column, line, decision)
-        title, key = safe_text.label(text), f"{decision.decision}_{line}"
-        place.button(title, key=key, on_click=_decide, args=arguments, width="stretch")
+        options, kept_in = shlex.join(checked.table.reading.options), as_argument(str(decisions_file(path)))
+        command = f"harness data clean {as_argument(path)} {options} --out NEW --decisions {kept_in}"
+        safe_text.command(command.replace("  ", " "), "applies the decisions")
 
 
 def _decide(path: str, digest: str, column: str | None, line: int, decision: RowDecision) -> None:

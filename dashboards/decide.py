@@ -10,7 +10,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained
 from harness.analysis.decision import Decision
-from harness.analysis.economics import apply_budgets, hour_usd, index_sentences, reprice
+from harness.analysis.economics import apply_budgets, hour_usd, index_sentences
 from harness.analysis.estimators import Comparison
 from harness.formatting import count, round_up, seconds, usd
 from harness.report import ExperimentReport, decide_by
@@ -39,31 +39,37 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
         _reset()  # sliders start anew for another experiment or policy
         st.session_state["decided_by"] = decided_by
 
-    def worth(value: float) -> str:
-        return "not set" if value == _UNSET else usd(value)
-
-    def time(value: float) -> str:
-        return "any" if value == inf else seconds(value)
-
-    def rate(value: float) -> str:
-        return f"{value:,g}" if value else "any"
+    def slider(
+        column: DeltaGenerator,
+        title: str,
+        steps: Sequence[float],
+        value: float,
+        shown: Callable[[float], str] = usd,
+        help_text: str | None = None,
+    ) -> float:
+        options, key = sorted({*map(float, steps), float(value)}), f"decide_{title}"
+        st.session_state.setdefault(key, float(value))  # resets the browser's slider, which keeps its place
+        return float(column.select_slider(title, options, format_func=shown, key=key, help=help_text))
 
     with st.container(border=True):
         a, b, c = st.columns(3)
         changed = {
-            "requests_per_month": _slider(a, "requests a month", _VOLUMES, written.requests_per_month, count),
-            "horizon_months": _slider(b, "horizon, months", _MONTHS, written.horizon_months, "{:g}".format),
-            "tau": _slider(c, "τ, points per USD of training", _TAUS, written.tau, "{:,g}".format, _TAU),
+            "requests_per_month": slider(a, "requests a month", _VOLUMES, written.requests_per_month, count),
+            "horizon_months": slider(b, "horizon, months", _MONTHS, written.horizon_months, "{:g}".format),
+            "tau": slider(c, "τ, points per USD of training", _TAUS, written.tau, "{:,g}".format, _TAU),
         }
-        price = _slider(a, "a device hour, USD", _PRICES[1:], hour, usd) if hour else 0.0
-        changed["label_cost_usd"] = _slider(b, "a label, USD", _PRICES, written.label_cost_usd, usd)
+        price = slider(a, "a device hour, USD", _PRICES[1:], hour) if hour else 0.0
+        changed["label_cost_usd"] = slider(b, "a label, USD", _PRICES, written.label_cost_usd)
         right = _UNSET if written.right_answer_usd is None else written.right_answer_usd
-        answer = _slider(c, "one more right answer, USD", (_UNSET, *_PRICES), right, worth)
+        steps = (_UNSET, *_PRICES)
+        answer = slider(c, "one more right answer, USD", steps, right, lambda x: _name(x, _UNSET, usd))
         hosting = written.hosting_usd_per_month
-        changed["hosting_usd_per_month"] = _slider(a, "hosting a month, USD", _PRICES, hosting, usd)
-        latency = _slider(b, "longest median request", _LATENCIES, written.max_latency_s or inf, time, _SLOW)
-        least = written.min_requests_per_s or 0.0
-        least = _slider(c, "requests a second, at least", _RATES, least, rate, _FEW)
+        changed["hosting_usd_per_month"] = slider(a, "hosting a month, USD", _PRICES, hosting)
+        most = written.max_latency_s or inf
+        shown = partial(_name, nothing=inf, shown=seconds)
+        latency = slider(b, "longest median request", _LATENCIES, most, shown, _SLOW)
+        least, shown = written.min_requests_per_s or 0.0, partial(_name, nothing=0, shown="{:,g}".format)
+        least = slider(c, "requests a second, at least", _RATES, least, shown, _FEW)
         st.button("As written", on_click=_reset, help="Back to what harness.yaml says.", key="reset")
     budgets = {
         "max_latency_s": None if latency == inf else latency,
@@ -73,18 +79,8 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
     return written.model_copy(update=changed | budgets), price / hour if hour else 1.0
 
 
-def _slider(
-    column: DeltaGenerator,
-    title: str,
-    steps: Sequence[float],
-    written: float,
-    shown: Callable[[float], str],
-    help_text: str = "",
-) -> float:
-    """Draw a slider over the steps and the value in harness.yaml."""
-    options, key = sorted({*map(float, steps), float(written)}), f"decide_{title}"
-    st.session_state.setdefault(key, float(written))  # resets the browser's slider, which keeps its place
-    return float(column.select_slider(title, options, format_func=shown, key=key, help=help_text or None))
+def _name(value: float, nothing: float, shown: Callable[[float], str]) -> str:
+    return ("not set" if nothing == _UNSET else "any") if value == nothing else shown(value)
 
 
 def _reset() -> None:
@@ -104,7 +100,15 @@ def page() -> None:
         )
         return
     policy, times = sliders(report, report.policy)
-    facts = _gains(report, reprice(report.facts, times), policy)
+    repriced = [  # at another price of a device hour
+        replace(
+            f,
+            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
+            training_cost_usd=times * f.training_cost_usd,
+        )
+        for f in report.facts
+    ]
+    facts = _gains(report, repriced, policy)
     decision = decide_by(report, facts, policy)
     safe_text.say(decision.sentence, "lead")
     if decision.sentence != (report.decision.sentence if report.decision else ""):

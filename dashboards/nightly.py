@@ -32,44 +32,19 @@ def _rebuild_reports(
     return out
 
 
-def trends(reports: list[NightReport], key: str) -> dict[str, list[charts.Bar]]:
-    """Collect each candidate's change by night, in points."""
-    series: dict[str, list[charts.Bar]] = {}
-    for night in reports:
-        for line in night.lines:
-            e = line.series.get(key)
-            if e is None or e.delta is None or e.low is None or e.high is None:
-                continue
-            text = f"{points(e.delta, e.low, e.high)} pp, evidence {plain(e.e_value)} of {plain(e.needed)}"
-            bar = charts.Bar(night.night, 100 * e.delta, 100 * e.low, 100 * e.high, text)
-            series.setdefault(line.name, []).append(bar)
-    return series
-
-
 def changes(nights: list[Night]) -> list[tuple[str, str]]:
     """List the nights whose code or libraries differ from the night before, with the differences."""
     out = []
     for before, now in zip([None, *nights[:-1]], nights, strict=True):
         changed = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
         if before is not None and before.environment != now.environment:
-            keys, runs_store = (before.environment, now.environment), project.project().store
+            keys, runs_store = (before.environment, now.environment), project.runs_store()
             old, new = (store.read_environment(runs_store, key) for key in keys)
             # Such as `numpy 2.3 → 2.4`.
             changed.append(provenance.changes(old, new) if old and new else "other libraries")
         if changed:
             out.append((now.night, ", ".join(changed)))
     return out[-12:]
-
-
-def rows_of(reports: list[NightReport]) -> list[dict[str, Any]]:
-    """List each night's figures of each candidate, unrounded."""
-    return [
-        {"night": night.night, "candidate": line.name, "series": key, "verdict": line.verdict}
-        | {"delta": e.delta, "low": e.low, "high": e.high, "n": e.n, "e_value": e.e_value, "needed": e.needed}
-        for night in reports
-        for line in night.lines
-        for key, e in line.series.items()
-    ]
 
 
 def page() -> None:
@@ -82,7 +57,7 @@ def page() -> None:
         st.error("The experiment's file cannot be used, so its nights cannot be shown:")
         safe_text.say_all(problems)
         return
-    folder = home(project.project().store, loaded.experiment.name) if loaded else None
+    folder = home(project.runs_store(), loaded.experiment.name) if loaded else None
     stored = read_nights(folder) if folder else []
     if loaded is None or folder is None or not stored:
         st.info(
@@ -92,16 +67,25 @@ def page() -> None:
     state = read_state(folder)
     policy = loaded.experiment.nightly
     inputs = (tuple((n.night, n.finished) for n in stored), repr(policy), repr(state.alarms))
-    stamp = (str(project.project().file), inputs)
+    stamp = (str(project.written_file()), inputs)
     reports = _rebuild_reports(stamp, loaded.experiment.name, policy, stored, state)
     last, shown = reports[-1], {night.night for night in reports}
     alarms = [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
     marks = (changes(stored), alarms, list_missed_nights(stored))
-    st.html(safe_text.badge(last.verdict))
+    safe_text.badge(last.verdict)
     safe_text.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
         st.subheader(safe_text.label(f"{key[0].upper()}{key[1:]}"), anchor=False)
-        charts.draw(charts.nights(trends(reports, key), *marks), key)
+        series: dict[str, list[charts.Bar]] = {}  # each candidate's change by night, in points
+        for night in reports:
+            for line in night.lines:
+                e = line.series.get(key)
+                if e is not None and e.delta is not None and e.low is not None and e.high is not None:
+                    evidence = f"evidence {plain(e.e_value)} of {plain(e.needed)}"
+                    text = f"{points(e.delta, e.low, e.high)} pp, {evidence}"
+                    bar = charts.Bar(night.night, 100 * e.delta, 100 * e.low, 100 * e.high, text)
+                    series.setdefault(line.name, []).append(bar)
+        charts.draw(charts.nights(series, *marks), key)
     st.caption(
         "Band: a confidence sequence, which restarts with each pass through the pool; entirely below 0 is an "
         "alarm. Dotted: other code or libraries. Grey: a missed night."
@@ -120,13 +104,8 @@ def page() -> None:
         st.caption("`harness nightly ack` closes them; evidence then starts from zero.")
     else:
         st.text("None so far.")
-    _control(stored)
-    controls.offer_csv(lambda: rows_of(reports), "nightly")
-
-
-def _control(stored: list[Night]) -> None:
     st.subheader("Control arm", anchor=False)
-    rows = [
+    of_control = [
         {"night": night.night, "base": base[:12], "items": count(n := len(control.flips))}
         | {"scores that moved, %": percent(sum(control.flips.values()) / n) if n else UNKNOWN}
         | {"prompts with other tokens": len(control.reworded), "anchors that differ": len(control.differing)}
@@ -134,7 +113,16 @@ def _control(stored: list[Night]) -> None:
         for night in reversed(stored[-SHOWN:])
         for base, control in night.bases.items()
     ]
-    controls.show_rows(rows, most=320)
+    controls.show_rows(of_control, most=320)
+    figures = ("delta", "low", "high", "n", "e_value", "needed")
+    unrounded = [
+        {"night": night.night, "candidate": line.name, "series": key, "verdict": line.verdict}
+        | {name: getattr(e, name) for name in figures}
+        for night in reports
+        for line in night.lines
+        for key, e in line.series.items()
+    ]
+    controls.offer_csv(lambda: unrounded, "nightly")
 
 
 page()

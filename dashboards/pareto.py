@@ -3,13 +3,11 @@
 The area under the front has a fixed reference, so that experiments with the same metric can be compared.
 """
 
-from collections.abc import Sequence
-
 import streamlit as st
 
 from harness import stats
 from harness.formatting import UNKNOWN, percent, points, score
-from harness.report import WORDS, ExperimentReport, front_file
+from harness.report import WORDS, front_file
 from harness.report.pareto_front import Point, points_of
 from parts import controls, project, safe_text
 
@@ -41,7 +39,20 @@ def page() -> None:
     picture = front_file(report, lines=list(rescued.values()))
     st.image(picture, width="stretch")
     st.download_button("SVG", picture, "pareto.svg", "image/svg+xml", icon=":material/download:")
-    _say_front(report, points_found)
+    safe_text.say(f"On the front: {', '.join(p.label for p in points_found if p.on_front)}.")
+    if report.unit.is_rate:
+        worst, may_pass = 0.0 if report.unit.higher_is_better else -1.0, (WORDS["pass"], UNKNOWN)
+        goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in points_found]
+        passing = [goal for goal, p in zip(goals, points_found, strict=True) if p.verdict in may_pass]
+        area = stats.hypervolume(goals, _REFERENCE)
+        of_passing = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
+        safe_text.say(
+            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(of_passing)} %;"
+            " 100 % means everything answered right and nothing forgotten."
+        )
+    drawn = {p.label for p in points_found}
+    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in drawn]:
+        safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")
     if rescued:
         safe_text.say(
             f"Grey lines: the scales that the last rescue of {', '.join(rescued)} tried; a rescue measures "
@@ -55,25 +66,6 @@ def page() -> None:
         row["on the front"] = "yes" if p.on_front else ""
         rows.append(row | {"recommended": "yes" if p.recommended else ""})
     controls.show_rows(rows, "pareto")
-
-
-def _say_front(report: ExperimentReport, points_found: Sequence[Point]) -> None:
-    on_front = [p.label for p in points_found if p.on_front]
-    safe_text.say(f"On the front: {', '.join(on_front)}.")
-    if report.unit.is_rate:
-        worst = 0.0 if report.unit.higher_is_better else -1.0
-        goals = [(report.unit.sign * p.target.score - worst, p.kept.score) for p in points_found]
-        may_pass = (WORDS["pass"], UNKNOWN)
-        passing = [goal for goal, p in zip(goals, points_found, strict=True) if p.verdict in may_pass]
-        area = stats.hypervolume(goals, _REFERENCE)
-        kept = stats.hypervolume(passing, _REFERENCE) if passing else 0.0
-        safe_text.say(
-            f"Area under the front: {percent(area)} %, of those that pass the gate {percent(kept)} %; 100 % "
-            "means everything answered right and nothing forgotten."
-        )
-    drawn = {p.label for p in points_found}
-    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in drawn]:
-        safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")
 
 
 page()

@@ -32,6 +32,8 @@ from parts.scores import Pair
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
 _KINDS = ("which of two answers is better", "how good one answer is")
 _TITLES = {"left": "Left is better", "tie": "Equally good", "right": "Right is better", "skip": "Skip"}
+_TWO = {"Bad": 0.0, "Good": 1.0}
+_FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75, "Good": 1.0}
 
 
 def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:
@@ -54,7 +56,7 @@ def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -
         seconds=round(time.time() - st.session_state.get("rating_since", time.time()), 1),
     )
     try:
-        store.save_ratings(project.project().store, [rating])
+        store.save_ratings(project.runs_store(), [rating])
     except HarnessError as error:  # the rating's own file is written first
         st.session_state["rating_note"] = str(error)
 
@@ -62,7 +64,11 @@ def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -
 def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
     """Show the result of the pair's ratings, and of all pairs if more candidates were rated."""
     stamp = tuple(r.rating_id for r in done)
-    result = _outcome(stamp, pair.base, pair.new, done)
+    result, strengths = _count(stamp, pair.base, pair.new, done)
+
+    def elo(s: Strength) -> str:  # `points` expects hundredths, Elo points are not rates
+        return points(*(None if x is None else x / 100 for x in (s.elo, s.low, s.high)))
+
     with st.expander(f"What the ratings of this pair show ({count(result.n_ratings)})"):
         if result.rate is None or result.strength is None:
             st.text("Nothing yet.")
@@ -82,7 +88,6 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
                 f"agreement of raters: {alpha}",
             ]
         )
-        strengths = _strengths(stamp, done)
         if len(strengths) > 2:
             labels = {run.run_id: run.label for run in project.runs()}
             first = min(strengths)
@@ -93,23 +98,11 @@ def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
         controls.offer_csv(lambda: [asdict(rating) for rating in done], "ratings")
 
 
-def elo(s: Strength) -> str:
-    """Format a strength with its interval; `points` expects hundredths, Elo points are not rates."""
-    return points(*(None if x is None else x / 100 for x in (s.elo, s.low, s.high)))
-
-
 @st.cache_data(show_spinner=False, max_entries=32)
-def _outcome(stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]) -> PreferenceResult:
-    return human_preferences.outcome(_done, rows_a, rows_b)
-
-
-@st.cache_data(show_spinner=False, max_entries=32)
-def _strengths(stamp: tuple[str, ...], _done: list[Rating]) -> dict[str, Strength]:
-    return human_preferences.strengths(_done)
-
-
-_TWO = {"Bad": 0.0, "Good": 1.0}
-_FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75, "Good": 1.0}
+def _count(
+    stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]
+) -> tuple[PreferenceResult, dict[str, Strength]]:
+    return human_preferences.outcome(_done, rows_a, rows_b), human_preferences.strengths(_done)
 
 
 def label_answers(pair: Pair, metric: str, rater: str) -> None:
@@ -118,9 +111,9 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
         controls.show_empty(f"Labels can correct metrics that are means in [0, 1], and {metric} is not one.")
         return
     order, is_binary = _answers(
-        str(project.project().store.folder), metric, pair, project.row_set_times(pair.base, pair.new)
+        str(project.runs_store().folder), metric, pair, project.row_set_times(pair.base, pair.new)
     )
-    task, label_sets = project.task(pair.task), store.list_labels(project.project().store, pair.task)
+    task, label_sets = project.task(pair.task), store.list_labels(project.runs_store(), pair.task)
     label_sets = current_labels(label_sets, task) if task is not None else label_sets
     by_rater = [given for given in label_sets if (given.rater, given.metric) == (rater, metric)]
     done = {label.answer for given in by_rater for label in given.labels}
@@ -133,19 +126,32 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
     with suppress(HarnessError):
         if task is not None and (rubric := rubric_of(task, metric)):
             safe_text.block("criteria", rubric.criteria.strip())
-    safe_text.block("question", following[0])
-    safe_text.block("answer", following[1].text)
+    question, row = following
+    safe_text.block("question", question)
+    safe_text.block("answer", row.text)
     choices = _TWO if is_binary else _FIVE
+
+    def save_label(label: float) -> None:
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        given = AnswerLabel(answer_digest(metric, row), row.example_id, label)
+        asked = digest_question(task, metric) if task is not None else ""
+        label_set = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (given,), asked)
+        store.save_labels(project.runs_store(), label_set)
+
     for digit, (column, (title, label)) in enumerate(
         zip(st.columns(len(choices)), choices.items(), strict=True), 1
     ):
         column.button(
             f"{title} ({plain(label).rstrip('0').rstrip('.')})", key=f"label_{digit}", shortcut=str(digit),
-            width="stretch", on_click=_save_label, args=(metric, rater, following[1], label),
+            width="stretch", on_click=save_label, args=(label,),
         )  # fmt: skip
-    if following[1].references:
+    _offer_reference(row)
+
+
+def _offer_reference(row: SampleResult) -> None:
+    if row.references:
         with st.expander("Reference"):
-            safe_text.block("reference", " | ".join(following[1].references[:5]))
+            safe_text.block("reference", " | ".join(row.references[:5]))
 
 
 @st.cache_data(show_spinner=False, max_entries=8)
@@ -166,15 +172,6 @@ def _answers(
     return list(answers.items()), grades <= {(0.0,), (1.0,)}
 
 
-def _save_label(metric: str, rater: str, row: SampleResult, label: float) -> None:
-    now = datetime.now(UTC).isoformat(timespec="microseconds")
-    answer_label = AnswerLabel(answer_digest(metric, row), row.example_id, label)
-    task = project.task(row.task)
-    rubric = digest_question(task, metric) if task is not None else ""
-    label_set = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (answer_label,), rubric)
-    store.save_labels(project.project().store, label_set)
-
-
 def page() -> None:
     """Draw the page."""
     controls.heading(
@@ -183,7 +180,14 @@ def page() -> None:
         " at a time, whose labels correct the metric.",
     )
     runs = controls.newest(project.runs())
-    target = _target(runs)
+    # What is rated: the target in harness.yaml, else the last report's, else the first run's.
+    loaded, reports = project.experiment(), project.reports().values()
+    if loaded is not None:
+        target, metric = loaded.experiment.target.name, loaded.experiment.target.primary_metric
+    else:
+        keys = (key.removesuffix("/test") for run in runs.values() for key in run.rows)
+        target = next((report.task for report in reports if report.task), "") or next(keys, "")
+        metric = next((report.metric for report in reports), "")
     ratable = {name: run for name, run in runs.items() if f"{target}/test" in run.rows}
     if len(ratable) < 2:
         controls.show_empty("Two candidates with answers on the target are needed.")
@@ -200,43 +204,25 @@ def page() -> None:
     if len(chosen) != 2 or not rater:
         st.info("Choose two candidates and give your name.")
         return
-    runs_of_pair = sorted((ratable[name] for name in chosen), key=lambda run: run.run_id)
-    old, new = (run.rows[f"{target}/test"] for run in runs_of_pair)
-    pair = Pair(target, "", old, new)
+    a, b = sorted((ratable[name] for name in chosen), key=lambda run: run.run_id)
+    pair = Pair(target, "", a.rows[f"{target}/test"], b.rows[f"{target}/test"])
     if single:
-        label_answers(pair, _metric(), rater)
+        label_answers(pair, metric, rater)
         return
-    done = store.list_ratings(project.project().store, target)
-    _turn(pair, (runs_of_pair[0], runs_of_pair[1]), rater, done)
-    show(pair, (runs_of_pair[0].label, runs_of_pair[1].label), done)
-
-
-def _metric() -> str:
-    """Return the labelled metric: the target's in harness.yaml, else that of the last report."""
-    loaded = project.experiment()
-    if loaded is not None:
-        return loaded.experiment.target.primary_metric
-    return next((report.metric for report in project.reports().values()), "")
-
-
-def _target(runs: dict[str, Run]) -> str:
-    """Return the rated task: the target in harness.yaml, else the last report's, else the first run's."""
-    loaded = project.experiment()
-    if loaded is not None:
-        return loaded.experiment.target.name
-    reported = next((report.task for report in project.reports().values() if report.task), "")
-    return reported or next((key.removesuffix("/test") for run in runs.values() for key in run.rows), "")
+    done = store.list_ratings(project.runs_store(), target)
+    _turn(pair, (a, b), rater, done)
+    show(pair, (a.label, b.label), done)
 
 
 def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> None:
     both = (pair.base, pair.new)
-    ids = _differing_items(str(project.project().store.folder), *both, project.row_set_times(*both))
+    ids = _differing_items(str(project.runs_store().folder), *both, project.row_set_times(*both))
     turn = human_preferences.find_next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len({r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, *both)})
     if note := st.session_state.pop("rating_note", ""):
         safe_text.say(f"The rating is saved, and will be indexed with the next one. {note}")
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
-    runs_store = project.project().store
+    runs_store = project.runs_store()
     samples = [store.read_samples(runs_store, digest, [turn.example_id]) for digest in both] if turn else []
     rows = [by_id[turn.example_id] for by_id in samples if turn and turn.example_id in by_id]
     if turn is None or len(rows) < len(both):
@@ -256,9 +242,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
             type="primary" if side in ("left", "right") else "secondary",
             on_click=save, args=(pair, runs, rater, turn, side),
         )  # fmt: skip
-    if rows[0].references:
-        with st.expander("Reference"):
-            safe_text.block("reference", " | ".join(rows[0].references[:5]))
+    _offer_reference(rows[0])
 
 
 @st.cache_data(show_spinner=False, max_entries=32)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import streamlit as st
 
@@ -31,6 +30,9 @@ from harness.report.training_tables import (
 from parts import charts, controls, project, safe_text
 
 _AT_FIRST = 4
+_REWARDS = (
+    "reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy", "reward", "equal_rewards", "kl",
+)  # fmt: skip
 _FIGURES = (
     "wall_s", "tokens_per_s", "peak_memory_gib", "n_steps", "n_trainable", "trainable_share", "size_bytes",
     "base_size_bytes",
@@ -40,8 +42,7 @@ _FIGURES = (
 def page() -> None:
     """Draw the page."""
     controls.heading("Training", "Loss by step: a line for training, diamonds for validation.")
-    runs = project.runs()
-    report = controls.report_if_any()
+    runs, report = project.runs(), controls.report_if_any()
     _draw_trainings(runs, report)
     # Candidates that differ only in their training rows.
     for i, training_set in enumerate(report.training_sets if report else ()):
@@ -54,72 +55,69 @@ def page() -> None:
 
 def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     # One run for each training: candidates that borrow weights have the same log.
-    seen: set[object] = set()
-    distinct = {}
+    seen, trained = set[object](), dict[str, Run]()
     shown = controls.runs_of(report, runs) or controls.newest(runs)
     for name, run in sorted(shown.items(), key=lambda named: bool(named[1].recipe.get("weights_of"))):
-        key = run.training.fit_key
-        if run.recipe.get("weights_of") and key in seen:
-            continue
-        seen.add(key)
-        distinct[name] = run
-    trained = {name: run for name, run in distinct.items() if len(numeric_points(run.training.loss)) > 1}
+        is_new = not run.recipe.get("weights_of") or run.training.fit_key not in seen
+        seen.add(run.training.fit_key)
+        if is_new and len(numeric_points(run.training.loss)) > 1:
+            trained[name] = run
     if not trained:
         controls.show_empty("No training was logged yet.")
         return
-    first = list(trained)[:_AT_FIRST]
-    chosen = controls.choose_candidates("training", list(trained), first, title="Candidates")
+    names, first = list(trained), list(trained)[:_AT_FIRST]
+    chosen = controls.choose_candidates("training", names, first, title="Candidates")
     if not chosen:
         return
-    _draw({name: trained[name] for name in chosen})
-    for name in chosen:
-        if diagnosis := diagnose(trained[name].training):
+    records = {name: trained[name].training for name in chosen}
+    _draw_losses(records)
+    for name, record in records.items():
+        if diagnosis := diagnose(record):
             st.text(f"{name} {diagnosis.sentence}.")
-    tracked = {name: trained[name] for name in chosen if trained[name].training.tracked}
-    _draw_points({name: run.training for name, run in tracked.items()})
+    _draw_points({name: record for name, record in records.items() if record.tracked})
     sign = report.unit.sign if report else 1
     safe_text.say_all(
         f"{name}: {sentence}."
-        for name, run in tracked.items()
-        if not run.recipe.get("weights_of")
-        and (sentence := front_sentence(run.candidate, run.training, sign))
+        for name, record in records.items()
+        if record.tracked
+        and not trained[name].recipe.get("weights_of")
+        and (sentence := front_sentence(trained[name].candidate, record, sign))
     )
-    _draw_steps({name: trained[name].training for name in chosen})
     costs = {f.run_id: usd(f.training_cost_usd) for f in report.facts} if report else {}
-    rows = [_row(name, trained[name], costs.get(trained[name].run_id, UNKNOWN)) for name in chosen]
+    rows = [
+        {
+            "candidate": name,
+            "loss": "preference" if is_of_preferences(record) else "likelihood",
+            "last training loss": plain(smooth(record)[-1][1]),
+            "best validation loss": plain(record.best_validation_loss),
+            "overfitting gap": plain(gap(record), sign=True),
+            "cost USD": costs.get(trained[name].run_id, UNKNOWN),
+            **{figure_title(figure): figure_text(figure, getattr(record, figure)) for figure in _FIGURES},
+        }
+        for name, record in records.items()
+    ]
     controls.show_rows(rows, "training")
-    for name in chosen:
-        _show_more(name, trained[name], report)
-
-
-def _draw(chosen: Mapping[str, Run]) -> None:
-    """Draw likelihood and preference losses in separate plots."""
-    by_kind: dict[bool, dict[str, charts.Curves]] = {False: {}, True: {}}
-    for name, run in chosen.items():
-        trials = [t for t in run.training.sweep if numeric_points(t.loss)]
-        curves = {} if trials else {name: _curves(run.training)}
-        for t in trials:
-            params = ", ".join(f"{key}={value}" for key, value in t.params.items())
-            curves[f"{name}[{params}]" + " (chosen)" * t.chosen] = _curves(t)
-        by_kind[is_of_preferences(run.training)] |= curves
-    if by_kind[False]:
-        charts.draw(charts.curves(by_kind[False], "loss"), "training")
-        st.caption(LIKELIHOOD)
-    if by_kind[True]:
-        charts.draw(charts.curves(by_kind[True], "preference loss"), "preferences", height=280)
-        st.caption(PREFERENCES)
+    for name, record in records.items():
+        others = {key: value for key in _REWARDS if numeric_points(value := getattr(record, key))}
+        if others or record.sweep:
+            with st.expander(safe_text.label(name)):
+                for key, value in others.items():
+                    st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
+                if record.sweep:
+                    metric, unit = (report.metric, report.unit) if report else ("score", RATE)
+                    section = trials_section(record.sweep, record.searched_by, metric, unit, name)
+                    st.text(section.lead)
+                    st.dataframe(controls.map_to_cells(section), hide_index=True)
 
 
 def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
     """Draw target and capability along the tracked trainings, and say when they forget."""
-    targets = {
-        name: ([(p.step, p.target) for p in record.tracked if p.target is not None], ())
-        for name, record in tracked.items()
-    }
-    changes = {
-        name: ([(p.step, 100 * p.capability) for p in record.tracked if p.capability is not None], ())
-        for name, record in tracked.items()
-    }
+    targets: dict[str, charts.Curves] = {}
+    changes: dict[str, charts.Curves] = {}
+    for name, record in tracked.items():
+        targets[name] = [(p.step, p.target) for p in record.tracked if p.target is not None], ()
+        kept = [(p.step, 100 * p.capability) for p in record.tracked if p.capability is not None]
+        changes[name] = kept, ()
     if any(points for points, _ in targets.values()):
         charts.draw(charts.curves(targets, "target, on validation"), "tracked-target", height=280)
     if any(points for points, _ in changes.values()):
@@ -129,54 +127,36 @@ def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
             st.text(f"{name} {sentence}.")
 
 
-def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:
-    accuracies = {
-        name: (round_means(r.token_accuracy, round_length(r)), numeric_points(r.validation_token_accuracy))
-        for name, r in chosen.items()
-        if r.token_accuracy
-    }
-    rates = {name: (numeric_points(r.learning_rate), ()) for name, r in chosen.items() if r.learning_rate}
-    if not accuracies and not rates:
-        return
-    with st.expander("Token accuracy and learning rate by step"):
-        if accuracies:
-            charts.draw(charts.curves(accuracies, "token accuracy"), "token-accuracy", height=280)
-        if rates:
-            charts.draw(charts.curves(rates, "learning rate"), "learning-rate", height=280)
-
-
-def _curves(training: TrainingRecord | Trial) -> charts.Curves:
-    return smooth(training), numeric_points(training.validation_loss)
-
-
-def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
-    record = run.training
-    return {
-        "candidate": name,
-        "loss": "preference" if is_of_preferences(record) else "likelihood",
-        "last training loss": plain(smooth(record)[-1][1]),
-        "best validation loss": plain(record.best_validation_loss),
-        "overfitting gap": plain(gap(record), sign=True),
-        "cost USD": cost,
-        **{figure_title(figure): figure_text(figure, getattr(record, figure)) for figure in _FIGURES},
-    }
-
-
-def _show_more(name: str, run: Run, report: ExperimentReport | None) -> None:
-    pair_curves = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
-    curves = (*pair_curves, "reward", "equal_rewards", "kl")
-    rewards = {name: getattr(run.training, name) for name in curves}
-    others = {key: value for key, value in rewards.items() if numeric_points(value)}
-    sweep = run.training.sweep
-    if others or sweep:
-        with st.expander(safe_text.label(name)):
-            for key, value in others.items():
-                st.text(f"{key.replace('_', ' ')}: {figure_text(key, value)}")
-            if sweep:
-                metric, unit = (report.metric, report.unit) if report else ("score", RATE)
-                section = trials_section(sweep, run.training.searched_by, metric, unit, name)
-                st.text(section.lead)
-                st.dataframe(controls.map_to_cells(section), hide_index=True)
+def _draw_losses(records: Mapping[str, TrainingRecord]) -> None:
+    """Draw likelihood and preference losses in separate plots, then accuracies and learning rates."""
+    by_kind: dict[bool, dict[str, charts.Curves]] = {False: {}, True: {}}
+    accuracies: dict[str, charts.Curves] = {}
+    rates: dict[str, charts.Curves] = {}
+    for name, record in records.items():
+        drawn: dict[str, TrainingRecord | Trial] = {}
+        for t in record.sweep:
+            if numeric_points(t.loss):
+                params = ", ".join(f"{key}={value}" for key, value in t.params.items())
+                drawn[f"{name}[{params}]" + " (chosen)" * t.chosen] = t
+        for label, one in (drawn or {name: record}).items():
+            by_kind[is_of_preferences(record)][label] = smooth(one), numeric_points(one.validation_loss)
+        if record.token_accuracy:
+            means = round_means(record.token_accuracy, round_length(record))
+            accuracies[name] = means, numeric_points(record.validation_token_accuracy)
+        if record.learning_rate:
+            rates[name] = numeric_points(record.learning_rate), ()
+    if by_kind[False]:
+        charts.draw(charts.curves(by_kind[False], "loss"), "training")
+        st.caption(LIKELIHOOD)
+    if by_kind[True]:
+        charts.draw(charts.curves(by_kind[True], "preference loss"), "preferences", height=280)
+        st.caption(PREFERENCES)
+    if accuracies or rates:
+        with st.expander("Token accuracy and learning rate by step"):
+            if accuracies:
+                charts.draw(charts.curves(accuracies, "token accuracy"), "token-accuracy", height=280)
+            if rates:
+                charts.draw(charts.curves(rates, "learning rate"), "learning-rate", height=280)
 
 
 page()

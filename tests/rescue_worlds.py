@@ -21,7 +21,7 @@ import worlds
 from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, is_right
 
 from harness import config, experiment, plugins
-from harness.analysis.halves import split
+from harness.analysis.admission import split
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import Fit

@@ -9,7 +9,7 @@ from rich.console import Console
 from scipy import stats as scipy_stats
 
 from harness.analysis.ablation import ablations
-from harness.analysis.ranking import RecipeDifference
+from harness.analysis.comparison import RecipeDifference
 from harness.analysis.seeds import summarize_seeds
 from harness.report import ExperimentReport, experiment_document, markdown, terminal, to_json
 from harness.stats import Variance

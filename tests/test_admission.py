@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
-from harness.analysis.admission import cut_tasks, cut_to_half
+from harness.analysis.admission import cluster_name, cut_tasks, cut_to_half
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import judge
-from harness.analysis.halves import cluster_name
 from harness.analysis.margins import DeltaPart, allocate_items, describe_more_items
 from harness.analysis.verdict import TaskComparison
 from harness.lifecycle import release

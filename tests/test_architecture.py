@@ -60,9 +60,9 @@ DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"
 OFFERED = {
     # A group without a front: each value and judgement is imported from the module that defines it.
     "analysis": (
-        "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain gating goals "
-        "halves human_preferences judge_correction labelled_answers macro margins ranking run_diff seeds "
-        "significance target_rules target_scores verdict"
+        "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain gating "
+        "human_preferences judge_correction labelled_answers macro margins next_step rules run_diff seeds "
+        "significance target_scores verdict"
     ),
     # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
     "config": "rubrics",

@@ -13,14 +13,13 @@ from typer.testing import CliRunner
 from harness import config, store
 from harness.analysis import gating
 from harness.analysis.admission import Measurement, admit
-from harness.analysis.answer_rules import mode_collapse_rule
 from harness.analysis.answers import AnswerCounts, answer_diversity
 from harness.analysis.comparison import compare_commonest_answers
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
+from harness.analysis.rules import cumulative_of, cumulative_policy, cumulative_rule, mode_collapse_rule
 from harness.analysis.seeds import Family, family_of, place_in_family
-from harness.analysis.target_rules import cumulative_of, cumulative_policy, cumulative_rule
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError

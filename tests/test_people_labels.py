@@ -21,7 +21,7 @@ from harness.analysis.labelled_answers import (
     draw_items,
     latest_labels,
 )
-from harness.analysis.target_rules import target_rule
+from harness.analysis.rules import target_rule
 from harness.analysis.verdict import TargetFacts
 from harness.config.rubrics import current_labels, digest_question
 from harness.experiment.study import correct_reached

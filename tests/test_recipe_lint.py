@@ -9,7 +9,7 @@ import tiny_experiment
 from ruamel.yaml import YAML
 
 from harness import config, experiment, plugins
-from harness.config.recipe_checks import BATCH, SHARE, Range, lint, ranges
+from harness.config.checks import BATCH, SHARE, Range, lint, ranges
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from harness import stats
 from harness.analysis import comparison
-from harness.analysis.ranking import estimate_columns, rank_with_ties
+from harness.analysis.comparison import estimate_columns, rank_with_ties
 from harness.stats import Interval, fit_power_law
 from harness.store import MetricColumns
 

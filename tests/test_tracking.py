@@ -8,7 +8,7 @@ from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
 from harness import store
-from harness.analysis.halves import cluster_name, split
+from harness.analysis.admission import cluster_name, split
 from harness.evaluation.costs import Work
 from harness.experiment import Estimates
 from harness.experiment.candidate_weights import find_stored_weights

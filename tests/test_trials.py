@@ -13,8 +13,7 @@ from rescue_worlds import BASE, Version, VersionHost
 from worlds import Sizes
 
 from harness import config, experiment, plugins
-from harness.analysis.admission import Measurement, cut_to_half
-from harness.analysis.halves import cluster_name, split
+from harness.analysis.admission import Measurement, cluster_name, cut_to_half, split
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import rank_trial

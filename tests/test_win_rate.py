@@ -21,8 +21,8 @@ from harness.analysis.human_preferences import (
     wins_by_people,
 )
 from harness.analysis.judge_correction import JudgedPair, bias_of
+from harness.analysis.rules import target_rule
 from harness.analysis.significance import target_p
-from harness.analysis.target_rules import target_rule
 from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
 from harness.experiment import judge_pairs

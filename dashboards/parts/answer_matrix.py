@@ -59,9 +59,7 @@ def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
     has_base = any(run.weights_digest == run.base_digest for run in run_of.values())
     tuned = {} if has_base else run_of
     bases = {
-        base: run
-        for run in tuned.values()
-        if (base := store.digest_of_base(project.project().store, run, key))
+        base: run for run in tuned.values() if (base := store.digest_of_base(project.runs_store(), run, key))
     }
     first = [Column("base", *base) for base in bases.items()][:1]
     return (*first, *(Column(", ".join(of_set), digest, run_of[digest]) for digest, of_set in names.items()))
@@ -69,14 +67,11 @@ def columns_of(task: str, runs: Mapping[str, Run]) -> tuple[Column, ...]:
 
 def find_items(matrix: Matrix, outcome: str, slice_: str, text: str) -> ItemFilter:
     """Return the filter for an outcome; lost and gained are relative to the first column."""
-    ids = None if outcome == "all" or outcome in STATUSES else _ids_of(matrix, outcome)
-    return ItemFilter(text, slice_, STATUSES.get(outcome, ""), ids)
-
-
-def _ids_of(matrix: Matrix, outcome: str) -> list[str]:
+    if outcome == "all" or outcome in STATUSES:
+        return ItemFilter(text, slice_, STATUSES.get(outcome, ""), None)
     metric, digests = matrix.metric, matrix.digests
     key = (matrix.task, metric.name, tuple(digests), project.row_set_times(*digests))
-    ids, by_column = _score_items(str(project.project().store.folder), key, metric)
+    ids, by_column = _score_items(str(project.runs_store().folder), key, metric)
     if outcome in ("all right", "none right"):
         right = np.isclose(by_column, metric.bounds[int(metric.higher_is_better)])
         chosen = right.all(axis=0) if outcome == "all right" else ~right.any(axis=0)
@@ -85,7 +80,7 @@ def _ids_of(matrix: Matrix, outcome: str) -> list[str]:
         sides = {"lost": lambda by: by < 0, "gained": lambda by: by > 0, "disagreement": lambda by: by != 0}
         moved = [flipped & sides[outcome](improvements) for improvements, flipped in flips]
         chosen = np.any(moved, axis=0) if moved else np.zeros(len(ids), bool)
-    return [item for item, wanted in zip(ids, chosen, strict=True) if wanted]
+    return ItemFilter(text, slice_, "", [item for item, wanted in zip(ids, chosen, strict=True) if wanted])
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)

@@ -66,10 +66,7 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str) -> go.Figure:
             x=[bar.value for bar in bars],
             y=[names.index(bar.name) + shift for bar in bars],
             error_x={
-                "type": "data",
-                "symmetric": False,
-                "thickness": 2,
-                "width": 0,
+                "type": "data", "symmetric": False, "thickness": 2, "width": 0,
                 "array": [bar.high - bar.value for bar in bars],
                 "arrayminus": [bar.value - bar.low for bar in bars],
             },
@@ -79,7 +76,19 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str) -> go.Figure:
             text=[f"{plain(label)}<br>{plain(bar.name)}: {plain(bar.hover, 90)}" for bar in bars],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-    _margins(figure, names, [bar for bars in series.values() for bar in bars])
+    every = [bar for bars in series.values() for bar in bars]
+    margins = {bar.name: bar.margin for bar in every if bar.margin is not None}
+    lowest = min([bar.low for bar in every] + [-m for m in margins.values()], default=0.0)
+    for name, margin in margins.items():  # losses beyond it are shaded
+        y = names.index(name)
+        figure.add_shape(
+            type="rect", x0=lowest - 0.05 * abs(lowest), x1=-margin, y0=y - 0.46, y1=y + 0.46,
+            fillcolor=BAD, opacity=0.10, line_width=0, layer="below",
+        )  # fmt: skip
+        figure.add_shape(
+            type="line", x0=-margin, x1=-margin, y0=y - 0.46, y1=y + 0.46,
+            line={"color": BAD, "width": 1.5, "dash": "dot"},
+        )  # fmt: skip
     figure.update_yaxes(
         tickvals=list(range(len(names))),
         ticktext=[plain(name, 34) for name in names],
@@ -92,25 +101,6 @@ def forest(series: Mapping[str, Sequence[Bar]], axis: str) -> go.Figure:
         height=110 + max(_ROW, 14 * len(series) + 12) * len(names), showlegend=len(series) > 1
     )
     return figure
-
-
-def _margins(figure: go.Figure, names: Sequence[str], bars: Sequence[Bar]) -> None:
-    """Shade losses beyond each line's margin."""
-    margins = {bar.name: bar.margin for bar in bars if bar.margin is not None}
-    if not margins:
-        return
-    lowest = min([bar.low for bar in bars] + [-m for m in margins.values()])
-    left = lowest - 0.05 * abs(lowest)
-    for name, margin in margins.items():
-        y = names.index(name)
-        figure.add_shape(
-            type="rect", x0=left, x1=-margin, y0=y - 0.46, y1=y + 0.46,
-            fillcolor=BAD, opacity=0.10, line_width=0, layer="below",
-        )  # fmt: skip
-        figure.add_shape(
-            type="line", x0=-margin, x1=-margin, y0=y - 0.46, y1=y + 0.46,
-            line={"color": BAD, "width": 1.5, "dash": "dot"},
-        )  # fmt: skip
 
 
 def curves(series: Mapping[str, Curves], axis: str) -> go.Figure:
@@ -165,10 +155,7 @@ def nights(
     alarms: Sequence[tuple[str, str]],
     missed: Sequence[str],
 ) -> go.Figure:
-    """Draw changes by night with their bands.
-
-    `changes` and `alarms` are nights with a text: alarms are named above the plot, new code below it.
-    """
+    """Draw changes by night with their bands, texts of alarms above the plot, of new code below it."""
     figure = go.Figure()
     for i, (label, bars) in enumerate(series.items()):
         colour, dates = SERIES[i % len(SERIES)], [bar.name for bar in bars]

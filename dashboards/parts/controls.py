@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import streamlit as st
 
@@ -38,9 +38,8 @@ def heading(title: str, purpose: str) -> None:
 def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
     activity = project.find_at_work()
-    worker = "" if activity is None else project.worker(activity)
-    wait = f"{worker} is running; this page fills when it has finished." if worker else ""
-    file = project.project().file.name
+    wait = f"{activity['what']} is running; this page fills when it has finished." if activity else ""
+    file = project.written_file().name
     command = CommandLine.from_options(Path(file)).command("compare")
     st.info(f"{what} {wait or f'Next: `{command}` in the folder of {file}.'}")
 
@@ -130,12 +129,6 @@ def offer_answers(names: Sequence[str]) -> None:
         st.switch_page("answers.py", query_params=experiment | {"compare": ",".join(names)})
 
 
-def names_in_links(chosen: Sequence[Run], report: ExperimentReport | None, runs: Sequence[Run]) -> list[str]:
-    """Name runs for `?compare=`: by label if it identifies the run, else by id."""
-    by_label = {name: run.run_id for name, run in runs_of(report, runs).items()}
-    return [run.label if by_label.get(run.label) == run.run_id else run.run_id for run in chosen]
-
-
 def choose_candidates(key: str, labels: Sequence[str], default: Sequence[str], *, title: str) -> list[str]:
     """Draw a box to choose candidates; the page's address keeps the choice."""
     wanted = [name for name in query_values(key) if name in labels]
@@ -177,21 +170,14 @@ def offer_csv(make_rows: Callable[[], Iterable[Mapping[str, Any]]], name: str) -
     st.download_button("CSV", write, f"{name}.csv", "text/csv", key=f"csv_{name}", icon=":material/download:")
 
 
-class Page(NamedTuple):
-    """A page of a long list: the offset of its items, and the key of its page control."""
-
-    key: str
-    offset: int
-
-    def turn(self, n: int) -> None:
-        """Draw the page control for n items."""
-        st.pagination(max(1, -(-n // PAGE_SIZE)), key=self.key)
+def find_offset(name: str) -> int:
+    """Return the offset of the displayed page of the list `name`; a new name begins at the first page."""
+    return PAGE_SIZE * (int(st.session_state.get(f"page_{name}") or 1) - 1)
 
 
-def find_page(name: str) -> Page:
-    """Return the displayed page of the list `name`; a new name begins at the first page."""
-    number = int(st.session_state.get(f"page_{name}") or 1)
-    return Page(f"page_{name}", PAGE_SIZE * (number - 1))
+def turn(name: str, n: int) -> None:
+    """Draw the page control of the list `name` with n items."""
+    st.pagination(max(1, -(-n // PAGE_SIZE)), key=f"page_{name}")
 
 
 def show_error(title: str, error: Exception) -> None:

@@ -1,9 +1,8 @@
 """Stored results for the pages: runs, reports, the experiment's file, and the running command."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,15 @@ from harness.spec import Task
 from harness.store import Store
 
 
-@dataclass(frozen=True)
-class Project:
-    """The file of an experiment; its runs and reports are in the same folder."""
-
-    file: Path
-
-    @property
-    def store(self) -> Store:
-        """The stored runs of the displayed report; smoke runs have a separate folder."""
-        folder = self.file.parent / "runs"
-        return Store(folder / "smoke" if is_smoke() else folder, wait_s=2)
+def written_file() -> Path:
+    """Return the experiment's file; its runs and reports are in the same folder."""
+    return Path(os.environ.get("HARNESS_CONFIG") or "harness.yaml").resolve()
 
 
-def project() -> Project:
-    """Return the project that `harness dashboard` shows."""
-    return Project(Path(os.environ.get("HARNESS_CONFIG") or "harness.yaml").resolve())
+def runs_store() -> Store:
+    """Return the stored runs of the displayed report; smoke runs have a separate folder."""
+    folder = written_file().parent / "runs"
+    return Store(folder / "smoke" if is_smoke() else folder, wait_s=2)
 
 
 def shown() -> str:
@@ -58,7 +50,7 @@ def shown() -> str:
 
 def is_smoke() -> bool:
     """Tell whether the displayed runs are only in the store of smoke runs."""
-    folder = project().file.parent / "runs"
+    folder = written_file().parent / "runs"
     if shown_report := _kept_reports().get(shown()):
         names = [f.run_id for f in shown_report[0].facts]
         full, smoke = (any((runs / n).exists() for n in names) for runs in (folder, folder / "smoke"))
@@ -69,8 +61,8 @@ def is_smoke() -> bool:
 
 def runs() -> list[Run]:
     """List the finished and failed runs, oldest first; only changed files are read again."""
-    (previous,) = cache = _runs(str(project().store.folder))
-    files = _file_times(project().store.folder.glob("*/run.json"))
+    (previous,) = cache = _runs(str(runs_store().folder))
+    files = _file_times(runs_store().folder.glob("*/run.json"))
     current = {}
     for file, modified_ns in files.items():
         unchanged = file in previous and previous[file][0] == modified_ns
@@ -88,8 +80,16 @@ def _runs(folder: str) -> list[dict[Path, tuple[int, Run | None]]]:
 
 
 def reports() -> dict[str, ExperimentReport]:
-    """Read the kept reports by name, the latest first; smoke reports have their own names."""
-    return {name: _renew_verdicts(*kept) for name, kept in _kept_reports().items()}
+    """Read the kept reports by name, the latest first; smoke reports have their own names.
+
+    A gate or an fp32 confirmation by the file's policy may have renewed a verdict later.
+    """
+    loaded, read = experiment(), {}
+    for name, (kept, written_ns) in _kept_reports().items():
+        if loaded and loaded.experiment.name == kept.experiment:
+            kept = renew_verdicts(runs_store(), kept, runs(), loaded.experiment, written_ns / 1e9)
+        read[name] = kept
+    return read
 
 
 def unreadable_reports() -> list[str]:
@@ -99,23 +99,22 @@ def unreadable_reports() -> list[str]:
 
 def _kept_reports() -> dict[str, tuple[ExperimentReport, int]]:
     """Map names to the kept reports as written, each with its time."""
-    reports: dict[str, tuple[ExperimentReport, int]] = {}
-    for kept, written_ns in _read_reports():
-        if isinstance(kept, ExperimentReport):
-            reports.setdefault(kept.file_name, (kept, written_ns))
-    return reports
+    kept: dict[str, tuple[ExperimentReport, int]] = {}
+    for each, written_ns in _read_reports():
+        if isinstance(each, ExperimentReport):
+            kept.setdefault(each.file_name, (each, written_ns))
+    return kept
 
 
-def _read_reports() -> Iterator[tuple[ExperimentReport | HarnessError, int]]:
-    """Yield each kept report, or its error, with the time of its last change."""
-    files = _file_times(report.kept_reports(project().file.parent / "reports"))
-    yield from ((_report(str(file), modified_ns), modified_ns) for file, modified_ns in files.items())
+def _read_reports() -> list[tuple[Any, int]]:
+    files = _file_times(report.kept_reports(written_file().parent / "reports"))
+    return [(_read_file(str(file), time_ns, "report"), time_ns) for file, time_ns in files.items()]
 
 
 def stamp() -> tuple[tuple[str, int], ...]:
     """List the files of runs and reports with the times of their last change."""
-    here = project().file.parent
-    files = (*project().store.folder.glob("*/run.json"), *(here / "reports").glob("*.json"))
+    here = written_file().parent
+    files = (*runs_store().folder.glob("*/run.json"), *(here / "reports").glob("*.json"))
     return tuple(sorted((str(file), modified_ns) for file, modified_ns in _file_times(files).items()))
 
 
@@ -128,33 +127,23 @@ def _file_times(files: Iterable[Path]) -> dict[Path, int]:
     return times
 
 
-def _renew_verdicts(kept: ExperimentReport, written_ns: int) -> ExperimentReport:
-    """Take over verdicts that a gate or an fp32 confirmation by the file's policy renewed later."""
-    loaded = experiment()
-    if loaded is None or loaded.experiment.name != kept.experiment:
-        return kept
-    return renew_verdicts(project().store, kept, runs(), loaded.experiment, written_ns / 1e9)
+def rescues(shown_report: ExperimentReport) -> list[Rescue]:
+    """Read the last rescue of each run in a report."""
+    ids = {f.run_id for f in shown_report.facts}
+    files = _file_times(rescue.report_files(written_file().parent / "reports", shown_report.experiment))
+    read = (_read_file(str(file), modified_ns, "rescue") for file, modified_ns in files.items())
+    return [each for each in read if each is not None and each.original.facts.run_id in ids]
 
 
-@st.cache_resource(show_spinner=False, max_entries=200)
-def _report(path: str, modified_ns: int) -> ExperimentReport | HarnessError:
+@st.cache_resource(show_spinner=False, max_entries=250)
+def _read_file(path: str, modified_ns: int, kind: str) -> Any:
+    """Read a rescue, or a report, whose error is returned."""
+    if kind == "rescue":
+        return rescue.read(Path(path))
     try:
         return report.read(Path(path))
     except HarnessError as error:
         return error
-
-
-def rescues(shown_report: ExperimentReport) -> list[Rescue]:
-    """Read the last rescue of each run in a report."""
-    ids = {f.run_id for f in shown_report.facts}
-    files = _file_times(rescue.report_files(project().file.parent / "reports", shown_report.experiment))
-    read = (_rescue(str(file), modified_ns) for file, modified_ns in files.items())
-    return [each for each in read if each is not None and each.original.facts.run_id in ids]
-
-
-@st.cache_resource(show_spinner=False, max_entries=50)
-def _rescue(path: str, modified_ns: int) -> Rescue | None:
-    return rescue.read(Path(path))
 
 
 def experiment() -> LoadedExperiment | None:
@@ -170,7 +159,7 @@ def list_problems() -> list[str]:
 
 
 def _load_written() -> LoadedExperiment | HarnessError | None:
-    file = project().file
+    file = written_file()
     return _experiment(str(file), file.stat().st_mtime_ns) if file.is_file() else None
 
 
@@ -191,7 +180,7 @@ def find_prompt(run: Run, task: str, item: str) -> SentPrompt | None:
     loaded = experiment()
     if loaded is None:
         return None
-    file = project().file
+    file = written_file()
     session = _session(str(file), file.stat().st_mtime_ns, loaded, is_smoke())
     return find_sent_prompts(session, run, task, [item])[item]
 
@@ -204,19 +193,16 @@ def _session(path: str, modified_ns: int, _loaded: LoadedExperiment, quick: bool
 def champion_ids() -> dict[str, store.Champion]:
     """Map run ids to champions."""
     try:
-        return {champion.run_id: champion for champion in store.champions(project().file.parent)}
+        return {champion.run_id: champion for champion in store.champions(written_file().parent)}
     except HarnessError:
         return {}
 
 
 def find_at_work() -> dict[str, Any] | None:
-    """Return the progress of the command that is using the runs folder; None if there is none."""
-    return store.current_activity(project().store)
-
-
-def worker(activity: dict[str, Any]) -> str:
-    """Return the name of the running command; a starting one, or one that removes a run, gives none."""
-    return clean(str(activity.get("what", "Another command")))
+    """Return the progress of the command that is using the runs folder, with its name; None without one."""
+    activity = store.current_activity(runs_store())
+    # A starting command, or one that removes a run, gives no name.
+    return activity and {**activity, "what": clean(str(activity.get("what", "Another command")))}
 
 
 def task(name: str) -> Task | None:
@@ -239,18 +225,18 @@ def metric(task_name: str, name: str) -> Metric:
 
 def row_set_times(*digests: str) -> tuple[int, ...]:
     """Return when row sets last changed; an incomplete one grows under the same digest."""
-    times = _file_times(paths := [project().store.parquet(digest) for digest in digests])
+    times = _file_times(paths := [runs_store().parquet(digest) for digest in digests])
     return tuple(times.get(path, 0) for path in paths)
 
 
 def label_times() -> tuple[int, ...]:
     """Return the times of people's labels, which change the comparisons that they correct."""
-    return tuple(sorted(_file_times((project().store.folder / "labels").glob("*.json")).values()))
+    return tuple(sorted(_file_times((runs_store().folder / "labels").glob("*.json")).values()))
 
 
 def read_scored_rows(digest: str) -> list[SampleResult]:
     """Read the fields of a row set that a comparison needs."""
-    return _read_scored_rows(str(project().store.folder), digest, row_set_times(digest))
+    return _read_scored_rows(str(runs_store().folder), digest, row_set_times(digest))
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)  # each may hold 10,000 items

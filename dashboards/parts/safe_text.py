@@ -14,7 +14,7 @@ import streamlit as st
 from harness import formatting
 from harness.report import CLASSES
 from harness.report.escape import clean, clean_lines
-from harness.report.pictures import Cell, Heat
+from harness.report.pictures import Heat
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
@@ -45,9 +45,8 @@ _STYLE = """<style>
 
 def style() -> None:
     """Add the style sheet of all texts to the page."""
-    rules = (f".cells .{name},.badge.{name}{{color:{colour}}}" for name, colour in COLOURS.items())
-    verdicts = "".join(rules)
-    st.html(f"{_STYLE}{verdicts}</style>")
+    verdicts = (f".cells .{name},.badge.{name}{{color:{colour}}}" for name, colour in COLOURS.items())
+    st.html(f"{_STYLE}{''.join(verdicts)}</style>")
 
 
 def say(sentence: str, kind: str = "said") -> None:
@@ -74,20 +73,19 @@ def heat(changes: Heat) -> None:
     head = "".join(f"<th>{escape(clean(column))}</th>" for column in ("task", *changes.labels))
     rows = [f"<tr>{head}</tr>"]
     for task, cells in changes.rows:
-        shown = "".join(map(_heat_cell, cells))
-        rows.append(f"<tr><th>{escape(clean(task))}</th>{shown}</tr>")
+        shown = [f"<th>{escape(clean(task))}</th>"]
+        for cell in cells:
+            if cell is None:
+                shown.append("<td></td>")
+                continue
+            red_green_blue = "196 74 0" if cell.strength < 0 else "0 114 178"
+            colour = f"background:rgb({red_green_blue}/{0.5 * abs(cell.strength):.2f})"
+            weight = "font-weight:700" if cell.shown else ""
+            text = escape(f"{cell.change} {cell.interval}")
+            shown.append(f'<td style="{colour};{weight}" title="{escape(clean(cell.said))}">{text}</td>')
+        rows.append(f"<tr>{''.join(shown)}</tr>")
     table = f'<table class="cells heat">{"".join(rows)}</table>'
     st.html(f'<div style="overflow-x:auto">{table}</div>')
-
-
-def _heat_cell(cell: Cell | None) -> str:
-    if cell is None:
-        return "<td></td>"
-    red_green_blue = "196 74 0" if cell.strength < 0 else "0 114 178"
-    colour = f"background:rgb({red_green_blue}/{0.5 * abs(cell.strength):.2f})"
-    weight = "font-weight:700" if cell.shown else ""
-    text = escape(f"{cell.change} {cell.interval}")
-    return f'<td style="{colour};{weight}" title="{escape(clean(cell.said))}">{text}</td>'
 
 
 def _cell(text: str) -> str:
@@ -143,6 +141,6 @@ def _show_named(name: str, html: str) -> None:
     st.html(f'<div class="name">{escape(clean(name))}</div><div class="quoted">{html or "&nbsp;"}</div>')
 
 
-def badge(word: str) -> str:
-    """Return a night's verdict as HTML: a word in a coloured frame."""
-    return f'<span class="badge {_BADGES.get(word, "none")}">{escape(clean(word))}</span>'
+def badge(word: str) -> None:
+    """Show a night's verdict: a word in a coloured frame."""
+    st.html(f'<span class="badge {_BADGES.get(word, "none")}">{escape(clean(word))}</span>')

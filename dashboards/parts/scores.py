@@ -10,8 +10,8 @@ from harness import store
 from harness.analysis import comparison
 from harness.analysis.alignment import BaseErrors
 from harness.analysis.answers import add_samples
+from harness.analysis.comparison import estimate_columns, rank_with_ties
 from harness.analysis.estimators import Comparison, Estimate
-from harness.analysis.ranking import estimate_columns, rank_with_ties
 from harness.errors import HarnessError
 from harness.experiment import judge_labels
 from harness.records import Run, Sample
@@ -21,6 +21,7 @@ from harness.store import MetricColumns, Store
 from parts import project
 
 ALPHA = 0.05
+AT_ONCE = 20  # row sets read when a page opens, as many as its plot shows
 
 
 class Pair(NamedTuple):
@@ -43,17 +44,37 @@ def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> s
             return names[0]
     if (written := project.task(task)) is not None and not written.lm_eval:
         return written.primary_metric
-    first = store.read_rows(project.project().store, digest, 1)
+    first = store.read_rows(project.runs_store(), digest, 1)
     return next((name for row in first for name in row.parts), "")
 
 
 def compare(pair: Pair) -> Comparison | str:
     """Compare two row sets, or return why they cannot be compared."""
     try:
-        changed = (*project.row_set_times(pair.base, pair.new), *project.label_times())
-        return _compare_pair(pair, changed)
+        return _compare(pair, (*project.row_set_times(pair.base, pair.new), *project.label_times()))
     except (HarnessError, KeyError) as error:
         return f"{pair.task}: {error}"
+
+
+@st.cache_resource(show_spinner=False, max_entries=2_000)
+def _compare(pair: Pair, changed: tuple[int, ...]) -> Comparison:
+    runs_store, metric = project.runs_store(), project.metric(pair.task, pair.metric)
+    base, new = (store.read_identity(runs_store, digest) for digest in (pair.base, pair.new))
+    comparison.check_comparable(base, new)
+    arms = [project.read_scored_rows(digest) for digest in (pair.base, pair.new)]
+    if pair.base_errors == "worst" and pair.base != pair.new:
+        # On the target verdicts use people's labels.
+        loaded, task = project.experiment(), project.task(pair.task)
+        policy = loaded.experiment.gate if loaded else GatePolicy()
+        if labels := judge_labels(runs_store, task, metric.name) if task else {}:
+            rows = store.read_many(runs_store, (pair.base, pair.new))
+            arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
+        if corrected := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
+            return corrected
+    identical, errors = pair.base == pair.new, pair.base_errors
+    return comparison.compare_rows(
+        metric, arms[0], arms[1], alpha=pair.alpha, identical=identical, base_errors=errors
+    )
 
 
 def compare_on_every_task(
@@ -63,7 +84,7 @@ def compare_on_every_task(
     loaded = project.experiment()
     alpha = loaded.experiment.gate.alpha if loaded else ALPHA
     target = report.task if report else loaded.experiment.target.name if loaded else ""
-    out = {}
+    out: dict[str, tuple[Pair, Comparison | str]] = {}
     for key in sorted((k for k in new.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
         if key in base.rows:
             task = key.removesuffix("/test")
@@ -71,68 +92,28 @@ def compare_on_every_task(
             # As in the report: on the target errors score worst in both arms, elsewhere as in the gate.
             rules: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
             pair = Pair(task, metric, base.rows[key], new.rows[key], *rules)
-            out[task] = (pair, find_drawn_comparison(task, base, new, report) or compare(pair))
+            if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
+                out[task] = (pair, compare(pair))
+                continue
+            # Sampled items count by weights, so that the stored rows do not suffice.
+            reported = {f.run_id: f.label for f in report.facts} if report else {}
+            known = report.comparisons.get(reported.get(new.run_id, ""), ()) if report else ()
+            kept = next((c for c in known if c.task == task), None)
+            reason = "sampled items count by weights, which the report keeps only for candidate against base"
+            refusal = f"{task}: {reason}. Next: harness compare --all-items"
+            out[task] = (pair, kept if kept and base.weights_digest == new.base_digest else refusal)
     return out
-
-
-def find_drawn_comparison(
-    task: str, base: Run, new: Run, report: ExperimentReport | None
-) -> Comparison | str | None:
-    """Return the report's comparison of a task with sampled items, or why there is none.
-
-    None if every item was evaluated, because the stored rows then suffice.
-    """
-    if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
-        return None
-    reported = {f.run_id: f.label for f in report.facts} if report is not None else {}
-    comparisons = report.comparisons.get(reported.get(new.run_id, ""), ()) if report is not None else ()
-    kept = next((c for c in comparisons if c.task == task), None)
-    if kept is not None and base.weights_digest == new.base_digest:
-        return kept
-    reason = "sampled items count by weights, which the report keeps only for candidate against base"
-    return f"{task}: {reason}. Next: harness compare --all-items"
-
-
-@st.cache_resource(show_spinner=False, max_entries=2_000)
-def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
-    runs_store = project.project().store
-    base, new = (store.read_identity(runs_store, digest) for digest in (pair.base, pair.new))
-    comparison.check_comparable(base, new)
-    if pair.base_errors == "worst" and pair.base != pair.new:
-        # On the target verdicts use people's labels.
-        loaded, task = project.experiment(), project.task(pair.task)
-        policy = loaded.experiment.gate if loaded else GatePolicy()
-        metric = project.metric(pair.task, pair.metric)
-        labels = judge_labels(runs_store, task, metric.name) if task else {}
-        if labels:
-            rows = store.read_many(runs_store, (pair.base, pair.new))
-            arms = [add_samples(rows[d], store.read_drawn(runs_store, d)) for d in (pair.base, pair.new)]
-        else:
-            arms = [project.read_scored_rows(digest) for digest in (pair.base, pair.new)]
-        if corrected := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
-            return corrected
-    return comparison.compare_rows(
-        project.metric(pair.task, pair.metric),
-        project.read_scored_rows(pair.base),
-        project.read_scored_rows(pair.new),
-        alpha=pair.alpha,
-        identical=pair.base == pair.new,
-        base_errors=pair.base_errors,
-    )
 
 
 def read_all_answers(digest: str, item: str) -> tuple[Sample, ...]:
     """Read all sampled answers to an item; empty if it was answered greedily."""
-    drawn = _read_drawn(str(project.project().store.folder), digest, project.row_set_times(digest))
+    drawn = _read_drawn(str(project.runs_store().folder), digest, project.row_set_times(digest))
     return drawn.get(item, ())
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _read_drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[Sample, ...]]:
     return store.read_drawn(Store(Path(folder)), digest)
-
-
-AT_ONCE = 20  # row sets read when a page opens, as many as its plot shows
 
 
 class _Key(NamedTuple):
@@ -149,7 +130,7 @@ def estimates(digests: Sequence[str], task: str, metric: str) -> dict[str, Estim
 
     None stands for a missing set, or one without scores.
     """
-    cache, keys = _keep_estimates(str(project.project().store.folder)), _keys(digests, task, metric)
+    cache, keys = _caches(str(project.runs_store().folder))[0], _keys(digests, task, metric)
     if new := [key for key in keys[:AT_ONCE] if key not in cache]:
         definition, columns = project.metric(task, metric), _columns(new)
         cache.update({k: estimate_columns(definition, columns[k]) if k in columns else None for k in new})
@@ -164,8 +145,7 @@ def estimate_all(digests: Sequence[str], task: str, metric: str) -> Iterator[int
 
 def read_parts(digests: Sequence[str], task: str, metric: str) -> list[MetricColumns]:
     """Read a metric's parts of row sets, in their order, without those that it did not score."""
-    keys = _keys(digests, task, metric)
-    columns = _columns(keys)
+    columns = _columns(keys := _keys(digests, task, metric))
     return [columns[key] for key in keys if key in columns]
 
 
@@ -189,10 +169,10 @@ def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
 
 def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
     """Read row sets of one metric; the last ones are cached, because scored sets are then ranked."""
-    cache = _hold_columns(str(project.project().store.folder))
+    cache = _caches(str(project.runs_store().folder))[1]
     columns_by_key = {key: columns for key in keys if (columns := cache.get(key)) is not None}
     if new := {key.digest: key for key in keys if key not in columns_by_key}:
-        read = store.read_columns(project.project().store, new, keys[0].metric)
+        read = store.read_columns(project.runs_store(), new, keys[0].metric)
         columns_by_key |= {new[digest]: columns for digest, columns in read.items()}
     cache.update(columns_by_key)
     for key in list(cache)[: max(0, len(cache) - AT_ONCE)]:
@@ -201,11 +181,6 @@ def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _keep_estimates(folder: str) -> dict[_Key, Estimate | None]:
-    return {}
-
-
-@st.cache_resource(show_spinner=False, max_entries=4)
-def _hold_columns(folder: str) -> dict[_Key, MetricColumns]:
-    """Cache of the row sets read last; each may have 10,000 items."""
-    return {}
+def _caches(folder: str) -> tuple[dict[_Key, Estimate | None], dict[_Key, MetricColumns]]:
+    """Return the estimates, and the row sets read last; each of these may have 10,000 items."""
+    return {}, {}

@@ -4,15 +4,16 @@ Invariant: every member answers the same items as the reference, which is not ch
 is named by validation. Source: Benjamini & Hochberg 1995; several seeds by variance components (`seeds`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness import plugins, stats
 from harness.analysis.candidate_facts import CandidateFacts, best, is_fine_tuned, target_unit
+from harness.analysis.comparison import RecipeDifference
 from harness.analysis.estimators import Comparison, Estimate, difference_p
-from harness.analysis.ranking import RecipeDifference
 from harness.analysis.seeds import (
     mean_interval,
     mean_p,
@@ -25,6 +26,7 @@ from harness.data import describe_source
 from harness.spec import DecidePolicy, Recipe
 
 Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]
+Pooled = stats.Variance | None
 Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDifference | None]
 
 
@@ -59,91 +61,73 @@ class Ablation:
     seed_variance_known: bool
 
 
-class Comparer(NamedTuple):
-    """Functions that compare runs and recipes, and the variance between seeds, pooled over all recipes."""
-
-    pair: Pair
-    means: Means
-    pooled: stats.Variance | None
-
-
 def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tuple[Ablation, ...]:
-    """Compare the members of every grid with the first, by `pair` for runs (base, new) and `means` for seeds.
-
-    Every member is trained separately, so the variance between the seeds of both is added.
-    """
+    """Compare the members of every grid with the first, by `pair` for runs (base, new), `means` for seeds."""
     grids: dict[str, dict[str, list[CandidateFacts]]] = {}
     for f in facts:
         source, bracket, _ = f.name.partition("[")
         if bracket:
             grids.setdefault(source, {}).setdefault(f.name, []).append(f)
-    by = Comparer(pair, means, pool_variance(facts))
-    return tuple(
-        compare_members(source, members, by) for source, members in grids.items() if len(members) > 1
-    )
+    pooled = pool_variance(facts)
+    compare = partial(compare_members, pair=pair, means=means, pooled=pooled)
+    return tuple(compare(source, members) for source, members in grids.items() if len(members) > 1)
 
 
-def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: Comparer) -> Ablation:
-    """Compare candidates with the first of them, each given by the facts of its seeds."""
-    reference, *others = members
-    rows = [_factor(reference, members[reference], None, None)]
-    rows += [_factor(n, members[n], *_difference(members[reference], members[n], by)) for n in others]
+def compare_members(
+    source: str, members: Mapping[str, Sequence[CandidateFacts]], pair: Pair, means: Means, pooled: Pooled
+) -> Ablation:
+    """Compare candidates with the first of them, each given by the facts of its seeds.
+
+    `pooled` is the variance between seeds over all recipes.
+    """
+    done = {name: [f for f in runs if f.state == "done"] for name, runs in members.items()}
+    reference = next(iter(members))
+
+    def compare(name: str) -> tuple[Estimate | None, float | None]:
+        """Return the difference and its p: over items, and over seeds if their variance is known."""
+        old, now = done[reference], done[name]
+        if not old or not now or name == reference:
+            return None, None
+        if len(old) == len(now) == 1:
+            c = pair(old[0], now[0])
+            return (Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)) if c else (None, None)
+        found = means(old, now)
+        if found is None:
+            return None, None
+        arms = [variance_components(scores(runs), found.change, pooled) for runs in (old, now)]
+        seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
+        variance = stats.satterthwaite([found.change, *seeds])
+        ends = mean_interval(found.delta, variance)
+        return Estimate(found.delta, *ends, found.n, target_unit(now)), mean_p(found.delta, variance)
+
+    rows = []
+    for name, runs in done.items():
+        difference, p = compare(name)
+        rows.append(
+            Factor(
+                candidate=name,
+                n_seeds=len(runs),
+                score=_mean(f.target.score for f in runs if f.target is not None),
+                validation=_mean(f.validation for f in runs if f.validation is not None),
+                difference=difference,
+                p=p,
+                p_adjusted=None,
+                training_cost_usd=_mean(f.training_cost_usd for f in runs) or 0.0,
+                training_s=_mean(f.training.wall_s for f in runs if f.training.wall_s is not None),
+            )
+        )
     tested = [row.p for row in rows if row.p is not None]
     adjusted = iter(stats.benjamini_hochberg(tested))
     rows = [replace(row, p_adjusted=next(adjusted)) if row.p is not None else row for row in rows]
-    chosen = best(f for seeds in members.values() for f in seeds)
-    enough = stats.MIN_SEEDS if by.pooled is None else 2
-    return Ablation(
-        source,
-        reference,
-        tuple(rows),
-        len(tested),
-        chosen.name if chosen else None,
-        not any(is_fine_tuned(f) for seeds in members.values() for f in seeds)
-        or all(row.n_seeds >= enough for row in rows),
-    )
+    every, enough = [f for runs in members.values() for f in runs], stats.MIN_SEEDS if pooled is None else 2
+    chosen = best(every)
+    is_known = not any(map(is_fine_tuned, every)) or all(row.n_seeds >= enough for row in rows)
+    return Ablation(source, reference, tuple(rows), len(tested), chosen.name if chosen else None, is_known)
 
 
-def _difference(
-    base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: Comparer
-) -> tuple[Estimate | None, float | None]:
-    """Return the difference and its p: over items, and over seeds if their variance is known."""
-    old, now = ([f for f in runs if f.state == "done"] for runs in (base, new))
-    if not old or not now:
-        return None, None
-    if len(old) == len(now) == 1:
-        c = by.pair(old[0], now[0])
-        if c is None:
-            return None, None
-        return Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)
-    means = by.means(old, now)
-    if means is None:
-        return None, None
-    arms = [variance_components(scores(runs), means.change, by.pooled) for runs in (old, now)]
-    seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
-    variance = stats.satterthwaite([means.change, *seeds])
-    difference = Estimate(means.delta, *mean_interval(means.delta, variance), means.n, target_unit(now))
-    return difference, mean_p(means.delta, variance)
-
-
-def _factor(
-    name: str, runs: Sequence[CandidateFacts], difference: Estimate | None, p: float | None
-) -> Factor:
-    done = [f for f in runs if f.state == "done"]
-    scores = [f.target.score for f in done if f.target is not None]
-    seconds = [f.training.wall_s for f in done if f.training.wall_s is not None]
-    validations = [f.validation for f in done if f.validation is not None]
-    return Factor(
-        candidate=name,
-        n_seeds=len(done),
-        score=fmean(scores) if scores else None,
-        validation=fmean(validations) if validations else None,
-        difference=difference,
-        p=p,
-        p_adjusted=None,
-        training_cost_usd=fmean(f.training_cost_usd for f in done) if done else 0.0,
-        training_s=fmean(seconds) if seconds else None,
-    )
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +172,13 @@ def training_sets(
     pair: Pair,
     means: Means,
 ) -> tuple[TrainingSets, ...]:
-    """Compare the candidates whose recipes differ only in `train` and `mix`, given in the order of the file.
-
-    `drawn_again` maps each candidate to its number of repeated rows.
-    """
-    by = Comparer(pair, means, pool_variance(facts))
+    """Compare candidates that differ only in `train` and `mix`; `drawn_again` counts repeated rows."""
+    pooled = pool_variance(facts)
     over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
 
     def compare(names: Sequence[str]) -> TrainingSets:
         members = {name: [f for f in facts if f.name == name] for name in names}
-        ablation = compare_members(names[0], members, by)
+        ablation = compare_members(names[0], members, pair, means, pooled)
         sets = []
         for factor in ablation.factors:
             name = factor.candidate

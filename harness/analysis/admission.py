@@ -1,20 +1,26 @@
-"""Admission of tasks to the gate, and the comparisons of both arms' rows on the suites' tasks.
+"""Admission of tasks to the gate by two halves of their items, and the comparisons of both arms on them.
 
 Invariant: admission looks only at the base, and never at the items that it admits: each task is split once
-into two halves, and the base's answers to one half admit the other.
+into two halves, and the base's answers to one half admit the other. The split depends on items and seed
+alone. An item is identified by its document's digest, and its position among the task's items with the same
+digest. Clusters that share a document are joined; no cluster and no document has items in both halves.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
+import numpy as np
+
 from harness import formatting, stats
 from harness.analysis import comparison
-from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.estimators import Comparison
-from harness.analysis.halves import HALVES, Half, HalfSplit, cluster_name, find_other_half, join_rows, split
 from harness.analysis.verdict import (
     AdmittedHalf,
+    Half,
     TaskComparison,
     is_judged,
     is_named_critical,
@@ -25,8 +31,116 @@ from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Role, Task
 
+_LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # suffix of an lm-eval item's id
+HALVES: tuple[Half, Half] = ("search", "confirm")
+_OTHER_HALF: Mapping[Half, Half] = {"search": "confirm", "confirm": "search"}
 _SIGNAL_TO_NOISE = 3.0
-_SAID: Mapping[Half, str] = {"search": "one half of its items", "confirm": "the other half"}
+
+
+def document_of(example_id: str, prompt_digest: str) -> str:
+    """Return the digest of an item's document: lm-eval's, from the item's id, or the prompt's."""
+    named = _LM_EVAL_DOCUMENT.search(example_id)
+    return named[1] if named else prompt_digest
+
+
+def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict[str, str]:
+    """Map the items of a task to numbered documents; `known` has digests that the rows do not name."""
+    prompts = {row.example_id: row.prompt_digest for row in rows}
+    named = {i: known.get(i) or document_of(i, prompts[i]) for i in sorted(prompts)}
+    return number_documents({item: document for item, document in named.items() if document})
+
+
+def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
+    """Map item ids of one task to document names; items with the same digest are numbered.
+
+    If there are fewer than half as many digests as items, only digests of single items are kept: the others
+    do not identify a question.
+    """
+    counts, seen = Counter(digests.values()), Counter[str]()
+    out: dict[str, str] = {}
+    for item, document in digests.items():
+        if counts[document] == 1 or 2 * len(counts) >= len(digests):
+            seen[document] += 1
+            out[item] = f"{document} {seen[document]}"
+    return out
+
+
+def join_rows(
+    tasks: Iterable[tuple[Sequence[SampleResult], Mapping[str, str]]], name: Callable[[SampleResult], str]
+) -> dict[str, str]:
+    """Map clusters of tasks' rows, by `name`, to one representative per group that shares documents."""
+    known = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
+    return join_clusters(
+        (documents[row.example_id], name(row))
+        for rows, documents in known
+        for row in rows
+        if row.example_id in documents
+    )
+
+
+def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Map clusters to one representative per group that shares documents; `held` are (document, cluster)."""
+    holders: dict[str, set[str]] = {}
+    for document, cluster in held:
+        holders.setdefault(document, set()).add(cluster)
+    shared = [sorted(names) for names in holders.values() if len(names) > 1]
+    names = sorted({name for group in shared for name in group})
+    if not names:
+        return {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    place = {name: i for i, name in enumerate(names)}
+    edges = np.array([(place[group[0]], place[other]) for group in shared for other in group[1:]])
+    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(names), len(names)))
+    joined = connected_components(graph, directed=False)[1]
+    first = {of: names[i] for i, of in reversed([*enumerate(joined.tolist())])}
+    return {name: first[joined[i]] for name, i in place.items()}
+
+
+class HalfSplit(NamedTuple):
+    """Assignment of clusters to halves."""
+
+    half_of: Mapping[str, Half]
+    seed: int
+
+    def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
+        """Select the rows of one half."""
+        return [row for row in rows if self.half_of[cluster_name(row)] == half]
+
+
+def cluster_name(row: SampleResult) -> str:
+    """Return the cluster of an item: its own id if it has none."""
+    return row.cluster or row.example_id
+
+
+def split(
+    tasks: Mapping[str, Sequence[SampleResult]], seed: int, documents: Mapping[str, Mapping[str, str]] = {}
+) -> HalfSplit:
+    """Split the clusters of all tasks, large ones first, so that each task is halved evenly."""
+    named = ((rows, documents.get(task, {})) for task, rows in tasks.items())
+    joined = join_rows(named, cluster_name)
+    total = {task: len(rows) for task, rows in tasks.items()}
+    sizes: dict[str, dict[str, int]] = {}  # items of a cluster in each task
+    for task, rows in tasks.items():
+        names = (joined.get(name, name) for name in map(cluster_name, rows))
+        for cluster, n in Counter(names).items():
+            sizes.setdefault(cluster, {})[task] = n
+    filled: dict[Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
+    half_of: dict[str, Half] = {}
+    order = {
+        cluster: int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")
+        for cluster in sizes
+    }
+    large_first = {cluster: (-sum(of.values()), order[cluster]) for cluster, of in sizes.items()}
+    for cluster in sorted(sizes, key=large_first.__getitem__):
+        of = sizes[cluster].items()
+        first, second = HALVES if order[cluster] % 2 else HALVES[::-1]
+        loads = [sum([n * filled[half][task] / total[task] for task, n in of]) for half in (first, second)]
+        half_of[cluster] = half = first if loads[0] <= loads[1] else second
+        for task, n in of:
+            filled[half][task] += n
+    return HalfSplit(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
 
 
 class Measurement(NamedTuple):
@@ -47,18 +161,11 @@ class Measurement(NamedTuple):
     admitting: Sequence[SampleResult] | None = None
 
 
-class Admission(NamedTuple):
-    """Admitted halves of a task, and why the others are not."""
-
-    halves: tuple[Half, ...]
-    why_not: str
-
-
 class AdmittedTasks(NamedTuple):
-    """Halves of each task of one base, and which of them are admitted, by task name."""
+    """Halves of each task of one base, which of them are admitted, and why the others are not, by name."""
 
     cut: HalfSplit
-    of: Mapping[str, Admission]
+    of: Mapping[str, tuple[tuple[Half, ...], str]]
 
 
 def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
@@ -77,14 +184,11 @@ def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
 
 
 def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
-    """Reduce both arms of every task to one half, admitted by the base on the other; both have pinned items.
-
-    A task with fewer than two clusters in that half is left out.
-    """
+    """Reduce both arms to one half, admitted by the base on the other; pinned items are in both halves."""
     parts = []
     for m in measured:
         if m.role != "regression":
-            m = select_half(m, cut, half)._replace(admitting=cut.rows(m.base, find_other_half(half)))
+            m = select_half(m, cut, half)._replace(admitting=cut.rows(m.base, _OTHER_HALF[half]))
         if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1:
             parts.append(m)
     return parts
@@ -115,21 +219,10 @@ def admit(
     return is_above, f"{found}, {'' if is_above else 'not '}above {chance}"
 
 
-def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
-    """Drop the required gain or win rate from the policy for the base's own weights."""
-    if trained:
-        return policy
-    target = policy.target.model_copy(update={"gain": None, "win_rate": None})
-    return policy.model_copy(update={"target": target})
-
-
 def admit_tasks(
     measured: Sequence[Measurement], seed: int = 0, policy: GatePolicy | None = None
 ) -> AdmittedTasks:
-    """Split every task into halves, and admit each half by the base's rows on the other.
-
-    Tasks that the policy only reports do not influence how the judged ones are split.
-    """
+    """Split every task into halves, the judged ones alone, and admit each half by the base on the other."""
     judged = [m for m in measured if policy is None or is_judged(m.task.name, policy)]
     cut = cut_tasks(judged, seed)
     if len(judged) < len(measured):
@@ -140,19 +233,16 @@ def admit_tasks(
 def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
     """List the capability tasks that count in the macro average, by the base's rows."""
     admitted = admit_tasks(measured, seed)
-    return {m.task.name for m in measured if m.role == "capability" and admitted.of[m.task.name].halves}
+    return {m.task.name for m in measured if m.role == "capability" and admitted.of[m.task.name][0]}
 
 
 def compare_metrics(
     m: Measurement, admitted: AdmittedTasks, alpha: float, *, identical: bool
 ) -> list[TaskComparison]:
-    """Compare both arms on every metric of a task, the primary one first.
-
-    Metrics that could score none of the base's items are left out.
-    """
+    """Compare both arms on every metric of a task that scored an item of the base, the primary first."""
     primary = m.task.primary_metric
     metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
-    differences = (_compare(metric, m, alpha, identical) for metric in metrics)
+    differences = (compare_task(m, alpha, identical=identical, metric=metric) for metric in metrics)
     out = [TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
     if not out or out[0].comparison.metric != primary:
         return out
@@ -161,7 +251,7 @@ def compare_metrics(
     only = halves[0] if len(halves) == 1 else None
     metric, half = m.metrics[primary], None
     if only and (c := compare_task(select_half(m, admitted.cut, only), alpha, identical=identical)):
-        rest = admitted.cut.rows(m.base, find_other_half(only))
+        rest = admitted.cut.rows(m.base, _OTHER_HALF[only])
         half = AdmittedHalf(only, c, comparison.estimate(metric, rest).score, why_not)
     may_be_admitted = not _explain_reported(m.task, metric)
     left = round(sum(row.weight for row in m.base)) - len(m.base)
@@ -176,22 +266,23 @@ def compare_metrics(
     return out
 
 
-def _admission(m: Measurement, cut: HalfSplit) -> Admission:
+def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[Half, ...], str]:
     """Admit each half of a task by the base's rows on the other; rows of a single half together."""
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     if reported := _explain_reported(m.task, metric):
-        return Admission((), f"{name}: {reported}")
+        return (), f"{name}: {reported}"
     nothing = f"{name} cannot show forgetting"
     if m.admitting is not None:
         admitted, why = admit(m.task, metric, m.admitting, m.flip_rate)
-        return Admission(HALVES if admitted else (), f"{nothing}: on its other half {why}")
+        return HALVES if admitted else (), f"{nothing}: on its other half {why}"
     parts = {half: cut.rows(m.base, half) for half in HALVES}
     if not all(parts.values()):
-        return Admission((), f"{nothing}: its items form one cluster, which has no halves")
+        return (), f"{nothing}: its items form one cluster, which has no halves"
     found = {half: admit(m.task, metric, rows, m.flip_rate) for half, rows in parts.items()}
-    halves = tuple(h for h in HALVES if found[find_other_half(h)][0] and _is_scored(metric, parts[h]))
-    why = " and ".join(f"on {_SAID[h]} {found[h][1]}" for h in HALVES if not found[h][0])
-    return Admission(halves, why if halves else f"{nothing}: {why}")
+    halves = tuple(h for h in HALVES if found[_OTHER_HALF[h]][0] and _is_scored(metric, parts[h]))
+    halves_said = zip(HALVES, ("one half of its items", "the other half"), strict=True)
+    why = " and ".join(f"on {said} {found[h][1]}" for h, said in halves_said if not found[h][0])
+    return halves, why if halves else f"{nothing}: {why}"
 
 
 def _explain_reported(task: Task, metric: Metric) -> str:
@@ -207,13 +298,11 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
     return any(row.parts[metric.name] is not None for row in rows)
 
 
-def compare_task(m: Measurement, alpha: float, *, identical: bool = False) -> Comparison | None:
-    """Compare both arms on the rows of a task by its primary metric; None if no item can be compared."""
-    return _compare(m.metrics[m.task.primary_metric], m, alpha, identical)
-
-
-def _compare(metric: Metric, m: Measurement, alpha: float, identical: bool) -> Comparison | None:
-    """Compare two arms as verdicts do: answers that the base failed to give widen the interval."""
+def compare_task(
+    m: Measurement, alpha: float, *, identical: bool = False, metric: Metric | None = None
+) -> Comparison | None:
+    """Compare both arms of a task by its primary or another metric, failures of the base as bounds."""
+    metric = metric or m.metrics[m.task.primary_metric]
     if not comparison.is_comparable(metric, m.base, m.new):
         return None
     return comparison.compare_rows(
@@ -224,19 +313,3 @@ def _compare(metric: Metric, m: Measurement, alpha: float, identical: bool) -> C
 def select_half(m: Measurement, cut: HalfSplit, half: Half) -> Measurement:
     """Reduce both arms of a task to one half of its items."""
     return m._replace(base=cut.rows(m.base, half), new=cut.rows(m.new, half))
-
-
-def compare_invalid_rates(
-    measured: Sequence[Measurement], alpha: float, identical: bool
-) -> Comparison | None:
-    """Compare the share of invalid answers over the generated rows of tasks that want valid ones."""
-    generated = [m for m in measured if m.task.kind == "generate" and m.role != "safety"]
-    if not generated:
-        return None
-    base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
-    if all(row.status == "error" for row in base):
-        return None
-    clusters = join_rows(((m.base, m.documents) for m in generated), name_pooled_cluster)
-    return comparison.compare_validity(
-        base, new, clusters=clusters, alpha=alpha, identical=identical, base_errors="bounds"
-    )

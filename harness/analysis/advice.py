@@ -6,7 +6,7 @@ prompt, to retrieve and to fine-tune; Gupta et al. 2024, arXiv 2401.08406 (retri
 Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from harness.analysis.candidate_facts import (
     gain_text,
     is_fine_tuned,
     is_gain_shown,
-    list_within_budgets,
     passes,
     score_text,
 )
@@ -37,6 +36,9 @@ _REMEDIES = {
     ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval fixes, and on behaviour, which"
     " fine-tuning fixes: a hybrid can do both.",
 }
+_PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
+_RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
+_TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
 
 
 def failure_sentences(case: Case) -> list[str]:
@@ -51,7 +53,14 @@ def failure_sentences(case: Case) -> list[str]:
         scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in shown)
         n = formatting.count(shown[0].slices[name].n)
         sentences.append(f"On {name} (n = {n}): {', '.join(scores)}.")
-    return [*sentences, _REMEDIES[list_fixed_slices(case)]]
+    # A remedy helps where it is above the prompt by its whole interval.
+    fixed, prompt = [], runs[0]
+    for name, remedy in (("knowledge", runs[1]), ("behaviour", runs[2])):
+        if prompt and remedy and name in slices and name in remedy.slices:
+            before, after = prompt.slices[name], remedy.slices[name]
+            if after.low > before.high if after.unit.higher_is_better else after.high < before.low:
+                fixed.append(name)
+    return [*sentences, _REMEDIES[tuple(fixed)]]
 
 
 def list_measured_slices(case: Case) -> tuple[str, ...]:
@@ -60,44 +69,9 @@ def list_measured_slices(case: Case) -> tuple[str, ...]:
     return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
 
 
-def list_fixed_slices(case: Case) -> tuple[str, ...]:
-    """List the slices whose remedy (retrieval or a fine-tune) is above the prompt by its whole interval."""
-    prompt = best_of(case, "prompt")
-    remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
-    fixed = []
-    for name in list_measured_slices(case):
-        remedy = remedies[name]
-        if prompt and remedy and name in remedy.slices:
-            before, after = prompt.slices[name], remedy.slices[name]
-            if after.low > before.high if after.unit.higher_is_better else after.high < before.low:
-                fixed.append(name)
-    return tuple(fixed)
-
-
 def best_of(case: Case, action: str) -> CandidateFacts | None:
     """Return the candidate of a kind that is best on validation, among those on the experiment's base."""
     return best(f for f in case.facts if action_of(f) == action and not f.baseline)
-
-
-def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """List the measurements that speak for the chosen candidate and against this one."""
-    if other.over_budget:
-        yield f"{other.name} is left out, because {other.over_budget}"
-    if is_fine_tuned(other) and other.verdict is None:
-        yield f"what {other.name} forgot was not measured"
-    elif is_fine_tuned(other) and other.verdict and not passes(other):
-        outcome = "fails" if other.verdict.outcome == "fail" else "is not shown to pass"
-        yield f"the gate of {other.name} {outcome}"
-    for run, over in ((other, chosen), (chosen, other)):
-        if case.alternative and over.name == case.alternative.name and (g := gain(run.vs_untrained)):
-            yield f"{run.name} gains {gain_text(g)} over {over.name}"
-    if other.recall is not None and other.recall < 1:
-        yield f"its retrieval found {formatting.percent(other.recall)} % of the documents needed"
-
-
-_PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
-_RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
-_TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
 
 
 class Advice(NamedTuple):
@@ -176,8 +150,21 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
         else:
             reached = f"{advised.name}, the best of that kind, {score_text(case, advised)}"
             own = f"here {chosen.name} reaches {score_text(case, chosen)}"
-            why = "; ".join(explain_why_not(case, advised, chosen))
-            reason = f"Why: {why}." if why else "Nothing that was measured says why."
+            why = []  # what was measured and speaks for the chosen candidate
+            if advised.over_budget:
+                why.append(f"{advised.name} is left out, because {advised.over_budget}")
+            if is_fine_tuned(advised) and advised.verdict is None:
+                why.append(f"what {advised.name} forgot was not measured")
+            elif is_fine_tuned(advised) and advised.verdict and not passes(advised):
+                outcome = "fails" if advised.verdict.outcome == "fail" else "is not shown to pass"
+                why.append(f"the gate of {advised.name} {outcome}")
+            for run, over in ((advised, chosen), (chosen, advised)):
+                if case.alternative and over.name == case.alternative.name and (g := gain(run.vs_untrained)):
+                    why.append(f"{run.name} gains {gain_text(g)} over {over.name}")
+            if advised.recall is not None and advised.recall < 1:
+                recall = formatting.percent(advised.recall)
+                why.append(f"its retrieval found {recall} % of the documents needed")
+            reason = f"Why: {'; '.join(why)}." if why else "Nothing that was measured says why."
             agreement = f" What is chosen differs: {own}, {reached}. {reason}"
         sentences.append(f"{kind} ({need.replace('_', ' ')}): {text}.{agreement}")
     return sentences
@@ -320,7 +307,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         return _write_scenario([_DATA], _describe_gain(case, case.judged))
     gaining = case.judged
     if gaining is None or not is_gain_shown(gaining):
-        done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
+        done = (f for f in case.facts if is_fine_tuned(f) and f.state == "done" and not f.over_budget)
         gaining = best(f for f in done if is_gain_shown(f))
     if gaining:
         gained = _describe_gain(case, gaining)

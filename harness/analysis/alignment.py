@@ -21,13 +21,16 @@ from harness.records import SampleResult, many_rows
 from harness.stats import Array, Interval, Variance
 
 _INVALID = ("unparsable", "truncated", "refused")
+# An error of the base scores worst, like one of the new run, or leaves its item between both extremes.
+BaseErrors = Literal["worst", "bounds"]
+_ALPHA = 0.05
+Folds = NDArray[np.intp]
+Ends = Callable[[float], Interval]  # two-sided alpha → interval
+ValueOf = Callable[[NDArray[np.bool_]], float]  # mask of items (n,) → score or difference
 
 
 class Arms(NamedTuple):
-    """Parts of both arms on the items that both scored, in the order of their ids.
-
-    `base_folds` and `new_folds` number the fold whose model answered, 0 if one model answered all.
-    """
+    """Parts of both arms on the items that both scored, by id; a fold is 0 if one model answered all."""
 
     ids: tuple[str, ...]
     clusters: NDArray[np.intp]
@@ -89,10 +92,7 @@ def name_pooled_cluster(row: SampleResult) -> str:
 
 
 def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> list[SampleResult]:
-    """Return rows with the single part `invalid`, without texts, and with names unique across tasks.
-
-    `joined` maps names by `name_pooled_cluster` to one name for clusters that several tasks share.
-    """
+    """Return rows with the single part `invalid`, named across tasks; `joined` maps pooled cluster names."""
     with many_rows():
         return [
             SampleResult(
@@ -115,17 +115,10 @@ def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> li
 
 def is_mean(metric: Metric, arms: Arms) -> bool:
     """Tell whether the aggregate is the mean of one part with equal weights."""
-    return bool(np.ptp(arms.weights) == 0) and _is_weighted_mean(metric, arms)
+    return bool(np.ptp(arms.weights) == 0) and is_weighted_mean(metric, arms)
 
 
-def is_stratified_sample(metric: Metric, arms: Arms) -> bool:
-    """Tell whether the scores are 0/1, of unclustered items that were sampled with unequal chances."""
-    single = int(arms.clusters.max()) + 1 == len(arms.ids)
-    uneven = bool(np.ptp(arms.weights) > 0)
-    return uneven and single and is_binary(metric, arms) and _is_weighted_mean(metric, arms)
-
-
-def _is_weighted_mean(metric: Metric, arms: Arms) -> bool:
+def is_weighted_mean(metric: Metric, arms: Arms) -> bool:
     """Tell whether the aggregate is the weighted mean of one part per item."""
     if arms.base.shape[1] != 1:
         return False
@@ -143,10 +136,6 @@ def is_binary(metric: Metric, arms: Arms) -> bool:
 def select_ids(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
     """Return the ids selected by a mask (n,)."""
     return tuple(id_ for id_, chosen in zip(ids, mask, strict=True) if chosen)
-
-
-# An error of the base scores worst, like one of the new run, or leaves its item between both extremes.
-BaseErrors = Literal["worst", "bounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,23 +173,12 @@ NO_ERRORS = Errors()
 
 
 class FilledArms(NamedTuple):
-    """Rows of both arms with parts for failed answers, and their counts.
-
-    `base_extremes` are the base's rows with its failed answers scored best, and scored worst, if requested.
-    """
+    """Rows of both arms with parts for failed answers; extremes are the base's scored best, and worst."""
 
     base: Sequence[SampleResult]
     new: Sequence[SampleResult]
     errors: Errors
     base_extremes: tuple[Sequence[SampleResult], ...] = ()
-
-
-class _FailedItems(NamedTuple):
-    """Ids of failed items, by the arm that failed."""
-
-    base: list[str]
-    new: list[str]
-    both: list[str]
 
 
 def fill_errors(
@@ -219,30 +197,31 @@ def fill_errors(
     # Items that neither arm could score, without an error, do not belong to the metric.
     none_old, none_new = ({i for i in shared if arm[i].parts[name] is None} for arm in (old, now))
     in_both = {i for i in none_old & none_new if "error" in (old[i].status, now[i].status)}
-    failed = _FailedItems(sorted(none_old - none_new), sorted(none_new - none_old), sorted(in_both))
+    base_failed, new_failed = sorted(none_old - none_new), sorted(none_new - none_old)
     scored = {i for i in shared if old[i].parts[name] and now[i].parts[name]}
     few_old, few_new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
-    incomplete = _FailedItems(sorted(few_old - few_new), sorted(few_new - few_old), sorted(few_old & few_new))
+    incomplete = (sorted(few_old - few_new), sorted(few_new - few_old), sorted(few_old & few_new))
+    failed = (base_failed, new_failed, sorted(in_both))
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
         return FilledArms(base, new, Errors(len(old)))
     known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     cause = next((row.error for i in ids for row in (old[i], now[i]) if row.error), "no score")
-    counts = {f: len(getattr(failed, f)) + len(getattr(incomplete, f)) for f in _FailedItems._fields}
-    sided = [i for i in ids if base_errors == "worst" or i not in failed.both]
+    n_base, n_new, n_both = (len(one) + len(few) for one, few in zip(failed, incomplete, strict=True))
+    sided = [i for i in ids if base_errors == "worst" or i not in in_both]
     is_scored = all(known[i] is not None for i in sided)
     best = {i: found.best for i, found in known.items() if found}
-    may_be_lost = tuple(i for i in failed.base if i not in best or now[i].parts[metric.name] != best[i])
-    errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored, open=may_be_lost)
+    may_be_lost = tuple(i for i in base_failed if i not in best or now[i].parts[metric.name] != best[i])
+    errors = Errors(len(old), n_base, n_new, n_both, cause, is_scored=is_scored, open=may_be_lost)
     if not is_scored:
         return FilledArms(base, new, errors)
     worst = {i: found.worst for i, found in known.items() if found}
     if base_errors == "bounds":
-        both_ends = tuple(_set_parts(metric, base, failed.base, ends) for ends in (best, worst))
-        return FilledArms(base, _set_parts(metric, new, failed.new, worst), errors, both_ends)
+        both_ends = tuple(_set_parts(metric, base, base_failed, ends) for ends in (best, worst))
+        return FilledArms(base, _set_parts(metric, new, new_failed, worst), errors, both_ends)
     return FilledArms(
-        _set_parts(metric, base, failed.base + failed.both, worst),
-        _set_parts(metric, new, failed.new + failed.both, worst),
+        _set_parts(metric, base, base_failed + failed[2], worst),
+        _set_parts(metric, new, new_failed + failed[2], worst),
         errors,
     )
 
@@ -275,43 +254,30 @@ def _set_parts(
     return filled
 
 
-_ALPHA = 0.05
-Folds = NDArray[np.intp]
-Ends = Callable[[float], Interval]  # two-sided alpha → interval
-ValueOf = Callable[[NDArray[np.bool_]], float]  # mask of items (n,) → score or difference
+def interval_in_folds(
+    plain: Ends, df: float | None, estimate: float, folds: Folds, value_of: ValueOf
+) -> tuple[Ends, float | None, str]:
+    """Widen an interval by the differences between models of folds (n,); none with fewer than three folds.
 
-
-class FoldInterval(NamedTuple):
-    """Interval at any level with the degrees of freedom of its t, or the reason why there is none."""
-
-    ends: Ends
-    df: float | None
-    refused: str = ""
-
-
-def interval_in_folds(plain: FoldInterval, estimate: float, folds: Folds, value_of: ValueOf) -> FoldInterval:
-    """Widen an interval about its estimate by the differences between the models of the folds (n,).
-
-    An interval of zero or infinite width stays; with fewer than three scored folds there is none.
+    Returned are the ends, the degrees of freedom of its t, and the reason why there is none.
     """
     masks = [folds == fold for fold in np.unique(folds)]
     if len(masks) < stats.MIN_FOLDS:
         why = f"items of {len(masks)} folds alone; expected at least {stats.MIN_FOLDS}"
-        return FoldInterval(lambda alpha: Interval(-inf, inf), None, why)
-    low, high = plain.ends(_ALPHA)
-    se = (high - low) / (2 * quantile(plain.df, 1 - _ALPHA / 2))
+        return lambda alpha: Interval(-inf, inf), None, why
+    low, high = plain(_ALPHA)
+    se = (high - low) / (2 * quantile(df, 1 - _ALPHA / 2))
     if not 0 < se < inf:
-        return plain
+        return plain, df, ""
     means, sizes = [value_of(mask) for mask in masks], [int(mask.sum()) for mask in masks]
-    total = stats.cross_validated_variance(Variance(se**2, plain.df), means, sizes)
+    total = stats.cross_validated_variance(Variance(se**2, df), means, sizes)
 
     def ends(alpha: float) -> Interval:
         p = 1 - alpha / 2
-        wider = quantile(total.df, p) * sqrt(total.variance) / (quantile(plain.df, p) * se)
-        own = plain.ends(alpha)
-        return Interval(*(estimate + max(wider, 1.0) * (end - estimate) for end in own))
+        wider = quantile(total.df, p) * sqrt(total.variance) / (quantile(df, p) * se)
+        return Interval(*(estimate + max(wider, 1.0) * (end - estimate) for end in plain(alpha)))
 
-    return FoldInterval(ends, total.df)
+    return ends, total.df, ""
 
 
 def quantile(df: float | None, p: float) -> float:

@@ -39,6 +39,11 @@ _SUPPORTED = 0.75  # share of a sentence's words that the passages must contain,
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？｡])|\n+")
 _WORD = re.compile(WORD)
 _SHORT = 3  # letters; shorter words say nothing, except in scripts without spaces
+_VALUE = mean_metric("value", lambda output, example: None)
+ALPHA = 0.05
+COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
+_GENERATED = ("stop", "length")
+_LONGEST = 200  # characters that are kept of a text
 
 
 class RetrievalScores(NamedTuple):
@@ -84,10 +89,7 @@ def retrieval_use(
     examples: Mapping[str, Example],
     documents: Sequence[Document],
 ) -> RetrievalUse | None:
-    """Classify a candidate's answers by their use of passages; None if nothing was retrieved.
-
-    `scores` maps item ids to the primary metric in [0, 1], `examples` to the items without passages.
-    """
+    """Classify answers by their use of passages; `scores` in [0, 1] by item. None if none was retrieved."""
     retrieved = [row for row in rows if row.passages]
     if not retrieved:
         return None
@@ -114,12 +116,29 @@ def retrieval_use(
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
         found = _is_found(references, _words(context), example, row)
-        classes[_class(found, score >= RIGHT, grounded or not references)] += 1
+        if found is None:
+            classes["unclear"] += 1
+        elif score < RIGHT:
+            classes["unused" if found else "missed"] += 1
+        elif found:
+            classes["used" if grounded or not references else "ungrounded"] += 1
+        else:
+            classes["known"] += 1
     n = len(retrieved) - classes["errors"] - classes["unclear"]
-    share = fmean(supported) if supported else None
-    return RetrievalUse(
-        n, **classes, grounded=share, retrieved=_score_retrieval(retrieved, examples), by_answer=False
+    named = [(row.passages, set(examples[row.example_id].documents)) for row in retrieved]
+    hits = [([p in needed for p in passages], len(needed)) for passages, needed in named if needed]
+    retrieved_scores = (
+        RetrievalScores(
+            n=len(hits),
+            recall=fmean(sum(of) / n_needed for of, n_needed in hits),
+            precision=fmean(sum(of) / len(of) for of, _ in hits),
+            reciprocal_rank=fmean(1 / (of.index(True) + 1) if True in of else 0.0 for of, _ in hits),
+        )
+        if hits
+        else None
     )
+    share = fmean(supported) if supported else None
+    return RetrievalUse(n, **classes, grounded=share, retrieved=retrieved_scores, by_answer=False)
 
 
 def is_supported(answer: str, context: str) -> bool:
@@ -133,16 +152,6 @@ def is_supported(answer: str, context: str) -> bool:
         if not numbers <= known or sum(word in known for word in telling) < _SUPPORTED * len(telling):
             return False
     return bool(_WORD.search(answer))
-
-
-def _class(found: bool | None, right: bool, supported: bool) -> str:
-    if found is None:
-        return "unclear"
-    if not found:
-        return "known" if right else "missed"
-    if not right:
-        return "unused"
-    return "used" if supported else "ungrounded"
 
 
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
@@ -162,28 +171,8 @@ def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _words(text: str) -> str:
-    """Return the words of a text in lower case, separated and surrounded by single spaces.
-
-    In scripts without spaces each letter is a word, so that parts of a run of letters are found.
-    """
+    """Return a text's words, or letters of scripts without spaces, in lower case between single spaces."""
     return f" {' '.join(_WORD.findall(split_into_letters(fold_text(text))))} " if text.strip() else ""
-
-
-def _score_retrieval(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:
-    named = [(row.passages, set(examples[row.example_id].documents)) for row in rows]
-    judged = [(passages, needed) for passages, needed in named if needed]
-    if not judged:
-        return None
-    hits = [[passage in needed for passage in passages] for passages, needed in judged]
-    return RetrievalScores(
-        n=len(judged),
-        recall=fmean(sum(of) / len(needed) for of, (_, needed) in zip(hits, judged, strict=True)),
-        precision=fmean(sum(of) / len(of) for of in hits),
-        reciprocal_rank=fmean(1 / (of.index(True) + 1) if True in of else 0.0 for of in hits),
-    )
-
-
-_VALUE = mean_metric("value", lambda output, example: None)
 
 
 class PassAtK(NamedTuple):
@@ -262,12 +251,6 @@ def list_each_answer(
         for row in rows
         for one in drawn.get(row.example_id, ())
     ]
-
-
-ALPHA = 0.05
-COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
-_GENERATED = ("stop", "length")
-_LONGEST = 200  # characters that are kept of a text
 
 
 class AnswerCounts(NamedTuple):

@@ -6,10 +6,10 @@ every list of the numbers uses these.
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, replace
-from math import inf
+from math import inf, sqrt
 from typing import Annotated, Any, NamedTuple
 
-from harness import formatting
+from harness import formatting, stats
 from harness.analysis import economics, next_step
 from harness.analysis.candidate_facts import Case, gain
 from harness.analysis.economics import PerUsd
@@ -62,10 +62,7 @@ _SPEND: OptionalNumbers = (
 
 @dataclass(frozen=True, slots=True)
 class Economics:
-    """Costs and returns of the judged fine-tune next to the best untrained candidate.
-
-    If one of the two is missing only the first four are known. `rows_needed` is not listed.
-    """
+    """Costs and returns of the judged fine-tune; without it, or an alternative, four alone are known."""
 
     alternative: Annotated[str | None, Number("best untrained candidate")]
     fine_tune: Annotated[str | None, Number("fine-tune")]
@@ -119,13 +116,6 @@ class Economics:
     spend: Annotated[Spend | None, _SPEND] = None
     rows_needed: RowsNeeded | None = None
 
-    @property
-    def pays(self) -> bool:
-        """Whether the observed gain is worth more than it costs, as far as both are known."""
-        if self.gain_is_worth_usd is None or self.costs_more_usd is None:
-            return True
-        return self.gain_is_worth_usd > self.costs_more_usd
-
 
 def _numbers(f: Field[Any]) -> tuple[Number, ...]:
     declared = getattr(f.type, "__metadata__", ())
@@ -151,7 +141,12 @@ def economics_of(case: Case) -> Economics:
     policy, over = case.policy, gain(run.vs_untrained)
     prompt = None if case.by_wins else gain(run.vs_prompt)
     ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
-    worth, once = economics.worth_of_items(run, policy), economics.add_one_time_costs_usd(run, other, policy)
+    once = economics.add_one_time_costs_usd(run, other, policy)
+    worth = None  # option value of the gain less τ times the training cost, with more items (EVSI)
+    if over and 0 < over.se < inf and (over.df is None or over.df > 1):
+        scale, items = over.unit.scale, economics.gain_components(over).items
+        mean, sd = scale * over.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
+        worth = stats.sample_information(mean, sd, sd * sqrt(over.n), over.n, over.df)
     rows_needed = next_step.find_rows_needed(case, run, over) if over else None
     in_answers = economics.counts_answers(policy, case.unit)
     more, above_tau = economics.costs_more_usd(run, other, policy), None
@@ -160,7 +155,10 @@ def economics_of(case: Case) -> Economics:
         least = policy.tau * run.training_cost_usd / over.unit.scale
         above_tau = chance_below((over.delta - least) / over.se, over.df)
     if over and more is not None:
-        flips_at = economics.break_even_value(over.delta, over.unit, more, policy)
+        if over.delta > 0:  # USD per right answer, or per point, from which the gain pays for its extra cost
+            flips_at = max(0.0, more) / (over.unit.scale * over.delta)
+            if economics.counts_answers(policy, over.unit):
+                flips_at *= 100 / economics.forecast_requests(policy)
         if (point := economics.point_worth_usd(policy, over.unit)) is not None:
             worth_usd = over.unit.scale * over.delta * point
             per_request = over.delta * economics.answer_usd(policy)

@@ -23,6 +23,17 @@ from harness.spec import DecidePolicy
 Action = Literal[
     "prompt", "few-shot", "rank", "classifier", "rag", "fine-tune", "hybrid", "collect more data", "undecided"
 ]
+_ALTERNATIVES = {  # with the recipe keys for it
+    "prompt": "prompt only (prompting: zero_shot)",
+    "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence for a"
+    " fine-tune",
+    "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
+    "rank": "the labels ranked by log-likelihood (answer: rank)",
+    "classifier": "a plain text classifier (method: classifier)",
+    "rag": "retrieval (prompting: rag)",
+}
+FEW = 100  # training examples: with fewer, one seed of a fine-tune cannot be trusted
+UNCHECKED = "by a judge that too few labels of people check yet"
 
 
 class FamilyRank(NamedTuple):
@@ -38,11 +49,6 @@ class FamilyRank(NamedTuple):
     p_adjusted: float
     level: float
     chosen: str
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the gate's rules are shown after correction for all members."""
-        return self.p_adjusted < self.alpha
 
 
 class ItemVariances(NamedTuple):
@@ -62,10 +68,7 @@ class BaseSize(NamedTuple):
 
 
 class UnderLoad(NamedTuple):
-    """Concurrent requests: how many, how many are answered per second, and times to the first token.
-
-    Times are None if no text is generated, or no single request was timed.
-    """
+    """Concurrent requests: how many, how many a second, times to the first token; None if not timed."""
 
     n: int
     requests_per_s: float
@@ -153,10 +156,7 @@ class CandidateFacts:
 
 
 def facts_of_run(run: Run) -> CandidateFacts:
-    """Return what a run says of its candidate before its rows are read: what it is, and its timed figures.
-
-    A figure `latency_NAME` of `SERVING` is the run's latency `NAME`.
-    """
+    """Return what a run says before its rows are read; `latency_NAME` of `SERVING` is its latency `NAME`."""
     prefix = "latency_"
     keys = ((f.name, f.name.removeprefix(prefix)) for f in SERVING if f.name.startswith(prefix))
     timed: dict[str, Any] = {name: run.latency[key] for name, key in keys if key in run.latency}
@@ -194,10 +194,7 @@ def is_gain_shown(run: CandidateFacts) -> bool:
 
 
 def is_fine_tuned(run: CandidateFacts) -> bool:
-    """Tell whether a run is a language model with weights other than the base's.
-
-    An endpoint's model counts, because its weights are hidden, unless it is a baseline.
-    """
+    """Tell whether a run is a language model with other weights than the base's, as an endpoint's are."""
     return run.trained and not run.baseline and not _is_classifier(run)
 
 
@@ -238,26 +235,21 @@ def n_settings(facts: Iterable[CandidateFacts]) -> int:
     return len(settings)
 
 
-def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """List the runs that no budget excludes."""
-    return [f for f in runs if not f.over_budget]
-
-
 def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Return the best untrained candidate within the budgets; if there is none, the best of all."""
     runs = [f for f in facts if not is_fine_tuned(f)]
-    return best(list_within_budgets(runs)) or best(runs)
+    return best(f for f in runs if not f.over_budget) or best(runs)
 
 
 def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
     """Return the best fine-tune within the budgets, whatever its gate says."""
-    return best(f for f in list_within_budgets(facts) if is_fine_tuned(f))
+    return best(f for f in facts if is_fine_tuned(f) and not f.over_budget)
 
 
 def list_passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     """List the fine-tunes within the budgets that pass the gate with every seed after correction."""
     facts = list(facts)
-    tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
+    tuned = [f for f in facts if is_fine_tuned(f) and f.state == "done" and not f.over_budget]
     stopped = {f.name for f in tuned if not passes(f) or list_failed_seeds(facts, f)}
     return [f for f in tuned if f.name not in stopped]
 
@@ -284,11 +276,6 @@ def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> 
     return min([run, *seeds_of(facts, run)], key=lambda f: ranks[f.verdict.outcome] if f.verdict else 2)
 
 
-def list_failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
-    """List the seeds of a run's recipe that fail the gate."""
-    return [f.seed for f in seeds_of(facts, run) if f.verdict and f.verdict.outcome == "fail"]
-
-
 def list_failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
     """List the seeds of a run's recipe that failed to run: a recipe passes only with all of its seeds."""
     return [f.seed for f in facts if f.name == run.name and f.state == "failed"]
@@ -296,7 +283,7 @@ def list_failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> l
 
 def passes(f: CandidateFacts) -> bool:
     """Tell whether a run passes its gate, corrected for the candidates judged together with it."""
-    shown = f.standing is None or f.standing.is_shown
+    shown = f.standing is None or f.standing.p_adjusted < f.standing.alpha
     return f.verdict is not None and f.verdict.outcome == "pass" and shown
 
 
@@ -324,58 +311,36 @@ def action_of(run: CandidateFacts) -> Action:
     return "few-shot" if "few_shot" in run.prompting else "prompt"
 
 
-class MissingAlternative(NamedTuple):
-    """A fair alternative that was not measured; `failed` names the candidates meant to measure it."""
-
-    what: str
-    failed: tuple[str, ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The alternative in words, with the failed candidates."""
-        return f"{self.what}: {', '.join(self.failed)} failed" if self.failed else self.what
-
-
-_ALTERNATIVES = {  # with the recipe keys for it
-    "prompt": "prompt only (prompting: zero_shot)",
-    "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence for a"
-    " fine-tune",
-    "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
-    "rank": "the labels ranked by log-likelihood (answer: rank)",
-    "classifier": "a plain text classifier (method: classifier)",
-    "rag": "retrieval (prompting: rag)",
-}
-
-
 def list_missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
-) -> tuple[MissingAlternative, ...]:
-    """List the fair alternatives that the target allows but nothing measured on the experiment's base."""
+) -> dict[str, list[str]]:
+    """Map the fair alternatives that nothing on the base measured to the candidates that failed to."""
     needed = ["prompt", "knn"]  # nearest shots did better than fixed ones wherever both were measured
     needed += ["rank", "classifier"] if closed_labels else []
     needed += ["rag"] if has_documents else []
-    measured: set[str] = set()
-    failed: dict[str, list[str]] = {}
-    for run in (f for f in facts if not is_fine_tuned(f)):
-        if run.state == "done" and not run.baseline:
-            measured |= _kinds(run)
-        elif not run.baseline:
-            for kind in _kinds(run):
-                failed.setdefault(kind, []).append(run.name)
+    measured, failed = set[str](), dict[str, list[str]]()
+    for run in facts:
+        if run.baseline or is_fine_tuned(run):
+            continue
+        for kind in _kinds(run):
+            if run.state == "done":
+                measured.add(kind)
+            elif run.name not in failed.setdefault(kind, []):
+                failed[kind].append(run.name)
     if "bare prompt" in measured:
         needed = ["instruction" if kind == "prompt" else kind for kind in needed if kind not in measured]
-    return tuple(
-        MissingAlternative(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ()))))
-        for kind in needed
-        if kind not in measured
-    )
+    return {_ALTERNATIVES[kind]: failed.get(kind, []) for kind in needed if kind not in measured}
 
 
-def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
+def missing_texts(missing: Mapping[str, Sequence[str]]) -> list[str]:
+    """Name the alternatives that were not measured, with the failed candidates."""
+    return [f"{what}: {', '.join(failed)} failed" if failed else what for what, failed in missing.items()]
+
+
+def advise_on_missing(missing: Mapping[str, Sequence[str]], failed: Iterable[str] = ()) -> str:
     """Say what to do about alternatives that were not measured: fix those that `failed`, add the others."""
-    missing = list(missing)
-    failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
-    absent = [one.what for one in missing if not one.failed]
+    failed = list(dict.fromkeys([*failed, *(name for names in missing.values() for name in names)]))
+    absent = [what for what, names in missing.items() if not names]
     steps = [f"fix {', '.join(failed)} and compare again"] if failed else []
     steps += [f"add {', '.join(absent)}"] if absent else []
     return ", and ".join(steps)
@@ -391,9 +356,6 @@ def _kinds(run: CandidateFacts) -> set[str]:
     if "few_shot" in run.prompting:
         return kinds | {"knn" if "knn" in run.prompting else "fixed"}
     return kinds or ({"prompt"} if run.is_instructed else {"bare prompt"})
-
-
-FEW = 100  # training examples: with fewer, one seed of a fine-tune cannot be trusted
 
 
 class Case(NamedTuple):
@@ -412,7 +374,7 @@ class Case(NamedTuple):
     alternative: CandidateFacts | None
     winner: CandidateFacts | None
     strongest: CandidateFacts | None
-    missing: tuple[MissingAlternative, ...]
+    missing: Mapping[str, Sequence[str]]
     curve: LearningCurve | None = None
     win_rate: float | None = None
     by_metric: Mapping[str, Comparison | None] | None = None
@@ -454,9 +416,6 @@ def score_text(case: Case, run: CandidateFacts) -> str:
     failed = formatting.errors(run.target.n_errors)
     by = f" ({UNCHECKED})" if is_unchecked(case, run) else ""
     return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}{failed}{by}"
-
-
-UNCHECKED = "by a judge that too few labels of people check yet"
 
 
 def is_unchecked(case: Case, run: CandidateFacts) -> bool:

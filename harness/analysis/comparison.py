@@ -3,18 +3,25 @@
 Invariant: a failed answer scores worst in either arm, so swapping the arms only flips the sign; only a gate
 treats the base's failures differently (`base_errors`). Unparsable, truncated and refused answers count as
 stored. A judge's scores are corrected only if each arm has a hundred labels of its own answers, or labels for
-all graded items, and never in folds.
+all graded items, and never in folds. Going down by score, a candidate opens a rank only where its paired
+difference to the one that opened the last rank has a 95 % interval without 0; pairs are not corrected for
+their number. Source: Miller 2024, arXiv:2411.00640, for variances over items and over repeated answers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis.alignment import (
+    Arms,
     BaseErrors,
     align,
+    align_all,
     fill_errors,
     is_binary,
     quantile,
@@ -25,8 +32,6 @@ from harness.analysis.answers import COMMONEST, commonest_answer_arms
 from harness.analysis.estimators import (
     Comparison,
     Estimate,
-    bound_difference,
-    clip_to_bounds,
     estimate_difference,
     identical_difference,
     is_judge,
@@ -43,19 +48,22 @@ from harness.analysis.labelled_answers import (
     select_scored,
 )
 from harness.errors import IncompatibleRuns
-from harness.metrics import Metric, flips, mean_metric
+from harness.metrics import Metric, extremes, flips, mean_metric
 from harness.records import RowsIdentity, SampleResult
+
+if TYPE_CHECKING:
+    from harness.store import MetricColumns
+
+_ALPHA = 0.05
 
 _MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
 _MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")
 _PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
+Rows = Sequence[SampleResult]
 
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
-    """Refuse rows that differ in more than their weights (and, unless requested, their prompting).
-
-    The engine of an endpoint or artefact belongs to it like its weights, and may differ.
-    """
+    """Refuse rows that differ in more than weights, an endpoint's or artefact's engine, and prompting."""
     here = () if a.computes_apart or b.computes_apart else _MUST_AGREE_HERE
     fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
     differing = [
@@ -124,18 +132,24 @@ def compare_rows(
         # Count the base's failed answers as passed, and as failed.
         arms_of_extremes = (align(metric, rows, filled.new) for rows in filled.base_extremes)
         lost, kept = (estimate_difference(metric, extreme) for extreme in arms_of_extremes)
-        found = bound_difference(plain, (lost, kept))
+
+        def widest(level: float) -> stats.Interval:
+            lows, highs = zip(*(one.ends(level) for one in (plain, lost, kept)), strict=True)
+            return stats.Interval(min(lows), max(highs))
+
+        found = plain._replace(ends=widest, estimator="bounds")
         errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
-    shown = clip_to_bounds(metric, both_ends)
+    most = metric.bounds[1] - metric.bounds[0]  # which a t on few clusters exceeds
     is_passed = is_binary(metric, arms) and plain.estimator != "stratified"
     return Comparison(
         task=base[0].task, metric=metric.name, unit=metric.unit, n=len(arms.ids), n_clusters=n_clusters,
         base=found.base.score, base_low=found.base.low, base_high=found.base.high,
         new=found.new.score, new_low=found.new.low, new_high=found.new.high,
-        delta=found.delta, low=shown.low, high=shown.high, lower=one_end.low, upper=one_end.high,
+        delta=found.delta, low=max(both_ends.low, -most), high=min(both_ends.high, most),
+        lower=one_end.low, upper=one_end.high,
         se=(both_ends.high - both_ends.low) / (2 * quantile(found.df, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
         lost=select_ids(arms.ids, moved & (changes < 0)),
@@ -153,10 +167,7 @@ def compare_on_target(
     labels: Labels,
     max_errors: float,
 ) -> Comparison | None:
-    """Compare two runs on a target, corrected by people's labels; refused if too many answers failed.
-
-    None if no item was scored in both.
-    """
+    """Compare two runs on a target, corrected by labels; refused if many answers failed, None if all did."""
     if not is_comparable(metric, base, new):
         return None
     found = correct_comparison(metric, compare_rows(metric, base, new), base, new, labels)
@@ -172,11 +183,7 @@ def compare_validity(
     identical: bool = False,
     base_errors: BaseErrors = "worst",
 ) -> Comparison:
-    """Compare the share of unparsable, truncated, refused and failed answers; a rise is a loss.
-
-    Pass the generated rows of tasks in which refusals are unwanted; `clusters` maps names by
-    `name_pooled_cluster` to one name for clusters that several tasks share.
-    """
+    """Compare the share of unusable answers; `clusters` joins pooled names that several tasks share."""
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
     old = validity_rows(base, clusters)
     now = old if new == base else validity_rows(new, clusters)
@@ -186,24 +193,15 @@ def compare_validity(
 def compare_commonest_answers(
     base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
 ) -> tuple[Comparison, ...]:
-    """Compare the share of each arm's commonest answer with the base's, and with the references'.
-
-    A rise is a loss, and a failed answer counts as the commonest one.
-    """
+    """Compare the share of each arm's commonest answer with the base's and the references'."""
     return tuple(
         compare_rows(COMMONEST, other, marked, alpha=alpha, base_errors="bounds")
         for other, marked in commonest_answer_arms(base, new)
     )
 
 
-Rows = Sequence[SampleResult]
-
-
 def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
-    """Count the labels that are missing before a judge's grades may decide; 0 for other metrics.
-
-    With two arms both answers to an item need a label. Failed and ungraded answers need none, unless all are.
-    """
+    """Count the labels missing before a judge's grades may decide, of both arms; 0 for other metrics."""
     if not is_judge(metric):
         return 0
     scored = [select_scored(metric, rows) for rows in arms]
@@ -225,10 +223,7 @@ def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels
 def correct_comparison(
     metric: Metric, found: Comparison, base: Rows, new: Rows, labels: Labels
 ) -> Comparison:
-    """Return a judge's paired difference corrected by labels, or uncorrected if too few items have both.
-
-    `lost`, `gained` and `disagreement` stay the judge's.
-    """
+    """Return a judge's difference as labels correct it, if enough items have both; flips stay the judge's."""
     if not _is_corrected(metric, base, new) or found.estimator == "identical":
         return found
     if labels_missing(metric.name, labels, base, new):
@@ -264,3 +259,100 @@ def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[Graded
     shared = sorted(old.keys() & now.keys())
     first, second = (grade_arm(metric, [of[i] for i in shared], labels) for of in (old, now))
     return first, second
+
+
+def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | None:
+    """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
+    return _estimate(metric, _read(metric, columns), sum(columns.failed))
+
+
+def _estimate(metric: Metric, own: Arms, n_errors: int) -> Estimate | None:
+    scored = _pair(own, own)
+    return identical_difference(metric, scored).base._replace(n_errors=n_errors) if scored.ids else None
+
+
+def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> dict[str, int]:
+    """Rank candidates on the items that most answered, 1 the best; those that cannot be told apart share."""
+    groups: dict[tuple[str, ...], dict[str, MetricColumns]] = {}
+    for name, answered in columns.items():
+        groups.setdefault(answered.ids, {})[name] = answered
+    largest = max(groups.values(), key=len, default={})
+    same_items = {name: _read(metric, answered) for name, answered in largest.items()}
+    scores = {name: _estimate(metric, own, 0) for name, own in same_items.items()}
+    known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
+    ranks: dict[str, int] = {}
+    leader = ""
+    for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1):
+        if not leader or _differ(metric, same_items[leader], same_items[name]):
+            leader, ranks[name] = name, place
+        else:
+            ranks[name] = ranks[leader]
+    return ranks
+
+
+def _differ(metric: Metric, one: Arms, other: Arms) -> bool:
+    arms = _pair(one, other)
+    if not arms.ids:
+        return False
+    low, high = estimate_difference(metric, arms).ends(_ALPHA)
+    return low > 0 or high < 0
+
+
+def _read(metric: Metric, columns: "MetricColumns") -> Arms:
+    """Read a candidate's columns as both arms, NaN without a score; a failed answer scores worst."""
+    parts = list(columns.parts)
+    for at in np.flatnonzero(columns.failed):
+        if parts[at] is None and (found := extremes(metric, columns.references[at])):
+            parts[at] = found.worst
+    scored = np.array([p is not None for p in parts], bool)
+    known = np.array([p for p in parts if p is not None], float)
+    filled = np.full((len(parts), *(known.shape[1:] or (1,))), np.nan)
+    filled[scored] = known.reshape(-1, filled.shape[1])
+    families, folds = _code_families(columns.ids, columns.clusters), columns.folds or [0] * len(columns.ids)
+    weights, numbers = np.array(columns.weights, float), np.array(folds)
+    return Arms(columns.ids, families, weights, filled, filled, numbers, numbers)
+
+
+@lru_cache(maxsize=4)
+def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[np.intp]:
+    """Number the families of items, an item without a cluster being its own; candidates share their items."""
+    families = [cluster or item for item, cluster in zip(ids, clusters, strict=True)]
+    return np.unique(families, return_inverse=True)[1]
+
+
+def _pair(base: Arms, new: Arms) -> Arms:
+    """Pair two candidates on the items that both have a score of."""
+    both = ~np.asarray(np.isnan(np.hstack([base.base, new.new])).any(axis=1), bool)
+    arms = base._replace(new=new.new, new_folds=new.new_folds)
+    return arms if both.all() else arms.only(both)
+
+
+class RecipeDifference(NamedTuple):
+    """A new recipe's mean less the base's over n items, and variances over items of that and of its mean."""
+
+    delta: float
+    change: stats.Variance
+    score: stats.Variance
+    n: int
+
+
+def compare_recipes(
+    metric: Metric, base: Sequence[Sequence[SampleResult]], new: Sequence[Sequence[SampleResult]]
+) -> RecipeDifference:
+    """Compare the means over the seeds of two recipes, each given by the rows of its runs.
+
+    The parts of an item are averaged over a recipe's runs; the variances are those of `compare_rows`
+    intervals.
+
+    Raises:
+        IncompatibleRuns: the runs hold different items, or none was scored in all of them.
+    """
+    aligned = align_all(metric, (*base, *new))
+    old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
+    arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
+    found = estimate_difference(metric, arms)
+    low, high = found.ends(_ALPHA)
+    se = (high - low) / (2 * quantile(found.df, 1 - _ALPHA / 2))
+    score_se = (found.new.high - found.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))
+    change, score = stats.Variance(se**2, found.df), stats.Variance(score_se**2, None)
+    return RecipeDifference(found.delta, change, score, len(arms.ids))

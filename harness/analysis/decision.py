@@ -24,10 +24,9 @@ from harness.analysis.candidate_facts import (
     is_fine_tuned,
     is_gain_shown,
     list_failed_seeds,
-    list_failing_seeds,
     list_missing_alternatives,
     list_passing_runs,
-    list_within_budgets,
+    missing_texts,
     n_settings,
     passes_alone,
     score_text,
@@ -36,14 +35,23 @@ from harness.analysis.candidate_facts import (
 )
 from harness.analysis.economics import apply_budgets, forecast_text
 from harness.analysis.explain import describe_power, reasons, seeds_text
-from harness.analysis.goals import judge_by_wins, open_rating, size_sentences
-from harness.analysis.next_step import MORE_THAN_FEW, fails_gate, more_items_text, too_few
+from harness.analysis.next_step import (
+    MORE_THAN_FEW,
+    fails_gate,
+    judge_by_wins,
+    more_items_text,
+    open_rating,
+    size_sentences,
+    too_few,
+)
 from harness.analysis.seeds import Family, FamilyMember, family_members, place_in_family, pool_seeds
 from harness.analysis.significance import SpareItems
 from harness.analysis.target_scores import LearningCurve, TrivialBaseline
 from harness.analysis.verdict import WORDS
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
+
+NO_FAMILY = Family()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +70,6 @@ class Decision:
     missing: tuple[str, ...]
     family: tuple[FamilyMember, ...] = ()
     unit: Unit | None = None
-
-
-NO_FAMILY = Family()
 
 
 class _Recommendation(NamedTuple):
@@ -126,7 +131,7 @@ def decide(
         *choice,
         (*reasons(case, numbers, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
         listing(numbers),
-        tuple(alternative.text for alternative in case.missing),
+        tuple(missing_texts(case.missing)),
         members,
         case.unit if case.by_wins else None,
     )
@@ -216,7 +221,7 @@ def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendatio
     if alternative.over_budget:
         why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
         return _leave_undecided(why, "try others, or allow more")
-    fast = list_within_budgets(f for f in case.facts if f.state == "done")
+    fast = [f for f in case.facts if f.state == "done" and not f.over_budget]
     n, tried = len(fast), n_settings(fast)
     several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
     slow = any(is_fine_tuned(f) for f in case.facts)
@@ -275,8 +280,9 @@ def _choose_with_gain(
     if ratio and ratio.low <= tau:
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _leave_undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
-    if not numbers.pays:
-        worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
+    worth_usd, more_usd = numbers.gain_is_worth_usd, numbers.costs_more_usd
+    if worth_usd is not None and more_usd is not None and worth_usd <= more_usd:
+        worth, cost = formatting.usd(worth_usd), formatting.usd(more_usd)
         weighed = f"over the {forecast_text(case.policy)} that is worth {worth} USD and costs {cost} USD more"
         if numbers.pays_from_requests is not None:
             weighed += f"; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
@@ -291,9 +297,13 @@ def _choose_without_gain(
 ) -> _Recommendation:
     """Keep the untrained candidate, or wait for a gate that could still pass a gaining fine-tune."""
     passing = {f.name for f in list_passing_runs(case.facts)}
-    tuned = [f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
+    tuned = [f for f in case.facts if is_fine_tuned(f) and f.state == "done" and not f.over_budget]
     blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
-    if pending := [f for f in blocked if not list_failing_seeds(case.facts, f)]:
+
+    def list_failing(run: CandidateFacts) -> list[int]:
+        return [f.seed for f in seeds_of(case.facts, run) if f.verdict and f.verdict.outcome == "fail"]
+
+    if pending := [f for f in blocked if not list_failing(f)]:
         run = best(pending) or pending[0]
         gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {alternative.name}"
         why, settle = _open_gate(case, run)
@@ -301,7 +311,7 @@ def _choose_without_gain(
     if blocked:
         run = best(blocked) or blocked[0]
         gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
-        failing = list_failing_seeds(case.facts, run)
+        failing = list_failing(run)
         fails_all = len(failing) == len(seeds_of(case.facts, run))
         fails = "fails" if fails_all else f"with {seeds_text(failing)} it fails"
         return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {fails} the gate")

@@ -9,7 +9,7 @@ excludes it.
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import inf, sqrt
+from math import inf
 from statistics import median
 from typing import NamedTuple
 
@@ -54,32 +54,13 @@ def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
     return policy.index_usd_per_month * policy.horizon_months if "rag" in run.prompting else 0.0
 
 
-def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> float | None:
-    """Return the value of more test items before choosing between a fine-tune and the alternative.
-
-    The option value of the gain less τ times the training cost, in points of the target metric; None if the
-    gain or its spread is unknown.
-
-    Source: Raiffa & Schlaifer 1961; `stats.sample_information`.
-    """
-    g = gain(run.vs_untrained)
-    if g is None or not 0 < g.se < inf or (g.df is not None and g.df <= 1):
-        return None
-    scale, items = g.unit.scale, gain_components(g).items
-    mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
-    return stats.sample_information(mean, sd, sd * sqrt(g.n), g.n, g.df)
-
-
 def gain_components(g: Comparison) -> VarianceComponents:
     """Return the variances of a gain; a single checkpoint has none between seeds."""
     return g.components or VarianceComponents(Variance(g.se**2, g.df), Variance(0.0, None), 1)
 
 
 def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
-    """Return the number of requests after which the fine-tune has paid for itself; None if a cost is unknown.
-
-    N* = one-time costs / (cost per request of the alternative − of the fine-tune); inf if it is not cheaper.
-    """
+    """Return after how many requests the fine-tune has paid for itself; inf if never, None if unknown."""
     dearer = _dearer_usd(run, alternative)
     if dearer is None:
         return None
@@ -94,10 +75,7 @@ def _dearer_usd(run: CandidateFacts, alternative: CandidateFacts) -> float | Non
 
 
 def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
-    """Return the value of a point of the target metric over the horizon; None if it is not set.
-
-    A point of a rate is a hundredth of the forecast requests answered right instead of wrong.
-    """
+    """Return the value of a point over the horizon: of a rate, a hundredth of all requests answered right."""
     if not counts_answers(policy, unit):
         return policy.point_usd
     return forecast_requests(policy) / 100 * answer_usd(policy)
@@ -116,17 +94,6 @@ def answer_text(by_wins: bool) -> str:
 def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
     """Tell whether a point is valued by the answers that it makes right."""
     return policy.point_usd is None and unit.is_rate
-
-
-def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePolicy) -> float | None:
-    """Return the value in USD of a right answer, or of a point, from which a gain pays for its extra cost.
-
-    0 without extra cost; None without a gain.
-    """
-    if delta <= 0:
-        return None
-    per_point = max(0.0, cost_usd) / (unit.scale * delta)
-    return per_point * 100 / forecast_requests(policy) if counts_answers(policy, unit) else per_point
 
 
 def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
@@ -154,10 +121,7 @@ def forecast_text(policy: DecidePolicy) -> str:
 
 
 def estimate_more_items(run: CandidateFacts) -> float | None:
-    """Return how many more test items would show the observed gain at 80 % power (`stats.detectable_mean`).
-
-    None if that is unknown or too many; inf if the variance between seeds alone hides such a gain.
-    """
+    """Return how many more items would show the gain at 80 % power; inf if seeds hide it, None if unknown."""
     g = gain(run.vs_untrained)
     if g is None or not 0 < g.se < inf:
         return None
@@ -175,10 +139,7 @@ def estimate_more_items(run: CandidateFacts) -> float | None:
 
 
 def list_more_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> tuple[int, ...]:
-    """List seeds, a recipe's own first, that would show its mean gain at 80 % power.
-
-    Empty if it is shown, varies more with the items, or twenty seeds would not suffice.
-    """
+    """List seeds, its own first, that would show a mean gain at 80 % power; empty if more than twenty."""
     g = gain(run.vs_untrained)
     parts = g.components if g else None
     if g is None or parts is None or g.low > 0 or parts.seeds.variance <= parts.items.variance:
@@ -198,18 +159,6 @@ def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
         if f.training.total_s > 0 and f.training_cost_usd > 0:
             return 3600 * f.training_cost_usd / f.training.total_s
     return None
-
-
-def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
-    """Return the candidates with their costs at `times` the price of a device hour."""
-    return tuple(
-        replace(
-            f,
-            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
-            training_cost_usd=times * f.training_cost_usd,
-        )
-        for f in facts
-    )
 
 
 def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[CandidateFacts]:

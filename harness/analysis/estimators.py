@@ -20,12 +20,11 @@ from harness.analysis.alignment import (
     Arms,
     Ends,
     Errors,
-    FoldInterval,
     Folds,
     interval_in_folds,
     is_binary,
     is_mean,
-    is_stratified_sample,
+    is_weighted_mean,
     quantile,
 )
 from harness.errors import IncompatibleRuns
@@ -36,6 +35,7 @@ from harness.stats import Array, Interval
 _JUDGES = ("judge", "entailment")  # prefixes of metrics that another model computes
 
 Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi", "folds"]
+_FEW = 10  # with fewer clusters that have a differing item, neither resampling nor the CLT is trusted alone
 
 
 class Estimate(NamedTuple):
@@ -98,10 +98,7 @@ def mean_change(
     correlations: Array | None = None,
     n_repeated: int = 0,
 ) -> Estimate:
-    """Average the deltas of tasks, with intervals combined by MOVER, over the items of all tasks.
-
-    `n_repeated` items occur in several tasks and are counted once.
-    """
+    """Average the deltas of tasks, intervals combined by MOVER; `n_repeated` items occur in several tasks."""
     ends = [stats.Interval(c.low, c.high) for c in comparisons]
     delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends, weights, correlations)
     return Estimate(delta, low, high, sum(c.n for c in comparisons) - n_repeated)
@@ -196,10 +193,7 @@ def chance_below(z: float, df: float | None) -> float:
 
 
 def difference_p(comparison: Comparison) -> float:
-    """Return the two-sided p of H0 "no difference": McNemar's mid-p, or from the interval's distribution.
-
-    1 for identical weights, and for refused comparisons.
-    """
+    """Return the two-sided p of H0 “no difference”, of McNemar's mid-p or the interval; 1 if refused."""
     c = comparison
     if c.estimator == "identical" or c.refused:
         return 1.0
@@ -208,9 +202,6 @@ def difference_p(comparison: Comparison) -> float:
     if c.se <= 0:
         return float(c.delta == 0)
     return 2 * chance_below(-abs(c.delta) / c.se, c.df)
-
-
-_FEW = 10  # with fewer clusters that have a differing item, neither resampling nor the CLT is trusted alone
 
 
 class Difference(NamedTuple):
@@ -261,8 +252,8 @@ def estimate_difference(metric: Metric, arms: Arms) -> Difference:
     now = _score_in_folds(found.new, metric, arms.new, arms, arms.new_folds)
     if found.refused:
         return found._replace(base=old, new=now)
-    wider = interval_in_folds(FoldInterval(found.ends, found.df), found.delta, folds, change)
-    return Difference(found.delta, wider.ends, "folds", old, now, wider.df, wider.refused)
+    ends, df, refused = interval_in_folds(found.ends, found.df, found.delta, folds, change)
+    return Difference(found.delta, ends, "folds", old, now, df, refused)
 
 
 def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, folds: Folds) -> Estimate:
@@ -277,7 +268,7 @@ def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, f
         times = quantile(None, 1 - alpha / 2) / quantile(None, 0.975)
         return Interval(*(score.score + times * (end - score.score) for end in (score.low, score.high)))
 
-    low, high = interval_in_folds(FoldInterval(ends, None), score.score, folds, own).ends(0.05)
+    low, high = interval_in_folds(ends, None, score.score, folds, own)[0](0.05)
     return score._replace(low=max(low, metric.bounds[0]), high=min(high, metric.bounds[1]))
 
 
@@ -310,7 +301,10 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
         few = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
         why = f"too few clusters for an interval: {few}; expected at least {stats.MIN_CLUSTERS}"
         return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
-    if not is_stratified_sample(metric, arms):
+    uneven = bool(np.ptp(arms.weights) > 0)
+    if not (
+        uneven and int(arms.clusters.max()) + 1 == len(arms.ids) and binary and is_weighted_mean(metric, arms)
+    ):
         return found
     # Items of equal weight come from the same stratum.
     parts = [(weight, (now - old)[arms.weights == weight]) for weight in np.unique(arms.weights)]
@@ -321,22 +315,6 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
         for weight, x in parts
     ]
     return found._replace(ends=partial(stats.stratified_flips_interval, strata), estimator="stratified")
-
-
-def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
-    """Widen the intervals of a delta to include those of its extremes."""
-
-    def ends(alpha: float) -> Interval:
-        lows, highs = zip(*(one.ends(alpha) for one in (found, *extremes)), strict=True)
-        return Interval(min(lows), max(highs))
-
-    return found._replace(ends=ends, estimator="bounds")
-
-
-def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:
-    """Clip the interval of a delta to the metric's bounds, which a t on few clusters exceeds."""
-    most = metric.bounds[1] - metric.bounds[0]
-    return Interval(max(ends.low, -most), min(ends.high, most))
 
 
 def _bootstrap(arms: Arms, statistic: stats.Statistic) -> list[stats.Bootstrap]:

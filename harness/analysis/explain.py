@@ -19,11 +19,12 @@ from harness.analysis.candidate_facts import (
     is_fine_tuned,
     is_unchecked,
     list_failed_seeds,
+    missing_texts,
     n_settings,
     passes_alone,
     seeds_of,
 )
-from harness.analysis.goals import goal_sentences
+from harness.analysis.next_step import goal_sentences
 from harness.analysis.seeds import FamilyMember, gain_label
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, Verdict, name_reasons
@@ -41,6 +42,7 @@ USUAL_AMOUNTS = (
     " more for reasoning; small text classifiers caught up with general models at about 100 labels, reliably"
     " at 200 to 300 (Pecher et al. 2025, arXiv:2402.12819)."
 )
+_STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
 
 
 def reasons(
@@ -60,7 +62,12 @@ def reasons(
     sentences += failure_sentences(case)
     sentences += need_sentences(case, shipped)
     if case.judged:
-        sentences.append(_amount(case.judged))
+        n, name = case.judged.n_train, case.judged.name
+        amount = f"How many examples {name} was trained on is unknown, so whether they suffice is too."
+        if n:
+            advice = next(text for below, text in _AMOUNTS.items() if n < below)
+            amount = f"{formatting.pluralize(n, 'training example')}: {advice}. {USUAL_AMOUNTS}"
+        sentences.append(amount)
     if case.judged and case.curve:
         scores = (
             f"{formatting.score(p.score.unit, p.score.score)} with {formatting.count(p.n_train)}"
@@ -78,7 +85,7 @@ def reasons(
         if plugins.find_method(case.judged.method).trains:
             sentences.append(_seeds(case.judged, len(seeds_of(case.facts, case.judged))))
     elif shipped and case.missing:
-        missing = ", ".join(alternative.text for alternative in case.missing)
+        missing = ", ".join(missing_texts(case.missing))
         sentences.append(f"Not compared, though it might be better still: {missing}.")
     return tuple(sentences)
 
@@ -195,21 +202,15 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
     if flips_at == 0:
         worth = economics.answer_text(case.by_wins) if counts_answers else "a point"
         return [f"The choice does not depend on what {worth} is worth, because {run.name} costs no more."]
-    rests = f"The choice rests on {_worth_text(case, numbers)}"
+    worth = f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
+    if counts_answers:
+        assumed = ", the default" if case.policy.right_answer_usd is None else ""
+        usd, answer = formatting.usd(numbers.right_answer_usd), economics.answer_text(case.by_wins)
+        worth = f"{answer} being worth {usd} USD (decide.right_answer_usd{assumed})"
+    rests = f"The choice rests on {worth}"
     worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
     weighed = f"the gain is worth {worth} USD over the horizon, and {run.name} costs {cost} USD more"
     return [f"{rests}: {weighed}. It flips at {formatting.usd(flips_at)} USD."]
-
-
-def _worth_text(case: Case, numbers: Economics) -> str:
-    if numbers.right_answer_usd is None:
-        return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
-    assumed = ", the default" if case.policy.right_answer_usd is None else ""
-    usd = formatting.usd(numbers.right_answer_usd)
-    return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
-
-
-_STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
 
 
 def _gates(case: Case) -> list[str]:
@@ -261,14 +262,6 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> str:
         f" corrected for that (Holm at {formatting.percent(alpha)} %):"
         f" {'; '.join(passing) or 'none passes even alone'}."
     )
-
-
-def _amount(run: CandidateFacts) -> str:
-    n = run.n_train
-    if not n:
-        return f"How many examples {run.name} was trained on is unknown, so whether they suffice is too."
-    advice = next(text for below, text in _AMOUNTS.items() if n < below)
-    return f"{formatting.pluralize(n, 'training example')}: {advice}. {USUAL_AMOUNTS}"
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:

@@ -12,21 +12,11 @@ from statistics import fmean
 from typing import Literal
 
 from harness import formatting, stats
-from harness.analysis.answer_rules import (
-    Compared,
-    drift_rule,
-    errors_rule,
-    judge_missing_tasks,
-    mode_collapse_rule,
-    regressions_rule,
-    validity_rule,
-)
 from harness.analysis.estimators import Comparison, Estimate, at_level, mean_change, orient, regression_p
 from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
 from harness.analysis.margins import (
     MOST_ITEMS,
     DeltaPart,
-    comparison_facing_se,
     critical_rates,
     describe_more_items,
     find_facing_se,
@@ -41,8 +31,19 @@ from harness.analysis.margins import (
     ruled_out,
     upper_se,
 )
+from harness.analysis.rules import (
+    Compared,
+    ControlFacts,
+    control_rule,
+    drift_rule,
+    errors_rule,
+    mode_collapse_rule,
+    regressions_rule,
+    require_calibration,
+    target_rule,
+    validity_rule,
+)
 from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
-from harness.analysis.target_rules import ControlFacts, control_rule, require_calibration, target_rule
 from harness.analysis.verdict import (
     NAMED,
     WORDS,
@@ -53,7 +54,6 @@ from harness.analysis.verdict import (
     TaskComparison,
     Verdict,
     add_items_needed,
-    add_items_of_tasks,
     is_in_macro,
     is_invalid,
     is_named_critical,
@@ -108,6 +108,11 @@ def apply_rules(
     calibrated = partial(require_calibration, policy=policy, identical=identical)
     critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
     collapse = mode_collapse_rule(commonest or {}, show, identical)
+    unanswered = []  # an unmeasured task may be the one that was lost
+    if missing and not identical:
+        found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
+        text = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
+        unanswered.append(Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED])}))
     rules = (
         *([errors] if errors else []),
         calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
@@ -120,7 +125,7 @@ def apply_rules(
         *([collapse] if collapse else []),
         drift_rule(tasks, policy, identical),
         control_rule(controls),
-        *([judge_missing_tasks(missing)] if missing and not identical else []),
+        *unanswered,
         *([cumulative] if cumulative else []),
         *([export] if export else []),
     )
@@ -162,13 +167,22 @@ def macro_rule(
         return Rule(
             "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
         )
-    tail = _describe_who_counts(tasks, admitted, shared)
+    unadmitted = [
+        t.task.name
+        for t in tasks
+        if t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
+    ]
+    of_halves = ", ".join(t.task.name for t in admitted if t.half)
+    tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
+    tails += [f"only half of the items of {of_halves} count, with half the weight"] if of_halves else []
+    tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
+    tail = "".join(f"; {text}" for text in (*tails, *shared.said))
     if macro is None:
         sentence = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
         return Rule("macro", "inconclusive", sentence + tail, facts)
     estimate = macro_estimate(admitted, macro, identical, shared)
     outcome = margin_outcome(macro.lower, macro.upper, margin)
-    facing = find_facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
+    facing = find_facing_se(macro.delta, macro.lower, macro.upper, margin, policy.alpha)
     parts, correlations = plan_parts(admitted, macro, shared)
     advice = describe_more_items(macro.delta, parts, margin, policy.alpha, facing, correlations)
     facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
@@ -176,12 +190,14 @@ def macro_rule(
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
     facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.n_repeated_clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
-    of_skill = f", {formatting.points(macro.delta)} % of the base's skill"
+    of_skill = (
+        f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
+    )
     # The printed interval is in points, with which a share of the base's skill cannot be compared.
     low = macro.lower if is_relative(policy.macro) else estimate.low
     sentence = (
         f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
-        f"{of_skill if is_relative(policy.macro) else ''}, "
+        f"{of_skill}, "
         + margin_verdict(
             outcome, margin_text(policy.macro), ruled_out(low, macro.lower, margin, policy), advice
         )
@@ -189,21 +205,6 @@ def macro_rule(
     if outcome == "inconclusive" and advice.by_task:
         facts["items_needed_by_task"] = list(advice.by_task)
     return Rule("macro", outcome, sentence + tail, add_items_needed(facts, outcome, advice.items))
-
-
-def _describe_who_counts(
-    tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
-) -> str:
-    unadmitted = [
-        t.task.name
-        for t in tasks
-        if t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
-    ]
-    halves = [t.task.name for t in admitted if t.half]
-    tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
-    tails += [f"only half of the items of {', '.join(halves)} count, with half the weight"] if halves else []
-    tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
-    return "".join(f"; {tail}" for tail in (*tails, *shared.said))
 
 
 def macro_estimate(
@@ -245,7 +246,8 @@ def judge_each(
         what = "admitted capability" if name == "each" else "safety"
         return Rule(name, "skipped", f"{name}: no {what} task was measured", {})
     margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
-    some, beyond = _holm_p(admitted, [0.0] * len(admitted)), _holm_p(admitted, margins)
+    some = stats.holm([regression_p(t.counted, 0.0) for t in admitted])
+    beyond = stats.holm([regression_p(t.counted, m) for t, m in zip(admitted, margins, strict=True)])
     vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
     beyond_margin = [
         (t, p)
@@ -271,7 +273,17 @@ def judge_each(
         named = "; ".join(loss_margin_text(t, policy) for t in vetoed)
         return Rule(name, "fail", f"{name}: more than the margin was lost: {named}", facts)
     if doubtful:
-        return _doubtful_rule(name, doubtful, policy, alpha, facts)
+        task_texts, more = [], dict[str, int | None]()
+        for t in doubtful:
+            c, margin = t.counted, margin_of(t, policy)
+            part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
+            advice = describe_more_items(
+                c.delta, [part], margin, alpha, find_facing_se(c.delta, c.lower, c.upper, margin, c.alpha)
+            )
+            task_texts.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
+            more[t.task.name] = advice.items
+        sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(task_texts)}"
+        return Rule(name, "inconclusive", sentence, add_items_needed(facts, "inconclusive", more))
     if too_small:
         named = "; ".join(loss_margin_text(t, policy) for t in too_small)
         return Rule(name, "inconclusive", f"{name}: too few items to tell: {named}", facts)
@@ -281,29 +293,6 @@ def judge_each(
     c, of_range = lowest.counted, "" if lowest.span == 1 else " of its range"
     change = f"{lowest.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
     return Rule(name, "pass", f"{sentence} (lowest: {change})", facts)
-
-
-def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
-    pairs = zip(admitted, margins, strict=True)
-    return stats.holm([regression_p(t.counted, margin) for t, margin in pairs])
-
-
-def _doubtful_rule(
-    name: Literal["each", "safety"],
-    doubtful: Sequence[TaskComparison],
-    policy: GatePolicy,
-    alpha: float,
-    facts: dict[str, Number],
-) -> Rule:
-    task_texts, more = [], dict[str, int | None]()
-    for t in doubtful:
-        c, margin = t.counted, margin_of(t, policy)
-        part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
-        advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
-        task_texts.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
-        more[t.task.name] = advice.items
-    sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(task_texts)}"
-    return Rule(name, "inconclusive", sentence, add_items_of_tasks(facts, "inconclusive", more))
 
 
 def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
@@ -318,13 +307,13 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
     outcome = worst_outcome([rule.outcome for rule in judged])
     facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
-    facts["margin"] = critical_rates(policy).fails_above
+    facts["margin"] = policy.critical_margin
     ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
     facts |= {"p": max(ps)} if ps else {}
     text = "critical: " + "; ".join(rule.sentence for rule in judged)
     open_tasks = [t for t, rule in zip(named, judged, strict=False) if rule.outcome == "inconclusive"]
     more = {t.task.name: _count_critical_items(t.comparison, policy) for t in open_tasks}
-    return Rule("critical", outcome, text, add_items_of_tasks(facts, outcome, more | dict.fromkeys(missing)))
+    return Rule("critical", outcome, text, add_items_needed(facts, outcome, more | dict.fromkeys(missing)))
 
 
 def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
@@ -363,12 +352,10 @@ def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Int
 
 def _count_critical_items(c: Comparison, policy: GatePolicy) -> int | None:
     """Grow the sample at the observed loss rate until one of the bounds decides; None if none does."""
-    passed, factor, rates = c.base_passed or 0, 1.0, critical_rates(policy)
-    if not passed:
-        return None
-    while factor < MOST_ITEMS:
+    factor, (allowed, passing) = 1.0, critical_rates(policy)
+    while c.base_passed and factor < MOST_ITEMS:
         factor *= 1.1
-        low, high = _loss_bounds(len(c.lost) * factor, passed * factor, c.design_effect, policy.alpha)
-        if low > rates.fails_above or high < rates.passes_below:
+        low, high = _loss_bounds(len(c.lost) * factor, c.base_passed * factor, c.design_effect, policy.alpha)
+        if low > allowed or high < passing:
             return ceil(c.n * (factor - 1))
     return None

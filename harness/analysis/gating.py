@@ -15,14 +15,15 @@ from harness.analysis.admission import (
     AdmittedTasks,
     Measurement,
     admit_tasks,
-    compare_invalid_rates,
     compare_metrics,
+    join_rows,
     may_be_judged,
 )
+from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.macro import SharedItems, find_shared_items
-from harness.analysis.target_rules import ControlFacts
+from harness.analysis.rules import ControlFacts
 from harness.analysis.verdict import (
     Rule,
     TargetFacts,
@@ -34,6 +35,8 @@ from harness.analysis.verdict import (
 )
 from harness.errors import IncompatibleRuns
 from harness.spec import GatePolicy
+
+_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: a fail outranks an inconclusive verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,7 @@ class GateResult:
 
 
 class ComparedArms(NamedTuple):
-    """Comparisons of both arms on every metric of every task, from which verdicts at any level are made.
-
-    `validity` compares their shares of unusable answers; None if nothing was generated.
-    """
+    """Comparisons of both arms on every metric and of unusable answers, for verdicts at any level."""
 
     tasks: Sequence[TaskComparison]
     validity: Comparison | None
@@ -88,11 +88,16 @@ def compare_arms(
     tasks = [t for m in measured for t in compare(m)]
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]
-    return ComparedArms(
-        tasks,
-        compare_invalid_rates(judged, policy.alpha, identical),
-        find_shared_items(measured, counted, admitted.cut),
-    )
+    # The share of invalid answers over the generated rows of tasks that want valid ones.
+    generated = [m for m in judged if m.task.kind == "generate" and m.role != "safety"]
+    base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
+    validity = None
+    if any(row.status != "error" for row in base):
+        clusters = join_rows(((m.base, m.documents) for m in generated), name_pooled_cluster)
+        validity = comparison.compare_validity(
+            base, new, clusters=clusters, alpha=policy.alpha, identical=identical, base_errors="bounds"
+        )
+    return ComparedArms(tasks, validity, find_shared_items(measured, counted, admitted.cut))
 
 
 def _keep_primary(tasks: Sequence[TaskComparison], judged: Sequence[Measurement]) -> list[TaskComparison]:
@@ -157,18 +162,12 @@ def judge(
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
-    """Return 0 for pass, 3 for fail, and 4 for inconclusive unless the policy lets that pass.
-
-    Harness drift and too many failed answers are always 4, because nothing was judged.
-    """
+    """Return 0 for pass, 3 for fail, 4 if undecided (unless the policy passes that) or not judged."""
     if verdict.outcome == "harness-drift" or is_invalid(verdict.rules):
         return 4
     if verdict.outcome == "inconclusive":
         return 4 if policy.on_inconclusive == "fail" else 0
     return 0 if verdict.outcome == "pass" else 3
-
-
-_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: a fail outranks an inconclusive verdict
 
 
 def combine_exit_codes(judged: Sequence[GateResult]) -> int:

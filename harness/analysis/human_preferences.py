@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score, estimate_share
-from harness.analysis.labelled_answers import count_enough_labels
+from harness.analysis.labelled_answers import count_drawn, count_enough_labels
 from harness.formatting import Unit
 from harness.records import Rating, digest
 from harness.spec import PEOPLE
@@ -27,7 +27,10 @@ Side = Literal["a", "b"]
 Choice = Literal["a", "b", "tie", "skip"]
 _SWAPPED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "skip": "skip"}
 _WON = {"a": 1.0, "tie": 0.5, "b": 0.0}
-_DRAWN = 0.95  # ratings count up to the pair at which this share of the drawn pairs is rated
+_TIE = 0.5
+PREFERENCE = Unit(name="points of win rate beyond 50 %")
+UNCHECKED_PREFERENCE = Unit(name=f"{PREFERENCE.name} (by a judge that too few ratings of people check yet)")
+_RATE = "rate pairs of their answers (harness rate export FILE --pairs, or harness dashboard, Rate)"
 
 
 class Turn(NamedTuple):
@@ -121,11 +124,8 @@ def map_counted_shares(
             orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
         for order, of in orders.items():
             drawn, rated = turns(ids, order, *sides), {r.example_id for r in of}
-            n_rated = last = 0
-            for place, turn in enumerate(drawn, 1):
-                n_rated += turn.example_id in rated
-                last = place if n_rated >= _DRAWN * place else last
-            counting = {turn.example_id for turn in drawn[:last]}
+            has = np.array([turn.example_id in rated for turn in drawn], bool)
+            counting = {turn.example_id for turn in drawn[: count_drawn(has, np.ones_like(has))]}
             counted |= {(r.rater, r.example_id) for r in of if r.example_id in counting}
     return map_preference_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
 
@@ -159,11 +159,6 @@ def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:
     return dict(zip(runs, found, strict=True))
 
 
-_TIE = 0.5
-PREFERENCE = Unit(name="points of win rate beyond 50 %")
-UNCHECKED_PREFERENCE = Unit(name=f"{PREFERENCE.name} (by a judge that too few ratings of people check yet)")
-
-
 class Wins(NamedTuple):
     """Win rate over the candidate `over`, as preferred `by` people or by a judge, with its 95 % interval.
 
@@ -188,10 +183,9 @@ class Wins(NamedTuple):
         """Number of people's ratings that a decision still needs, alone or to correct a judge."""
         return self.missing or min(max(0, MIN_LABELS - self.n_ratings), self.unrated)
 
-    @property
-    def counts_as_gain(self) -> bool:
-        """Whether the rate may count as a gain: known, with enough ratings and few items without result."""
-        return self.rate is not None and not self.lacking and not self.is_open
+    def counts_as_gain_over(self, name: str) -> bool:
+        """Tell whether the rate counts as a gain over a candidate: known, and with enough results."""
+        return self.over == name and self.rate is not None and not self.lacking and not self.is_open
 
 
 class OpenRating(NamedTuple):
@@ -200,9 +194,6 @@ class OpenRating(NamedTuple):
     why: str
     then: str
     n_ratings: int = 0
-
-
-_RATE = "rate pairs of their answers (harness rate export FILE --pairs, or harness dashboard, Rate)"
 
 
 def find_open_rating(wins: Wins, answers: str) -> OpenRating | None:
@@ -269,10 +260,7 @@ def wins_by_judge(
 
 
 def preference_gain(wins: Wins) -> Comparison | None:
-    """Return a win rate as a gain over the ½ of an equal candidate; None without a rate.
-
-    Its standard error is that of the wider side of the interval.
-    """
+    """Return a win rate as a gain over ½, with the standard error of the wider side; None without a rate."""
     if wins.rate is None:
         return None
     rate, low, high, n = wins.rate[:4]
@@ -301,10 +289,7 @@ def _codes(clusters: Mapping[str, str], items: Sequence[str]) -> NDArray[np.intp
 
 
 def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
-    """Extend an estimate over the pairs that differ to all pairs, with equal answers as ties.
-
-    The uncertainties of which pairs differ and of who wins them are added in quadrature.
-    """
+    """Extend an estimate over differing pairs to all, equal answers as ties; errors add in quadrature."""
     every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
     if not every:
         return Estimate(_TIE, 0.0, 1.0, 0)

@@ -80,10 +80,7 @@ def correct_score(
 def correct_difference(
     base: GradedArm, new: GradedArm, alpha: float = 0.05, power: float | None = None
 ) -> CorrectedEstimate | None:
-    """Correct the mean paired difference new − base by items that people labelled in both arms.
-
-    Like `correct_score`; the errors of both arms are pooled if few of them differ.
-    """
+    """Correct the mean paired difference new − base by items labelled in both arms, like `correct_score`."""
     has = base.has_label & new.has_label
     labels, grades = new.labels - base.labels, new.grades - base.grades
     found = _estimate_powered(labels, grades, new.clusters, has, power)
@@ -102,10 +99,7 @@ def correct_difference(
 
 
 def count_more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
-    """Count the additional items to label (in both arms) that would settle which arm is better at 80 % power.
-
-    0 if it is settled; None if labels of all items would not be enough.
-    """
+    """Count the labels, in both arms, that would settle which is better at 80 % power; None if none would."""
     if found.low > 0 or found.high < 0:
         return 0
     has = base.has_label & new.has_label
@@ -241,11 +235,7 @@ class PairBias(NamedTuple):
 
 
 class JudgedPair(NamedTuple):
-    """One pair of different answers as compared by a judge, and by people if they rated it.
-
-    `won` is the preference for the new answer, `first` that for the answer shown first; `lengths` are those
-    of (base, new).
-    """
+    """Pair of answers: preference for the new and for the first one, lengths (base, new), people's vote."""
 
     won: float
     first: float

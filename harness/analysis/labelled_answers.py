@@ -12,6 +12,7 @@ from math import log2
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import stats
 from harness.analysis.estimators import Estimate
@@ -33,7 +34,7 @@ from harness.stats import Array
 
 ENOUGH_LABELS = 100  # labels of an arm's answers that are needed before a judge may decide
 _SPREAD = log2(1.5)  # smallest spread of log lengths within an arm for which length bias is estimated
-_DRAWN = 0.95  # labels count up to the item at which this share of the drawn answers is labelled
+_DRAWN = 0.95  # labels and ratings count up to the item at which this share of the drawn ones has one
 
 _SPLIT = 0.5  # share of raters at which an answer is split
 
@@ -158,18 +159,19 @@ def count_enough_labels(n_items: int) -> int:
     return min(ENOUGH_LABELS, n_items)
 
 
-def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
-    """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one.
+def count_drawn(has: NDArray[np.bool_], may: NDArray[np.bool_]) -> int:
+    """Return how many of the items drawn, (n,) each, count: up to where 95 % of those that may have one."""
+    enough = np.flatnonzero(has & (np.cumsum(has) >= _DRAWN * np.cumsum(may)))
+    return int(enough[-1]) + 1 if len(enough) else 0
 
-    Failed answers that were scored with the metric's worst value get it as their label, too.
-    """
+
+def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
+    """Map items to the labels that count: up to where 95 % of the drawn answers have one; failed ones too."""
     by_id = {row.example_id: row for row in rows}
     drawn = draw_items(by_id, rows[0].task, metric) if rows else []
     found = [labels.get(answer_digest(metric, by_id[item])) for item in drawn]
     failed = np.array([by_id[item].status == "error" for item in drawn], bool)
-    has = np.array([label is not None for label in found], bool) & ~failed
-    enough = np.flatnonzero(has & (np.cumsum(has) >= _DRAWN * np.cumsum(~failed)))
-    last = int(enough[-1]) + 1 if len(enough) else 0
+    last = count_drawn(np.array([label is not None for label in found], bool) & ~failed, ~failed)
     counted = dict[str, float]()
     for item, label in zip(drawn[:last], found[:last], strict=True):
         parts = by_id[item].parts[metric]  # a failed answer has the worst ones, if any
@@ -185,10 +187,7 @@ def calibrate(
     pairs: Iterable[tuple[str, str]],
     found: Sequence[LabelSet],
 ) -> MetricCalibration | None:
-    """Compare a metric's scores of several arms with people's labels; `pairs` are (new, base) by name.
-
-    None if no answer has a label, or the metric cannot be corrected, as in folds.
-    """
+    """Compare scores of arms with people's labels, `pairs` are (new, base); None if they cannot be."""
     labels = latest_labels(found, metric.name)
     if not labels or not is_correctable(metric, *arms.values()):
         return None
@@ -203,6 +202,34 @@ def calibrate(
         return None
     compared = [_pair(metric, new, base, scored[new], scored[base], labels) for new, base in pairs]
     task = next(row.task for rows in scored.values() for row in rows.values())
+    # Kappa and the effect of length on the error, over the labelled answers of all arms. Answers to one item
+    # are one cluster; an answer that two arms gave counts once. Lengths and errors are relative to their
+    # arm's mean, so that a bias for one arm is not one for its length.
+    kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
+    seen = set[str]()
+    for arm_rows in scored.values():
+        counted = select_labels(metric.name, [*arm_rows.values()], labels)
+        by_answer = {answer_digest(metric.name, arm_rows[item]): arm_rows[item] for item in counted}
+        own = [row for answer, row in by_answer.items() if answer not in seen]
+        seen |= by_answer.keys()
+        if own:
+            given = np.array([counted[row.example_id] for row in own])
+            error = _select_own_grades(metric, own) - given
+            length = np.log2([max(len(row.text), 1) for row in own])
+            kept, people = [*kept, *own], [*people, *given]
+            errors.append(error - error.mean())
+            lengths.append(length - length.mean())
+    kappa = slope = None
+    if len(kept) >= MIN_LABELS:
+        clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
+        kappa = _kappa(_select_own_grades(metric, kept), np.array(people), clusters)
+        length, error = np.concatenate(lengths), np.concatenate(errors)
+        varies = min(np.ptp(length), np.ptp(error)) > stats.TIE
+        if varies and np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
+            found_slope = stats.clustered_slope(length, error, clusters)
+            if found_slope.se is not None:
+                ends = stats.t_interval(found_slope)
+                slope = Estimate(found_slope.mean, *ends, found_slope.n, metric.unit)
     return MetricCalibration(
         task,
         metric.name,
@@ -210,16 +237,13 @@ def calibrate(
         stats.krippendorff_alpha(units.values(), graded=True),
         tuple(labelled),
         tuple(pair for pair in compared if pair and pair.n_labels),
-        *_agreement_and_length(metric, [list(rows.values()) for rows in scored.values()], labels),
+        kappa,
+        slope,
     )
 
 
 def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
-    """Return the grades and labels of rows, with numbered clusters.
-
-    If several answers to an item were sampled, the difference between their mean grade and the labelled
-    answer's is added to the label.
-    """
+    """Return grades and labels of rows, each label moved to the mean grade of an item's sampled answers."""
     arm = _label_arm(metric, rows, labels)
     moved = arm.labels + arm.grades - _select_own_grades(metric, rows)
     has = arm.has_label
@@ -270,6 +294,19 @@ def _arm(
     graded, voted, groups = grades[told], (people[told] > _SPLIT).astype(float), clusters[told]
     cells = (int(((graded == g) & (voted == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
     table = Confusion(*cells) if binary else None
+
+    def share_right(label: float) -> Estimate | None:
+        hits, mask = (graded == label).astype(float), voted == label
+        return estimate_share(hits[mask], groups[mask], metric.unit) if table and mask.any() else None
+
+    rogan_gladen = None  # the rate corrected by sensitivity and specificity, for unclustered items
+    if table and arm.clusters.max() + 1 == n:
+        positive, negative = table.both + table.people_alone, table.judge_alone + table.neither
+        if positive and negative:
+            specificity, sensitivity = table.neither / negative, table.both / positive
+            mean = float(arm.grades.mean())
+            rate = stats.rogan_gladen(mean, n, specificity, negative, sensitivity, positive)
+            rogan_gladen = Estimate(*rate, n, metric.unit) if rate else None
     return ArmCalibration(
         name=name,
         n=len(rows),
@@ -277,13 +314,13 @@ def _arm(
         score=own,
         corrected=estimate_of(metric, corrected, len(rows)),
         labels_alone=estimate_of(metric, correct_score(given, power=0.0)),
-        rogan_gladen=_rogan_gladen(metric, arm, table) if table else None,
+        rogan_gladen=rogan_gladen,
         power=corrected.power if corrected else None,
         kappa=_kappa(grades, people, clusters),
         agreement=estimate_share((graded == voted).astype(float), groups, metric.unit) if binary else None,
         confusion=table,
-        sensitivity=_share_right(metric, graded, voted, groups, 1.0) if table else None,
-        specificity=_share_right(metric, graded, voted, groups, 0.0) if table else None,
+        sensitivity=share_right(1.0),
+        specificity=share_right(0.0),
         error=estimate_error(grades - people, clusters, metric.unit),
         n_split=int((~told).sum()) if binary else 0,
     )
@@ -331,64 +368,6 @@ def _pair(
 def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | None:
     found = stats.cohen_kappa(grades, people, clusters)
     return None if found is None else Estimate(*found, len(grades))
-
-
-def _agreement_and_length(
-    metric: Metric, arms: Iterable[Sequence[SampleResult]], labels: Labels
-) -> tuple[Estimate | None, Estimate | None]:
-    """Estimate kappa and the effect of length on the error, over the labelled answers of all arms.
-
-    Answers to one item are one cluster; an answer that two arms gave counts once. Lengths and errors are
-    relative to their arm's mean, so that a bias for one arm is not one for its length.
-    """
-    kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
-    seen = set[str]()
-    for rows in arms:
-        counted = select_labels(metric.name, rows, labels)
-        by_answer = {answer_digest(metric.name, row): row for row in rows if row.example_id in counted}
-        own = [row for answer, row in by_answer.items() if answer not in seen]
-        seen |= by_answer.keys()
-        if own:
-            kept += own
-            people += [counted[row.example_id] for row in own]
-            errors.append(_center(np.subtract(_select_own_grades(metric, own), people[-len(own) :])))
-            lengths.append(_center([log2(max(len(row.text), 1)) for row in own]))
-    if len(kept) < MIN_LABELS:
-        return None, None
-    clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
-    grades, length = _select_own_grades(metric, kept), np.concatenate(lengths)
-    slope, error = None, np.concatenate(errors)
-    varies = min(np.ptp(length), np.ptp(error)) > stats.TIE
-    if varies and np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
-        found = stats.clustered_slope(length, error, clusters)
-        if found.se is not None:
-            slope = Estimate(found.mean, *stats.t_interval(found), found.n, metric.unit)
-    return _kappa(grades, np.array(people), clusters), slope
-
-
-def _center(values: Sequence[float] | Array) -> Array:
-    mean = sum(values) / len(values)
-    return np.array([value - mean for value in values], float)
-
-
-def _share_right(
-    metric: Metric, grades: Array, people: Array, clusters: np.ndarray, label: float
-) -> Estimate | None:
-    own = people == label
-    hits = (grades[own] == label).astype(float)
-    return estimate_share(hits, clusters[own], metric.unit) if own.any() else None
-
-
-def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate | None:
-    """Correct a rate by sensitivity and specificity, for unclustered items."""
-    positive, negative = table.both + table.people_alone, table.judge_alone + table.neither
-    n = len(arm.grades)
-    if not positive or not negative or arm.clusters.max() + 1 < n:
-        return None
-    found = stats.rogan_gladen(
-        float(arm.grades.mean()), n, table.neither / negative, negative, table.both / positive, positive
-    )
-    return None if found is None else Estimate(*found, n, metric.unit)
 
 
 def _group_by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:

@@ -15,10 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting, stats
-from harness.analysis.admission import Measurement, compare_task, cut_tasks, select_half
+from harness.analysis.admission import (
+    HalfSplit,
+    Measurement,
+    compare_task,
+    cut_tasks,
+    documents_of,
+    select_half,
+)
 from harness.analysis.alignment import align
 from harness.analysis.estimators import Comparison, Estimate, mean_change
-from harness.analysis.halves import HalfSplit, documents_of
 from harness.analysis.margins import DeltaPart, find_planning_se, is_relative, lower_se, skill
 from harness.analysis.verdict import TaskComparison
 from harness.metrics import flips
@@ -62,10 +68,7 @@ NOTHING_SHARED = SharedItems({}, {}, ())
 
 
 class _Moves(NamedTuple):
-    """One task's delta by cluster: the share of each cluster, and whether it changed.
-
-    `cluster_of` maps documents to clusters, `named` maps cluster names to clusters.
-    """
+    """One task's delta by cluster, whether each changed, and clusters by document and by name."""
 
     share: Array  # (clusters,)
     moved: NDArray[np.bool_]  # (clusters,)
@@ -73,10 +76,7 @@ class _Moves(NamedTuple):
     named: Mapping[str, int]
 
     def part(self, clusters: NDArray[np.intp]) -> float:
-        """Return the share, in [0, 1], of the delta's variance that comes from some of the clusters.
-
-        It is shrunk towards their share in the number of clusters, as if one more cluster had changed.
-        """
+        """Return the share of the delta's variance from some clusters, shrunk as if one more had changed."""
         own, all_of = (float(share @ share) for share in (self.share[clusters], self.share))
         n_moved, by_number = int(self.moved.sum()), len(clusters) / len(self.share)
         return (n_moved * (own / all_of if all_of else 0.0) + by_number) / (n_moved + 1)
@@ -150,11 +150,7 @@ def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut:
 
 
 def _correlation(a: _Moves, b: _Moves) -> float:
-    """Return the correlation of two deltas due to shared clusters, at least 0.
-
-    That over the shared clusters, shrunk as if one more had changed both tasks equally, times the share of
-    both variances that comes from these clusters.
-    """
+    """Return the correlation ≥ 0 of two deltas due to shared clusters, shrunk as if one more had changed."""
     both = sorted(
         {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
         | {(a.named[n], b.named[n]) for n in a.named.keys() & b.named.keys()}
@@ -207,10 +203,7 @@ def average_macro(
 def plan_parts(
     admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems
 ) -> tuple[list[DeltaPart], Array | None]:
-    """Return each task's part in the macro's standard error, and the correlations of these parts.
-
-    Copies of a task are one part, because an added document is an item of each.
-    """
+    """Return each task's part in the macro's standard error, copies of a task as one, and correlations."""
     pairs = zip(admitted, macro.factors, strict=True)
     widths = [factor * find_planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
     places_of: dict[tuple[str, ...], list[int]] = {}

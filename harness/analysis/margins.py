@@ -14,7 +14,7 @@ from harness import formatting, stats
 from harness.analysis.estimators import Comparison
 from harness.analysis.verdict import Outcome, TaskComparison, is_in_macro, is_safety
 from harness.spec import GatePolicy, Margin, Task
-from harness.stats import Array, Interval
+from harness.stats import Array
 
 POWER = 0.8
 MOST_ITEMS = 100  # times the current items; advising more would be useless
@@ -64,9 +64,9 @@ def find_planning_se(c: Comparison, se: float) -> float:
     return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grow, c.design_effect)
 
 
-def find_facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
+def find_facing_se(delta: float, lower: float, upper: float, margin: float, alpha: float) -> float:
     """Return the standard error implied by the one-sided bound on the side of −margin."""
-    width = delta - ends.low if delta >= -margin else ends.high - delta
+    width = delta - lower if delta >= -margin else upper - delta
     return width / stats.z_quantile(1 - alpha)
 
 
@@ -166,21 +166,14 @@ def _reach(alpha: float) -> float:
     return stats.z_quantile(1 - alpha) + stats.z_quantile(POWER)
 
 
-class LossRates(NamedTuple):
-    """Loss rates of a critical task: one above the first fails, one below the second passes."""
-
-    fails_above: float
-    passes_below: float
-
-
 def task_margin(task: Task, role: str, policy: GatePolicy) -> Margin:
     """Return the margin of a task as written: its own, else the policy's for tasks of its role."""
     return task.margin or (policy.safety if role == "safety" and policy.safety else policy.each)
 
 
-def critical_rates(policy: GatePolicy) -> LossRates:
-    """Return the loss rates that judge a critical task, as shares of the items that the base passed."""
-    return LossRates(policy.critical_margin, 2 * policy.critical_margin)
+def critical_rates(policy: GatePolicy) -> tuple[float, float]:
+    """Return the loss rates of a critical task above which it fails, and below which it passes."""
+    return policy.critical_margin, 2 * policy.critical_margin
 
 
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
@@ -236,11 +229,6 @@ def margin_verdict(
     """Describe how a margin was judged and, if it is open, what would settle it."""
     words = {"pass": excluded, "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
     return f"margin {margin}: {words[outcome]}"
-
-
-def comparison_facing_se(c: Comparison, margin: float) -> float:
-    """Return the standard error of a comparison on the side facing the margin."""
-    return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
 
 
 def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:

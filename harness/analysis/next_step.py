@@ -1,12 +1,15 @@
-"""Value of information: more test items, more training rows, or choosing now.
+"""Goals declared for the target, and the value of information: more test items, more rows, or choosing now.
 
 Invariant: every option is valued by the points of the target metric that it brings on average over choosing
 now, less its cost; what was not measured has no value. More rows are advised only if their gain would be
-shown and would pay for labels and training. Source: expected value of sample information, Raiffa & Schlaifer
-1961; `stats.sample_information`.
+shown and would pay for labels and training. Each base is represented by its best candidate on validation,
+and the whole 95 % interval on test has to reach a goal. A win rate that is declared and allowed to decide is
+the gain of every seed of a recipe; if it may not decide, nothing else does in its place. Source: expected
+value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import Literal, NamedTuple
 
@@ -14,28 +17,141 @@ from harness import formatting, stats
 from harness.analysis import economics
 from harness.analysis.candidate_facts import (
     FEW,
+    BaseSize,
     CandidateFacts,
     Case,
+    alternative,
+    best,
     find_stopping_seed,
     gain,
+    gain_text,
     is_cross_validated,
+    is_fine_tuned,
     is_gain_shown,
+    list_passing_runs,
+    score_text,
     seeds_of,
 )
 from harness.analysis.estimators import Comparison, Estimate
-from harness.analysis.goals import open_rating
+from harness.analysis.human_preferences import OpenRating, Wins, find_open_rating, preference_gain
+from harness.analysis.seeds import gain_label
 from harness.analysis.significance import find_settling
 from harness.analysis.verdict import Verdict
+from harness.spec import PEOPLE
 
 _WORTH_SAYING = 0.01  # points: smaller gains do not matter
 Kind = Literal["test items", "training rows"]
+MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
+
+
+def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[str]:
+    """Say which of several bases is the smallest that meets the goal; empty with one base or no goal."""
+    passing = {run.run_id for run in list_passing_runs(case.facts)}
+    groups: dict[BaseSize, list[CandidateFacts]] = {}
+    for run in case.facts:
+        allowed = not run.over_budget and (run.run_id in passing or not is_fine_tuned(run))
+        if run.base and run.state == "done" and run.target and allowed:
+            groups.setdefault(run.base, []).append(run)
+    best_by_base = {base: best_run for base, runs in groups.items() if (best_run := best(runs))}
+    if goal is None or len(best_by_base) < 2:
+        return []
+    unit = case.unit
+    level = f"{formatting.score(unit, goal)}{' %' if unit.is_rate else ''}"
+    meeting = [
+        (base, best_by_base[base])
+        for base in sorted(best_by_base, key=lambda base: (base.n_parameters, base.weights_gb or 0.0))
+        if (reached := best_by_base[base].target)
+        and min(unit.sign * (end - goal) for end in reached[1:3]) >= 0
+    ]
+    if not meeting:
+        return [f"No base of known size is shown to meet the goal of {level}."]
+    base, smallest = meeting[0]
+    held = "" if base.weights_gb is None else f", {formatting.figure(base.weights_gb)} GB of weights"
+    n, count = base.n_parameters, formatting.count
+    size = f"{base.name} ({f'{count(n / 1e6)} million' if n >= 1e6 else count(n)} parameters{held})"
+    text = f"The smallest base that is shown to meet the goal of {level} is {size}"
+    chosen = next((run.base for run in case.facts if run.name == shipped), None)
+    is_larger = chosen is not None and chosen.n_parameters > base.n_parameters
+    also = f" {shipped} on {chosen.name} is chosen, which is larger." if chosen and is_larger else ""
+    return [f"{text}, with {smallest.name}, {score_text(case, smallest)}.{also}"]
+
+
+def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
+    """Replace the gain of each recipe whose seeds' win rates may all decide by the win rates of its seeds."""
+    other = alternative(facts)
+    wins = {f.run_id: f.wins for f in facts if f.wins and other and f.wins.counts_as_gain_over(other.name)}
+    done = [f for f in facts if f.state == "done" and is_fine_tuned(f)]
+    open_ones = {f.name for f in done if f.run_id not in wins}
+    return [
+        replace(
+            f,
+            vs_untrained=preference_gain(wins[f.run_id]),
+            over_items=f.over_items and f.over_items._replace(vs_untrained=None),
+        )
+        if f.run_id in wins and f.name not in open_ones
+        else f
+        for f in facts
+    ]
+
+
+def open_rating(case: Case) -> OpenRating | None:
+    """Say what keeps the declared win rate of the judged fine-tune from deciding; None if it may decide."""
+    run, other = case.judged, case.alternative
+    if case.win_rate is None or run is None or other is None or case.by_wins:
+        return None
+    seeds = (f for f in seeds_of(case.facts, run) if not (f.wins and f.wins.counts_as_gain_over(other.name)))
+    seed = next(seeds, run)
+    answers = f"the answers of {seed.label}"
+    if seed.wins is None or seed.wins.over != other.name:
+        both = f"{answers} against those of {other.name}"
+        return OpenRating(f"there is no comparison of {both}", "compare again")
+    return find_open_rating(seed.wins, answers)
+
+
+def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
+    """Say how often the fine-tune is preferred, and whether the target's metric agrees."""
+    wins, g = run.wins, gain(run.vs_untrained)
+    if not case.by_wins or wins is None or wins.rate is None or g is None:
+        return []
+
+    def share(rate: Estimate) -> str:
+        return f"{formatting.score(rate.unit, *rate[:3])} % of items"
+
+    own = f"{share(wins.rate)}, {basis_text(wins)}"
+    if g.components is None:
+        several = len(seeds_of(case.facts, run)) > 1
+        name = f"{run.name} (seed {run.seed})" if several else run.name
+        preferred = f"{name} is preferred to {wins.over} on {own}"
+    else:
+        over_seeds = Estimate(g.base + g.delta, max(g.base + g.low, 0.0), min(g.base + g.high, 1.0), g.n)
+        preferred = f"{gain_label(run)} is preferred to {wins.over} on {share(over_seeds)}"
+        preferred += f", its checkpoint judged (seed {run.seed}) on {own}"
+    goal = f"{formatting.percent(case.win_rate)} % (gate.target.win_rate)"
+    text = f"The goal is a win rate of {goal}: {preferred}."
+    by_metric = gain((case.by_metric or {}).get(run.run_id))
+    if by_metric is None:
+        return [text]
+    also = f"By {case.metric} it is {gain_text(by_metric)} over the same candidate"
+    contradicts = (by_metric.low > 0 and g.high < 0) or (by_metric.high < 0 and g.low > 0)
+    contrast = "contradicts the win rate and " if contradicts else ""
+    return [text, f"{also}, which {contrast}decides nothing: the win rate does."]
+
+
+def basis_text(wins: Wins) -> str:
+    """Describe whose preferences a win rate rests on: `by people on 120 pairs`."""
+    pairs = formatting.pluralize(wins.n_ratings, "pair")
+    if not wins.corrected:
+        return f"by {wins.by}, a judge that too few ratings of people check yet"
+    if not wins.n_ratings:
+        return f"by {wins.by}, for all answers are equal"
+    if wins.by == PEOPLE:
+        return f"by people on {pairs}"
+    own = formatting.percent(wins.uncorrected)
+    return f"by {wins.by} as people correct it on {pairs} ({own} % before correction)"
 
 
 class SpendingOption(NamedTuple):
-    """`n` more of something: the points it brings on average, their value and its cost in USD.
-
-    `worth` is None if the value of a point is not set, `cost` if a price is unknown.
-    """
+    """`n` more of something: points on average, and their value and cost in USD, None if unknown."""
 
     kind: Kind
     n: int
@@ -52,10 +168,7 @@ class SpendingOption(NamedTuple):
 
 
 class Spend(NamedTuple):
-    """The options, None if their value is unknown.
-
-    `labels` of answers, or `ratings` of pairs, come first: the decision is open until people have given them.
-    """
+    """The options, None if unknown. The decision waits for people's `labels` or `ratings` first."""
 
     items: SpendingOption | None
     rows: SpendingOption | None
@@ -96,10 +209,7 @@ class RowsNeeded(NamedTuple):
 
 
 def value_next_spend(case: Case, worth: float | None, wanted: RowsNeeded | None) -> Spend | None:
-    """Value more items and more rows for the judged fine-tune; None if neither could change anything.
-
-    `worth` is the value of as many test items again, `wanted` the training rows that would pay.
-    """
+    """Value as many items again, `worth` points, and the rows `wanted`; None if neither changes anything."""
     run, other = case.judged, case.alternative
     if run is None or other is None:
         return None
@@ -187,23 +297,20 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
             usd = formatting.usd(economics.answer_usd(case.policy))
             answer = economics.answer_text(case.by_wins).capitalize()
             prices += f" {answer} counts as {usd} USD (decide.right_answer_usd)."
-    return [f"Next best spend: {first}. {items} {_rows_text(case, run, spend)}{prices}"]
-
-
-def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
+    rows = "What more training rows would bring"
     if case.by_wins and case.curve is not None:
-        of = f"the learning curve is of {case.metric}"
-        return f"What more training rows would bring to the win rate is not known: {of}."
-    if spend.rows is None or case.curve is None:
-        how = "harness compare --learning-curve measures it"
-        return f"What more training rows would bring is not measured, so they are not compared ({how})."
-    o, unit = spend.rows, case.unit.name
-    ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
-    added = formatting.change(ahead.gain.unit, *ahead.gain[:3])
-    would = f"{formatting.count(o.n)} more training rows would add about {added}"
-    if o.points < _WORTH_SAYING:
-        return f"{would} {unit} to {run.label}, which would not change what is best."
-    return f"{would} {unit} to {run.label}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
+        rows += f" to the win rate is not known: the learning curve is of {case.metric}."
+    elif spend.rows is None or case.curve is None:
+        rows += " is not measured, so they are not compared (harness compare --learning-curve measures it)."
+    else:
+        o, unit = spend.rows, case.unit.name
+        ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
+        added = formatting.change(ahead.gain.unit, *ahead.gain[:3])
+        would = f"{formatting.count(o.n)} more training rows would add about {added} {unit} to {run.label}"
+        rows = f"{would}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
+        if o.points < _WORTH_SAYING:
+            rows = f"{would}, which would not change what is best."
+    return [f"Next best spend: {first}. {items} {rows}{prices}"]
 
 
 def _price_text(option: SpendingOption) -> str:
@@ -220,14 +327,8 @@ def more_items_text(case: Case, open_verdicts: Sequence[Verdict]) -> str:
     return find_settling(open_verdicts, case.spare, relative=case.relative).text
 
 
-MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
-
-
 def too_few(case: Case, run: CandidateFacts) -> str:
-    """Say why a gain from so few examples does not count yet; empty if it does.
-
-    Three or more seeds, and folds, measure a gain over trainings, which counts.
-    """
+    """Say why a gain from so few examples does not count yet; empty if it does."""
     n = len(seeds_of(case.facts, run))
     if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS or is_cross_validated(run):
         return ""

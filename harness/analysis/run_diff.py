@@ -4,8 +4,9 @@ Invariant: scores have a difference only if both runs' rows may be compared, ite
 reason is given. What is equal in both runs is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 from harness import store
@@ -13,11 +14,10 @@ from harness.analysis import comparison
 from harness.analysis.estimators import Comparison, is_judge
 from harness.errors import HarnessError, IncompatibleRuns
 from harness.formatting import RATE, Unit
-from harness.metrics import Metric, metric_of_rows
-from harness.records import Run, SampleResult
+from harness.metrics import metric_of_rows
+from harness.records import Run
 from harness.store import Store
 
-_UNKNOWN_UNIT = (None, None, None, "the runs do not say the unit of this metric")
 _LABELLED = "by the judge alone; harness report has the difference as people's labels correct it"
 _OF_RUN = (
     *("experiment", "candidate", "seed", "base_model", "base_digest", "served_digest", "weights_digest"),
@@ -33,10 +33,7 @@ class Pair(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """One metric of one row set: the mean of the items' scores in both runs, and the paired difference.
-
-    `why_not` says why there is no difference; the metric is then None in a run that lacks it.
-    """
+    """One metric of one row set: the items' mean in both runs, and the difference or why there is none."""
 
     a: float | None
     b: float | None
@@ -115,54 +112,37 @@ def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
 
 
 def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
-    a, b = (_rows(at, run, key) for run in (one, other))
-    names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
+    """Compare the metrics of one row set whose score is the mean of one number per item."""
+    a, b = (
+        store.read_rows(at, run.rows[key]) if key in run.rows and at.parquet(run.rows[key]).exists() else []
+        for run in (one, other)
+    )
     task = key.rpartition("/")[0]
     known = {**other.metrics.get(task, {}), **one.metrics.get(task, {})}
-    metrics = {name: metric_of_rows(name, known.get(name)) for name in names}
-    return {
-        name: _compare_scores(at, one, other, key, metric, a, b) if metric else Scores(*_UNKNOWN_UNIT)
-        for name, metric in metrics.items()
-    }
-
-
-def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
-    is_stored = key in run.rows and at.parquet(run.rows[key]).exists()
-    return store.read_rows(at, run.rows[key]) if is_stored else []
-
-
-def _compare_scores(
-    at: Store,
-    one: Run,
-    other: Run,
-    key: str,
-    metric: Metric,
-    a: Sequence[SampleResult],
-    b: Sequence[SampleResult],
-) -> Scores:
-    """Compare one metric, if its score is the mean of one number per item."""
-    parts = [p for row in (*a, *b) if (p := row.parts.get(metric.name)) is not None]
-    low, high = metric.bounds
-    if any(len(p) != 1 or not low <= p[0] <= high for p in parts):
-        return Scores(None, None, None, "no mean of items: harness report adds it up")
-    task = key.partition("/")[0]
     drawn = next((run for run in (one, other) if run.may_be_drawn(task)), None)
-    if drawn is not None:
-        text = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
-        return Scores(None, None, None, text)
-    means = _mean(metric.name, a), _mean(metric.name, b)
-    if None in means:
-        return Scores(*means, None, "only one run has it", metric.unit)
-    if is_judge(metric.name) and any(of.metric == metric.name for of in store.list_labels(at, task)):
-        return Scores(*means, None, _LABELLED, metric.unit)
-    try:
-        identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
-        comparison.check_comparable(*identities)
-        return Scores(*means, comparison.compare_rows(metric, a, b), unit=metric.unit)
-    except IncompatibleRuns as error:
-        return Scores(*means, None, str(error).partition(". Next")[0], metric.unit)
 
+    def compare(name: str) -> Scores:
+        metric = metric_of_rows(name, known.get(name))
+        if metric is None:
+            return Scores(None, None, None, "the runs do not say the unit of this metric")
+        scored = [[p[0] for row in rows if (p := row.parts.get(name)) is not None] for rows in (a, b)]
+        parts = [p for row in (*a, *b) if (p := row.parts.get(name)) is not None]
+        if any(len(p) != 1 or not metric.bounds[0] <= p[0] <= metric.bounds[1] for p in parts):
+            return Scores(None, None, None, "no mean of items: harness report adds it up")
+        if drawn is not None:
+            text = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
+            return Scores(None, None, None, text)
+        one_mean, other_mean = (sum(scores) / len(scores) if scores else None for scores in scored)
+        refused = partial(Scores, one_mean, other_mean, None, unit=metric.unit)
+        if one_mean is None or other_mean is None:
+            return refused(why_not="only one run has it")
+        if is_judge(name) and any(of.metric == name for of in store.list_labels(at, task)):
+            return refused(why_not=_LABELLED)
+        try:
+            comparison.check_comparable(*(store.read_identity(at, run.rows[key]) for run in (one, other)))
+            return Scores(one_mean, other_mean, comparison.compare_rows(metric, a, b), unit=metric.unit)
+        except IncompatibleRuns as error:
+            return refused(why_not=str(error).partition(". Next")[0])
 
-def _mean(name: str, rows: Sequence[SampleResult]) -> float | None:
-    scores = [p[0] for row in rows if (p := row.parts.get(name)) is not None]
-    return sum(scores) / len(scores) if scores else None
+    names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
+    return {name: compare(name) for name in names}

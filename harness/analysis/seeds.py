@@ -21,10 +21,9 @@ from harness.analysis.candidate_facts import (
     best,
     is_cross_validated,
     is_fine_tuned,
-    list_within_budgets,
 )
+from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.estimators import Comparison, Estimate, chance_below, orient, refuse
-from harness.analysis.ranking import RecipeDifference, compare_recipes
 from harness.formatting import Unit
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -111,10 +110,7 @@ def gain_label(run: CandidateFacts) -> str:
 def variance_components(
     seeds: Sequence[float], items: Variance, pooled: Variance | None
 ) -> VarianceComponents | None:
-    """Return the variance components of the mean of several seeds; None if the seeds' part is unknown.
-
-    With two seeds the `pooled` variance of a seed counts, if given.
-    """
+    """Return the variance components of a mean of seeds; two seeds take the `pooled` variance of one."""
     seed = stats.seed_variance([seeds]) or (pooled if len(seeds) > 1 else None)
     if seed is None:
         return None
@@ -122,13 +118,23 @@ def variance_components(
 
 
 def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
-    """Give the runs of a recipe with several seeds the recipe's mean gains in place of their own.
-
-    This needs three seeds, or two if the variance between seeds can be pooled over recipes.
-    """
+    """Give runs of a recipe with three seeds, or two if variances can be pooled, the recipe's mean gains."""
     runs = list(facts)
-    seeds, pooled = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs)
-    return [_pool(f, seeds[f.name], pooled) if f.state == "done" and f.name in seeds else f for f in runs]
+    recipes, pooled, out = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs), []
+    for f in runs:
+        if f.state == "done" and f.name in recipes:
+            untrained = [o.vs_untrained for o in recipes[f.name] if o.vs_untrained]
+            prompt = [o.vs_prompt for o in recipes[f.name] if o.vs_prompt]
+            items, unit = f.over_items, f.target.unit if f.target else None
+            known = pooled if all(unit in (None, c.unit) for c in untrained) else None
+            over = items and items.vs_untrained
+            f = replace(
+                f,
+                vs_untrained=_mean_pair(f.vs_untrained, untrained, over, known),
+                vs_prompt=_mean_pair(f.vs_prompt, prompt, items and items.vs_prompt, pooled),
+            )
+        out.append(f)
+    return out
 
 
 def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
@@ -143,20 +149,6 @@ def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
 def scores(runs: Iterable[CandidateFacts]) -> list[float]:
     """List the test scores of runs."""
     return [f.target.score for f in runs if f.target is not None]
-
-
-def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts], pooled: Variance | None) -> CandidateFacts:
-    untrained = [o.vs_untrained for o in seeds if o.vs_untrained]
-    prompt = [o.vs_prompt for o in seeds if o.vs_prompt]
-    items = f.over_items
-    in_scores = all(f.target is None or c.unit == f.target.unit for c in untrained)
-    return replace(
-        f,
-        vs_untrained=_mean_pair(
-            f.vs_untrained, untrained, items and items.vs_untrained, pooled if in_scores else None
-        ),
-        vs_prompt=_mean_pair(f.vs_prompt, prompt, items and items.vs_prompt, pooled),
-    )
 
 
 def _mean_pair(
@@ -225,10 +217,7 @@ class Family:
 
 
 class FamilyMember(NamedTuple):
-    """One member on the test items: the recipe that represents it, its p, and Holm's p over the family.
-
-    `p` is the largest over the recipe's seeds and rules; None if one is not shown even alone.
-    """
+    """One member on the test items: its recipe, its largest p (None if not shown alone), and Holm's p."""
 
     name: str
     candidate: str
@@ -248,7 +237,7 @@ def family_of(experiment: Experiment) -> Family:
 
 def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[FamilyMember, ...]:
     """Correct the p of every member by Holm; an unmeasured or failed one is not shown."""
-    tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f)]
+    tuned = [f for f in facts if is_fine_tuned(f) and not f.over_budget]
     chosen: dict[str, CandidateFacts | None] = {}
     ps: list[float | None] = []
     for name in dict.fromkeys(family.members.values()):

@@ -49,6 +49,14 @@ from harness.spec import Experiment, GatePolicy, Suite, TargetPolicy, Task
 _MOST_Z = 8.0  # smaller p-values than this leaves decide nothing
 _STEP_Z = 1e-4  # p-values differ by less than a thousandth of themselves from one step to the next
 _TARGET_CONFIDENCE = 0.975  # one-sided: the target is judged by 95 % intervals
+_ROUNDING = 1e-9
+_TAIL = 8  # standard deviations of the number of differing items beyond which nothing is added up
+_MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05, -0.10)
+_TASK_LOSSES = (-0.05, -0.10)
+_ASSUMED_DISAGREEMENT = 0.15
+Planned = tuple[Task, Suite, int]  # a task with its number of items
+WIDEST_MARGIN = 0.1  # margin that is offered: to lose more is to forget
+_STEP = 1000  # margins are offered in tenths of a point
 
 
 def macro_p(admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems) -> float:
@@ -107,10 +115,6 @@ def _invert_bound(lower: Callable[[float], float], least: float, alpha: float) -
     # Not by scipy.optimize, whose import takes as long as all the rest of a verdict.
     last = bisect_right(steps, 0.0, key=lambda step: least - lower(level(step)))
     return level(last + 0.5)  # in the middle between the last that is above and the first that is not
-
-
-_ROUNDING = 1e-9
-_TAIL = 8  # standard deviations of the number of differing items beyond which nothing is added up
 
 
 class Stop(NamedTuple):
@@ -181,11 +185,6 @@ def se_at(c: Comparison, delta: float, se: float) -> float:
     return max(se, stats.paired_se(abs(delta), c.n, delta, c.design_effect))
 
 
-_MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05, -0.10)
-_TASK_LOSSES = (-0.05, -0.10)
-_ASSUMED_DISAGREEMENT = 0.15
-
-
 def power_warnings(
     suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
 ) -> tuple[str, ...]:
@@ -198,12 +197,9 @@ def power_warnings(
     """
     among = f" as one of {n_members}" if n_members > 1 else ""
     show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
-    counted = _list_judged(suites, n, policy)
-    judged = _list_of_macro(counted)
-    critical = [c for c in counted if is_named_critical(c.task, c.suite.name, policy)]
-    refusing = [
-        c for c in counted if c.suite.role == "safety" and c not in critical and policy.safety is not None
-    ]
+    counted, judged = _list_planned(suites, n, policy)
+    critical = [c for c in counted if is_named_critical(c[0], c[1].name, policy)]
+    refusing = [c for c in counted if c[1].role == "safety" and c not in critical and policy.safety]
     warnings = []
     if not judged:
         warnings.append("no capability task has items, so the macro cannot pass")
@@ -211,10 +207,11 @@ def power_warnings(
         known = "once the base has answered, it is known what it takes"
         warnings.append(f"macro margin {margin_text(show.macro)}: {known}")
     else:
-        margin, n_judged, se = margin_share(show.macro), sum(one.n for one in judged), _macro_se(judged)
+        margin, n_judged, se = margin_share(show.macro), sum(one[2] for one in judged), _macro_se(judged)
         power = chance_of_an_equal_model(suites, n, policy, n_members)
         if power is not None and power < POWER:
-            needed = _times(n_judged, find_settling_growth(se, margin, show.alpha))
+            growth = find_settling_growth(se, margin, show.alpha)
+            needed = ceil(n_judged * growth) if isfinite(growth) else inf
             warnings.append(
                 f"macro margin {formatting.percent(margin)} points: with {formatting.count(n_judged)} items"
                 f" over {formatting.pluralize(len(judged), 'task')} a fine-tune that lost nothing"
@@ -222,26 +219,23 @@ def power_warnings(
                 " make that 80 %"
             )
     for vetoed, role in ((judged, "capability"), (refusing, "safety")):
-        warnings += [_warn_of_each(c.task, c.n, len(vetoed), policy, role) for c in vetoed]
-    for c in critical:
+        warnings += [_warn_of_each(task, items, len(vetoed), policy, role) for task, _, items in vetoed]
+    for task, _, items in critical:
         # Losing nothing leaves α^{1/n} as the bound on what is kept.
-        needed = ceil(log(show.alpha) / log1p(-critical_rates(policy).passes_below))
-        if c.n >= needed:
+        needed = ceil(log(show.alpha) / log1p(-critical_rates(policy)[1]))
+        if items >= needed:
             continue
-        limit = f"critical margin {formatting.percent(critical_rates(policy).fails_above)} %"
-        few = f"{formatting.count(c.n)} items are too few for anything to pass{among}"
+        limit = f"critical margin {formatting.percent(policy.critical_margin)} %"
+        few = f"{formatting.count(items)} items are too few for anything to pass{among}"
         takes = f"it takes {formatting.count(needed)} items that the base passes"
-        warnings.append(f"{c.task.name}, {limit}: {few}, even without a single loss; {takes}")
+        warnings.append(f"{task.name}, {limit}: {few}, even without a single loss; {takes}")
     return tuple(w for w in warnings if w)
 
 
 def miss_rates(
     admitted: Sequence[TaskComparison], macro: Macro, validity: Comparison | None, policy: GatePolicy
 ) -> tuple[MissRate, ...]:
-    """Compute the operating characteristic from the observed widths.
-
-    "each" is of a loss in one task, named at random; "equal" counts macro, each and validity.
-    """
+    """Compute the operating characteristic from observed widths; “each” is of a loss in one random task."""
     if macro.se <= 0:
         return ()
     rates = []
@@ -276,41 +270,28 @@ def miss_rates(
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 
 
-def _times(n: int, factor: float) -> float:
-    return ceil(n * factor) if isfinite(factor) else inf
-
-
 def chance_of_an_equal_model(
     suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
 ) -> float | None:
-    """Compute before a run how often one of `n_members` fine-tunes that lost nothing passes the macro.
-
-    None if the margin is relative to the base's skill, or no capability task is judged.
-    """
-    judged = _list_of_macro(_list_judged(suites, n, policy))
+    """Compute before a run how often an equal fine-tune of `n_members` passes the macro; None if unknown."""
+    judged = _list_planned(suites, n, policy)[1]
     if not judged or is_relative(policy.macro):
         return None
     policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
     return stats.noninferiority_power(0.0, margin_share(policy.macro), _macro_se(judged), policy.alpha)
 
 
-class _PlannedTask(NamedTuple):
-    task: Task
-    suite: Suite
-    n: int
-
-
-def _list_judged(suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy) -> list[_PlannedTask]:
+def _list_planned(
+    suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy
+) -> tuple[list[Planned], list[Planned]]:
+    """List the judged tasks that have items, and those of them that count in the macro."""
     tasks = ((task, suite) for suite in suites for task in suite.tasks if is_judged(task.name, policy))
-    return [_PlannedTask(task, suite, n[task.name]) for task, suite in tasks if n.get(task.name)]
+    planned = [(task, suite, n[task.name]) for task, suite in tasks if n.get(task.name)]
+    return planned, [p for p in planned if p[1].role == "capability" and not is_reported_only(p[0])]
 
 
-def _list_of_macro(planned: Sequence[_PlannedTask]) -> list[_PlannedTask]:
-    return [one for one in planned if one.suite.role == "capability" and not is_reported_only(one.task)]
-
-
-def _macro_se(planned: Sequence[_PlannedTask]) -> float:
-    return sqrt(sum(_ASSUMED_DISAGREEMENT / one.n for one in planned)) / len(planned)
+def _macro_se(planned: Sequence[Planned]) -> float:
+    return sqrt(sum(_ASSUMED_DISAGREEMENT / n for *_, n in planned)) / len(planned)
 
 
 def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
@@ -325,7 +306,7 @@ def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: st
     if power >= POWER:
         return ""
     growth = max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
-    needed = _times(n, growth)
+    needed = ceil(n * growth) if isfinite(growth) else inf
     return (
         f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
         f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "
@@ -333,15 +314,8 @@ def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: st
     )
 
 
-WIDEST_MARGIN = 0.1  # margin that is offered: to lose more is to forget
-_STEP = 1000  # margins are offered in tenths of a point
-
-
 class SpareItems(NamedTuple):
-    """Test items of a task that were not asked: it asked `n` of `held`; its answers may be generated.
-
-    The settings `keys` limit them; without any, they were not drawn.
-    """
+    """Test items of a task that asked `n` of `held`, limited by settings `keys`; without any, not drawn."""
 
     task: str
     keys: tuple[str, ...]

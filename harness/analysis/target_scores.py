@@ -6,6 +6,7 @@ Invariant: all sizes of a learning curve answered the same test items, over whic
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
@@ -18,17 +19,16 @@ from harness.analysis import comparison
 from harness.analysis.alignment import align_all
 from harness.analysis.estimators import Comparison, Estimate
 from harness.errors import Unscored
-from harness.metrics import Metric, Parts, trait
+from harness.metrics import Metric, trait
 from harness.records import Example, Output, SampleResult
-from harness.stats import Array
+
+_DRAWS = 1000
+_TIMES = (2, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class TargetScore:
-    """Score of a candidate on another target, with untrained candidates compared on the same items.
-
-    `untrained` is best on that target's own validation rows.
-    """
+    """Score on another target, compared with untrained candidates; `untrained` is best on its validation."""
 
     task: str
     metric: str
@@ -59,35 +59,28 @@ def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaselin
     if not trait(metric.name, "IS_SHARE_OF_RIGHT_LABELS", False):
         return None
     rules, most = [], 0.0
+
+    def share(label: str, items: Sequence[Example]) -> float:  # 0 where it cannot be scored
+        scores = []
+        for item in items:
+            parts = None
+            with suppress(Unscored):
+                parts = metric.score(Output(label), item)
+            scores.append((parts or (0.0,))[0])
+        return fmean(scores)
+
     # A spelling is right on at most as many items as have a reference that the metric takes for the same.
     right = Counter(label for e in items for label in {metric.same(r) for r in e.references})
     spelt = Counter(reference for e in items for reference in e.references)
     for label in sorted(spelt, key=lambda label: (-right[metric.same(label)], -spelt[label])):
         if right[metric.same(label)] <= most * len(items):
             break
-        share = _share(metric, label, items)
-        rules.append(TrivialBaseline(f"always answering {formatting.quote(label)}", share))
-        most = max(most, share)
+        rules.append(TrivialBaseline(f"always answering {formatting.quote(label)}", share(label, items)))
+        most = max(most, rules[-1].share)
     if items and all(e.choices for e in items):
-        right_guesses = (fmean(_share(metric, choice, [e]) for choice in set(e.choices)) for e in items)
+        right_guesses = (fmean(share(choice, [e]) for choice in set(e.choices)) for e in items)
         rules.append(TrivialBaseline("guessing among the choices", fmean(right_guesses)))
     return max(rules, key=lambda rule: rule.share, default=None)
-
-
-def _share(metric: Metric, label: str, items: Sequence[Example]) -> float:
-    """Return the score of always giving the same answer, 0 if it cannot be scored."""
-    return fmean((_parts(metric, label, e) or (0.0,))[0] for e in items)
-
-
-def _parts(metric: Metric, label: str, item: Example) -> Parts | None:
-    try:
-        return metric.score(Output(label), item)
-    except Unscored:
-        return None
-
-
-_DRAWS = 1000
-_TIMES = (2, 4)
 
 
 class TrainingSize(NamedTuple):
@@ -117,10 +110,7 @@ class ExpectedGain:
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """A recipe's scores by the size of its training data, smallest first, and the extrapolation.
-
-    `exponent` is β of the fit E + B D^−β of the error.
-    """
+    """Scores by the size of training data, smallest first, and the extrapolation by error = E + B D^−β."""
 
     candidate: str
     points: tuple[CurvePoint, ...]
@@ -129,43 +119,32 @@ class LearningCurve:
 
 
 def learning_curve(candidate: str, trained: Sequence[TrainingSize], metric: Metric) -> LearningCurve | None:
-    """Fit the error over sizes, and extrapolate to 2 and 4 times the data.
-
-    None with fewer than four sizes, or if the metric has no best value to count errors from.
-    """
+    """Fit the error over four sizes or more and extrapolate it; None if the metric has no best value."""
     best = metric.bounds[1 if metric.higher_is_better else 0]
     if len(trained) < stats.MIN_SIZES or not isfinite(best):
         return None
     ordered = sorted(trained, key=lambda t: t.n_train)
     sizes = [t.n_train for t in ordered]
-    observed, drawn = _errors(metric, best, [t.rows for t in ordered])  # (1, k), (d, k)
+    # Each size's distance from the best value: observed (1, k), and over drawn clusters (d, k).
+    arms = align_all(metric, [t.rows for t in ordered])
+    clusters, item_weights = arms[0].clusters, arms[0].weights
+    n = int(clusters.max()) + 1
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _DRAWS)[:, clusters].astype(float)
+    observed, drawn = (
+        np.abs(best - np.stack([metric.aggregate(a.new, w * item_weights) for a in arms], axis=-1))
+        for w in (np.ones((1, len(clusters))), draws)
+    )
     n_items = len(ordered[-1].rows)
     weights = 1 / np.maximum(drawn.var(axis=0), (0.5 / n_items) ** 2)
     fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed, drawn)]
+    widest = abs(metric.bounds[1] - metric.bounds[0])
     ahead, better = [], replace(metric.unit, higher_is_better=True)
     for times in _TIMES:
-        gains = [_gain(metric, fit, sizes[-1], times) for fit in fits]
+        at = (sizes[-1], times * sizes[-1])
+        errors = [[np.clip(fit.at(size), 0, widest) for size in at] for fit in fits]
+        gains = [now - then for now, then in errors]
         low, high = np.quantile(gains[1], (0.025, 0.975))
         estimate = Estimate(float(gains[0][0]), float(low), float(high), n_items, better)
         ahead.append(ExpectedGain(times * sizes[-1], estimate))
     points = tuple(CurvePoint(t.n_train, comparison.estimate(metric, t.rows), t.cost_usd) for t in ordered)
     return LearningCurve(candidate, points, tuple(ahead), float(fits[0].exponent[0]))
-
-
-def _errors(metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]]) -> tuple[Array, Array]:
-    """Return each size's distance from the best value: observed (1, k), and over drawn clusters (d, k)."""
-    arms = align_all(metric, runs)
-    clusters = arms[0].clusters
-    n_clusters = int(clusters.max()) + 1
-    times = np.random.default_rng(0).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), _DRAWS)
-    whole, drawn = np.ones((1, len(clusters))), times[:, clusters].astype(float)
-    weights = arms[0].weights
-    scores = [np.stack([metric.aggregate(a.new, w * weights) for a in arms], axis=-1) for w in (whole, drawn)]
-    return np.abs(best - scores[0]), np.abs(best - scores[1])
-
-
-def _gain(metric: Metric, fit: stats.PowerLaw, n: int, times: int) -> Array:
-    """Return how much each curve's error (d,) falls from n rows to `times` n."""
-    widest = abs(metric.bounds[1] - metric.bounds[0])
-    now, then = (np.clip(fit.at(at), 0, widest) for at in (n, times * n))
-    return now - then

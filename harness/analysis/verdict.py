@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 
 from harness import formatting
 from harness.analysis.estimators import Comparison, Estimate, at_level, rescale
-from harness.analysis.halves import Half
 from harness.analysis.human_preferences import Wins
 from harness.spec import GatePolicy, Task
 
+Half = Literal["search", "confirm"]  # of a task's items
 Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
 RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
 # What is printed of an outcome of a verdict or a rule, everywhere.
@@ -41,13 +41,13 @@ _REASONS = {
     "tasks": "tasks not measured",
 }
 Number = float | int | str | list[str]
+_TO_BE_SHOWN = ("macro", "critical", "validity", "target", "mode collapse")
+_GROUNDS = ("errors", "tasks", "control")  # of every p: what was not answered, or not by the same harness
+NAMED = 20  # items, or tasks, named in a rule's numbers
 
 
 class AdmittedHalf(NamedTuple):
-    """The one half of a task that counts, compared on its own.
-
-    `admitting_score` is the base's on the other half; `why` says what keeps the other half out.
-    """
+    """The one half of a task that counts, the base's score on the other, and why that one is left out."""
 
     name: Half
     comparison: Comparison
@@ -187,20 +187,13 @@ class Verdict:
 
     @property
     def p(self) -> float | None:
-        """The largest p of the rules that have to be shown; None if one is not shown at the gate's own alpha.
-
-        None too if the verdict rests on missing answers or a drifted harness; 0 if all hold by identity.
-        """
+        """The largest p of the rules to be shown; None if one is not, or on missing answers or drift."""
         if any(r.name in _GROUNDS and r.outcome not in ("pass", "skipped") for r in self.rules):
             return None
         rules = [r for r in self.rules if r.name in _TO_BE_SHOWN and r.outcome != "skipped"]
         if any(r.outcome != "pass" for r in rules):
             return None
         return max((p for r in rules if isinstance(p := r.numbers.get("p"), float)), default=0.0)
-
-
-_TO_BE_SHOWN = ("macro", "critical", "validity", "target", "mode collapse")
-_GROUNDS = ("errors", "tasks", "control")  # of every p: what was not answered, or not by the same harness
 
 
 def is_invalid(rules: Sequence[Rule]) -> bool:
@@ -261,20 +254,16 @@ def name_reasons(verdict: Verdict) -> str:
     return ", ".join(dict.fromkeys(_REASONS.get(rule.name, rule.name) for rule in verdict.deciding))
 
 
-NAMED = 20  # items, or tasks, named in a rule's numbers
-
-
-def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
-    """Add the number of items that would settle an open rule to its numbers, if known."""
-    return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
-
-
-def add_items_of_tasks(
-    facts: dict[str, Number], outcome: str, more: Mapping[str, int | None]
+def add_items_needed(
+    facts: dict[str, Number], outcome: str, more: int | Mapping[str, int | None] | None
 ) -> dict[str, Number]:
-    """Add the number of items of each open task that would settle a rule to its numbers, if all are known."""
+    """Add the number of items that would settle an open rule, in all or by task, if they are known."""
+    if outcome != "inconclusive" or not more:
+        return facts
+    if isinstance(more, int):
+        return {**facts, "items_needed": more}
     known = {task: n for task, n in more.items() if n}
-    if outcome != "inconclusive" or not known or len(known) < len(more):
+    if len(known) < len(more):
         return facts
     by_task = [f"{task} {formatting.count(n)}" for task, n in known.items()]
     return {**facts, "items_needed": sum(known.values()), "items_needed_by_task": by_task}

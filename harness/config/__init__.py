@@ -16,8 +16,8 @@ from ruamel.yaml.error import YAMLError
 
 from harness import plugins
 from harness.config import checks, files
+from harness.config.checks import lint
 from harness.config.files import is_shipped
-from harness.config.recipe_checks import lint
 from harness.config.rubrics import (
     YES_NO,
     Rubric,
@@ -34,6 +34,13 @@ from harness.spec import BASE, PLUGINS, Experiment, GatePolicy, Recipe, Spec, Su
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
 _DEFAULT = Path("harness.yaml")
 _NEXT = re.compile(r"(next|try): .*")
+_FORM, _CHOICE = "KEY.KEY=VALUE", "a candidate is chosen by --candidates, or --candidate of gate"
+_SUCH_AS = f"such as candidates.lora.params.r=8; {_CHOICE}"
+_OVERRIDE = "override "  # begins the place of a value that the command line gave
+
+
+Setting = tuple[str, tuple[str, ...], Any]  # one `a.b=value`: as written, its keys, its value read as YAML
+_PATH = {"type": "string", "description": "a file, relative to harness.yaml"}
 
 
 class CommandLine(NamedTuple):
@@ -94,9 +101,12 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     """Read an experiment; `candidates` selects by name, or by a grid's name all its members."""
     tree = files.read_experiment(path)
     settings = _parse_settings(overrides, tree)
-    _apply_settings(tree, [s for s in settings if _replaces_a_reference(s)])
+    # What replaces the name of a file comes before the file is read.
+    listed = ("candidates", "suites", "more_targets")
+    early = [s for s in settings if len(s[1]) == 1 or (len(s[1]) == 2 and s[1][0] in listed)]
+    _apply_settings(tree, early)
     files.inline(tree)
-    _apply_settings(tree, [s for s in settings if not _replaces_a_reference(s)])
+    _apply_settings(tree, [s for s in settings if s not in early])
     files.finish(tree)
     members = files.expand_grids(tree)
     shown = tree.data
@@ -153,20 +163,7 @@ def read_suites(folder: Path) -> list[Suite]:
     return [Suite.model_validate(tree.data) for tree in trees]
 
 
-_FORM, _CHOICE = "KEY.KEY=VALUE", "a candidate is chosen by --candidates, or --candidate of gate"
-_SUCH_AS = f"such as candidates.lora.params.r=8; {_CHOICE}"
-_OVERRIDE = "override "  # begins the place of a value that the command line gave
-
-
-class _Setting(NamedTuple):
-    """One `a.b=value`: as written, its keys, its value read as YAML."""
-
-    text: str
-    keys: tuple[str, ...]
-    value: Any
-
-
-def _parse_settings(texts: Iterable[str], tree: Tree) -> list[_Setting]:
+def _parse_settings(texts: Iterable[str], tree: Tree) -> list[Setting]:
     settings = []
     for text in texts:
         key, equals, value = text.partition("=")
@@ -181,33 +178,26 @@ def _parse_settings(texts: Iterable[str], tree: Tree) -> list[_Setting]:
             step = f"-c {text}" if text.endswith((".yaml", ".yml")) else _SUCH_AS
             tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, step))
         else:
-            settings.append(_Setting(text, keys, read))
-    return sorted(settings, key=lambda setting: len(setting.keys))
+            settings.append((text, keys, read))
+    return sorted(settings, key=lambda setting: len(setting[1]))
 
 
-def _replaces_a_reference(setting: _Setting) -> bool:
-    listed = ("candidates", "suites", "more_targets")
-    return len(setting.keys) == 1 or (len(setting.keys) == 2 and setting.keys[0] in listed)
-
-
-def _apply_settings(tree: Tree, settings: Iterable[_Setting]) -> None:
-    for setting in settings:
-        where = f"{_OVERRIDE}{setting.text}"
+def _apply_settings(tree: Tree, settings: Iterable[Setting]) -> None:
+    for text, names, value in settings:
+        where = f"{_OVERRIDE}{text}"
         try:
-            keys = _walk(tree, setting, where)
+            tree.put(_walk(tree, names, where), value, {(): where})
         except UserError as error:
             tree.problems += error.problems
-        else:
-            tree.put(keys, setting.value, {(): where})
 
 
-def _walk(tree: Tree, setting: _Setting, where: str) -> Keys:
+def _walk(tree: Tree, names: Sequence[str], where: str) -> Keys:
     around: Any = tree.data
     keys: Keys = ()
-    for depth, key in enumerate(setting.keys):
+    for depth, key in enumerate(names, 1):
         found = _entry(around, key, keys, where)
         keys = (*keys, found)
-        if depth == len(setting.keys) - 1:
+        if depth == len(names):
             return keys
         if isinstance(around, dict) and around.get(found) is None:
             known = tree.data.get("candidates")
@@ -253,9 +243,6 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
 def _place(problem: Problem) -> tuple[str, int]:
     file, _, line = problem.where.rpartition(":")
     return (file, int(line)) if line.isdigit() else (problem.where, 0)
-
-
-_PATH = {"type": "string", "description": "a file, relative to harness.yaml"}
 
 
 @cache

@@ -1,30 +1,43 @@
-"""Validation across keys: names, files and candidates that must fit together, and where weights come from.
+"""Validation across keys: names, files, policies and candidates that must fit together; lint of recipes.
 
-Invariant: a check looks at what could be read and never stops another check; what is accepted can be made.
+Invariant: a check looks at what could be read and never stops another check. Lint refuses nothing: it names
+settings outside of the ranges of `recipe_ranges.toml`, with all sources that speak of such a model.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import chain
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from harness import plugins, spec
 from harness.config.files import GridMember, describe_missing_file, raw_tasks
 from harness.config.recipe_checks import (
+    GENERAL_ROWS,
     WrittenRecipe,
-    check_decoding,
-    check_general_rows,
-    check_regularizers,
-    check_sweep,
-    recipes_by_prompt,
+    check_recipe,
+    check_rows_file,
 )
-from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
-from harness.config.yaml_loading import NAME_IN_WORDS, Keys, Tree, mapping, problems_of, read_valid
+from harness.config.rubrics import endpoint_params, endpoint_settings, is_endpoint, is_judged, try_to_read
+from harness.config.yaml_loading import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, did_you_mean
 
 _LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer name, in 255 bytes
+TABLE = Path(__file__).with_name("recipe_ranges.toml")
+BATCH = "batch"  # rows of a step
+_RATE = "learning_rate"
+_FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_WARMUP = "warmup_steps"  # below 1 a share of all
+SHARE = "warmup_share"
+_KEYS = {BATCH: {*_FACTORS}, SHARE: {_WARMUP}}  # by setting, where it is not its own key
+_BILLION = 1e9
 
 
 def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
@@ -44,15 +57,14 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
         if recipe is not None:
             keys = ("candidates", member.source)
             # What is wrong with the recipe as written, and with each value that it tries for its prompt.
-            tried = (_recipe(each, keys, target, tree) for each in (recipe, *recipes_by_prompt(recipe)))
-            tree.problems += dict.fromkeys(chain.from_iterable(tried))
-            written = WrittenRecipe(name, recipe, members, tree)
-            checks = [_check_weights_of_and_role]
-            if recipe.method in plugins.names("methods"):
-                checks += [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_files]
-                checks += [check_sweep, check_regularizers]
-            tree.problems += [problem for check_recipe in checks for problem in check_recipe(written)]
-            tree.problems += check_decoding(written, target)
+            recipes = [recipe]
+            for key in spec.PROMPTS:
+                for value in recipe.tried.get(key, ()):
+                    with suppress(ValidationError):  # is refused where it stands
+                        recipes.append(recipe.with_prompt({key: value}))
+            problems = (_recipe(each, keys, target, tree) for each in recipes)
+            tree.problems += dict.fromkeys(chain.from_iterable(problems))
+            tree.problems += check_recipe(WrittenRecipe(name, recipe, members, tree), target)
     experiment = str(tree.data.get("name"))
     for name, member in members.items():
         where = tree.where(("candidates", member.source))
@@ -73,14 +85,26 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         return
     for name in spec.DATA_FILES:
         path, at = getattr(task.data, name), tree.where((*keys, "data", name))
-        if path is not None and not path.startswith(spec.HUB) and not Path(path).exists():
-            yield describe_missing_file(Path(path), at, f"the {name} rows of task {task.name}")
+        if path is not None and not Path(path).is_dir():
+            yield from check_rows_file(path, at, f"the {name} rows of task {task.name}")
     for index, name in enumerate(task.metrics):
         at = tree.where((*keys, "metrics", index))
-        yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at, tree)
-    where = tree.where((*keys, "data"))
+        if not is_judged(name):
+            yield from _metric(name, at, tree)
+            continue
+        judge = spec.metric_name(name)
+        if task.kind != "generate":
+            found, step = (
+                f"{judge} on a task of kind {task.kind}",
+                "kind: generate, or a metric such as accuracy",
+            )
+            yield Problem(at, found, "answers in text to be graded", step)
+        if [spec.metric_name(one) for one in task.metrics].count(judge) > 1:
+            yield Problem(at, f"{judge} twice", "each name of a rubric once", "rename one of the files")
+        if isinstance(rubric := try_to_read(name, tree.folder, at), list):
+            yield from rubric
     if not _names_rows(task, "test"):
-        found = f"task {task.name} without test rows"
+        found, where = f"task {task.name} without test rows", tree.where((*keys, "data"))
         yield Problem(where, found, "`test:` in its data", "add test: test.jsonl")
     if task.num_fewshot and not _names_rows(task, "train"):
         at = tree.where((*keys, "num_fewshot"))
@@ -100,8 +124,13 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
     listed = [((*keys, "metrics", i), one) for keys, task in tasks for i, one in enumerate(task.metrics)]
     listed += [(("gate", "target", "by"), gate.target.by)] if gate else []
     for place, written in listed:
-        if is_judged(written):
-            yield from public_judges(written, tree.where(place))
+        rubric = try_to_read(written, tree.folder, "") if is_judged(written) else []
+        for one in () if isinstance(rubric, list) else rubric.judges:
+            if is_endpoint(one) and (server := endpoint_settings()(**endpoint_params(one))).leaves_machine:
+                found = f"{spec.metric_name(written)}: a judge on an external server, {server.name}"
+                expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
+                step = "a judge that runs here or in your network, or remove sensitive_data"
+                yield Problem(tree.where(place), found, expected, step)
 
 
 def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
@@ -142,17 +171,21 @@ def _names_and_roles(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Ite
 
 def _rescue_and_nightly(tree: Tree, members: Mapping[str, GridMember]) -> Iterator[Problem]:
     if rescue := read_valid(spec.RescuePolicy, tree.data.get("rescue", {})):
-        yield from check_general_rows(rescue.replay, tree.where(("rescue", "replay")))
+        yield from check_rows_file(rescue.replay, tree.where(("rescue", "replay")), GENERAL_ROWS)
         known = plugins.rescue_steps() if rescue.steps else ()  # asking loads all methods
         for index, step in enumerate(rescue.steps or ()):
             if step not in known:
-                where, hint = tree.where(("rescue", "steps", index)), did_you_mean(step, known)
-                yield Problem(where, f"unknown step {step!r}", "a step of a rescue", hint)
+                yield _unknown(tree, ("rescue", "steps", index), "step", step, known)
     nightly = read_valid(spec.NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(nightly.candidates if nightly and members else ()):
         if name not in members:
-            where, hint = tree.where(("nightly", "candidates", index)), did_you_mean(name, members)
-            yield Problem(where, f"unknown candidate {name!r}", "a candidate", hint)
+            yield _unknown(tree, ("nightly", "candidates", index), "candidate", name, members)
+
+
+def _unknown(tree: Tree, keys: Keys, what: str, name: str, known: Collection[str]) -> Problem:
+    expected = "a step of a rescue" if what == "step" else "a candidate"
+    expected = "one that is listed under suites:" if keys[0] == "gate" else expected
+    return Problem(tree.where(keys), f"unknown {what} {name!r}", expected, did_you_mean(name, known))
 
 
 def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
@@ -166,20 +199,23 @@ def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Itera
         ("tasks", "task", gate.tasks, of_suites),
     )
     if gate.target.by != spec.PEOPLE:
-        yield from pair_judge_problems(gate.target.by, tree.folder, tree.where(("gate", "target", "by")))
+        where = tree.where(("gate", "target", "by"))
+        rubric = try_to_read(gate.target.by, tree.folder, where)
+        if isinstance(rubric, list):
+            yield from rubric
+        elif rubric.mode != "pairwise":
+            found = f"{spec.metric_name(gate.target.by)}, whose mode is {rubric.mode}"
+            yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
     for key, what, names, known in named:
         for index, name in enumerate(names):
             if name not in known:
-                where = tree.where(("gate", key, index))
-                hint = did_you_mean(name, known) if known else "list its suite under suites:"
-                yield Problem(where, f"unknown {what} {name!r}", "one that is listed under suites:", hint)
+                yield _unknown(tree, ("gate", key, index), what, name, known)
 
 
 def _recipe(recipe: spec.Recipe, keys: Keys, target: spec.Task | None, tree: Tree) -> Iterator[Problem]:
     if recipe.template is not None and "{prompt}" not in recipe.template:
-        where = tree.where((*keys, "template"))
-        found = f"template {recipe.template!r}"
-        yield Problem(where, found, "a template with {prompt} in it", "add {prompt}")
+        where, expected = tree.where((*keys, "template")), "a template with {prompt} in it"
+        yield Problem(where, f"template {recipe.template!r}", expected, "add {prompt}")
     used = [("methods", recipe.method, recipe.params, (*keys, "params"), tree.where((*keys, "method")))]
     for key, kind in spec.PLUGINS.items():
         for name, params in getattr(recipe, key).items():
@@ -209,195 +245,73 @@ def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
     return [(i, suite) for i, suite in listed if isinstance(suite, dict)]
 
 
-def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
-    name, recipe, members = written.name, written.recipe, written.members
-    source, where, known = recipe.weights_of, written.where("weights_of"), plugins.names("methods")
-    lender = members.get(source or "")
-    if source == name:
-        found = f"{name} taking its own weights"
-        yield Problem(where, found, "the name of another candidate", _others(written))
-    elif source is not None and lender is None:
-        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
-    elif lender and mapping(lender.recipe).get("weights_of"):
-        found = f"weights of {source}, which has none of its own"
-        yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
-    made_by = mapping(lender.recipe).get("method", spec.BASE) if lender else recipe.method
-    if recipe.role == "baseline" and made_by in known and not plugins.method(made_by).makes_nothing:
-        *able, last = plugins.methods(makes_nothing=True)
-        expected = f"a model made elsewhere (method: {', '.join(able)} or {last})"
-        found = f"role: baseline of the method {made_by}, whose weights are made here"
-        yield Problem(written.where("role"), found, expected, "leave out role")
+class Range(NamedTuple):
+    """Published range of a setting: of which training, for models of which size in billions, and its source.
+
+    `training` is the kind that methods declare as `published_as`; `only` holds other settings that it needs.
+    """
+
+    training: str
+    setting: str
+    source: str
+    low: float = -inf
+    high: float = inf
+    from_b: float = 0.0
+    to_b: float = inf
+    only: Mapping[str, Any] = {}
+
+    def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
+        """Tell whether the source speaks of such a training."""
+        sized = self.from_b <= n_parameters / _BILLION <= self.to_b
+        same = plugins.method(method).published_as == self.training
+        return same and sized and all(params.get(k) == v for k, v in self.only.items())
 
 
-def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
-    name, recipe, members, method = written.name, written.recipe, written.members, written.method
-    source, where = recipe.init_from, written.where("init_from")
-    if source is None:
-        return
-    if not (wanted := method.init_from):
-        able = [able for able in plugins.names("methods") if plugins.method(able).init_from]
-        found = f"init_from with the method {recipe.method}, which starts at the base"
-        yield Problem(where, found, f"one of the methods {', '.join(able)}", "remove init_from")
-    elif source not in members:
-        yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
-    elif name in _ancestors(name, members):
-        step = _others(written)
-        yield Problem(where, f"{name} starting from itself", "a candidate that is made before it", step)
-    elif not {*wanted.split(plugins.OR)} & {*(made := _makes(source, members)).split(plugins.OR)}:
-        found = f"{source}, which makes {_article(made)}"
-        trained = (plugins.methods(trains_on_rows=True, makes=kind) for kind in wanted.split(plugins.OR))
-        makers = [maker for of_a_kind in trained for maker in of_a_kind]
-        step = f"name a candidate with the method {' or '.join(makers)}"
-        yield Problem(where, found, f"a candidate that makes {_article(wanted)}", step)
-    elif shape := sorted(recipe.params.keys() & set(method.adapter.fixed)):
-        found = f"{', '.join(shape)} of an adapter that {source} has made already"
-        yield Problem(written.where("params"), found, "its shape as it is", f"remove {', '.join(shape)}")
+@cache
+def ranges() -> tuple[Range, ...]:
+    """Read the table."""
+    rows = tomllib.loads(TABLE.read_text("utf-8"))["range"]
+    return tuple(Range(**row) for row in rows)
 
 
-def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
-    recipe, members, method = written.recipe, written.members, written.method
-    reward = recipe.reward
-    expected = "a candidate that makes a reward model, one of our metrics, or a Python file"
-    if reward is None:
-        if method.rewarded:
-            found, step = f"{recipe.method} without a reward", "add reward: exact_match"
-            yield Problem(written.where("method"), found, expected, step)
-        return
-    where = written.where("reward")
-    if not method.rewarded:
-        able = " or ".join(plugins.methods(rewarded=True))
-        found = f"reward with the method {recipe.method}, which trains on none"
-        yield Problem(where, found, f"one of the methods {able}", "remove reward")
-    elif spec.is_path(reward):
-        if not Path(reward).is_file():
-            what = "a Python file with a function reward, or metric"
-            yield describe_missing_file(Path(reward), where, what)
-    elif reward in members:
-        if (made := _makes(reward, members)) != "reward":
-            able = " or ".join(plugins.methods(makes="reward"))
-            found = f"{reward}, which makes {_article(made)}"
-            step = f"one with the method {able}"
-            yield Problem(where, found, "a candidate that makes a reward model", step)
-    elif spec.metric_plugin(reward) not in (known := plugins.names("metrics")):
-        makers = {one for one in members if _makes(one, members) == "reward"}
-        yield Problem(where, f"unknown reward {reward!r}", expected, did_you_mean(reward, {*known, *makers}))
+def lint(
+    method: str, params: Mapping[str, Any], n_parameters: float, written: Collection[str] = ()
+) -> Iterator[str]:
+    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
+
+    Those that are not `written` are named as defaults. A default rate is named too where all that was
+    published is of other sizes.
+    """
+    rows, steps = (params.get(name) for name in _FACTORS)
+    warmup = params.get(_WARMUP) or None  # none at all is a choice of its own
+    known = {**params, BATCH: rows * steps if rows and steps else None}
+    known |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
+    speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
+    for setting in dict.fromkeys(one.setting for one in speaking):
+        value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
+        if value is None or min(one.low for one in sources) <= value <= max(one.high for one in sources):
+            continue
+        place = "below" if value < min(one.low for one in sources) else "above"
+        said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
+        name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
+        default = ", the default," if _KEYS.get(setting, {setting}).isdisjoint(written) else ""
+        yield f"{name} {value:g}{default} is {place} what was published for {_size(n_parameters)}: {said}"
+    training = plugins.method(method).published_as
+    others = [one for one in ranges() if one.setting == _RATE and one.training == training]
+    if others and _RATE not in {*written, *(one.setting for one in speaking)}:
+        sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
+        said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
+        yield f"{_RATE} {params[_RATE]:g}, the default, {said}"
 
 
-def _ancestors(name: str, members: Mapping[str, GridMember]) -> set[str]:
-    found: set[str] = set()
-    ahead = [name]
-    while ahead:
-        recipe = read_valid(spec.Recipe, members[ahead.pop()].recipe)
-        named = (recipe.init_from, *recipe.merges) if recipe else ()
-        parents = {one for one in named if one is not None and one in members} - found
-        found |= parents
-        ahead += parents
-    return found
+def _span(of: Range) -> str:
+    if of.low == of.high:
+        return f"{of.low:g}"
+    if of.low == -inf:
+        return f"at most {of.high:g}"
+    return f"at least {of.low:g}" if of.high == inf else f"{of.low:g} to {of.high:g}"
 
 
-def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
-    name, recipe, members, method = written.name, written.recipe, written.members, written.method
-    where = written.where("merges")
-    if not method.merges:
-        if recipe.merges:
-            able = " or ".join(plugins.methods(merges=True))
-            found = f"merges with the method {recipe.method}, which merges nothing"
-            yield Problem(where, found, f"merges with the method {able}", "remove merges")
-        return
-    if len(set(recipe.merges)) < 2 or len(set(recipe.merges)) < len(recipe.merges):
-        found = f"{recipe.method} of {', '.join(recipe.merges) or 'nothing'}"
-        step = "add merges: [lora, other], the names of candidates"
-        yield Problem(where, found, "two candidates or more, each once", step)
-    for source in recipe.merges:
-        if source not in members:
-            yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
-        elif name == source or name in _ancestors(source, members):
-            step = f"leave {source} out of merges"
-            yield Problem(where, f"{name} merging itself", "candidates that are made before it", step)
-        elif method.makes not in (made := _makes(source, members)).split(plugins.OR):
-            found = f"{source}, which makes {_article(made)}"
-            yield Problem(where, found, f"a candidate that makes {_article(method.makes)}", "name another")
-
-
-def _makes(name: str, members: Mapping[str, GridMember]) -> str:
-    recipe = mapping(members[name].recipe)
-    method = recipe.get("method", spec.BASE)
-    if recipe.get("weights_of") or method not in plugins.names("methods"):
-        return ""
-    made, init = plugins.method(method).makes, str(recipe.get("init_from"))
-    takes_any = plugins.OR in made and init in members and name not in _ancestors(name, members)
-    return (_makes(init, members) if takes_any else "") or made
-
-
-def _article(made: str) -> str:
-    named = {
-        "adapter": "an adapter",
-        "delta": "a delta of a form of its own",
-        "model": "a whole model",
-        "adapter or model": "an adapter or a whole model",
-        "adapter or delta or model": "an adapter, a delta or a whole model",
-        "reward": "a reward model",
-        **dict.fromkeys(("classifier", "head", "embedding"), "a classifier"),
-        "endpoint": "no weights here",
-        "artefact": "a file that is served",
-    }
-    return named.get(made, "no weights of its own")
-
-
-def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
-    recipe, method = written.recipe, written.method
-    if recipe.path is None and method.made_elsewhere:
-        where = written.where("method")
-        found = f"{recipe.method} without path"
-        yield Problem(where, found, "the folder of the weights", "add path: ./the-folder")
-    elif recipe.path is not None:
-        where = written.where("path")
-        if not method.made_elsewhere:
-            found = f"path with the method {recipe.method}, which makes its own weights"
-            able = " or ".join(plugins.methods(made_elsewhere=True))
-            yield Problem(where, found, f"path with the method {able}", f"add method: {able}")
-        elif recipe.path.startswith(spec.HUB) and method.makes != "model":
-            step = "download it, or merge it and name method: model"
-            yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
-        elif not recipe.path.startswith(spec.HUB) and not (
-            Path(recipe.path).is_dir() or (method.makes == "artefact" and Path(recipe.path).is_file())
-        ):
-            yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
-    for key in ("train", "mix"):
-        if getattr(recipe, key) and not method.draws_from:
-            found = f"{key} with the method {recipe.method}, which trains on no rows"
-            step = f"remove {key}, or add method: lora"
-            yield Problem(written.where(key), found, "a method that trains on rows", step)
-    if len(set(recipe.train)) < len(recipe.train):
-        yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
-    for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
-        for path in paths:
-            if not path.startswith(spec.HUB) and not Path(path).is_file():
-                yield describe_missing_file(Path(path), written.where(key), "rows to train on")
-
-
-def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
-    recipe, members, method = written.recipe, written.members, written.method
-    if recipe.quantization and not (method.trains and method.makes == "adapter"):
-        found = f"quantization with the method {recipe.method}, which trains no adapter"
-        where = written.where("quantization")
-        yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
-    source = recipe.weights_of if recipe.weights_of in members else None
-    made = _makes(source or written.name, members)
-    if recipe.serve_on is not None and "adapter" not in made.split(plugins.OR):
-        found = f"serve_on for {_article(made)}"
-        where = written.where("serve_on")
-        yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")
-
-
-def _candidate(source: str, written: WrittenRecipe) -> tuple[str, str]:
-    name, members = written.name, written.members
-    grid = [member for member, m in members.items() if m.source == source]
-    if grid:
-        return "one candidate of that grid", f"one of: {', '.join(grid)}"
-    return "the name of another candidate", did_you_mean(source, members.keys() - {name})
-
-
-def _others(written: WrittenRecipe) -> str:
-    name, members = written.name, written.members
-    return f"one of: {', '.join(sorted(members.keys() - {name}))}" if len(members) > 1 else "give it a method"
+def _size(n_parameters: float) -> str:
+    size = f"{n_parameters / _BILLION:.3g} B" if n_parameters >= _BILLION else f"{n_parameters / 1e6:.3g} M"
+    return f"a model of {size} parameters"

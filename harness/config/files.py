@@ -35,6 +35,10 @@ _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE, _PACKAGE.parent)
 _CREATE = "create it, or correct the path"
 SHIPPED_SUITES = ("general", "safety", "standard", "support")
+GRID_KEYS = ("system", "template", "answer")  # of a recipe, whose lists are grids too
+_WORD = re.compile(r"[a-z0-9]+")
+_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # a path as a value names no folder
+_WORDS = 3  # of a text, in the name of its candidate
 
 
 def read_experiment(path: Path) -> Tree:
@@ -88,7 +92,23 @@ def is_shipped(path: Path) -> bool:
 def inline(tree: Tree) -> None:
     """Replace the names of suites, of the target and of short recipes by what they stand for."""
     for keys in _targets(tree):
-        _inline_target(tree, keys)
+        written = tree.value(keys)
+        if isinstance(written, str):
+            _inline_file(tree, keys, written, "suite")
+        suite = mapping(tree.value(keys))
+        if not suite.keys() & {"tasks", "role"}:
+            continue
+        around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
+        tree.problems += problems_of(Suite, around, tree, keys)
+        tasks, prefix = suite.get("tasks"), (*keys, "tasks", 0)
+        if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
+            tree.failed.add(keys)
+            found = f"{len(tasks)} tasks" if isinstance(tasks, list) else "no list of tasks"
+            step = "keep one here and list others as a suite under suites:"
+            tree.problems.append(Problem(tree.where(prefix[:-1]), found, "a target of one task", step))
+            continue
+        n = len(prefix)
+        tree.put(keys, tasks[0], {k[n:]: mark for k, mark in tree.marks.items() if k[:n] == prefix})
     suites = tree.data.get("suites")
     for index, suite in enumerate(suites if isinstance(suites, list) else ()):
         if isinstance(suite, str):
@@ -152,27 +172,6 @@ def _targets(tree: Tree) -> list[Keys]:
     return [("target",), *(("more_targets", i) for i in range(len(_list(tree.data.get("more_targets")))))]
 
 
-def _inline_target(tree: Tree, keys: Keys) -> None:
-    written = tree.value(keys)
-    if isinstance(written, str):
-        _inline_file(tree, keys, written, "suite")
-    suite = mapping(tree.value(keys))
-    if not suite.keys() & {"tasks", "role"}:
-        return
-    around = {**suite, "tasks": [{"name": "checked-as-the-target", "data": {}}]}
-    tree.problems += problems_of(Suite, around, tree, keys)
-    tasks = suite.get("tasks")
-    if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
-        tree.failed.add(keys)
-        found = f"{len(tasks)} tasks" if isinstance(tasks, list) else "no list of tasks"
-        step = "keep one here and list others as a suite under suites:"
-        tree.problems.append(Problem(tree.where((*keys, "tasks")), found, "a target of one task", step))
-        return
-    prefix: Keys = (*keys, "tasks", 0)
-    n = len(prefix)
-    tree.put(keys, tasks[0], {k[n:]: mark for k, mark in tree.marks.items() if k[:n] == prefix})
-
-
 def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
     # A recipe as a whole keeps the place where its name is written; so does all that stands in one that the
     # package ships, because that file is not the user's to fix.
@@ -182,7 +181,21 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
     path = next((path.resolve() for path in tried if path.is_file()), None)
     if path is None:
         tree.failed.add(keys)
-        tree.problems.append(_unknown_file(tree.folder, relative, what, where))
+        if what == "suite" and not _is_bare(relative):
+            found = [*tree.folder.glob("*.yaml"), *tree.folder.glob("*/*.yaml")]
+            own = [file.relative_to(tree.folder).as_posix() for file in found]
+            expected = f"a suite file, relative to {tree.folder}"
+            missing = describe_missing_file(tree.folder / relative, where, expected)
+            step = _nearest(relative, [*own, *SHIPPED_SUITES]) or _CREATE
+            tree.problems.append(replace(missing, next_step=step))
+            return
+        name, below, expected = relative, "suites", "a suite file, or the name of one in suites/"
+        if what == "recipe":
+            name, below = Path(relative).stem, "baselines"
+            expected = "a recipe of baselines/, or a mapping such as {method: lora}"
+        known = {file.stem for root in (tree.folder, *_SHIPPED) for file in (root / below).glob("*.yaml")}
+        hint = did_you_mean(name, known)
+        tree.problems.append(Problem(where, f"unknown {what} {name!r}", expected, hint))
         return
     try:
         read = read_file(path, tree.folder, f"the keys of a {what}")
@@ -286,21 +299,6 @@ def _is_bare(name: str) -> bool:
     return "/" not in name and not name.endswith((".yaml", ".yml"))
 
 
-def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
-    if what == "suite" and not _is_bare(relative):
-        files = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
-        own = [file.relative_to(folder).as_posix() for file in files]
-        missing = describe_missing_file(folder / relative, where, f"a suite file, relative to {folder}")
-        return replace(missing, next_step=_nearest(relative, [*own, *SHIPPED_SUITES]) or _CREATE)
-    if what == "suite":
-        name, below, expected = relative, "suites", "a suite file, or the name of one in suites/"
-    else:
-        name, below = Path(relative).stem, "baselines"
-        expected = "a recipe of baselines/, or a mapping such as {method: lora}"
-    known = {file.stem for root in (folder, *_SHIPPED) for file in (root / below).glob("*.yaml")}
-    return Problem(where, f"unknown {what} {name!r}", expected, did_you_mean(name, known))
-
-
 def _nearest(name: str, files: Iterable[str]) -> str:
     by_stem = {PurePath(file).stem: file for file in sorted(files)}
     close = get_close_matches(PurePath(name).stem, by_stem, n=1, cutoff=0.5)
@@ -309,12 +307,6 @@ def _nearest(name: str, files: Iterable[str]) -> str:
 
 def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
-
-
-GRID_KEYS = ("system", "template", "answer")  # of a recipe, whose lists are grids too
-_WORD = re.compile(r"[a-z0-9]+")
-_IN_NO_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")  # a path as a value names no folder
-_WORDS = 3  # of a text, in the name of its candidate
 
 
 class GridMember(NamedTuple):
@@ -328,7 +320,16 @@ def expand_grids(tree: Tree) -> dict[str, GridMember]:
     """Return every candidate by name, grids multiplied out."""
     members = {}
     for source, recipe in mapping(tree.data.get("candidates")).items():
-        grids = dict(_grids(recipe))
+        grids: dict[Keys, list[Any]] = {}
+        if isinstance(recipe, dict):
+            grids |= _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
+            grids |= {(key,): recipe[key] for key in GRID_KEYS if isinstance(recipe.get(key), list)}
+            for key, value in mapping(recipe.get("decoding")).items():
+                if key in Decoding.model_fields and isinstance(value, list):
+                    grids["decoding", key] = value
+            for key, kind in PLUGINS.items():
+                for name, params in mapping(recipe.get(key)).items():
+                    grids |= _grids_of(kind, name, params, (key, name))
         for keys, listed in grids.items():
             if not listed:
                 where = tree.where(("candidates", source, *keys))
@@ -341,19 +342,6 @@ def expand_grids(tree: Tree) -> dict[str, GridMember]:
             name = f"{source}[{named}]" if named else source
             members[name] = GridMember(source, _choose_from_grids(recipe, point))
     return members
-
-
-def _grids(recipe: Any) -> Iterator[tuple[Keys, list[Any]]]:
-    if not isinstance(recipe, dict):
-        return
-    yield from _grids_of("methods", recipe.get("method", BASE), recipe.get("params"), ("params",))
-    yield from (((key,), recipe[key]) for key in GRID_KEYS if isinstance(recipe.get(key), list))
-    for key, value in mapping(recipe.get("decoding")).items():
-        if key in Decoding.model_fields and isinstance(value, list):
-            yield ("decoding", key), value
-    for key, kind in PLUGINS.items():
-        for name, params in mapping(recipe.get(key)).items():
-            yield from _grids_of(kind, name, params, (key, name))
 
 
 def _grids_of(kind: str, name: Any, params: Any, keys: Keys) -> Iterator[tuple[Keys, list[Any]]]:

@@ -1,26 +1,46 @@
-"""Validation and lint of a recipe: how answers are drawn, regularizers, values to try, published ranges.
+"""Validation of a candidate's recipe: its weights, files, decoding, regularizers, and values to try.
 
-Invariant: a check looks at what could be read and never stops another check. Lint refuses nothing: it names
-settings outside of the ranges of `recipe_ranges.toml`, with all sources that speak of such a model.
+Invariant: a check looks at what could be read and never stops another check; what is accepted can be made.
 """
 
-import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from itertools import product
-from math import inf, prod
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from harness import plugins, spec
 from harness.config.files import GridMember, describe_missing_file
-from harness.config.rubrics import read_rubric
-from harness.config.yaml_loading import Keys, Tree, mapping, problems_of
-from harness.errors import Problem, UserError, did_you_mean
+from harness.config.rubrics import try_to_read
+from harness.config.yaml_loading import Keys, Tree, mapping, problems_of, read_valid
+from harness.errors import Problem, did_you_mean
 from harness.plugins import Method
+
+_NONE = "no weights of its own"
+_WITH_ARTICLE = {
+    "adapter": "an adapter",
+    "delta": "a delta of a form of its own",
+    "model": "a whole model",
+    "adapter or model": "an adapter or a whole model",
+    "adapter or delta or model": "an adapter, a delta or a whole model",
+    "reward": "a reward model",
+    **dict.fromkeys(("classifier", "head", "embedding"), "a classifier"),
+    "endpoint": "no weights here",
+    "artefact": "a file that is served",
+}
+# Keys that only some methods take: which ones do, and why another does not.
+_TAKEN_BY: Mapping[str, tuple[Callable[[Method], Any], str]] = {
+    "init_from": (lambda method: method.init_from, "starts at the base"),
+    "reward": (lambda method: method.rewarded, "trains on none"),
+    "merges": (lambda method: method.merges, "merges nothing"),
+    "path": (lambda method: method.made_elsewhere, "makes its own weights"),
+    **dict.fromkeys(("train", "mix"), (lambda method: method.draws_from, "trains on no rows")),
+    "quantization": (lambda method: method.trains and method.makes == "adapter", "trains no adapter"),
+}
+GENERAL_ROWS = "general rows, each with a prompt and its answer"
+_GREEDY = "remove decoding"
+_MOST_TRIALS = 64  # of a sweep, each a training of its own
 
 
 class WrittenRecipe(NamedTuple):
@@ -45,21 +65,184 @@ class WrittenRecipe(NamedTuple):
         """Return `file:line` of one of its values."""
         return self.tree.where((*self.keys, *keys))
 
+    def kind_of(self, source: str) -> str:
+        """Name the kind of weights that a candidate makes; empty if none, or its method is unknown."""
+        recipe = mapping(self.members[source].recipe)
+        method = recipe.get("method", spec.BASE)
+        if recipe.get("weights_of") or method not in plugins.names("methods"):
+            return ""
+        made, init = plugins.method(method).makes, str(recipe.get("init_from"))
+        takes_any = plugins.OR in made and init in self.members and source not in self.ancestors(source)
+        return (self.kind_of(init) if takes_any else "") or made
 
-_GREEDY = "remove decoding"
+    def ancestors(self, name: str) -> set[str]:
+        """Return the candidates that a candidate goes on from or merges, and theirs."""
+        found, ahead = set[str](), [name]
+        while ahead:
+            recipe = read_valid(spec.Recipe, self.members[ahead.pop()].recipe)
+            named = {recipe.init_from, *recipe.merges} if recipe else set()
+            parents = {one for one in named if one is not None and one in self.members} - found
+            found |= parents
+            ahead += parents
+        return found
+
+    def unknown(self, key: str, source: str) -> Problem:
+        """Phrase the name of a candidate that there is not."""
+        grid = ", ".join(member for member, m in self.members.items() if m.source == source)
+        expected = "one candidate of that grid" if grid else "the name of another candidate"
+        step = f"one of: {grid}" if grid else did_you_mean(source, self.members.keys() - {self.name})
+        return Problem(self.where(key), f"unknown candidate {source!r}", expected, step)
+
+    def of_another_kind(self, key: str, source: str, wanted: str, step: str) -> Problem:
+        """Phrase a candidate whose weights are of another kind than wanted."""
+        made, wanted = (_WITH_ARTICLE.get(kind, _NONE) for kind in (self.kind_of(source), wanted))
+        expected = f"a candidate that makes {wanted}"
+        return Problem(self.where(key), f"{source}, which makes {made}", expected, step)
 
 
-def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator[Problem]:
-    """Yield what forbids the decoding of a recipe, whose answers to the target it says."""
+def check_recipe(written: WrittenRecipe, target: spec.Task | None) -> Iterator[Problem]:
+    """Yield what forbids a candidate, whose answers to the target its decoding says."""
+    yield from _check_weights_of_and_role(written)
+    if written.recipe.method in plugins.names("methods"):
+        for key, (takes, why) in _TAKEN_BY.items():
+            if getattr(written.recipe, key) and not takes(written.method):
+                able = ", ".join(name for name in plugins.names("methods") if takes(plugins.method(name)))
+                found = f"{key} with the method {written.recipe.method}, which {why}"
+                yield Problem(written.where(key), found, f"one of the methods {able}", f"remove {key}")
+        yield from _check_init_from(written)
+        yield from _check_reward(written)
+        yield from _check_merges(written)
+        yield from _check_files(written)
+        yield from _check_tried(written)
+        yield from _check_regularizers(written)
+    yield from _check_decoding(written, target)
+
+
+def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
+    name, recipe, members = written.name, written.recipe, written.members
+    source, where = recipe.weights_of, written.where("weights_of")
+    lender = members.get(source or "")
+    if source == name:
+        yield Problem(
+            where, f"{name} taking its own weights", "the name of another candidate", _others(written)
+        )
+    elif source is not None and lender is None:
+        yield written.unknown("weights_of", source)
+    elif lender and mapping(lender.recipe).get("weights_of"):
+        found = f"weights of {source}, which has none of its own"
+        yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
+    made_by = mapping(lender.recipe).get("method", spec.BASE) if lender else recipe.method
+    is_known = made_by in plugins.names("methods")
+    if recipe.role == "baseline" and is_known and not plugins.method(made_by).makes_nothing:
+        expected = f"a model made elsewhere (method: {' or '.join(plugins.methods(makes_nothing=True))})"
+        found = f"role: baseline of the method {made_by}, whose weights are made here"
+        yield Problem(written.where("role"), found, expected, "leave out role")
+    made = written.kind_of(source if source and lender else name)
+    if recipe.serve_on is not None and is_known and "adapter" not in made.split(plugins.OR):
+        found, expected = f"serve_on for {_WITH_ARTICLE.get(made, _NONE)}", "an adapter on another base"
+        yield Problem(written.where("serve_on"), found, expected, "remove serve_on")
+
+
+def _others(written: WrittenRecipe) -> str:
+    names = sorted(written.members.keys() - {written.name})
+    return f"one of: {', '.join(names)}" if names else "give it a method"
+
+
+def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
+    name, source, wanted = written.name, written.recipe.init_from, written.method.init_from
+    if source is None or not wanted:
+        return
+    if source not in written.members:
+        yield written.unknown("init_from", source)
+    elif name in written.ancestors(name):
+        found, expected = f"{name} starting from itself", "a candidate that is made before it"
+        yield Problem(written.where("init_from"), found, expected, _others(written))
+    elif not {*wanted.split(plugins.OR)} & {*written.kind_of(source).split(plugins.OR)}:
+        trained = (plugins.methods(trains_on_rows=True, makes=kind) for kind in wanted.split(plugins.OR))
+        makers = " or ".join(maker for of_a_kind in trained for maker in of_a_kind)
+        step = f"name a candidate with the method {makers}"
+        yield written.of_another_kind("init_from", source, wanted, step)
+    elif shape := ", ".join(sorted(written.recipe.params.keys() & set(written.method.adapter.fixed))):
+        found = f"{shape} of an adapter that {source} has made already"
+        yield Problem(written.where("params"), found, "its shape as it is", f"remove {shape}")
+
+
+def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
+    reward, members = written.recipe.reward, written.members
+    expected = "a candidate that makes a reward model, one of our metrics, or a Python file"
+    if not written.method.rewarded:
+        return
+    if reward is None:
+        found = f"{written.recipe.method} without a reward"
+        yield Problem(written.where("method"), found, expected, "add reward: exact_match")
+    elif spec.is_path(reward):
+        if not Path(reward).is_file():
+            what = "a Python file with a function reward, or metric"
+            yield describe_missing_file(Path(reward), written.where("reward"), what)
+    elif reward in members:
+        if written.kind_of(reward) != "reward":
+            step = f"one with the method {' or '.join(plugins.methods(makes='reward'))}"
+            yield written.of_another_kind("reward", reward, "reward", step)
+    elif spec.metric_plugin(reward) not in (known := plugins.names("metrics")):
+        makers = {one for one in members if written.kind_of(one) == "reward"}
+        step = did_you_mean(reward, {*known, *makers})
+        yield Problem(written.where("reward"), f"unknown reward {reward!r}", expected, step)
+
+
+def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
+    name, merges, method = written.name, written.recipe.merges, written.method
+    if not method.merges:
+        return
+    if len(set(merges)) < 2 or len(set(merges)) < len(merges):
+        found = f"{written.recipe.method} of {', '.join(merges) or 'nothing'}"
+        step = "add merges: [lora, other], the names of candidates"
+        yield Problem(written.where("merges"), found, "two candidates or more, each once", step)
+    for source in merges:
+        if source not in written.members:
+            yield written.unknown("merges", source)
+        elif name == source or name in written.ancestors(source):
+            found, step = f"{name} merging itself", f"leave {source} out of merges"
+            yield Problem(written.where("merges"), found, "candidates that are made before it", step)
+        elif method.makes not in written.kind_of(source).split(plugins.OR):
+            yield written.of_another_kind("merges", source, method.makes, "name another")
+
+
+def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
+    recipe, method = written.recipe, written.method
+    expected, is_made_elsewhere = "the folder of the weights", method.made_elsewhere
+    if is_made_elsewhere and recipe.path is None:
+        found = f"{recipe.method} without path"
+        yield Problem(written.where("method"), found, expected, "add path: ./the-folder")
+    elif is_made_elsewhere and recipe.path and recipe.path.startswith(spec.HUB):
+        if method.makes != "model":
+            step = "download it, or merge it and name method: model"
+            yield Problem(written.where("path"), f"{recipe.method} of the hub", expected, step)
+    elif is_made_elsewhere and recipe.path:
+        path = Path(recipe.path)
+        if not path.is_dir() and not (method.makes == "artefact" and path.is_file()):
+            yield describe_missing_file(path, written.where("path"), expected)
+    if len(set(recipe.train)) < len(recipe.train):
+        yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
+    for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
+        for file in paths:
+            yield from check_rows_file(file, written.where(key), "rows to train on")
+
+
+def check_rows_file(path: str | None, where: str, expected: str) -> Iterator[Problem]:
+    """Refuse a file of rows that is not there; data of the hub are looked up later."""
+    if path is not None and not path.startswith(spec.HUB) and not Path(path).is_file():
+        yield describe_missing_file(Path(path), where, expected)
+
+
+def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator[Problem]:
     recipe, members = written.recipe, written.members
     if (decoding := recipe.sampling) is None:
         return
-    where = written.where("decoding")
+    where, drawn = written.where("decoding"), f"temperature {decoding.temperature:g}"
     if recipe.answer == "rank":
-        found = f"temperature {decoding.temperature:g} and answer: rank, which draws nothing"
-        yield Problem(where, found, "answer: generate", _GREEDY)
+        yield Problem(where, f"{drawn} and answer: rank, which draws nothing", "answer: generate", _GREEDY)
     if target and target.kind != "generate":
-        found = f"temperature {decoding.temperature:g} on a target of kind {target.kind}, which draws nothing"
+        found = f"{drawn} on a target of kind {target.kind}, which draws nothing"
         yield Problem(where, found, "a target of kind generate", _GREEDY)
     # What answers with labels alone, and log-probabilities of an endpoint that gives none.
     source = members.get(recipe.weights_of or "")
@@ -67,7 +250,7 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
     method = made.get("method", spec.BASE)
     if method in plugins.names("methods"):
         if plugins.method(method).makes not in plugins.LANGUAGE_MODELS:
-            found = f"temperature {decoding.temperature:g} of the method {method}, which answers with a label"
+            found = f"{drawn} of the method {method}, which answers with a label"
             yield Problem(where, found, "a language model", _GREEDY)
         is_chat = mapping(made.get("params")).get("protocol") == "chat"
         if decoding.by == spec.MEAN_LOGPROB and plugins.method(method).is_remote and is_chat:
@@ -79,11 +262,10 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
         expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
         makers = plugins.methods(makes="reward")
         if reward not in members:
-            found = f"the best by {reward!r}, which is not a candidate"
-            if reward in plugins.names("metrics"):
-                found = f"the best by {reward!r}, which needs the reference, and no user has it"
-            methods = {name: mapping(member.recipe).get("method") for name, member in members.items()}
-            able = {name for name, method in methods.items() if method in makers}
+            is_metric = reward in plugins.names("metrics")
+            why = "needs the reference, and no user has it" if is_metric else "is not a candidate"
+            able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
+            found = f"the best by {reward!r}, which {why}"
             yield Problem(place, found, expected, did_you_mean(reward, able))
         elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
             found = f"the best by {reward}, whose method {made_by} makes no reward model"
@@ -102,31 +284,26 @@ def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
         found = f"{name}, which chooses the best answer and is the primary metric"
         expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
         yield Problem(where, found, expected, "write primary: with another metric, or by: mean_logprob")
-    try:
-        sees = read_rubric(Path(spec.metric_parts(written)[1])).needs_references
-    except UserError:
-        return  # said where the task's metrics are checked
-    if sees:
+    rubric = try_to_read(written, Path(), where)  # problems are said where the task's metrics are checked
+    if not isinstance(rubric, list) and rubric.needs_references:
         found = f"{name}, whose rubric shows the judge the reference"
         yield Problem(where, found, "what a user could choose by, who has none", "reference: false")
 
 
-def recipes_by_prompt(recipe: spec.Recipe) -> Iterator[spec.Recipe]:
-    """Yield the recipe with each single value that it tries for its prompt, as far as that is one."""
-    for name, values in recipe.tried.items():
-        for value in values if name in spec.PROMPTS else ():
-            try:
-                yield recipe.with_prompt({name: value})
-            except ValidationError:
-                continue  # is refused where it stands
-
-
-def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse regularisers that a method or its parameters do not take, and missing files of rows."""
+def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
     recipe, method = written.recipe, written.method
-    known = plugins.names("regularizers")
+    known, hooks = plugins.names("regularizers"), dict(iter(method.hooks_where))
+
+    def takes_somehow(method: Method, name: str) -> bool:
+        return plugins.takes(method, name, dict(iter(method.hooks_where)))
+
+    def find_refusal(name: str) -> str:
+        tried = ({key: value} for key, values in recipe.tried.items() for value in values)
+        said = (plugins.refuses(name, {**recipe.params, **one}) for one in ({}, *tried))
+        return next(filter(None, said), "")
+
     # The parameters with each tried value of those that say which hooks the method calls.
-    values_by_name = {name: recipe.tried[name] for name, _ in method.hooks_where if name in recipe.tried}
+    values_by_name = {name: recipe.tried[name] for name in hooks if name in recipe.tried}
     settings = [
         {**recipe.params, **dict(zip(values_by_name, values, strict=True))}
         for values in product(*values_by_name.values())
@@ -134,212 +311,110 @@ def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
     for name, params in recipe.regularize.items():
         where = written.where("regularize", name)
         if name in known and not all(plugins.takes(method, name, tried) for tried in settings):
-            able = [m for m in plugins.names("methods") if _takes_somehow(plugins.method(m), name)]
-            found = f"{name} with the method {recipe.method}, {_explain_refusal(name, method)}"
-            yield Problem(where, found, f"one of the methods {', '.join(able)}", f"remove {name}")
-        elif name in known and (found := _find_refusal(name, recipe)):
+            if not method.trains:
+                why = "which makes no gradient steps"
+            elif plugins.reads_general_rows(name) and not method.makes_language_model:
+                why = "which has no language-model head to read general rows with"
+            elif takes_somehow(method, name):
+                values = ", ".join(f"{key}: {value}" for key, value in method.hooks_where)
+                why = f"whose training takes it with {values} alone"
+            else:
+                plugin = plugins.load("regularizers", name)
+                why = getattr(plugin, "WHY_NOT", "whose training does not take it")
+            able = ", ".join(m for m in plugins.names("methods") if takes_somehow(plugins.method(m), name))
+            found = f"{name} with the method {recipe.method}, {why}"
+            yield Problem(where, found, f"one of the methods {able}", f"remove {name}")
+        elif name in known and (found := find_refusal(name)):
+            able = " or ".join(n for n in plugins.penalties(method, recipe.params) if not find_refusal(n))
+            step = f"remove {name}{f', or take {able}' if able else ''}"
             expected = "an adapter whose matrices are added to the base's"
-            able = [n for n in plugins.penalties(method, recipe.params) if not _find_refusal(n, recipe)]
-            instead = f", or take {' or '.join(able)}" if able else ""
-            yield Problem(where, f"{name} with {found}", expected, f"remove {name}{instead}")
+            yield Problem(where, f"{name} with {found}", expected, step)
         if isinstance(path := params.get("data"), str):
-            yield from check_general_rows(path, where)
+            yield from check_rows_file(path, where, GENERAL_ROWS)
 
 
-def _find_refusal(regularizer: str, recipe: spec.Recipe) -> str:
-    tried = ({name: value} for name, values in recipe.tried.items() for value in values)
-    said = (plugins.refuses(regularizer, {**recipe.params, **one}) for one in ({}, *tried))
-    return next(filter(None, said), "")
-
-
-def _takes_somehow(method: Method, regularizer: str) -> bool:
-    return plugins.takes(method, regularizer, dict(iter(method.hooks_where)))
-
-
-def _explain_refusal(regularizer: str, method: Method) -> str:
-    if not method.trains:
-        return "which makes no gradient steps"
-    if plugins.reads_general_rows(regularizer) and not method.makes_language_model:
-        return "which has no language-model head to read general rows with"
-    if _takes_somehow(method, regularizer):
-        values = ", ".join(f"{name}: {value}" for name, value in method.hooks_where)
-        return f"whose training takes it with {values} alone"
-    return getattr(plugins.load("regularizers", regularizer), "WHY_NOT", "whose training does not take it")
-
-
-def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:
-    """Refuse a file of general rows that is not there."""
-    if path is not None and not path.startswith(spec.HUB) and not Path(path).is_file():
-        yield describe_missing_file(Path(path), where, "general rows, each with a prompt and its answer")
-
-
-_MOST_TRIALS = 64  # of a sweep, each a training of its own
-
-
-def check_sweep(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse to try what is not a parameter, one value, a range that is none, or where nothing is trained."""
-    recipe, method = written.recipe, written.method
-    fields, key = method.params.model_fields, "search" if recipe.search else "sweep"
+def _check_tried(written: WrittenRecipe) -> Iterator[Problem]:
+    """Refuse to try what is no parameter or prompt, one value, a range that is none, or too many trials."""
+    recipe, method, tree = written.recipe, written.method, written.tree
+    key, listed = ("search", recipe.search) if recipe.search else ("sweep", recipe.sweep)
     if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
-        where = written.where("sweep")
         step = "sweep fewer values, or search: them"
-        yield Problem(where, f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
-    if not method.trains:
-        yield from _check_prompts(written, key)
-        return
-    for name, values in (recipe.search or recipe.sweep).items():
+        yield Problem(written.where("sweep"), f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
+    inside = "params" if method.trains else "the recipe"
+    check = _check_parameter if method.trains else _check_prompt
+    for name, values in listed.items():
         where = written.where(key, name)
-        if not method.answers:
-            found = (
-                f"a {key} with the method {recipe.method}, which answers nothing that validation could score"
-            )
-            yield Problem(where, found, "one set of parameters", "choose by its held-out accuracy")
-        elif name not in fields and method.params.model_config.get("extra") != "allow":
-            yield Problem(where, f"a {key} of {name!r}", "a parameter", did_you_mean(name, fields))
-        elif name in fields and fields[name].is_required():
-            step = f"params: {{{name}: [{', '.join(map(str, values))}]}}, a candidate for each"
-            yield Problem(where, f"a {key} of {name}, which has no default", "it in params", step)
-        elif name in recipe.params:
-            found = f"{name} in params and in {key}"
-            yield Problem(where, found, "it in one of the two", "remove it from params")
-        elif key == "search" and spec.is_span(values):
-            try:
-                spec.span_of(values)
-            except ValueError as error:
-                found, _, step = str(error).partition("; ")
-                yield Problem(where, f"{name}: {found}", "a range with two ends", step)
-        elif len(values) < 2:
+        if problem := check(written, key, name, values):
+            yield problem
+        elif not spec.is_span(values) and len(values) < 2:
             found = f"a {key} of {name} with {len(values)} values"
-            yield Problem(where, found, "two values at least", f"add one, or write {name} in params")
-    yield from _check_points(written, key)
+            yield Problem(where, found, "two values at least", f"add one, or write {name} in {inside}")
+        elif not method.trains:
+            for value in values:
+                yield from problems_of(spec.Recipe, {name: value}, tree, (*written.keys, key, name))
+    if method.trains:
+        yield from _check_points(written, key)
+    elif recipe.subject_to:
+        found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
+        yield Problem(written.where("subject_to"), found, "a method that trains", "remove subject_to")
+
+
+def _check_parameter(written: WrittenRecipe, key: str, name: str, values: list[Any]) -> Problem | None:
+    recipe, method, where = written.recipe, written.method, written.where(key, name)
+    fields = method.params.model_fields
+    if not method.answers:
+        found = f"a {key} with the method {recipe.method}, which answers nothing that validation could score"
+        return Problem(where, found, "one set of parameters", "choose by its held-out accuracy")
+    if name not in fields and method.params.model_config.get("extra") != "allow":
+        return Problem(where, f"a {key} of {name!r}", "a parameter", did_you_mean(name, fields))
+    if name in fields and fields[name].is_required():
+        step = f"params: {{{name}: [{', '.join(map(str, values))}]}}, a candidate for each"
+        return Problem(where, f"a {key} of {name}, which has no default", "it in params", step)
+    if name in recipe.params:
+        found = f"{name} in params and in {key}"
+        return Problem(where, found, "it in one of the two", "remove it from params")
+    if key == "search" and spec.is_span(values):
+        try:
+            spec.span_of(values)
+        except ValueError as error:
+            found, _, step = str(error).partition("; ")
+            return Problem(where, f"{name}: {found}", "a range with two ends", step)
+    return None
+
+
+def _check_prompt(written: WrittenRecipe, key: str, name: str, values: list[Any]) -> Problem | None:
+    recipe, method, where = written.recipe, written.method, written.where(key, name)
+    if name not in spec.PROMPTS or not method.makes_language_model:
+        found = f"{name} in a {key} with the method {recipe.method}, which trains no language model"
+        of_prompts = f"{', '.join(spec.PROMPTS[:-1])} or {spec.PROMPTS[-1]}"
+        expected = of_prompts if method.makes_language_model else "a method that trains"
+        return Problem(where, found, expected, f"remove {name} from {key}")
+    if spec.is_span(values):
+        return Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
+    if len(values) > 1 and getattr(recipe, name) != spec.Recipe.model_fields[name].default:
+        found = f"{name} in the recipe and in {key}"
+        return Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")
+    return None
 
 
 def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
     """Refuse values to try, then points of them whose values do not go together or with `params`."""
     recipe, method, tree = written.recipe, written.method, written.tree
     known = {name: values for name, values in recipe.tried.items() if name in method.params.model_fields}
-    single: list[Problem] = []
-    for name, values in known.items():
-        for value in values:
-            params, keys = {**recipe.params, name: value}, (*written.keys, key, name)
-            problems = problems_of(method.params, params, tree, keys)
-            single += [problem for problem in problems if problem.found.startswith(f"{name}:")]
+
+    def find(params: Mapping[str, Any], *keys: str) -> list[Problem]:
+        return problems_of(method.params, {**recipe.params, **params}, tree, (*written.keys, *keys))
+
+    single = [
+        problem
+        for name, values in known.items()
+        for value in values
+        for problem in find({name: value}, key, name)
+        if problem.found.startswith(f"{name}:")
+    ]
     yield from single
-    if single or prod(map(len, known.values())) > _MOST_TRIALS:
-        return
-    own = set(problems_of(method.params, recipe.params, tree, (*written.keys, "params")))
-    points = (dict(zip(known, values, strict=True)) for values in product(*known.values()))
-    together = (
-        replace(problem, where=written.where(key))
-        for point in points
-        for problem in problems_of(method.params, {**recipe.params, **point}, tree, (*written.keys, "params"))
-        if problem not in own
-    )
-    yield from dict.fromkeys(together)
-
-
-def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
-    recipe, method = written.recipe, written.method
-    for name, values in (recipe.search or recipe.sweep).items():
-        where, at = written.where(key, name), (*written.keys, key, name)
-        if name not in spec.PROMPTS or not method.makes_language_model:
-            found = f"{name} in a {key} with the method {recipe.method}, which trains no language model"
-            of_prompts = f"{', '.join(spec.PROMPTS[:-1])} or {spec.PROMPTS[-1]}"
-            expected = of_prompts if method.makes_language_model else "a method that trains"
-            yield Problem(where, found, expected, f"remove {name} from {key}")
-        elif spec.is_span(values):
-            yield Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
-        elif len(values) < 2:
-            found = f"a {key} of {name} with {len(values)} values"
-            yield Problem(where, found, "two values at least", f"add one, or write {name} in the recipe")
-        elif getattr(recipe, name) != spec.Recipe.model_fields[name].default:
-            found = f"{name} in the recipe and in {key}"
-            yield Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")
-        else:
-            for value in values:
-                yield from problems_of(spec.Recipe, {name: value}, written.tree, at)
-    if recipe.subject_to:
-        found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
-        yield Problem(written.where("subject_to"), found, "a method that trains", "remove subject_to")
-
-
-TABLE = Path(__file__).with_name("recipe_ranges.toml")
-BATCH = "batch"  # rows of a step
-_RATE = "learning_rate"
-_FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
-_WARMUP = "warmup_steps"  # below 1 a share of all
-SHARE = "warmup_share"
-_KEYS = {BATCH: {*_FACTORS}, SHARE: {_WARMUP}}  # by setting, where it is not its own key
-_BILLION = 1e9
-
-
-class Range(NamedTuple):
-    """Published range of a setting: of which training, for models of which size in billions, and its source.
-
-    `training` is the kind that methods declare as `published_as`; `only` holds other settings that it needs.
-    """
-
-    training: str
-    setting: str
-    source: str
-    low: float = -inf
-    high: float = inf
-    from_b: float = 0.0
-    to_b: float = inf
-    only: Mapping[str, Any] = {}
-
-    def speaks_of(self, method: str, params: Mapping[str, Any], n_parameters: float) -> bool:
-        """Tell whether the source speaks of such a training."""
-        sized = self.from_b <= n_parameters / _BILLION <= self.to_b
-        same = plugins.method(method).published_as == self.training
-        return same and sized and all(params.get(k) == v for k, v in self.only.items())
-
-
-@cache
-def ranges() -> tuple[Range, ...]:
-    """Read the table."""
-    rows = tomllib.loads(TABLE.read_text("utf-8"))["range"]
-    return tuple(Range(**row) for row in rows)
-
-
-def lint(
-    method: str, params: Mapping[str, Any], n_parameters: float, written: Collection[str] = ()
-) -> Iterator[str]:
-    """Say which settings of a training lie outside of what was published, and by whom; `params` are whole.
-
-    Those that are not `written` are named as defaults. A default rate is named too where all that was
-    published is of other sizes.
-    """
-    rows, steps = (params.get(name) for name in _FACTORS)
-    warmup = params.get(_WARMUP) or None  # none at all is a choice of its own
-    known = {**params, BATCH: rows * steps if rows and steps else None}
-    known |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
-    speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
-    for setting in dict.fromkeys(one.setting for one in speaking):
-        value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
-        if value is None or min(one.low for one in sources) <= value <= max(one.high for one in sources):
-            continue
-        place = "below" if value < min(one.low for one in sources) else "above"
-        said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
-        name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
-        default = ", the default," if _KEYS.get(setting, {setting}).isdisjoint(written) else ""
-        yield f"{name} {value:g}{default} is {place} what was published for {_size(n_parameters)}: {said}"
-    training = plugins.method(method).published_as
-    others = [one for one in ranges() if one.setting == _RATE and one.training == training]
-    if others and _RATE not in {*written, *(one.setting for one in speaking)}:
-        sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
-        said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
-        yield f"{_RATE} {params[_RATE]:g}, the default, {said}"
-
-
-def _span(of: Range) -> str:
-    if of.low == of.high:
-        return f"{of.low:g}"
-    if of.low == -inf:
-        return f"at most {of.high:g}"
-    return f"at least {of.low:g}" if of.high == inf else f"{of.low:g} to {of.high:g}"
-
-
-def _size(n_parameters: float) -> str:
-    size = f"{n_parameters / _BILLION:.3g} B" if n_parameters >= _BILLION else f"{n_parameters / 1e6:.3g} M"
-    return f"a model of {size} parameters"
+    if not single and prod(map(len, known.values())) <= _MOST_TRIALS:
+        own = set(find({}, "params"))
+        points = (dict(zip(known, values, strict=True)) for values in product(*known.values()))
+        together = (problem for point in points for problem in find(point, "params") if problem not in own)
+        yield from dict.fromkeys(replace(problem, where=written.where(key)) for problem in together)

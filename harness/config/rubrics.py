@@ -4,7 +4,7 @@ Invariant: a rubric that could be read names judges that can be asked, and grade
 all problems are listed at once, with file and line. Nothing is loaded here.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -20,6 +20,8 @@ from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_par
 
 Written = str | dict[str, Any]
 _CANDIDATE, _EXPERIMENT = "candidate", "experiment"
+YES_NO = "yes/no"
+_MOST_GRADES = 100  # steps of a scale
 
 
 class JudgingCandidate(Spec):
@@ -68,10 +70,6 @@ def endpoint_settings() -> type[Any]:
     """Return the settings of an endpoint: the parameters of the method whose weights answer at a URL."""
     remote = (plugins.method(name).params for name in plugins.methods(is_remote=True))
     return next(params for params in remote if "base_url" in params.model_fields)
-
-
-YES_NO = "yes/no"
-_MOST_GRADES = 100  # steps of a scale
 
 
 class Scale(Spec):
@@ -153,7 +151,7 @@ class Rubric(Spec):
         known = self.grades
         for example in self.examples:
             if str(example.grade) not in known:
-                yield (f"an example with grade {example.grade}, which is none of {', '.join(known)}")
+                yield f"an example with grade {example.grade}, which is none of {', '.join(known)}"
 
     @property
     def grades(self) -> tuple[str, ...]:
@@ -215,50 +213,15 @@ def current_labels(found: Iterable[LabelSet], task: Task) -> list[LabelSet]:
     return [of for of in found if of.rubric == now.get(of.metric)]
 
 
-def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterator[Problem]:
-    """Yield what forbids a judged metric of a task; `where` is its place in the task's metrics."""
-    name = metric_name(written)
-    if task.kind != "generate":
-        step = "kind: generate, or a metric such as accuracy"
-        yield Problem(where, f"{name} on a task of kind {task.kind}", "answers in text to be graded", step)
-    if [metric_name(one) for one in task.metrics].count(name) > 1:
-        yield Problem(where, f"{name} twice", "each name of a rubric once", "rename one of the files")
-    yield from _try_to_read(written, folder, where)
-
-
-def pair_judge_problems(written: str, folder: Path, where: str) -> Iterator[Problem]:
-    """Yield what forbids to compare two candidates' answers by a judge, as it is written at `where`."""
-    rubric = yield from _try_to_read(written, folder, where)
-    if rubric is not None and rubric.mode != "pairwise":
-        found = f"{metric_name(written)}, whose mode is {rubric.mode}"
-        yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
-
-
-def _try_to_read(written: str, folder: Path, where: str) -> Generator[Problem, None, Rubric | None]:
+def try_to_read(written: str, folder: Path, where: str) -> Rubric | list[Problem]:
+    """Read the rubric of a judge as it is written at `where`, or return what forbids that."""
     path = Path(metric_parts(written)[1])
     if not path.is_file():
-        yield describe_missing_file(path, where, "a rubric")
-        return None
+        return [describe_missing_file(path, where, "a rubric")]
     try:
         return read_rubric(path, folder)
     except UserError as error:
-        yield from error.problems
-        return None
-
-
-def public_judges(written: str, where: str) -> Iterator[Problem]:
-    """Yield the judges of a metric that would be sent questions and answers outside of a private network."""
-    settings = endpoint_settings()
-    try:
-        listed = read_rubric(Path(metric_parts(written)[1])).judges
-    except UserError:
-        return  # said where the task's metrics are checked
-    for one in listed:
-        if is_endpoint(one) and (found := settings(**endpoint_params(one))).leaves_machine:
-            said = f"{metric_name(written)}: a judge on an external server, {found.name}"
-            expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
-            step = "a judge that runs here or in your network, or remove sensitive_data"
-            yield Problem(where, said, expected, step)
+        return list(error.problems)
 
 
 def _unusable_judges(tree: Tree) -> Iterator[Problem]:

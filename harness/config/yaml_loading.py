@@ -31,6 +31,26 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _MOST_VALUES = 100_000  # that the aliases of a file may stand for: nine lines can stand for billions
 _LISTS_OF_TEXTS, _TEXT = ("labels", "stop"), Tag(suffix="tag:yaml.org,2002:str")
 _MOST_BITS = 1024  # of a number, which float can hold
+# What a rule between keys says: what disagrees, then how to fix it.
+_NEXT = re.compile(
+    r"(?P<found>.+?)[;:] (?P<step>(?:add|leave|list|name|perhaps|report|say|set|write) .+)", re.DOTALL
+)
+
+_CANDIDATES = (
+    "write one below candidates:, such as `prompt: {prompting: zero_shot}`; harness ls methods lists more"
+)
+
+NAME_IN_WORDS = "letters, digits and the signs _ . -, 100 at most, and neither . nor - first"
+_EXPECTED = {
+    "dict_type": "a mapping of `key: value`",
+    "model_type": "a mapping of `key: value`",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "string_type": "text",
+    "too_short": "at least one entry",
+    "string_pattern_mismatch": NAME_IN_WORDS,
+    "value_error": "keys that agree with each other",
+}
 
 
 @dataclass(slots=True)
@@ -182,28 +202,6 @@ def _mark(value: Any, keys: Keys, shown: str, marks: dict[Keys, str]) -> None:
         _mark(child, below, shown, marks)
 
 
-# What a rule between keys says: what disagrees, then how to fix it.
-_NEXT = re.compile(
-    r"(?P<found>.+?)[;:] (?P<step>(?:add|leave|list|name|perhaps|report|say|set|write) .+)", re.DOTALL
-)
-
-_CANDIDATES = (
-    "write one below candidates:, such as `prompt: {prompting: zero_shot}`; harness ls methods lists more"
-)
-
-NAME_IN_WORDS = "letters, digits and the signs _ . -, 100 at most, and neither . nor - first"
-_EXPECTED = {
-    "dict_type": "a mapping of `key: value`",
-    "model_type": "a mapping of `key: value`",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "string_type": "text",
-    "too_short": "at least one entry",
-    "string_pattern_mismatch": NAME_IN_WORDS,
-    "value_error": "keys that agree with each other",
-}
-
-
 def problems_of(model: type[BaseModel], value: Any, tree: Tree, keys: Keys = ()) -> list[Problem]:
     """Return what the model refuses in a value that stands at these keys of the tree."""
     errors = [(error, (*keys, *error["loc"])) for error in _errors(model, value)]
@@ -234,7 +232,7 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
         # A list whose entries were refused counts as too short as well: one problem, not two.
         if e["type"] == "too_short" and e["input"]:
             continue
-        loc, raised = _drop_kinds(model, e["loc"]), e.get("ctx", {}).get("error")
+        loc, raised = _descend(model, e["loc"])[1], e.get("ctx", {}).get("error")
         # Of one value only rules between its keys may say several things.
         disagreements = raised.problems if isinstance(raised, Disagreements) else ()
         for said in disagreements or [str(raised) if e["type"] == "value_error" else ""]:
@@ -245,16 +243,16 @@ def _errors(model: type[BaseModel], value: Any) -> list[Any]:
     return [error for (loc, said), error in found.items() if said or loc not in ruled]
 
 
-def _drop_kinds(model: Any, loc: Keys) -> Keys:
-    """Cut a place where a value may be of several kinds, of which pydantic names each."""
+def _descend(model: Any, loc: Keys) -> tuple[Any, Keys]:
+    """Return the type at a place, and the place cut where a value may be of several kinds."""
     for depth, key in enumerate(loc):
         fields = getattr(model, "model_fields", {})
         model = fields[key].annotation if key in fields else _inner(model)
         if get_origin(model) in (Union, UnionType):
             if len(_kinds(model)) > 1:
-                return loc[: depth + 1]
+                return model, loc[: depth + 1]
             model = _inner(model)
-    return loc
+    return model, loc
 
 
 def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Problem:
@@ -262,7 +260,9 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     where = tree.where((*keys, *loc))
     name = _name(loc)
     if error["type"] == "extra_forbidden":
-        known = list(getattr(_model_at(model, loc[:-1]), "model_fields", ()))
+        around = _descend(model, loc[:-1])[0]
+        around = around if hasattr(around, "model_fields") else _inner(around)
+        known = list(getattr(around, "model_fields", ()))
         if not known:
             return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
         return Problem(where, f"unknown key {name!r}", "a known key", did_you_mean(name, known))
@@ -284,19 +284,23 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     kinds = ["a share such as 10%" if is_number and kind == "text" else kind for kind in error["expected"]]
     expected = " or ".join(dict.fromkeys(kinds))
     found = f"{name}: {short_repr(error['input'])}"
-    return Problem(where, found, expected, _describe_next_step(error))
+    value, kind, step = error["input"], error["type"], "write another value"
+    if loc == ("candidates",) and not value:
+        step = _CANDIDATES
+    elif kind == "literal_error" and isinstance(value, str):
+        known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        hint = did_you_mean(value, known)
+        step = hint if "did you mean" in hint else step
+    elif kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
+        step = f"write [{value}]"
+    elif error["expected"] == ["text"] and isinstance(value, int | float):
+        step = "write it in quotes, as it stands there"
+    return Problem(where, found, expected, step)
 
 
 def _name(loc: Keys) -> str:
     named = [str(key) for key in loc[-2:]]
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
-
-
-def _model_at(model: Any, loc: Keys) -> Any:
-    for key in loc:
-        fields = getattr(model, "model_fields", {})
-        model = fields[key].annotation if key in fields else _inner(model)
-    return model if hasattr(model, "model_fields") else _inner(model)
 
 
 def _inner(annotation: Any) -> Any:
@@ -318,21 +322,6 @@ def _describe_expected(error: Any) -> str:
         return f"one of {error['ctx']['expected']}"
     said = str(error["msg"]).removeprefix("Input should be ").split(", ")[0]
     return f"a value {said}" if said.startswith(("greater", "less")) else said
-
-
-def _describe_next_step(error: Any) -> str:
-    value, kind = error["input"], error["type"]
-    if error["loc"] == ("candidates",) and not value:
-        return _CANDIDATES
-    if kind == "literal_error" and isinstance(value, str):
-        known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        if "did you mean" in (hint := did_you_mean(value, known)):
-            return hint
-    if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
-        return f"write [{value}]"
-    if error["expected"] == ["text"] and isinstance(value, int | float):
-        return "write it in quotes, as it stands there"
-    return "write another value"
 
 
 def short_repr(value: Any) -> str:

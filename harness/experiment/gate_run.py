@@ -10,16 +10,14 @@ from functools import partial
 
 from harness import store
 from harness.analysis import comparison, gating
-from harness.analysis.admission import Measurement, admit_tasks, applicable_policy, cut_tasks, cut_to_half
+from harness.analysis.admission import Measurement, admit_tasks, cut_tasks, cut_to_half
 from harness.analysis.gating import GateResult
-from harness.analysis.halves import Half
-from harness.analysis.target_rules import (
+from harness.analysis.rules import (
     cumulative_policy,
     cumulative_rule,
     export_rule,
-    make_unmeasured_rule,
 )
-from harness.analysis.verdict import Rule, may_decide
+from harness.analysis.verdict import Half, Rule, may_decide
 from harness.errors import IncompatibleRuns
 from harness.experiment.stored_rows import Rows, documents_of
 from harness.experiment.study import ArmsOfPair, Study, SuiteTask
@@ -203,7 +201,10 @@ def judge_stored_run(
         IncompatibleRuns: rows of the baseline are missing, or must not be compared.
     """
     experiment, digest = study.experiment, champion.weights_digest if champion else run.base_digest
-    policy = applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
+    policy = experiment.gate
+    if run.weights_digest == run.base_digest:  # the base's own weights have nothing to gain
+        goal = policy.target.model_copy(update={"gain": None, "win_rate": None})
+        policy = policy.model_copy(update={"target": goal})
     if items == "search":
         policy = policy.model_copy(update={"target": TargetPolicy()})
     arms = compare_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
@@ -277,7 +278,7 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
     try:
         arms = compare_arms(study, run, first, partial(find_first_base_identity, study, run), items)
     except IncompatibleRuns as error:
-        return make_unmeasured_rule(str(error).partition(";")[0], first)
+        return cumulative_rule(str(error).partition(";")[0], first)
     found = gating.judge(
         arms.measured,
         cumulative_policy(study.experiment.gate),

@@ -15,13 +15,13 @@ from harness.analysis.ablation import Means, Pair, ablations, training_sets
 from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
 from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained, is_fine_tuned
+from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
 from harness.analysis.human_preferences import Wins
 from harness.analysis.macro import macro_between
 from harness.analysis.margins import map_margins
-from harness.analysis.ranking import RecipeDifference, compare_recipes
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
 from harness.analysis.target_scores import LearningCurve, TargetScore, trivial_baseline

@@ -17,9 +17,8 @@ import numpy as np
 
 from harness import store
 from harness.analysis import comparison
-from harness.analysis.admission import Measurement, cut_to_half, name_admitted_tasks
+from harness.analysis.admission import Measurement, cluster_name, cut_to_half, name_admitted_tasks, split
 from harness.analysis.estimators import Comparison, mean_change, rescale
-from harness.analysis.halves import cluster_name, split
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from harness import formatting, report
-from harness.analysis.target_rules import aa_rate
+from harness.analysis.rules import aa_rate
 from harness.cache import make_private_folder
 from harness.config import CommandLine
 from harness.errors import Problem, UserError

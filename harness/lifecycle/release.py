@@ -15,9 +15,9 @@ from harness import config, data, report, store
 from harness.analysis.estimators import Estimate
 from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
 from harness.analysis.margins import is_relative
+from harness.analysis.rules import cumulative_of
 from harness.analysis.run_diff import differences
 from harness.analysis.significance import list_spare_items
-from harness.analysis.target_rules import cumulative_of
 from harness.analysis.verdict import Verdict
 from harness.config import CommandLine
 from harness.data import load_task

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from harness import experiment, formatting, plugins, store
+from harness.analysis.admission import HALVES
 from harness.analysis.candidate_facts import (
     CandidateFacts,
     best_untrained,
@@ -16,8 +17,8 @@ from harness.analysis.candidate_facts import (
     is_fine_tuned,
     strongest_run,
 )
-from harness.analysis.halves import HALVES, Half
 from harness.analysis.target_scores import TargetScore
+from harness.analysis.verdict import Half
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import MeasuredTask, Session

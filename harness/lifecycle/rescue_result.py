@@ -12,8 +12,7 @@ from harness.analysis import gating
 from harness.analysis.candidate_facts import CandidateFacts, gain
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
-from harness.analysis.halves import Half
-from harness.analysis.verdict import Verdict
+from harness.analysis.verdict import Half, Verdict
 from harness.records import parse_json
 from harness.spec import GatePolicy, Recipe
 

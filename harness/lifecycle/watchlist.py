@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import provenance, store
-from harness.analysis.halves import document_of, join_clusters, number_documents
+from harness.analysis.admission import document_of, join_clusters, number_documents
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights

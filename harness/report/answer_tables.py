@@ -24,6 +24,30 @@ _DIVERSITY_NOTE = (
     "Mode collapse is a share far above both the base's and the commonest reference's: at least twice as "
     "large, or leaving at most half as much, with a paired 95 % interval (Tango's) that excludes 0."
 )
+_SEVERAL_COLUMNS = ("candidate", "items", "answers to an item", "distinct", "commonest")
+_SEVERAL_NOTE = (
+    "Several answers were sampled for each item. Distinct: the share of an item's answers that differ from"
+    " one another, commonest: that of the one given most often, each averaged over items; a collapsed model"
+    " says one thing however often it is prompted. pass@k: the chance that at least one of k answers is"
+    " right, estimated without bias from all of them (Chen et al. 2021), where the metric is 0 or 1."
+)
+RETRIEVAL_COLUMNS = (
+    "candidate", "items", "used", "used, not grounded", "found, not used", "not found, yet right",
+    "not found, wrong", "not judged", "answers grounded", "recall@k", "precision@k", "MRR",
+)  # fmt: skip
+_RETRIEVAL_NOTE = (
+    "Items by the outcome of retrieval. Found: a document that the item names is among the passages, and a "
+    "reference stands word for word in them if it stands in a document. Used: the answer is right. "
+    "Grounded: the passages hold three quarters of the words, and all numbers, of each sentence; a "
+    "paraphrase is taken for ungrounded, and labels are not judged so. Not found: more or other passages "
+    "would help. Found, not used: another prompt or model. Where the mean over several answers to an item is "
+    "its score, each answer is counted."
+)
+_LEAST_ALPHA = 0.667  # Krippendorff's limit for tentative conclusions
+_ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
+_PAIR_COLUMNS = (
+    "labels", "uncorrected", "corrected", "labels alone", "overrates it by", "favours the longer by",
+)  # fmt: skip
 
 
 def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
@@ -55,15 +79,6 @@ def _distinct(answers: AnswerCounts) -> str:
     return f"{count(answers.n_distinct)} ({percent(answers.distinct_share)} %)"
 
 
-_SEVERAL_COLUMNS = ("candidate", "items", "answers to an item", "distinct", "commonest")
-_SEVERAL_NOTE = (
-    "Several answers were sampled for each item. Distinct: the share of an item's answers that differ from"
-    " one another, commonest: that of the one given most often, each averaged over items; a collapsed model"
-    " says one thing however often it is prompted. pass@k: the chance that at least one of k answers is"
-    " right, estimated without bias from all of them (Chen et al. 2021), where the metric is 0 or 1."
-)
-
-
 def several_section(facts: Sequence[CandidateFacts]) -> Section:
     """Return a table with a row per candidate with several answers per item, and a column per pass@k."""
     known = [(f.label, f.several) for f in facts if f.several]
@@ -79,20 +94,6 @@ def several_section(facts: Sequence[CandidateFacts]) -> Section:
 
 def _share(e: Estimate | None) -> str:
     return f"{percent(e.score)} [{percent(e.low)}, {percent(e.high)}]" if e else UNKNOWN
-
-
-RETRIEVAL_COLUMNS = (
-    "candidate", "items", "used", "used, not grounded", "found, not used", "not found, yet right",
-    "not found, wrong", "not judged", "answers grounded", "recall@k", "precision@k", "MRR",
-)  # fmt: skip
-_RETRIEVAL_NOTE = (
-    "Items by the outcome of retrieval. Found: a document that the item names is among the passages, and a "
-    "reference stands word for word in them if it stands in a document. Used: the answer is right. "
-    "Grounded: the passages hold three quarters of the words, and all numbers, of each sentence; a "
-    "paraphrase is taken for ungrounded, and labels are not judged so. Not found: more or other passages "
-    "would help. Found, not used: another prompt or model. Where the mean over several answers to an item is "
-    "its score, each answer is counted."
-)
 
 
 def retrieval_section(facts: Iterable[CandidateFacts]) -> Section:
@@ -122,13 +123,6 @@ def retrieval_text(f: CandidateFacts) -> str:
             f" {count(use.unused)} were answered wrongly and {count(use.ungrounded)} right but not from them"
         )
     return "; ".join(parts)
-
-
-_LEAST_ALPHA = 0.667  # Krippendorff's limit for tentative conclusions
-_ARM_COLUMNS = ("labels", "uncorrected", "corrected", "labels alone", "agree, %", "error")
-_PAIR_COLUMNS = (
-    "labels", "uncorrected", "corrected", "labels alone", "overrates it by", "favours the longer by",
-)  # fmt: skip
 
 
 def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Section]:

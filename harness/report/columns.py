@@ -30,14 +30,12 @@ from harness.report.wording import (
 
 Row = TypeVar("Row")
 Kind = Literal["text", "number", "interval"]
+_NO_CHANGE = Estimate(0.0, 0.0, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[Row]):
-    """Column with its name in files, its heading and meaning, and the value and text of a row.
-
-    Values are unrounded, in the metric's unit, and None if unknown; the text has fewer digits if tight.
-    """
+    """Column with its name in files, heading, meaning, unrounded value and text of a row (short if tight)."""
 
     name: str
     heading: str
@@ -49,10 +47,7 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One run as shown in tables: its facts, its stored run, and its rank.
-
-    `others` has its scores by the target's other metrics.
-    """
+    """One run as shown in tables: its facts, stored run, rank, and scores by the target's `others`."""
 
     facts: CandidateFacts
     is_reference: bool = False
@@ -95,9 +90,6 @@ def _figure(name: str, heading: str, meaning: str) -> Column[Result]:
 
 def _gain_text(row: Result, tight: bool) -> str:
     return "(this one)" if row.is_reference else change_text(gain(row.facts.vs_untrained), whole=tight)
-
-
-_NO_CHANGE = Estimate(0.0, 0.0, 0.0, 0)
 
 
 def _forgetting(f: CandidateFacts) -> Estimate | None:

@@ -26,6 +26,8 @@ CAPTION = (
     "Further right: better at the task. Further up: kept more of what it could do before. A ring marks what"
     " to ship. Grey: another candidate is at least as good on both. Lines are 95 % intervals."
 )
+_NUMBER = re.compile(r"[+−-]?\d[\d,.]*(e[+-]?\d+)?|–|")
+_WORD = re.compile(r"(?:\[[^\]]*\]|\S)+")  # an interval is one word
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +137,6 @@ def print_document(document: ResultDocument, console: Console) -> None:
     """Print the document without breaking lines: the terminal wraps text, tables wrap their cells."""
     for line in terminal_lines(document, console.width if console.is_terminal else None):
         console.print(line, soft_wrap=True)
-
-
-_NUMBER = re.compile(r"[+−-]?\d[\d,.]*(e[+-]?\d+)?|–|")
-_WORD = re.compile(r"(?:\[[^\]]*\]|\S)+")  # an interval is one word
 
 
 def align(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> Iterator[Text]:

@@ -91,10 +91,7 @@ def page_environment(folder: Path) -> "Environment":
 
 
 def shorten(text: str, width: int, kept: int | None = None) -> str:
-    """Replace the middle of a text by `…`, so that it takes at most `width` cells, `kept` of them at the end.
-
-    Names of a grid differ at the end: `few-shot[shots=8]`.
-    """
+    """Replace the middle of a text by `…`: at most `width` cells, `kept` of them at the end."""
     if cell_len(text) <= width:
         return text
     tail = _shorten_to(text[::-1], (width - 1) // 2 if kept is None else kept)[::-1]

@@ -28,14 +28,14 @@ from harness.spec import DecidePolicy, TargetPolicy
 
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _LONGEST_NAME = 60  # characters of the names of selected candidates in that of a file
+_REFERENCES_SHOWN = 3
+_LONGEST = 1_500  # characters of one text
+RIGHT, WRONG = "✓", "✗"  # an answer that scores best, and one that scores worst
 
 
 @dataclass(frozen=True, slots=True)
 class AttributionStep:
-    """Change `new` − `base` by one step, named by `what`.
-
-    `macro` is the mean over the admitted capability tasks, `tasks` has each task's primary metric.
-    """
+    """Change `new` − `base` by one step: mean over the admitted tasks, and each task's primary metric."""
 
     what: str
     new: str
@@ -56,10 +56,7 @@ class ShownAnswer:
 
 
 class ShownPrompt(NamedTuple):
-    """Prompt with its special tokens, and the columns that were asked with it.
-
-    If it was not sent (`was_sent`), today's files make another one than that of the stored answers.
-    """
+    """Prompt with its special tokens, as today's files make it, and the columns that were asked with it."""
 
     columns: tuple[str, ...]
     text: str
@@ -191,11 +188,6 @@ def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy:
         spare=report.spare,
         relative=report.macro_margin is None,
     )
-
-
-_REFERENCES_SHOWN = 3
-_LONGEST = 1_500  # characters of one text
-RIGHT, WRONG = "✓", "✗"  # an answer that scores best, and one that scores worst
 
 
 def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:

@@ -28,6 +28,10 @@ _WIDEST = 95  # characters of a line that stands in another table
 _KEPT, _BY_ROW = 1_000, ("rows", "labels", "beside")  # in JSON
 _GENERATOR = '<meta name="generator" content="harness data check">'
 _HEAD = 1_000  # bytes of a page in which that stands
+_STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
+_VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
+_DASHBOARD, _DECISIONS = "harness dashboard", " --decisions DECISIONS"
+_SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say which file a row is from
 
 
 def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
@@ -122,12 +126,6 @@ def data_html(findings: Sequence[Finding], title: str) -> str:
 def share_text(f: Finding) -> str:
     """Print the share of rows with a finding: `3.2 % (2 of 62)`; empty if it is not about rows."""
     return f"{percent(f.share)} % ({count(f.count)} of {count(f.of)})" if f.of else ""
-
-
-_STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
-_VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
-_DASHBOARD, _DECISIONS = "harness dashboard", " --decisions DECISIONS"
-_SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say which file a row is from
 
 
 class _CommandStep(NamedTuple):

@@ -9,8 +9,8 @@ from harness import formatting, plugins
 from harness.analysis import candidate_facts
 from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
-from harness.analysis.goals import judge_by_wins
 from harness.analysis.labelled_answers import count_enough_labels
+from harness.analysis.next_step import judge_by_wins
 from harness.analysis.seeds import pool_seeds
 from harness.analysis.significance import SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
@@ -308,10 +308,7 @@ def advise_more_items(
     relative: bool,
     judging: Sequence[str],
 ) -> Command:
-    """Advise how to settle verdicts: by larger limits, a wider margin (by the command `judging`) or tasks.
-
-    `relative` says that the macro's margin is a share of the base's skill.
-    """
+    """Advise how to settle verdicts: larger limits, a wider margin (by the command `judging`), or tasks."""
     found = find_settling(verdicts, spare, relative=relative)
     if found.sizes:
         settings = [f"{key}={n}" for one, n in found.sizes.items() for key in one.keys]

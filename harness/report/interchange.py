@@ -29,6 +29,7 @@ from harness.report.wording import SMOKE, best_first
 _CANDIDATE = ("experiment", "candidate", "seed", "slice")
 COLUMNS = (*_CANDIDATE, *list_names(COMPARISON_FILE), "compared_with", "evidence")
 Row = dict[str, Any]
+_INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
 
 
 def to_csv(report: ExperimentReport, evidence: str) -> str:
@@ -56,10 +57,7 @@ def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
 
 
 def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
-    """Write a suite for each candidate, given its verdict and whether that stops a release.
-
-    A test case is a rule; if the verdict stops a release, inconclusive rules are failures too.
-    """
+    """Write a suite for each candidate and a case for each rule; a stopping verdict's open rules fail too."""
     root = ET.Element("testsuites", name="harness gate")
     for candidate, verdict, stops in judged:
         suite = ET.SubElement(root, "testsuite", name=clean(f"{name}: {candidate}"))
@@ -77,9 +75,6 @@ def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
         suite.attrib["skipped"] = f"{skipped}"
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-_INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
 
 
 def to_json(report: ExperimentReport) -> dict[str, Any]:

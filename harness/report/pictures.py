@@ -23,6 +23,12 @@ from harness.report.wording import best_first
 
 # Pixels: the mean width of a letter by the class of its text, in DejaVu Sans, the widest of the fonts.
 _WIDTHS = {"": 7.3, "strong": 8.2, "small": 6.7}
+# A file of its own stands on white, whatever page shows it.
+_LIGHT = (
+    ":root{--ink:#1c2127;--quiet:#5b6570;--rule:#d9dee3;--surface:#fff;--gain:#0072b2;--loss:#c44a00;"
+    "--doubt:#9a6a00;--faded:#9aa4ae;--shade:#c44a0014}"
+)
+_FULL_COLOUR = 0.30  # the change that gets the whole colour; larger ones get no more
 
 
 class AxisScale(NamedTuple):
@@ -122,13 +128,6 @@ def width_of(content: str, class_: str = "") -> float:
     return _WIDTHS[class_] * cell_len(content)
 
 
-# A file of its own stands on white, whatever page shows it.
-_LIGHT = (
-    ":root{--ink:#1c2127;--quiet:#5b6570;--rule:#d9dee3;--surface:#fff;--gain:#0072b2;--loss:#c44a00;"
-    "--doubt:#9a6a00;--faded:#9aa4ae;--shade:#c44a0014}"
-)
-
-
 def rules() -> str:
     """Return the rules of all pictures, for a page that defines the colours."""
     return Path(__file__).with_name("picture.css").read_text(encoding="utf-8")
@@ -144,9 +143,6 @@ def standalone(picture: str) -> str:
     padded = f'viewBox="-24 -16 {width + 48:.0f} {height + 32:.0f}" width="{width + 48:.0f}"'
     head = head.replace(f'viewBox="0 0 {width:.0f} {height:.0f}"', padded)
     return f"{head}><style>{_LIGHT}{rules()}</style>{ground}{body}\n"
-
-
-_FULL_COLOUR = 0.30  # the change that gets the whole colour; larger ones get no more
 
 
 class Cell(NamedTuple):

@@ -13,7 +13,7 @@ from harness.analysis.arithmetic import ENDS, NUMBERS, Number
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
-from harness.analysis.goals import basis_text
+from harness.analysis.next_step import basis_text
 from harness.analysis.seeds import VARIANCE_UNKNOWN, SeedSummary
 from harness.analysis.target_scores import LearningCurve
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
@@ -27,6 +27,37 @@ from harness.spec import TargetPolicy
 
 _SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
 _CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
+_SPEED_LEAD = (
+    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
+    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
+)
+_LOAD_COLUMNS = (
+    "candidate", "at once", "requests a second", "first token p50", "first token p95", "first token alone",
+)  # fmt: skip
+_LOAD_NOTE = (
+    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
+    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
+    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
+    " their first tokens come together. At a server they are requests for one token."
+)
+_TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
+_TARGETS_NOTE = (
+    "Every candidate answered these as it is: nothing was trained for them or chosen on them, and neither the"
+    " gate nor the decision looks at them. The best untrained is that of each target, by its validation rows;"
+    " without any there is none."
+)
+_WINS_COLUMNS = (
+    "candidate", "over", "by", "win rate, %", "before correction", "pairs people rated", "required",
+)  # fmt: skip
+_WINS_NOTE = (
+    "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
+    " as gate.target.win_rate requires it; it is the gain that the decision goes by."
+)
+_SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
+Origins = Mapping[str, Mapping[str, str]]
+_OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
+_HIDDEN_ORIGINS = ("packages", "platform")
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def curve_section(curve: LearningCurve) -> Section:
@@ -91,28 +122,11 @@ def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str
     return rows
 
 
-_SPEED_LEAD = (
-    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
-    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
-)
-
-
 def speed_section(done: Sequence[CandidateFacts]) -> Section:
     """Show latency, throughput, tokens and cost of finished runs."""
     notes = [note] if (note := describe_disturbed(done)) else []
     heads, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in done])
     return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
-
-
-_LOAD_COLUMNS = (
-    "candidate", "at once", "requests a second", "first token p50", "first token p95", "first token alone",
-)  # fmt: skip
-_LOAD_NOTE = (
-    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
-    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
-    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
-    " their first tokens come together. At a server they are requests for one token."
-)
 
 
 def parity_section(done: Sequence[CandidateFacts]) -> Section:
@@ -136,14 +150,6 @@ def load_section(facts: Iterable[CandidateFacts]) -> Section:
     return Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)
 
 
-_TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
-_TARGETS_NOTE = (
-    "Every candidate answered these as it is: nothing was trained for them or chosen on them, and neither the"
-    " gate nor the decision looks at them. The best untrained is that of each target, by its validation rows;"
-    " without any there is none."
-)
-
-
 def targets_section(done: Sequence[CandidateFacts]) -> Section:
     """Show each candidate's score, target by target, the best first."""
     found = [(f, one) for f in done for one in f.more_targets]
@@ -155,15 +161,6 @@ def targets_section(done: Sequence[CandidateFacts]) -> Section:
         cells = (answered_text(one.score), own, change_text(one.vs_prompt))
         rows.append([f"{one.task} ({one.metric})", f.label, *cells])
     return Section("more targets", "More targets", _TARGETS_COLUMNS, rows, _TARGETS_NOTE)
-
-
-_WINS_COLUMNS = (
-    "candidate", "over", "by", "win rate, %", "before correction", "pairs people rated", "required",
-)  # fmt: skip
-_WINS_NOTE = (
-    "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
-    " as gate.target.win_rate requires it; it is the gain that the decision goes by."
-)
 
 
 def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> Section:
@@ -214,9 +211,6 @@ def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
     return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {required}{lacking}"
 
 
-_SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
-
-
 class ScoreRow(NamedTuple):
     """Score of a task, or of one task of a group (`part`); None if nothing was scored."""
 
@@ -236,12 +230,6 @@ def score_section(scores: Iterable[ScoreRow]) -> Section:
         n = count(s.estimate.n if s.estimate else 0)
         rows.append([(s.part or s.task) if is_first else "", *cells, n])
     return Section("scores", columns=_SCORE_COLUMNS, rows=rows)
-
-
-Origins = Mapping[str, Mapping[str, str]]
-_OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
-_HIDDEN_ORIGINS = ("packages", "platform")
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def origin(run: Run) -> dict[str, str]:

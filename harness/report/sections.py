@@ -30,6 +30,8 @@ _AS_GRADED = "These are the judge's grades as they are: people's labels correct 
 _BRIEF = ("seeds", "ablation", "training sets", "wins", "labels", "more targets")
 HEAT_TITLE = "Capability suite, before and after"
 _ESTIMAND = "95 % intervals, over items like these"
+_LOST_SHOWN = 20
+_HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a champion
 
 
 def experiment_document(report: ExperimentReport) -> ResultDocument:
@@ -173,10 +175,6 @@ def _list_reasons(report: ExperimentReport) -> list[str]:
     """List what failed and what the decision rests on, the strongest first; a smoke run has no decision."""
     reasons = report.decision.reasons if report.decision and not report.smoke else ()
     return [*(wording.failure_line(f) for f in report.facts if f.state == "failed"), *reasons]
-
-
-_LOST_SHOWN = 20
-_HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a champion
 
 
 def gate_document(judged: GateResult) -> ResultDocument:

@@ -31,10 +31,7 @@ _COUNTS_ITEMS = re.compile(r": [\d,]+ items? of [^:]+$")  # as in `lora: … tie
 
 
 def terminal(report: ExperimentReport, console: Console, *, verbose: bool = False) -> None:
-    """Print the table of candidates, the most important notes, and the decision last.
-
-    With `verbose`, print all notes of each candidate and all tables that are not details.
-    """
+    """Print the table, the most important notes and the decision; with `verbose` all notes and tables."""
     console.print(terminal_table(report))
     if verbose:
         unread = wording.describe_unread(wording.best_first(report), report.metric)

@@ -27,6 +27,19 @@ from harness.training import live_trackers
 
 FOLDER = "trackers"  # beside the reports
 ALIAS = "champion"
+# Curves by their names in trackers: those of transformers where it has one.
+_CURVES = {one.name: f"training/{one.name}" for one in fields(TrainingRecord) if one.type is Curve} | {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "token_accuracy": "train/mean_token_accuracy",
+    "validation_loss": "eval/loss",
+    "validation_token_accuracy": "eval/mean_token_accuracy",
+}
+_LARGEST = 100e6  # bytes of weights that are sent
+_FIGURES = (*(figure.name for figure in SERVING), "training_cost_usd")
+Point = tuple[int, float]
+_AT_ONCE = 1_000  # metrics that a request may hold
+_OF_REPORT = ".report"  # ends the name of a file of events; those without it were written in training
 
 
 def problems(names: Iterable[str]) -> Iterator[Problem]:
@@ -40,10 +53,7 @@ def problems(names: Iterable[str]) -> Iterator[Problem]:
 def send(
     report: ExperimentReport, names: Sequence[str], folder: Path, weights: Callable[[str], Path] | None = None
 ) -> list[str]:
-    """Send every run of a report to trackers; return for each where its runs are, or why they are not.
-
-    Files go to `trackers/NAME` in the reports' `folder`. `weights` maps a key to the folder of its weights.
-    """
+    """Send a report's runs to trackers in `folder`, weights by key; return where they are, or why not."""
     runs = list_tracked_runs(report, folder / FOLDER, weights)
     experiment = f"{report.experiment}-smoke" if report.smoke else report.experiment
     senders = {"tensorboard": send_to_tensorboard, "mlflow": send_to_mlflow, "wandb": send_to_wandb}
@@ -66,25 +76,9 @@ def _first_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
-# Curves by their names in trackers: those of transformers where it has one.
-_CURVES = {one.name: f"training/{one.name}" for one in fields(TrainingRecord) if one.type is Curve} | {
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "token_accuracy": "train/mean_token_accuracy",
-    "validation_loss": "eval/loss",
-    "validation_token_accuracy": "eval/mean_token_accuracy",
-}
-_LARGEST = 100e6  # bytes of weights that are sent
-_FIGURES = (*(figure.name for figure in SERVING), "training_cost_usd")
-Point = tuple[int, float]
-
-
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """Run of a candidate: texts, final figures, curves of (step, value) and the files of its weights.
-
-    `seen` maps trackers to what they saw of its training.
-    """
+    """Run of a candidate: texts, figures, curves of (step, value), files, and what trackers saw of it."""
 
     label: str
     run_id: str
@@ -167,14 +161,8 @@ def _interval(name: str, e: Estimate | Comparison | None) -> dict[str, float | N
     }
 
 
-_AT_ONCE = 1_000  # metrics that a request may hold
-
-
 def register_champion(target: str, present: ChampionEntry | None, folder: Path) -> str:
-    """Set the alias `champion` of MLflow's model `target` to this promotion's version; return what was done.
-
-    Without a champion the alias is deleted.
-    """
+    """Set MLflow's alias `champion` of `target` to this promotion, or delete it; return what was done."""
     try:
         client, address = live_trackers.open_mlflow(folder / FOLDER / "mlflow")
         if not any(one.name == target for one in client.search_registered_models(f"name = '{target}'")):
@@ -223,9 +211,6 @@ def send_to_mlflow(experiment: str, runs: Sequence[TrackedRun], folder: Path) ->
                 client.log_artifact(own, str(path))
         client.set_terminated(own, "FINISHED" if run.tags["state"] == "done" else "FAILED")
     return f"experiment {experiment} on {address}"
-
-
-_OF_REPORT = ".report"  # ends the name of a file of events; those without it were written in training
 
 
 def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:

@@ -25,6 +25,28 @@ from harness.store import TrialRun
 
 _TITLES = {figure.name: figure.heading for figure in TRAINING}
 _NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate", "loss_scale")
+_QUANTITY = (
+    "rows are counted as trained: one that occurs twice or is sampled again counts each time; in brackets the"
+    " labelled ones, where a mixture drew some again; tokens are those of all epochs"
+)
+_CHANGE = 0.05  # of a loss, and more is a change
+_KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
+LIKELIHOOD = (
+    "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
+    "which rows of every length come by: a quarter of an epoch, at most 50 steps. The overfitting gap is the "
+    "validation loss less that mean, where validation was last measured; above 0, rows trained on are known "
+    "better than others."
+)
+PREFERENCES = (
+    "The loss of a training on preferences is another one: that of DPO is −log σ of the reward margin, 0.69 "
+    "where chosen and rejected answers are not told apart; that of a training on rewards says less than its "
+    "reward. Validation loss is the same of the pairs held out; "
+    "held-out accuracy is the share of them in which the chosen answer is preferred, and 50 % is a guess."
+)
+_ROUNDS, _LONGEST_ROUND = 4, 50  # rounds an epoch at least, steps a round at most
+_WIDTH, _HEIGHT = 430.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+LONGEST = 20  # cells of a title, which the legend follows
 
 
 def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
@@ -155,12 +177,6 @@ def print_tried_value(value: object) -> str:
     return "as written" if value is None else " ".join(str(value).split())
 
 
-_QUANTITY = (
-    "rows are counted as trained: one that occurs twice or is sampled again counts each time; in brackets the"
-    " labelled ones, where a mixture drew some again; tokens are those of all epochs"
-)
-
-
 def sets_section(of: TrainingSets, unit: Unit) -> Section:
     """Lay out the candidates, the reference first."""
     title = f"Training rows, quality against quantity: {of.method}"
@@ -181,10 +197,6 @@ def sets_section(of: TrainingSets, unit: Unit) -> Section:
         trained = (one.candidate, one.source, n_rows, count(one.n_tokens))
         rows.append([*trained, shown, change, *p_values, *costs])
     return Section("training sets", title, columns, rows, notes=[note])
-
-
-_CHANGE = 0.05  # of a loss, and more is a change
-_KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
 
 
 class Diagnosis(NamedTuple):
@@ -226,10 +238,7 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
 
 
 def describe_forgetting(training: TrainingRecord) -> str:
-    """Say whether a tracked training forgets, and early or late; empty if nothing was measured.
-
-    Early: half of the largest loss, at a point with a shown loss, within the first half of the steps.
-    """
+    """Say whether a tracked training forgets, early (by half of its steps) or late; empty if not measured."""
     known = [point for point in training.tracked if point.capability is not None]
     if not known:
         return ""
@@ -246,10 +255,7 @@ def describe_forgetting(training: TrainingRecord) -> str:
 
 
 def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
-    """Name the earlier steps of a tracked training on the Pareto front of target and capability.
-
-    `sign` is −1 if lower scores on the target are better. Empty if there are none.
-    """
+    """Name earlier steps of a training on the Pareto front; `sign` is −1 if lower scores are better."""
     known = [(p, p.target, p.capability) for p in training.tracked if p.target is not None]
     found = [(p, sign * target, kept) for p, target, kept in known if kept is not None]
     if not found:
@@ -267,21 +273,6 @@ def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
 
 def _capability(point: TrackedPoint) -> str:
     return f"{points(point.capability, point.low, point.high)} points at step {count(point.step)}"
-
-
-LIKELIHOOD = (
-    "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
-    "which rows of every length come by: a quarter of an epoch, at most 50 steps. The overfitting gap is the "
-    "validation loss less that mean, where validation was last measured; above 0, rows trained on are known "
-    "better than others."
-)
-PREFERENCES = (
-    "The loss of a training on preferences is another one: that of DPO is −log σ of the reward margin, 0.69 "
-    "where chosen and rejected answers are not told apart; that of a training on rewards says less than its "
-    "reward. Validation loss is the same of the pairs held out; "
-    "held-out accuracy is the share of them in which the chosen answer is preferred, and 50 % is a guess."
-)
-_ROUNDS, _LONGEST_ROUND = 4, 50  # rounds an epoch at least, steps a round at most
 
 
 def numeric_points(curve: Curve) -> list[tuple[float, float]]:
@@ -311,10 +302,7 @@ def round_length(training: TrainingRecord | Trial) -> int:
 
 
 def gap(training: TrainingRecord) -> float | None:
-    """Return the last validation loss minus the training loss of the round before it: overfitting above 0.
-
-    None without validation, and with smoothed labels, which only the training loss has.
-    """
+    """Return the last validation loss less the training loss of the round before; None if not comparable."""
     validation = numeric_points(training.validation_loss)
     if not validation or training.label_smoothing:
         return None
@@ -326,11 +314,6 @@ def gap(training: TrainingRecord) -> float | None:
 def is_of_preferences(training: TrainingRecord) -> bool:
     """Tell whether the loss is one of preferences or rewards, and no likelihood of answers."""
     return bool(training.reward_margin or training.reward)
-
-
-_WIDTH, _HEIGHT = 430.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
-LONGEST = 20  # cells of a title, which the legend follows
 
 
 def curves(label: str, training: TrainingRecord, title: str) -> str:

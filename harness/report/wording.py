@@ -13,6 +13,7 @@ from harness.report.document import ERROR
 from harness.report.experiment_report import ExperimentReport
 
 SMOKE = "smoke, not evidence"
+_FEW_UNREAD = 0.05  # share of cut or unparsable answers from which it is noted at scores
 
 
 def best_first(report: ExperimentReport) -> list[CandidateFacts]:
@@ -167,19 +168,13 @@ def figure_text(name: str, value: Any) -> str:
 
 
 def find_shown_figure(f: CandidateFacts, name: str) -> float | None:
-    """Return a figure of cost or speed by its name in the facts, even if other work disturbed it.
-
-    The cost of a request includes its share of a document index.
-    """
+    """Return a figure of cost (with its share of an index) or speed, even if other work disturbed it."""
     value: float | None = f.disturbed.get(name, getattr(f, name))
     return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
 
 
 def print_measured(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
-    """Format a figure of cost or speed by its name in the facts; `~` marks a disturbed measurement.
-
-    With `tight` only the mark is shown.
-    """
+    """Format a figure of cost or speed by its name; `~` marks a disturbed one, alone if tight."""
     if tight and name in f.disturbed:
         return "~"
     value = find_shown_figure(f, name)
@@ -195,9 +190,6 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
         "~: measured while other work used the processors, so the true figure is lower; the decision ignores"
         " it."
     )
-
-
-_FEW_UNREAD = 0.05  # share of cut or unparsable answers from which it is noted at scores
 
 
 def unread_mark(f: CandidateFacts) -> str:

@@ -9,65 +9,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+# fmt: off
+# isort: off
 from harness.spec.policies import (
-    PEOPLE,
-    AcceleratePolicy,
-    ChampionsPolicy,
-    DecidePolicy,
-    ExecutionPolicy,
-    ExportPolicy,
-    FeedbackPolicy,
-    GatePolicy,
-    NightlyPolicy,
-    RescuePolicy,
-    TargetPolicy,
-    TokenPrices,
-    TrainingPolicy,
+    PEOPLE, AcceleratePolicy, ChampionsPolicy, DecidePolicy, ExecutionPolicy, ExportPolicy,
+    FeedbackPolicy, GatePolicy, NightlyPolicy, RescuePolicy, TargetPolicy, TokenPrices, TrainingPolicy,
     VllmPolicy,
 )
 from harness.spec.recipe import (
-    MEAN_LOGPROB,
-    PLUGINS,
-    PROMPTS,
-    Decoding,
-    Mix,
-    Recipe,
-    SubjectTo,
-    Tracking,
-    is_span,
-    span_of,
+    MEAN_LOGPROB, PLUGINS, PROMPTS, Decoding, Mix, Recipe, SubjectTo, Tracking, is_span, span_of,
     spell_out,
 )
 from harness.spec.task import (
-    BASE,
-    DATA_FILES,
-    ENTAILMENT,
-    EVALUATE,
-    HUB,
-    JUDGE,
-    NAME,
-    Disagreements,
-    Engine,
-    Fields,
-    ItemLimits,
-    Kind,
-    Margin,
-    Name,
-    Need,
-    Precision,
-    Role,
-    Seed,
-    Spec,
-    Suite,
-    Task,
-    TaskData,
-    is_path,
-    metric_name,
-    metric_params,
-    metric_parts,
-    metric_plugin,
-    rule,
+    BASE, DATA_FILES, ENTAILMENT, EVALUATE, HUB, JUDGE, NAME, Disagreements, Engine, Fields, ItemLimits,
+    Kind, Margin, Name, Need, Precision, Role, Seed, Spec, Suite, Task, TaskData, is_path, metric_name,
+    metric_params, metric_parts, metric_plugin, rule,
 )
+# isort: on
+# fmt: on
 
 
 class Experiment(Spec):
@@ -79,13 +38,12 @@ class Experiment(Spec):
     `seeds`. `engine` evaluates; transformers trains in any case. `vllm` holds the settings of `engine: vllm`,
     `export` those of `harness export`. `precision` is that of the weights; `auto` measures which one is fast
     here. `device: auto` uses a GPU if torch finds one. `chat_template_kwargs` are variables of the chat
-    template, such as `enable_thinking`.
-    `chat_template` is the template for bases without their own: `chatml`, `alpaca` or a Jinja file.
-    `report_to` names trackers that see trainings while they run, and receive results. `datasets_dir` has
-    copies of hub data. `more_targets` are written like `target`: every candidate answers them too, but no
-    training, choice or decision depends on them; rescues keep gains on them, and nights watch them.
-    `concurrency` is how many requests are timed together: 8 by default; for an endpoint, where each
-    request has its price, only if written.
+    template, such as `enable_thinking`. `chat_template` is the template for bases without their own:
+    `chatml`, `alpaca` or a Jinja file. `report_to` names trackers that see trainings while they run, and
+    receive results. `datasets_dir` has copies of hub data. `more_targets` are written like `target`: every
+    candidate answers them too, but no training, choice or decision depends on them; rescues keep gains on
+    them, and nights watch them. `concurrency` is how many requests are timed together: 8 by default; for an
+    endpoint, where each request has its price, only if written.
     """
 
     name: Name
@@ -125,19 +83,14 @@ class Experiment(Spec):
     def _check_folds(self) -> Iterator[str]:
         named = [task.name for task in self.tasks[1:] if task.data.folds]
         if named:
-            yield (f"folds at {', '.join(named)}: only the target is trained on, and tested in folds")
+            yield f"folds at {', '.join(named)}: only the target is trained on, and tested in folds"
         if self.target.data.folds and len(self.seeds) > 1:
             yield f"folds: {self.target.data.folds}, and {len(self.seeds)} seeds; leave one of the two out"
         if self.target.data.folds and self.gate.target.win_rate is not None:
-            yield (
-                f"folds: {self.target.data.folds}, and gate.target.win_rate: its interval would forget what "
-                "the models of the folds differ by; set gate.target.gain or min, or name a file of test rows"
-            )
+            yield "folds, and gate.target.win_rate; set gate.target.gain or min, or name a file of test rows"
         if self.target.data.folds and self.target.is_judged and self.gate.uncalibrated_judge == "refuse":
-            yield (
-                f"folds: {self.target.data.folds}, and {self.target.primary_metric}, which labels of people"
-                " do not correct in folds; name another primary metric, or set gate.uncalibrated_judge: allow"
-            )
+            found = f"folds, and {self.target.primary_metric}, which labels of people do not correct in folds"
+            yield f"{found}; name another primary metric, or set gate.uncalibrated_judge: allow"
 
     @property
     def can_fold(self) -> bool:

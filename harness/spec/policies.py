@@ -13,6 +13,8 @@ from harness.spec.task import JUDGE, Fraction, Margin, Need, Spec, rule
 
 # Arguments that harness sets itself on the servers that it starts.
 _OURS = ("host", "port", "uds", "served-model-name", "api-key", "ssl-keyfile", "ssl-certfile", "root-path")
+Executor = Literal["in_process", "local", "ray", "slurm"]
+PEOPLE = "people"  # people rate pairs of answers on the Rate page
 
 
 class VllmPolicy(Spec):
@@ -35,9 +37,7 @@ class VllmPolicy(Spec):
     def _refuse_own_args(cls, args: tuple[str, ...]) -> tuple[str, ...]:
         names = (word.partition("=")[0].replace("_", "-") for word in args)
         if ours := [name for name in names if name.startswith("--") and name[2:] in _OURS]:
-            raise ValueError(
-                f"args with {', '.join(ours)}, by which the server is asked; leave it out, it is set for you"
-            )
+            raise ValueError(f"args with {', '.join(ours)}, by which the server is asked; leave it out")
         return args
 
     @property
@@ -64,9 +64,6 @@ class ExportPolicy(Spec):
     gguf: GgufPolicy = GgufPolicy()
 
 
-Executor = Literal["in_process", "local", "ray", "slurm"]
-
-
 class ExecutionPolicy(Spec):
     """Workers that train and answer for `harness compare`; results do not depend on them.
 
@@ -83,9 +80,6 @@ class ExecutionPolicy(Spec):
     threads: int | None = Field(None, ge=1)
     address: str = Field("auto", min_length=1)
     slurm: dict[str, str | int | float | bool] = {}
-
-
-PEOPLE = "people"  # people rate pairs of answers on the Rate page
 
 
 class TargetPolicy(Spec):
@@ -170,14 +164,13 @@ class DecidePolicy(Spec):
 
     A request costs its device time, or its tokens if `usd_per_million_tokens` is set. A fine-tune costs
     `hosting_usd_per_month` besides training and labels; `index_usd_per_month` is the cost of an index of
-    documents for any candidate that retrieves. `max_latency_s` is the longest median
-    time of a request sent alone, `min_requests_per_s` the required throughput in batches: slower candidates
-    are excluded. `tau` is how many points of the target metric a USD of training has to bring. `point_usd` is
-    the value of one point of the target metric over the horizon, by default that of the additional right
-    answers, each worth `right_answer_usd`. `needs` lists known properties of the problem, which
-    docs/decision.md explains. `requests_per_month` over `horizon_months` is the forecast of requests.
-    `device_hour_usd` is the price of an hour of the device, by default a list price. `label_cost_usd` is the
-    price of labelling a training row.
+    documents for any candidate that retrieves. `max_latency_s` is the longest median time of a request sent
+    alone, `min_requests_per_s` the required throughput in batches: slower candidates are excluded. `tau` is
+    how many points of the target metric a USD of training has to bring. `point_usd` is the value of one point
+    of the target metric over the horizon, by default that of the additional right answers, each worth
+    `right_answer_usd`. `needs` lists known properties of the problem, which docs/decision.md explains.
+    `requests_per_month` over `horizon_months` is the forecast of requests. `device_hour_usd` is the price of
+    an hour of the device, by default a list price. `label_cost_usd` is the price of labelling a training row.
     """
 
     requests_per_month: float = Field(100_000, gt=0)
@@ -259,8 +252,7 @@ class TrainingPolicy(Spec):
     `process` is the `same` as the command's, or each training's `own`: then its peak memory is measured
     separately, all its memory is freed at the end, and if the system kills it only that candidate fails.
     `auto` is `own` on a GPU, whose memory is freed with the process. Weights and their folder do not depend
-    on `process`; they depend on the number of processes that share a training, and on how
-    they shard it.
+    on `process`; they depend on the number of processes that share a training, and on how they shard it.
     """
 
     process: Literal["auto", "same", "own"] = "auto"

@@ -20,6 +20,15 @@ from harness.masking import mask_values
 from harness.spec.task import BASE, JUDGE, Spec, rule
 
 MEAN_LOGPROB = "mean_logprob"
+SCALES = ("log", "linear")
+Pruner = Literal["median", "percentile", "successive_halving", "hyperband"]  # of Optuna
+PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is prompted
+PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # recipe key: kind of plugin
+# Keys besides `method` that say how weights are made.
+_MAKE_WEIGHTS = (
+    "params", "init_from", "merges", "reward", "path", "base_model", "quantization", "sweep", "search",
+    "prune", "subject_to", "regularize", "track", "train", "mix",
+)  # fmt: skip
 
 
 class Decoding(Spec):
@@ -50,23 +59,14 @@ class Decoding(Spec):
     @rule
     def _check_draws(self) -> Iterator[str]:
         if self.temperature == 0 and self.samples > 1:
-            yield (
-                f"{self.samples} samples at temperature 0, which are one and the same answer; write a "
-                "temperature, such as 0.7, or samples: 1"
-            )
+            yield f"{self.samples} samples at temperature 0, all the same; write a temperature, or samples: 1"
         if self.temperature == 0 and self.top_p < 1:
             yield "top_p at temperature 0, where nothing is sampled; write a temperature, such as 0.7"
         if self.choose != "first" and self.samples == 1:
             yield f"choose: {self.choose} of one sample; write samples: 5, or more"
         if (self.choose == "best") != (self.by is not None):
-            yield (
-                f"choose: best and by, which need each other; write by: {MEAN_LOGPROB}, a judge "
-                "or a candidate that makes a reward model"
-            )
-
-
-SCALES = ("log", "linear")
-Pruner = Literal["median", "percentile", "successive_halving", "hyperband"]  # of Optuna
+            by = f"by: {MEAN_LOGPROB}, a judge or a candidate that makes a reward model"
+            yield f"choose: best and by, which need each other; write {by}"
 
 
 class SubjectTo(Spec):
@@ -186,15 +186,6 @@ class Mix(Spec):
     def weights(self) -> tuple[float, ...] | None:
         """The shares of the files; None if their sizes decide."""
         return tuple(self.files.values()) if isinstance(self.files, dict) else None
-
-
-PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is prompted
-PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # recipe key: kind of plugin
-# Keys besides `method` that say how weights are made.
-_MAKE_WEIGHTS = (
-    "params", "init_from", "merges", "reward", "path", "base_model", "quantization", "sweep", "search",
-    "prune", "subject_to", "regularize", "track", "train", "mix",
-)  # fmt: skip
 
 
 def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -344,11 +335,8 @@ class Recipe(Spec):
     def _check_sources(self) -> Iterator[str]:
         makes_weights = self.method != BASE or any(getattr(self, name) for name in _MAKE_WEIGHTS)
         if self.weights_of and makes_weights:
-            names = ", ".join(_MAKE_WEIGHTS[:-1])
-            yield (
-                f"weights_of takes another candidate's weights: leave out method, {names}"
-                f" and {_MAKE_WEIGHTS[-1]}"
-            )
+            names = f"{', '.join(_MAKE_WEIGHTS[:-1])} and {_MAKE_WEIGHTS[-1]}"
+            yield f"weights_of takes another candidate's weights: leave out method, {names}"
         if self.serve_merged and not self.weights_of:
             yield "serve_merged is a candidate of its own: add weights_of, the adapter it merges"
         if (self.init_from or self.merges) and (self.base_model or self.quantization):
@@ -359,7 +347,7 @@ class Recipe(Spec):
         if len(self.prune) > 1:
             yield f"prune names {len(self.prune)} pruners: leave one"
         if self.prune and not (self.search and self.track):
-            yield ("prune ends trials of a search at tracked points: add search, and track: {points: 4}")
+            yield "prune ends trials of a search at tracked points: add search, and track: {points: 4}"
         if self.subject_to and not self.tried:
             yield "subject_to bounds what a sweep or search chooses: add one, or leave it out"
         if self.train and self.mix:

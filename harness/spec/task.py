@@ -33,6 +33,25 @@ Engine = Literal["transformers", "vllm"]
 EVALUATE, JUDGE, ENTAILMENT = "evaluate:", "judge:", "entailment:"
 BASE = "base"  # default method of a recipe
 HUB = "hub:"  # prefix of a data set on the hub
+_WITH_PARAMS = re.compile(r"(.+?)(\(\w+=[^(),=]*(?:, \w+=[^(),=]*)*\))")  # rouge(kind=rougeL)
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Above 0 % and below 100 %: no number of items can show a margin of 0.
+_SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
+Share = Annotated[str, Field(pattern=_SHARE)]
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # becomes the name of files and folders
+Name = Annotated[str, Field(pattern=NAME)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # accepted by every random number generator
+Margin = Fraction | Share
+Need = Literal[
+    "changing_facts", "private_knowledge", "new_domain", "style_or_format", "low_latency", "little_data",
+    "knowledge_and_behaviour", "sensitive_data", "general_purpose", "rapid_iteration", "no_compute",
+    "low_resource_language", "answers_with_sources", "missing_capability", "cheaper_than_a_larger_model",
+]  # fmt: skip
+_Model = TypeVar("_Model", bound=BaseModel)
+DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
+# Keys allowed for a task of lm-eval, which defines everything else itself.
+_OF_LM_EVAL = {"name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary"}
 
 
 def metric_parts(written: str) -> tuple[str, str, str]:
@@ -42,9 +61,6 @@ def metric_parts(written: str) -> tuple[str, str, str]:
         return "", call[1], call[2]
     name, colon, key = written.removeprefix(prefix).partition(":")
     return prefix, name, f"{colon}{key}"
-
-
-_WITH_PARAMS = re.compile(r"(.+?)(\(\w+=[^(),=]*(?:, \w+=[^(),=]*)*\))")  # rouge(kind=rougeL)
 
 
 def metric_plugin(written: str) -> str:
@@ -90,21 +106,6 @@ def is_path(metric: str) -> bool:
     return metric.endswith(".py") or metric.startswith((".", "/", "~"))
 
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-# Above 0 % and below 100 %: no number of items can show a margin of 0.
-_SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
-Share = Annotated[str, Field(pattern=_SHARE)]
-NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # becomes the name of files and folders
-Name = Annotated[str, Field(pattern=NAME)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # accepted by every random number generator
-Margin = Fraction | Share
-Need = Literal[
-    "changing_facts", "private_knowledge", "new_domain", "style_or_format", "low_latency", "little_data",
-    "knowledge_and_behaviour", "sensitive_data", "general_purpose", "rapid_iteration", "no_compute",
-    "low_resource_language", "answers_with_sources", "missing_capability", "cheaper_than_a_larger_model",
-]  # fmt: skip
-
-
 def _kinds(annotation: Any) -> set[Any]:
     inner = get_args(annotation)
     return set().union(*map(_kinds, inner)) if inner else {annotation}
@@ -128,9 +129,6 @@ class Spec(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return the values that differ from their defaults, for digests."""
         return self.model_dump(mode="json", exclude_defaults=True)
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Disagreements(ValueError):
@@ -200,10 +198,7 @@ class TaskData(Spec):
         if self.all and (self.train or self.validation or self.test):
             yield "all is split into train, validation and test: leave these three out"
         if self.folds and self.test:
-            yield (
-                f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
-                "folds out, or test, whose rows may stand among those of train"
-            )
+            yield f"folds: {self.folds}, and a test file; leave one out: in folds training rows are tested on"
         if self.folds and not (self.all or self.train):
             yield f"folds: {self.folds}, and no rows to deal: name a file as all or train"
 
@@ -211,9 +206,6 @@ class TaskData(Spec):
         """Return the file of a split, of the pairs or of the documents."""
         own: str | None = getattr(self, part)
         return own or (self.all if part in ("train", "test") else None)
-
-
-DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
 
 
 class Fields(Spec):
@@ -232,9 +224,6 @@ class Fields(Spec):
     answers_are: Literal["choices", "labels", "places from 0", "places from 1"] | None = None
 
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
-# Keys allowed for a task of lm-eval, which defines everything else itself.
-_OF_LM_EVAL = {"name", "description", "lm_eval", "limit", "num_fewshot", "chance", "margin", "primary"}
 _OF_LM_EVAL |= {"trust_remote_code"}
 
 

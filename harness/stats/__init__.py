@@ -12,8 +12,7 @@ from harness.stats.agreement import (
     prediction_powered_mean, rogan_gladen, win_rate,
 )
 from harness.stats.choosing import (
-    MIN_SIZES, PowerLaw, fit_power_law, hypervolume, pareto_front, perfect_information,
-    sample_information,
+    MIN_SIZES, fit_power_law, hypervolume, pareto_front, perfect_information, sample_information,
 )
 from harness.stats.drift import (
     Weights, category_distances, gaussian_kernel, kernel_distances, permutation_p, rank_distances,

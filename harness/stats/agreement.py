@@ -18,6 +18,10 @@ from harness.stats.intervals import TIE, Array, bca_interval, bootstrap, finite,
 from harness.stats.means import Mean, cluster_df, has_few_clusters
 from harness.stats.paired import mcnemar
 
+_FEWEST = 2  # labels needed to know their spread
+_ELO = 400 / np.log(10)
+_STEPS, _ENOUGH = 50, 1e-10
+
 
 class Bounded(NamedTuple):
     """An estimate with the ends of its interval."""
@@ -90,9 +94,6 @@ def _kappa(means: Array) -> Array:
     chance = (xx - x * x) + (yy - y * y) + (x - y) ** 2  # of labels that are assigned by chance
     kappa: Array = 1 - (xx + yy - 2 * xy) / np.maximum(chance, TIE)
     return np.asarray(np.where(chance > TIE, kappa, 0.0))
-
-
-_FEWEST = 2  # labels needed to know their spread
 
 
 class PoweredMean(NamedTuple):
@@ -183,10 +184,6 @@ def _codes(
         raise ValueError(f"clusters and items must be as many: {len(names)} and {n + m}")
     codes = np.unique(names, return_inverse=True)[1]
     return codes, len(np.unique(codes[:n]))
-
-
-_ELO = 400 / np.log(10)
-_STEPS, _ENOUGH = 50, 1e-10
 
 
 class WinRate(NamedTuple):

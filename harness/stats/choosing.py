@@ -13,6 +13,10 @@ from scipy import special
 
 from harness.stats.intervals import Array, finite
 
+MIN_SIZES = 4  # with fewer, three parameters fit anything
+_EXPONENTS = (0.05, 3.0)
+_STEPS, _ROUNDS = 33, 8  # each round narrows the exponent sixteenfold
+
 
 def pareto_front(points: ArrayLike) -> list[int]:
     """Return the indices of the points (n, 2) that no other dominates, in the order of the first goal.
@@ -88,11 +92,6 @@ def sample_information(mean: float, sd: float, item_sd: float, n: float, df: flo
     if sd == 0:
         return 0.0
     return perfect_information(mean, sd**2 / sqrt(sd**2 + item_sd**2 / n), df)
-
-
-MIN_SIZES = 4  # with fewer, three parameters fit anything
-_EXPONENTS = (0.05, 3.0)
-_STEPS, _ROUNDS = 33, 8  # each round narrows the exponent sixteenfold
 
 
 class PowerLaw(NamedTuple):

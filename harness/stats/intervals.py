@@ -14,6 +14,10 @@ from scipy import special
 
 Array = NDArray[np.float64]
 TIE = 1e-12  # differences below this are rounding
+Statistic = Callable[[Array], Array]
+
+_CHUNK = 2**19  # weights held at once: 4 MiB, which stays in the cache
+_KEPT = 2**23  # weights kept for the next statistic (one byte each where clusters are few)
 
 
 class Interval(NamedTuple):
@@ -102,12 +106,6 @@ def binomial_p(successes: int, n: int, rate: float) -> float:
 def _check_count(successes: float, n: float) -> None:
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"expected 0 <= successes <= n and n > 0, found {successes} of {n}")
-
-
-Statistic = Callable[[Array], Array]
-
-_CHUNK = 2**19  # weights held at once: 4 MiB, which stays in the cache
-_KEPT = 2**23  # weights kept for the next statistic (one byte each where clusters are few)
 
 
 class Bootstrap(NamedTuple):

@@ -16,6 +16,8 @@ from harness.stats.intervals import Array, finite, z_quantile
 
 BETS = (np.arange(10) + 0.5) / 10  # shares of the largest bet, evenly spread
 _PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the items differ, before anything is seen
+_NODES = 256  # of the quadrature: the bounds of ten looks are right to six digits
+_REACH = 9.0  # standard deviations below which no path is followed
 
 
 class SharedEffects(NamedTuple):
@@ -144,10 +146,6 @@ def _walk_one_sided(steps: Array) -> Array:
     return np.asarray(walk - np.minimum(np.minimum.accumulate(walk), 0.0))
 
 
-_NODES = 256  # of the quadrature: the bounds of ten looks are right to six digits
-_REACH = 9.0  # standard deviations below which no path is followed
-
-
 def alpha_spent(fraction: float, alpha: float = 0.05) -> float:
     """Return how much of a one-sided alpha may be spent at this fraction of the information.
 
@@ -198,9 +196,8 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values so that the chance of any false rejection stays at the level.
 
-    max_{j ≤ i} min(1, (k − j + 1) p_(j)) over the sorted p-values, in the order given. Valid
-    under any dependence. Not where the share of false discoveries is what matters
-    (`benjamini_hochberg`).
+    max_{j ≤ i} min(1, (k − j + 1) p_(j)) over the sorted p-values, in the order given. Valid under any
+    dependence. Not where the share of false discoveries is what matters (`benjamini_hochberg`).
     Source: Holm 1979.
     """
     p = _p_array(p_values)

@@ -16,6 +16,7 @@ from harness.stats.intervals import t_quantile, z_quantile
 
 MIN_SEEDS = 3
 _MOST_DF = 1e6  # beyond that t is the normal distribution
+MIN_FOLDS = 3
 
 
 class Variance(NamedTuple):
@@ -95,9 +96,6 @@ def detectable_mean(
         z_quantile(p) if total.df is None else t_quantile(p, total.df) for p in (1 - alpha / 2, power)
     )
     return reach * sqrt(total.variance)
-
-
-MIN_FOLDS = 3
 
 
 def cross_validated_variance(items: Variance, means: Sequence[float], sizes: Sequence[int]) -> Variance:

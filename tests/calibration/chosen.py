@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.analysis.admission import Measurement, cut_tasks, cut_to_half
+from harness.analysis.admission import HALVES, Measurement, cut_tasks, cut_to_half
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.gating import ComparedArms, compare_arms, judge
-from harness.analysis.halves import HALVES
 from harness.analysis.seeds import Family, place_in_family
 from harness.evaluation import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.analysis.answer_rules import mode_collapse_rule
 from harness.analysis.comparison import compare_commonest_answers
+from harness.analysis.rules import mode_collapse_rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy

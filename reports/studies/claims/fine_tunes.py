@@ -17,7 +17,7 @@ import harness
 from harness import config, formatting, stats, store
 from harness.analysis.comparison import compare_rows, estimate
 from harness.analysis.estimators import Comparison, Estimate, mean_change, orient, rescale
-from harness.analysis.ranking import compare_recipes
+from harness.analysis.comparison import compare_recipes
 from harness.analysis.seeds import mean_interval
 from harness.cli.progress_bar import TerminalProgress
 from harness.evaluation.session import MeasuredTask as Task
