@@ -28,6 +28,7 @@ from harness.spec import Task, TaskData
 
 NAMES = plugins.names("metrics")
 QUICK = [name for name in NAMES if name not in ("code_tests", "sql_execution")]  # a process for each answer
+EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.e2e) for name in NAMES]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -114,7 +115,7 @@ def test_no_answer_is_worse_than_the_worst(name):
     assert worst <= scored if metric.higher_is_better else worst >= scored
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_weight_of_two_is_the_item_twice_and_of_zero_is_its_absence(name):
     metric = build_metric(name)
     parts = parts_of(metric)
@@ -123,7 +124,7 @@ def test_a_weight_of_two_is_the_item_twice_and_of_zero_is_its_absence(name):
     assert weighted == pytest.approx(repeated)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 def test_many_weightings_at_once_agree_with_one_at_a_time(name):
     metric = build_metric(name)
     parts, weights = parts_of(metric), np.random.default_rng(0).random((2, 3, len(ROWS)))
@@ -132,7 +133,7 @@ def test_many_weightings_at_once_agree_with_one_at_a_time(name):
     assert together[1, 2] == pytest.approx(metric.aggregate(parts, weights[1, 2]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH)
 @given(scale=st.floats(1e-3, 1e3))
 def test_only_the_proportions_of_the_weights_count(name, scale):
     metric = build_metric(name)

@@ -143,6 +143,7 @@ def change(comparisons, task):
     return next(c.delta for c in comparisons if c.task == task and c.metric in primary)
 
 
+@pytest.mark.e2e
 def test_every_candidate_is_done_and_a_second_compare_computes_nothing(bases_report):
     assert {(f.name, f.state, f.error) for f in bases_report[1].facts} == {
         (name, "done", "") for name in ("prompt lora qlora plain dpo full other theirs swept").split()
@@ -154,6 +155,7 @@ def test_every_candidate_is_done_and_a_second_compare_computes_nothing(bases_rep
     assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
+@pytest.mark.e2e
 def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_training(bases_report):
     runs = runs_of(bases_report[0])
     assert runs["qlora"].training.fit_key == runs["plain"].training.fit_key
@@ -163,6 +165,7 @@ def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_train
     assert runs["plain"].served_digest == ""
 
 
+@pytest.mark.e2e
 def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees(bases_report):
     found = bases_report[1]
     quantisation, training = found.steps["qlora"]
@@ -176,6 +179,7 @@ def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees
     assert "plain" not in found.steps
 
 
+@pytest.mark.e2e
 def test_each_is_measured_against_its_own_base_and_what_it_starts_from(bases_report):
     path, found = bases_report
     (step,) = found.steps["dpo"]
@@ -195,6 +199,7 @@ def test_each_is_measured_against_its_own_base_and_what_it_starts_from(bases_rep
     assert f"theirs: made from {path.parent / 'other'}, and measured against that" in found.notes
 
 
+@pytest.mark.e2e
 def test_the_best_trial_on_validation_is_the_candidate_and_the_report_says_which_rates_were_not_swept(
     bases_report,
 ):

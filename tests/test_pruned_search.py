@@ -296,6 +296,7 @@ def searched(tiny, own_cache, tmp_path_factory):
     return path, tiny_experiment.run(path)
 
 
+@pytest.mark.e2e
 class TestASearch:
     def test_keeps_the_trial_that_is_best_on_validation_shows_every_one_and_counts_their_number(
         self, searched
@@ -312,7 +313,6 @@ class TestASearch:
         assert "was the best of 3 trials on validation" in text
         assert "and 3 with" in " ".join(map(str, searched[1].decision.reasons))
 
-    @pytest.mark.e2e
     def test_is_not_trained_again_goes_on_with_more_trials_and_shows_fewer_of_those_it_made(self, searched):
         path, _ = searched
         before = folders(path)

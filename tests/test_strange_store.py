@@ -269,6 +269,7 @@ class InterruptAtStage(SilentProgress):
         return super().stage(label, expected_s)
 
 
+@pytest.mark.e2e
 def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
     tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT), "suites=[]")
     assert len(list((store.folder / "weights").iterdir())) == 3
