@@ -30,7 +30,7 @@ from harness.experiment import (
     in_order,
     prepare_session,
 )
-from harness.experiment.plan import BASE_ARM as ARM
+from harness.experiment.stored_rows import BASE_ARM as ARM
 from harness.formatting import seconds
 from harness.models.hardware import Machine, Memory
 from harness.progress import SilentProgress

@@ -18,8 +18,8 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session, worker
-from harness.experiment.executors import StartedWorker, Starter, open_starter
-from harness.experiment.plan import TRIES, Journal, Outcome, Step, append, make_plan
+from harness.experiment.executors import StartedWorker, Starter, make_plan, open_starter
+from harness.experiment.worker import TRIES, Journal, Outcome, Step, append
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
@@ -99,7 +99,7 @@ def make_steps(file, plan, outcome_of=lambda step: Outcome(), n_workers=1):
         for place, journal in enumerate(workers):
             if place in claimed:
                 step, lock = claimed.pop(place)
-                journal.end(step, outcome_of(step))
+                journal.note("ended", step, outcome_of(step))
                 lock.release()
             journal.read()
             if found := journal.claim(file.parent / "locks"):

@@ -14,7 +14,7 @@ from harness.analysis.admission import Measurement
 from harness.analysis.comparison import compare_rows, estimate
 from harness.analysis.estimators import orient
 from harness.analysis.gating import exit_code
-from harness.experiment import load_study
+from harness.experiment.study import load_study
 from harness.lifecycle import release
 from harness.lifecycle.release import candidate_runs
 from harness.metrics import mean_metric

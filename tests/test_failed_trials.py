@@ -8,8 +8,9 @@ from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, worker
-from harness.experiment.plan import TRIES, Journal, Step, make_plan
-from harness.experiment.trials import fails_alone, phrase_no_trial
+from harness.experiment.candidate_weights import fails_alone, phrase_no_trial
+from harness.experiment.executors import make_plan
+from harness.experiment.worker import TRIES, Journal, Step
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
@@ -84,7 +85,7 @@ class OpenedPlan:
     def lose(self, step, n=TRIES):
         """Note that workers were lost at a step."""
         for _ in range(n):
-            self.journal.begin(step)
+            self.journal.note("begun", step)
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ from tiny_experiment import fact_of, runs_of
 
 from harness import report, store
 from harness.errors import UserError
-from harness.experiment import compare
-from harness.experiment.report_runs import refuse_many
+from harness.experiment import compare, refuse_many
 from harness.experiment.run_remarks import _note_unswept
-from harness.experiment.validation_scores import mean_score
+from harness.experiment.trials import mean_score
 from harness.models.hub import resolve
 from harness.spec import Recipe
 from harness.store import Store

@@ -13,7 +13,7 @@ from tiny_methods import CPU
 from tiny_model import score_alone
 
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.bases import thinking_remarks
+from harness.experiment.bases import base_remarks
 from harness.methods import lora
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
@@ -190,7 +190,7 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
         for said in ("", "chat_template_kwargs: {enable_thinking: false}\n")
     }
     undecided, decided = sessions.values()
-    remarks, none = (list(thinking_remarks(s.sources)) for s in (undecided, decided))
+    remarks, none = (list(base_remarks(s.sources)) for s in (undecided, decided))
     assert [remark for remark in remarks if "chat_template_kwargs" in remark]
     assert none == []
     assert undecided.source == resolve(str(base)), "a key at its default moves nothing that is stored"

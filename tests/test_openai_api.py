@@ -16,8 +16,9 @@ from tiny_model import CHOICES, QUESTIONS
 
 from harness import config, report
 from harness.errors import CandidateFailed
-from harness.experiment import compare, load_study
+from harness.experiment import compare
 from harness.experiment.preflight import examine
+from harness.experiment.study import load_study
 from harness.lifecycle import release
 from harness.methods import endpoint as method
 from harness.models import openai_api

@@ -7,9 +7,9 @@ from tiny_experiment import runs_of
 
 from harness import config
 from harness.errors import IncompatibleRuns
-from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
+from harness.experiment import Scope, compare, find_stored_runs, in_order, prepare_session, report_stored
 from harness.experiment.distilled_rows import PromptProposal, prepare_proposal
-from harness.experiment.report_runs import in_order
+from harness.experiment.study import load_study
 from harness.lifecycle.release import candidate_runs
 from harness.progress import SilentProgress
 from harness.records import parse_json

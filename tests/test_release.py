@@ -23,7 +23,7 @@ from harness.analysis.gating import GateResult, worst_result
 from harness.analysis.verdict import Verdict
 from harness.data import load_task
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment import load_study
+from harness.experiment.study import load_study
 from harness.lifecycle import release
 from harness.lifecycle.release import candidate_runs
 from harness.spec import GatePolicy

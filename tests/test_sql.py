@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_rows import EXACT, LOWER
@@ -18,9 +19,9 @@ from harness import store as stores
 from harness.analysis.comparison import compare_rows
 from harness.cli import app
 from harness.errors import UserError
-from harness.experiment.verdict_records import record_of
+from harness.experiment.gate_run import record_verdict
 from harness.records import MetricRange
-from harness.spec import GatePolicy
+from harness.spec import DecidePolicy, GatePolicy
 from harness.store import TABLES, DecisionRecord, Store
 from tests.fake_facts import verdict
 
@@ -176,7 +177,9 @@ def test_an_improvement_is_above_0_where_a_lower_score_is_better(store):
 
 def store_verdict(store, run_id, policy=POLICY):
     run = stores.get_run(store, run_id)
-    stores.save_verdict(store, record_of(run, verdict("fail"), policy))
+    experiment = SimpleNamespace(gate=policy, decide=DecidePolicy())
+    study = SimpleNamespace(experiment=experiment, suite_tasks=list)
+    stores.save_verdict(store, record_verdict(study, run, verdict("fail")))
 
 
 def query_stale(store):

@@ -13,7 +13,7 @@ from harness.evaluation.costs import Work
 from harness.experiment import Estimates
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import Fit
-from harness.experiment.validation_scores import estimate_tracking, read_tracked_weights
+from harness.experiment.trials import estimate_tracking, read_kept_points
 from harness.lifecycle import rescue
 from harness.methods import checkpoint, lora
 from harness.records import TrainingRecord, read_training_record
@@ -100,7 +100,7 @@ def test_points_say_what_target_and_capability_were_then_and_are_stored_so(track
 def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_the_points(tracked_world):
     session = tracked_world.session
     held = session.candidates["held"]
-    made = read_tracked_weights(held, find_stored_weights(session, held, 0))
+    made = read_kept_points(held, find_stored_weights(session, held, 0).folder)
     digests = {weights.digest for weights in made.values()}
     asked = [one for one in store.identities(session.store) if one.weights_digest in digests]
     assert {one.split for one in asked if one.task == "desk"} == {"validation"}

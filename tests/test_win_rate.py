@@ -27,8 +27,7 @@ from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
 from harness.experiment import judge_pairs
 from harness.experiment.stored_rows import Reader
-from harness.experiment.study import study_session
-from harness.experiment.target_facts import open_where_failed, wins_of
+from harness.experiment.study import open_where_failed, study_session, wins_of
 from harness.lifecycle import release
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy

@@ -16,7 +16,8 @@ from harness import experiment, store
 from harness.analysis.comparison import compare_on_target
 from harness.cli.compare import exit_code
 from harness.errors import UserError
-from harness.experiment import judge_labels, refuse_curve
+from harness.experiment import plan_curve
+from harness.experiment.study import judge_labels
 from harness.lifecycle import release
 from harness.lifecycle.nightly_changes import compare_judged_answers
 from harness.report import experiment_document, markdown
@@ -178,7 +179,7 @@ def test_a_curve_of_too_few_rows_or_without_a_fine_tune_is_refused_before_anythi
         worlds.report(tmp_path / "few", truth, Sizes(train=40), learning_curve=True)
     session, _ = worlds.open_world(worlds.write(tmp_path / "none", truth, Sizes()), truth)
     with pytest.raises(UserError, match="no fine-tune among the candidates"):
-        refuse_curve(session, ["prompt", "rag"])
+        plan_curve(session, ["prompt", "rag"])
 
 
 @pytest.fixture(scope="module")

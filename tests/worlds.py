@@ -18,7 +18,7 @@ from harness import config, experiment
 from harness.data import part_of
 from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
-from harness.experiment.learning_curve import SHARES
+from harness.experiment.candidate_result import SHARES
 from harness.experiment.training_fit import Fit
 from harness.models import Candidate
 from harness.models.hub import ModelSource

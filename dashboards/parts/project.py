@@ -12,7 +12,8 @@ from harness import config, report, store
 from harness.config import LoadedExperiment
 from harness.errors import HarnessError
 from harness.evaluation.session import Session
-from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session, renew_verdicts
+from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session
+from harness.experiment.gate_run import renew_verdicts
 from harness.lifecycle import rescue
 from harness.lifecycle.rescue import Rescue
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows

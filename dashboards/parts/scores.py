@@ -13,7 +13,7 @@ from harness.analysis.answers import add_samples
 from harness.analysis.comparison import estimate_columns, rank_with_ties
 from harness.analysis.estimators import Comparison, Estimate
 from harness.errors import HarnessError
-from harness.experiment import judge_labels
+from harness.experiment.study import judge_labels
 from harness.records import Run, Sample
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy

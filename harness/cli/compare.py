@@ -99,12 +99,11 @@ def compare(
     ordered = experiment.in_order(session.candidates, loaded.selected)
     stored = experiment.find_stored_runs(session, ordered)
     if dry_run:
-        experiment.refuse_sensitive(session.experiment, loaded, ordered, stored)
+        experiment.refuse_sensitive(session, loaded, ordered, stored)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
     estimates, wanted = experiment.Estimates(session), {}
     if learning_curve:
-        experiment.refuse_curve(session, loaded.selected)
-        wanted["learning curve"] = experiment.estimate_curve_work(session, loaded.selected)
+        wanted["learning curve"] = experiment.plan_curve(session, loaded.selected)
     if rescue:
         from harness.lifecycle.rescue import largest_work
 
@@ -115,21 +114,19 @@ def compare(
     )
     plan, missing_plan = (estimates.seconds(of) for of in (work, missing))
     missing_s = sum(missing_plan.values())
-    warnings = experiment.warnings_before(session.experiment, session.suites)
-    if strict and warnings:
-        step = experiment.advise_before(
-            session.experiment, session.suites, at.command_line(candidates or [])
-        ).text
+    typed = at.command_line(candidates or [])
+    power = experiment.estimate_power(session.experiment, session.suites, typed)
+    if strict and power.warnings:
         expected = "margins that the items at hand can show"
-        raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
+        raise UserError([Problem("--strict", one, expected, power.advice) for one in power.warnings])
     if fewer_items and computes:
         say(
             "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
             " from, the base answers the sampled items again"
         )
     notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
-    if not scope.smoke:  # whose numbers are no evidence anyway
-        notes = [*experiment.describe_power(session.experiment, session.suites, warnings), *notes]
+    if power.note and not scope.smoke:  # whose numbers are no evidence anyway
+        notes = [power.note, *notes]
     if dry_run:
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
         _print_plan(session, costs, work, plan, as_json)

@@ -178,7 +178,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List methods, metrics, suites, keys and other names."""
-    from harness.experiment import map_purposes
+    from harness.experiment.catalog import map_purposes
 
     print_value(map_purposes(what), as_json)
 

@@ -28,7 +28,7 @@ from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, count, percent, plain, pluralize, seconds, usd
 
 if TYPE_CHECKING:
-    from harness.experiment import BaseFit
+    from harness.experiment.bases import BaseFit
     from harness.experiment.preflight import Cost
     from harness.experiment.scaffold import Request
     from harness.progress import Progress
@@ -128,7 +128,7 @@ def doctor(
     takes and what it costs; no weights are read.
     """
     if base or gpu:
-        from harness.experiment import FitQuery, examine_base
+        from harness.experiment.bases import FitQuery, examine_base
         from harness.report import to_plain
 
         query = FitQuery(gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)

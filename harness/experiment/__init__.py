@@ -3,93 +3,85 @@
 Invariant: a second call computes nothing, and a candidate that fails stops no other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import config, metrics, store
 from harness.analysis.candidate_facts import best_untrained, strongest_run
 from harness.analysis.economics import apply_budgets
-from harness.config import LoadedExperiment
-from harness.errors import CandidateFailed, refuse
-from harness.evaluation import judges
-from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.candidates import ResolvedCandidate
+from harness.analysis.seeds import family_of
+from harness.analysis.significance import chance_of_an_equal_model, list_spare_items, power_warnings
+from harness.config import CommandLine, LoadedExperiment
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, refuse
+from harness.evaluation import costs, judges
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import Work
 from harness.evaluation.grade_costs import short_contexts
 from harness.evaluation.grading import grade_answers
 from harness.evaluation.judging_stage import list_ungraded_pairs
 from harness.evaluation.row_sets import RunRequest, list_answered_sets, list_open
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import fewer_items as fewer
-from harness.experiment.bases import BaseFit, FitQuery, examine_base
-from harness.experiment.candidate_costs import Estimates
 from harness.experiment.candidate_problems import find_adapter_config, key_problems, sensitive_endpoints
-from harness.experiment.candidate_result import attempt, describe_items, facts_of, show_first_result
+from harness.experiment.candidate_result import (
+    attempt,
+    describe_items,
+    facts_of,
+    make_curve,
+    outcome,
+    plan_curve,
+    settle_sweep,
+    show_first_result,
+)
 from harness.experiment.candidate_weights import (
     choose_prompts,
     ensure_weights,
     find_stored_weights,
     stands_on,
 )
-from harness.experiment.catalog import map_purposes
-from harness.experiment.executors import make_on_workers
+from harness.experiment.executors import make_on_workers, make_plan
 from harness.experiment.fewer_items import answer_all_items
-from harness.experiment.gate_run import judge_stored_run, measure
+from harness.experiment.gate_run import judge_stored_run, measure, record_report
 from harness.experiment.judged_runs import judge_and_decide, judge_and_report
-from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import SentPrompt, add_prompts, ask, find_sent_prompts
-from harness.experiment.plan import arm_label, list_measured_bases
+from harness.experiment.preflight import Estimates, recipe_warnings
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
-from harness.experiment.report_runs import (
-    advise_before,
-    are_all_done,
-    describe_power,
-    describe_stored,
-    first_line,
-    in_order,
-    recipe_warnings,
-    refuse_many,
-    report_stored,
-    warnings_before,
-    workers_sentence,
-)
 from harness.experiment.run_candidate import find_stored_runs, time_again
 from harness.experiment.run_remarks import describe_rewards, describe_rows_and_prompts
-from harness.experiment.stored_rows import Reader, Runs, StoredRows, base_arm, refuse_folds, suite_arm
+from harness.experiment.stored_rows import (
+    FoundRuns,
+    Reader,
+    Runs,
+    StoredRows,
+    arm_label,
+    base_arm,
+    list_measured_bases,
+    refuse_folds,
+    suite_arm,
+)
 from harness.experiment.study import (
     Study,
-    add_lm_eval,
+    compare_on,
     count_missing,
     describe_reached,
-    is_of_recipe,
-    is_target_only,
-    judge_labels,
-    load_study,
-    read_labels,
-    study_session,
-)
-from harness.experiment.target_facts import (
-    compare_on,
     find_prompt,
     is_answered,
     is_better_on_validation,
-    list_untrained,
     pair_with_best,
-    reached_on_target,
-    refuse_lost_folds,
     score_on,
+    study_session,
 )
 from harness.experiment.training_fit import fit_work
-from harness.experiment.validation_scores import estimate_tracking
-from harness.experiment.verdict_records import record_in_study, record_report, renew_verdicts, verdict_change
-from harness.formatting import pluralize
-from harness.models.hardware import load
+from harness.experiment.trials import estimate_tracking
+from harness.formatting import count, pluralize, seconds
+from harness.models.hardware import Machine, describe_speed, load, probe_notes
 from harness.models.hub import ModelSource
-from harness.progress import Progress, SilentProgress
+from harness.progress import Progress, SilentProgress, spins_briefly
 from harness.records import Run
-from harness.report import ExperimentReport, live_line
+from harness.report import ExperimentReport, advise_on_power, live_line
 from harness.spec import Experiment
 
 
@@ -129,16 +121,12 @@ def run_all(
     scope: Scope | None = None,
     *,
     learning_curve: bool = False,
-    found: Sequence[Run | None] | None = None,
+    found: FoundRuns | None = None,
 ) -> ExperimentReport:
-    """Make all selected runs on a prepared session, and report them; `found` are the stored ones.
-
-    Workers, if there are any, first make what they can. With fewer items, large tasks are evaluated in
-    interim analyses until the verdicts are settled.
-    """
+    """Make all selected runs on a prepared session, and report them; `found` are the stored ones."""
     smoke, fewer_items = (scope.smoke, scope.fewer) if scope else (False, False)
     if learning_curve:
-        refuse_curve(session, loaded.selected)
+        plan_curve(session, loaded.selected)  # refuses one that no candidate could have
     start, before = load(), sum(session.timed.values())
     ordered = in_order(session.candidates, loaded.selected)
     found = find_stored_runs(session, ordered) if found is None else found
@@ -163,19 +151,19 @@ def run_all(
         if fewer_items and not fewer.plan_interim_analyses(session, _measure_base(session, session.source)):
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
             found = find_stored_runs(session, ordered)
-        if fewer_items:
-            make_all = partial(_make_all, session, ordered, None, smoke=False)
+        said, reader = list[str](), Reader(session.store, session.tasks)
+        if fewer_items:  # large tasks are evaluated until the verdicts are settled
             base_rows = _measure_base(session, session.source)
+            make_all = partial(_make_all, session, ordered, None, smoke=False)
             said, runs = fewer.run_interim_analyses(session, base_rows, make_all)
             reader = Reader(session.store, session.tasks)
         else:
-            said, reader = [], Reader(session.store, session.tasks)
             runs = _make_all(session, ordered, reader, found, smoke=smoke)
         if not smoke and (session.experiment.concurrency or not are_all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
-        said = [*said, *judge_pairs(session, reader, runs)]
+        said += judge_pairs(session, reader, runs)
         if learning_curve:
-            so_far = judge_and_decide(session, reader, runs, smoke=smoke, header={}, notes=())
+            so_far = judge_and_decide(session, reader, runs, {}, [], smoke=smoke)
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
     wall_s = None if are_all_done(found) else round(load().since(start).wall_s, 1)
@@ -191,42 +179,33 @@ def run_all(
 
 
 def _refuse_forbidden(
-    session: Session, loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
+    session: Session, loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: FoundRuns
 ) -> None:
     open_ = _place_open(loaded, ordered, found)
-    judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
-    judged += filter(None, [session.open_judge_of_pairs()])
-    tasks = [m.task for m in session.tasks] if open_ else []
-    forbidden = [problem for task in tasks for problem in metrics.problems(task)]
-    short = short_contexts(session, loaded.selected) if open_ else []
-    forbidden += [one.problem for one in short if one.problem]
+    judged, forbidden = [*filter(None, [session.open_judge_of_pairs()])], list[Problem]()
+    if open_:
+        judged += [one for m in session.tasks for one in m.judged.values()]
+        forbidden += [problem for m in session.tasks for problem in metrics.problems(m.task)]
+        forbidden += [one.problem for one in short_contexts(session, loaded.selected) if one.problem]
     refuse([*key_problems(session.experiment, open_), *judges.key_problems(judged), *forbidden])
 
 
 def refuse_sensitive(
-    experiment: Experiment,
-    loaded: LoadedExperiment,
-    ordered: Sequence[RunRequest],
-    found: Sequence[Run | None],
+    session: Session, loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: FoundRuns
 ) -> None:
     """Refuse plans that would send sensitive rows to other people's servers."""
-    refuse(sensitive_endpoints(experiment, _place_open(loaded, ordered, found)))
+    refuse(sensitive_endpoints(session.experiment, _place_open(loaded, ordered, found)))
 
 
 def _place_open(
-    loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
+    loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: FoundRuns
 ) -> list[tuple[str, ResolvedCandidate]]:
     open_ = {one.candidate.name: one.candidate for one in list_open(ordered, found)}
     return [(loaded.places[name], open_[name]) for name in loaded.selected if name in open_]
 
 
 def _make_all(
-    session: Session,
-    ordered: Sequence[RunRequest],
-    reader: Reader | None,
-    found: Sequence[Run | None],
-    *,
-    smoke: bool,
+    session: Session, ordered: list[RunRequest], reader: Reader | None, found: FoundRuns, *, smoke: bool
 ) -> list[Run]:
     reader = reader or Reader(session.store, session.tasks)
     done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
@@ -245,10 +224,9 @@ def _make_all(
         run, facts = attempt(session, reader, candidate, seed, stored)
         runs.append(run)
         line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
-        is_new = stored is None and run.state == "done"
-        items = (
-            describe_items(session.target, session.shown, reader.read(run, session.target)) if is_new else []
-        )
+        items = []
+        if stored is None and run.state == "done":
+            items = describe_items(session.target, session.shown, reader.read(run, session.target))
         show = session.progress.finish if seed == candidate.seeds[-1] else session.progress.show
         show(candidate.name, line, *items)
     evaluated = [one.candidate for one, run in zip(ordered, runs, strict=True) if run.state == "done"]
@@ -259,16 +237,14 @@ def _make_all(
 
 
 def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunRequest], runs: Runs) -> list[Run]:
-    """Time more requests to the best untrained candidate and the best fine-tune, one of which is shipped."""
-    # Requests to an endpoint cost money, so it is timed only if the number of concurrent requests is set.
+    # The best untrained candidate and the best fine-tune, one of which is shipped. Requests to an endpoint
+    # cost money, so it is timed only if the number of concurrent requests is set.
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
     fine_tune = strongest_run(facts)
     best = {best_untrained(facts), fine_tune.name if fine_tune else None}
-    candidates = [
-        one.candidate for one in ordered if session.experiment.concurrency or not one.candidate.is_remote
-    ]
-    named = {candidate.name: candidate for candidate in candidates if candidate.name in best}
+    asked = (one.candidate for one in ordered if one.candidate.name in best)
+    named = {one.name: one for one in asked if session.experiment.concurrency or not one.is_remote}
     timed = list(runs)
     for place, run in enumerate(runs):
         if run.candidate in named and run.state == "done":
@@ -296,11 +272,9 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
     judged = session.open_judge_of_pairs()
     if judged is None:
         return []
-    pairs = (
-        [(run, base) for run in runs]
-        if base
-        else pair_with_best(runs, describe_reached(session, reader, runs))
-    )
+    pairs = [(run, base) for run in runs if base]
+    if base is None:
+        pairs = pair_with_best(runs, describe_reached(session, reader, runs))
     task, examples = session.target.task, session.target.items.test
     rows = ((reader.cut(other, task), reader.cut(run, task)) for run, other in pairs)
     try:
@@ -308,3 +282,135 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
     except CandidateFailed as error:
         return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
     return []
+
+
+def report_stored(session: Session, selected: Iterable[str], needed: str = "") -> ExperimentReport:
+    """Report the stored runs of the selected candidates as they are written now; computes nothing.
+
+    With `needed`, which has to have a run, candidates without one are left out. Raises IncompatibleRuns if a
+    candidate has no stored run, or only runs of another recipe or other items.
+    """
+    wanted = in_order(session.candidates, selected)
+    found = find_stored_runs(session, wanted)
+    pairs = [(one.candidate.name, run) for one, run in zip(wanted, found, strict=True)]
+    if needed:
+        stored = {needed, *(name for name, run in pairs if run)}
+        pairs = [(name, run) for name, run in pairs if name in stored]
+    names = [name for name, run in pairs if run is None]
+    if names and (unknown := session.unknown_bases()):
+        never = f"{', '.join(unknown)} was never loaded on this machine, and a dry run loads no model"
+        raise IncompatibleRuns(
+            f"{session.store.folder}: unknown whether {', '.join(names)} is stored as written now: {never}; "
+            "expected a finished run; next: harness report, which loads it once"
+        )
+    if names:
+        kept = dict.fromkeys(name for name, _ in pairs if name not in names and not needed)
+        step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
+        raise IncompatibleRuns(
+            f"{session.store.folder}: found no run of {', '.join(names)} as written now; "
+            f"expected one of each candidate; next: {step}"
+        )
+    reader = Reader(session.store, session.tasks)
+    return judge_and_report(
+        session, reader, [outcome(session.target, reader, run) for _, run in pairs if run]
+    )
+
+
+def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
+    """Refuse more than 64 candidates without a yes."""
+    n = len(loaded.selected)
+    if n > 64 and not yes:
+        step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
+        raise UserError(Problem("candidates", f"{n} candidates", "at most 64, or a yes to more", step))
+
+
+def describe_stored(unknown_bases: Sequence[str], found: FoundRuns, missing_s: float) -> str:
+    """Describe how much of a dry run's plan is stored, and the time of the rest, or why it is unknown."""
+    if unknown_bases:
+        never = f"{', '.join(unknown_bases)} was never loaded on this machine, and a dry run loads no model"
+        return f"unknown whether any of it is stored: {never}"
+    n_done = sum(run is not None and run.state == "done" for run in found)
+    stored = f"{count(n_done)} of {count(len(found))} runs are stored already"
+    return f"{stored}; the others take about {seconds(missing_s)}" if 0 < n_done < len(found) else stored
+
+
+def workers_sentence(session: Session, selected: Iterable[str], found: FoundRuns, scope: Scope) -> str:
+    """Describe the steps that workers would get; empty without workers."""
+    policy = session.experiment.execution
+    if policy.executor == "in_process":
+        return ""
+    open_ = list_open(in_order(session.candidates, selected), found)
+    plan = make_plan(session, open_, policy.workers or 1, answers=not scope.fewer)
+    most = f", at most {count(policy.workers)} at once" if policy.workers else ""
+    return f"workers ({policy.executor}{most}) would get {plan}"
+
+
+# a
+def are_all_done(found: Iterable[Run | None]) -> bool:
+    """Tell whether all runs are finished, so that nothing will be computed."""
+    return all(run and run.state == "done" for run in found)
+
+
+def first_line(
+    experiment: Experiment, machine: Machine, n_candidates: int, whole_s: float | None, missing_s: float
+) -> str:
+    """Describe what runs where, and the time of the missing part and of the whole (None: all is stored)."""
+    beside = whole_s is not None and machine.device == "cpu" and spins_briefly()
+    notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if beside else ""]
+    said = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
+    n = pluralize(n_candidates, "candidate")
+    took = "all of it stored"
+    if whole_s is not None:
+        rest = f"about {seconds(missing_s)} for what is missing, " if missing_s < whole_s else ""
+        took = f"{rest}about {seconds(whole_s)} from nothing"
+    return (
+        f"{experiment.name}: {n} on {experiment.base_model}, {machine.name}, {machine.precision}{said}, "
+        f"{describe_speed(machine.gflops)}; {took}"
+    )
+
+
+class Power(NamedTuple):
+    """Margins that items probably cannot show, how to show them, and a note on power."""
+
+    warnings: tuple[str, ...]
+    advice: str
+    note: str
+
+
+def estimate_power(experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine) -> Power:
+    """Estimate what the items can show, for one of all fine-tunes; commands repeat `typed` options.
+
+    The note names a margin that cannot be shown, or how often an equal model passes a judged macro.
+    """
+    asked, held = {m.task.name: len(m.items.test) for m in suites}, {m.task.name: m.held for m in suites}
+    members = family_of(experiment).size
+    warn = partial(power_warnings, experiment.suites, policy=experiment.gate, n_members=members)
+    spare = list_spare_items(experiment, (), lambda task: held[task.name])
+    warnings, advice = warn(asked), advise_on_power(asked, spare, warn, typed).text
+    chance = chance_of_an_equal_model(experiment.suites, asked, experiment.gate, members)
+    note = warnings[0] if warnings else ""
+    if len(warnings) > 1:
+        note = f"power: {note} (and {len(warnings) - 1} more margins; --strict lists them all)"
+    elif members and chance is not None and not warnings:
+        among = f", as one of {members}," if members > 1 else ""
+        chance_shown = f"{100 * chance:.0f} % of the time"
+        note = f"power: a fine-tune that lost nothing{among} passes the macro {chance_shown}"
+    return Power(warnings, advice, note)
+
+
+def in_order(known: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[RunRequest]:
+    """List recipes and seeds: the bases' first, then trainings, then candidates that borrow weights.
+
+    A candidate comes after the one that it starts from, and one base after another, as one is in memory.
+    """
+    candidates = [known[name] for name in selected]
+    for candidate in candidates:
+        refuse_silent(candidate)
+    places: dict[str, int] = {}
+
+    def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
+        place = places.setdefault(candidate.served_base.weights_digest, len(places))
+        borrows = candidate.recipe.weights_of is not None
+        return candidate.method.seeded, borrows, len(candidate.lineage), place
+
+    return [RunRequest(one, seed) for one in sorted(candidates, key=key) for seed in one.seeds]

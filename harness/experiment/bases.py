@@ -5,7 +5,7 @@ Invariant: no weights are read or fetched; a fit rests on the configuration and 
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,16 +58,6 @@ def choose_quantization(
             problems.append(Problem(f"candidate {name}", found, expected, step))
     refuse(problems)
     return out
-
-
-def sentences(sources: Mapping[str, ModelSource]) -> list[str]:
-    """Name the bases that are measured as they are served."""
-    return [
-        f"{name} does not fit the GPUs here in 16 bits: the base itself is measured in "
-        f"{source.quantization.upper()}, as it is served"
-        for name, source in sources.items()
-        if source.quantization
-    ]
 
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers finds it
@@ -126,8 +116,7 @@ class BaseFit(NamedTuple):
 def examine_base(name: str, query: FitQuery) -> BaseFit:
     """Return which ways of using a base fit.
 
-    Raises:
-        UserError: there is no such model, it is gated, or its configuration does not say enough.
+    Raises UserError if there is no such model, it is gated, or its configuration does not say enough.
     """
     refuse(_unusable(query))
     folder = hub.unpack() if name in hub.NAMES else Path(name).expanduser()
@@ -153,26 +142,39 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = shapes.quantization_method(config)
     is_rough = shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted
-    notes = tuple(_notes(quantized, is_rough=is_rough))
-    uses = ways(shape, query, quantized)
+    notes, uses = list[str](), ways(shape, query, quantized)
+    if is_rough:
+        notes.append(
+            "some of its layers are experts or not attention, and PEFT could not count its adapters: figures"
+            " of LoRA and QLoRA are rough here: up to three times as many parameters may be trained"
+        )
+    if quantized:
+        notes.append(
+            f"its files are quantised ({quantized}), and take the memory of their headers; QLoRA and "
+            f"{_WHOLE} take a base in 16 bits"
+        )
+    notes += [shapes.UNPACKED[quantized]] if quantized in shapes.UNPACKED else []
+    proposed, n = tuple(_propose(uses, query.gpu_gb)), sum(counted.values())
+    return BaseFit(name, n, shape.active, shape, query, uses, tuple(notes), proposed)
+
+
+def _propose(uses: Sequence[BaseUse], gpu_gb: float) -> Iterator[str]:
     # The trainings to choose among on this card, each with the reason: QLoRA where LoRA does not fit.
     least = {way.name: way for way in sorted(uses, key=lambda way: -way.peak.total)}
     fits = {way.name: way for way in least.values() if any(w.fits for w in uses if w.name == way.name)}
-    proposed = list[str]()
     if lora := next((way for name, way in fits.items() if name.startswith("LoRA")), None):
         merged = "and merged it answers as fast as the base"
-        proposed.append(f"{lora.name}: from {lora.peak.total:.1f} GB, {merged}")
+        yield f"{lora.name}: from {lora.peak.total:.1f} GB, {merged}"
     elif qlora := next((way for name, way in fits.items() if name.startswith("QLoRA")), None):
         plain = min(way.peak.total for name, way in least.items() if name.startswith("LoRA"))
-        more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {query.gpu_gb:.4g}"
+        more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {gpu_gb:.4g}"
         on_nf4 = f"on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
-        proposed.append(f"{qlora.name}: {more}, {on_nf4}")
+        yield f"{qlora.name}: {more}, {on_nf4}"
     for method, other in _alternatives().items():
         if way := next((way for used, way in fits.items() if used.startswith(method)), None):
-            as_fast = "it answers as fast as the base"
-            proposed.append(f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; {as_fast}")
-    n_parameters = sum(counted.values())
-    return BaseFit(name, n_parameters, shape.active, shape, query, uses, notes, tuple(proposed))
+            yield (
+                f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
+            )
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
@@ -184,21 +186,6 @@ def _unusable(query: FitQuery) -> Iterator[Problem]:
     if query.gpus > query.batch:
         found = f"{query.gpus} cards, and {query.batch} rows of a batch"
         yield Problem("--gpus", found, "a row for each card, which share them", f"--batch {query.gpus}")
-
-
-def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
-    if is_rough:
-        yield (
-            "some of its layers are experts or not attention, and PEFT could not count its adapters: figures"
-            " of LoRA and QLoRA are rough here: up to three times as many parameters may be trained"
-        )
-    if quantized:
-        yield (
-            f"its files are quantised ({quantized}), and take the memory of their headers; QLoRA and "
-            f"{_WHOLE} take a base in 16 bits"
-        )
-    if quantized in shapes.UNPACKED:
-        yield shapes.UNPACKED[quantized]
 
 
 def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, ...]:
@@ -214,21 +201,21 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
             weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
         found.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
-    trainings = [_Training(name, of) for name, of in _forms("LoRA", shape, quantized)]
+    # Each with what it trains: a number of parameters, all of them (0), or an adapter as LoRA's.
+    lora = memory.lora_parameters(shape, RANK)
+    trainings = [_Training(name, of, lora) for name, of in _forms("LoRA", shape, quantized)]
     if not quantized:
-        trainings += [_Training("QLoRA", shape, "nf4"), _Training(_WHOLE, shape)]
+        trainings += [_Training("QLoRA", shape, lora, "nf4"), _Training(_WHOLE, shape)]
         trainings += [_Training(_WHOLE_IN_BF16, shape)] if query.precision != "fp16" else []
         for name, other in _alternatives().items():
             method = plugins.method(name)
             n_part = method.adapter.n_parameters(shape, method.params(**other.params))
-            trainings.append(_Training(" ".join([name, *other.params.values()]), shape, n_part=n_part))
+            trainings.append(_Training(" ".join([name, *other.params.values()]), shape, n_part))
     for training in trainings:
         # Stages of ZeRO at which cards can share it; only FSDP shards a four-bit base.
         stages = (0,) if query.gpus == 1 else (0, 3) if training.quantization else (0, 2, 3)
         for stage, checkpointing in product(stages, (True, False)):
-            found.append(
-                _estimate_training(training._replace(checkpointing=checkpointing, stage=stage), query)
-            )
+            found.append(_estimate_training(training, query, stage, checkpointing=checkpointing))
     return tuple(found)
 
 
@@ -238,19 +225,10 @@ def _alternatives() -> dict[str, MethodAlternative]:
 
 
 class _Training(NamedTuple):
-    """Way to train a base; `n_part` is the number of parameters of a method other than LoRA, else 0."""
-
     name: str
     shape: Shape
+    n_adapter: float = 0
     quantization: str = ""
-    checkpointing: bool = False
-    stage: int = 0
-    n_part: int = 0
-
-    @property
-    def n_adapter(self) -> float:
-        whole = self.name.startswith(_WHOLE)
-        return 0 if whole else self.n_part or memory.lora_parameters(self.shape, RANK)
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
@@ -261,32 +239,32 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
-def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
-    cards, hour = query.gpus, query.hour_usd
+def _estimate_training(one: _Training, query: FitQuery, stage: int, *, checkpointing: bool) -> BaseUse:
+    (name, shape, n_adapter, quantization), cards, hour = one, query.gpus, query.hour_usd
     peak = memory.training_peak(
-        one.shape,
-        one.n_adapter or one.shape.n_parameters,
+        shape,
+        n_adapter or shape.n_parameters,
         math.ceil(query.batch / cards) * query.length,
         query.precision,
-        quantization=one.quantization,
-        checkpointing=one.checkpointing,
+        quantization=quantization,
+        checkpointing=checkpointing,
         in_tiles=True,
-        trained_in="bf16" if one.name == _WHOLE_IN_BF16 else "fp32",
-        shards=cards if one.stage else 1,
-        zero_stage=one.stage,
+        trained_in="bf16" if name == _WHOLE_IN_BF16 else "fp32",
+        shards=cards if stage else 1,
+        zero_stage=stage,
     )
-    why_not, in_experts = "", one.shape.in_experts / one.shape.n_parameters
-    if one.quantization and in_experts > memory.MOST_IN_EXPERTS:
+    why_not, in_experts = "", shape.in_experts / shape.n_parameters
+    if quantization and in_experts > memory.MOST_IN_EXPERTS:
         why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
-    time_s, n_active = None, one.shape.active
+    time_s = cost = None
     if query.tokens and query.tflops:  # its start, and its operations at the share that trainings reach
-        start_s = costs.start_s(one.shape.n_parameters * memory.BYTES[query.precision], "cuda")
-        flops = memory.training_flops(n_active, query.tokens, one.n_adapter, checkpointing=one.checkpointing)
+        start_s = costs.start_s(shape.n_parameters * memory.BYTES[query.precision], "cuda")
+        flops = memory.training_flops(shape.active, query.tokens, n_adapter, checkpointing=checkpointing)
         time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
-    cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
+        cost = None if hour is None else costs.price_usd(cards * time_s, "cuda", hour)
     fits = not why_not and peak.total <= query.gpu_gb
-    shared = _SHARED[one.stage].partition(" or ")[0] if one.quantization else _SHARED[one.stage]
-    return BaseUse(one.name + shared, peak, fits, one.checkpointing, time_s, cost, why_not)
+    shared = _SHARED[stage].partition(" or ")[0] if quantization else _SHARED[stage]
+    return BaseUse(name + shared, peak, fits, checkpointing, time_s, cost, why_not)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -321,9 +299,14 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
         yield Problem(where, found, expected, f"{step}: the model learns from the answer alone, as usual")
 
 
-def thinking_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
-    """Yield the bases whose chat template has a thinking mode that is not set."""
+def base_remarks(sources: Mapping[str, ModelSource]) -> Iterator[str]:
+    """Yield the bases that are measured as they are served, or whose template's thinking mode is not set."""
     for name, source in sources.items():
+        if source.quantization:
+            yield (
+                f"{name} does not fit the GPUs here in 16 bits: the base itself is measured in "
+                f"{source.quantization.upper()}, as it is served"
+            )
         undecided = not hub.is_packed(source) and not source.switches
         if undecided and _THINKING in hub.chat_template(source):
             yield (

@@ -4,11 +4,12 @@ Invariant: everything is found before a model is loaded.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from harness import plugins
 from harness.cache import memo
@@ -21,10 +22,9 @@ from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import trials
 from harness.experiment.bases import marker_problems, quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
-from harness.experiment.validation_scores import scoring_problems
+from harness.experiment.trials import search_problems
 from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import ModelSource, architecture_difference, chat_template, is_packed, load_tokenizer
@@ -34,52 +34,33 @@ from harness.provenance import versions_of
 from harness.records import Message, digest, read_object
 from harness.regularizers import layer_problems
 from harness.report import trackers
-from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
+from harness.spec import AcceleratePolicy, Experiment, Recipe
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
 def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     """Refuse candidates whose weights cannot be made or opened here."""
     problems = [*trackers.problems(loaded.experiment.report_to)]
-    known, selected = session.candidates, loaded.selected
+    known, selected, experiment = session.candidates, loaded.selected, session.experiment
     needed = [known[name] for name in add_lineage(selected, known)]
-    policy = session.experiment.training.accelerate
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
-        checks = plugins.method(recipe.method).checks
         if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
             recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
-        problems += checks.problems(recipe, candidate.base, where)
-        if (
-            any(base.quantization for base in (candidate.served_base, candidate.trained_base))
-            and find_spec("bitsandbytes") is None
-        ):
-            found = "a quantised base, and no package bitsandbytes"
-            step = "pip install 'harness-evals[qlora]', or leave the candidate out"
-            problems.append(Problem(where, found, "the package that quantises", step))
+        problems += plugins.method(recipe.method).checks.problems(recipe, candidate.base, where)
         problems += quantization_problems(candidate)
-        problems += _name_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
-        problems += _refuse_other_weights(session.source, candidate)
-        items = session.training_data(candidate.source).items
-        problems += _unusable_rows(session.target.task, items, candidate)
-        problems += _check_prompt_use(session.target, candidate)
-        problems += [*_init_problems(candidate), *_merge_problems(candidate)]
+        problems += _base_problems(session.source, candidate)
+        problems += _row_problems(session.target, session.training_data(candidate.source).items, candidate)
+        problems += _training_problems(candidate)
         context = session.mix_context(candidate.recipe, session.first_seed)
-        problems += [*regularization_problems(candidate.recipe, context), *_layer_problems(candidate)]
-        problems += [
-            *scoring_problems(session.suites, session.first_seed, candidate),
-            *trials.search_problems(candidate),
-        ]
-        problems += check_sharing(policy, candidate)
+        problems += regularization_problems(candidate.recipe, context)
+        problems += search_problems(session.suites, session.first_seed, candidate)
+        problems += check_sharing(experiment.training.accelerate, candidate)
     problems += _find_unwritable_rows((*session.tasks, *session.training.values()), needed)
-    problems += check_gpus(session.experiment, session.machine.device)
-    problems += engine_problems(session.experiment, [known[name] for name in selected], needed)
-    for name in selected:
-        problems += _check_merging(session.experiment.engine, known[name])
-    problems += endpoint_problems(
-        session.experiment, [(loaded.places[name], known[name]) for name in selected]
-    )
+    problems += check_gpus(experiment, session.machine.device)
+    problems += _engine_problems(experiment, [known[name] for name in selected], needed)
+    problems += _endpoint_problems(experiment, [(loaded.places[name], known[name]) for name in selected])
     # File and line go before the candidate that a problem names.
     places = {f"candidate {name}": place for name, place in loaded.places.items()}
     named = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
@@ -88,56 +69,43 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     )
 
 
-def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    if (
-        candidate.recipe.weights_of
-        or candidate.init
-        or is_packed(candidate.base)
-        or not candidate.method.trains
-    ):
+def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    source, where = candidate.source, f"candidate {candidate.name}"
+    if candidate.recipe.weights_of:
         return
-    for trial in candidate.trials:
-        params = trial.method.params(**trial.source.params)
-        if getattr(params, "encoder", None):
-            continue  # of another model than the base
-        if found := unknown_names(params, candidate.base, f"candidate {candidate.name}"):
-            yield from found
-            return
+    if candidate.method.trains and not candidate.init and not is_packed(candidate.base):
+        of_trials = (trial.method.params(**trial.source.params) for trial in candidate.trials)
+        on_base = (params for params in of_trials if not getattr(params, "encoder", None))
+        yield from next(filter(None, (unknown_names(one, candidate.base, where) for one in on_base)), ())
+    if candidate.init:
+        params, adapter = candidate.method.params(**source.params), find_adapter_config(candidate)
+        init = plugins.InitWeights(candidate.init.source, adapter)
+        yield from candidate.method.checks.of_init(params, init, where)
+        known = plugins.penalties(candidate.method, source.params)
+        able = [name for name in known if not plugins.refuses(name, adapter)]
+        for name in source.regularize:
+            if found := plugins.refuses(name, adapter):
+                step = f"remove {name}" + (f", or take {' or '.join(able)}" if able else "")
+                expected = "an adapter that is added to weight matrices"
+                yield Problem(where, f"{name} with {found}", expected, step)
+    if source.regularize:
+        with suppress(UserError):  # said by the method
+            shape = hub.shape(encoder_of(source.params.get("encoder"), candidate.base))
+            n_layers = shape.n_layers if shape else 0
+            for found in layer_problems(source.regularize, n_layers) if shape else ():
+                expected, step = f"at most {n_layers - 1} of them", "a smaller number in regularize"
+                yield Problem(where, found, expected, step)
 
 
-def _init_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    if candidate.init is None or candidate.recipe.weights_of:
-        return
-    where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
-    params = candidate.method.params(**candidate.source.params)
-    init = plugins.InitWeights(candidate.init.source, adapter)
-    yield from candidate.method.checks.of_init(params, init, where)
-    known = plugins.penalties(candidate.method, candidate.source.params)
-    able = [name for name in known if not plugins.refuses(name, adapter)]
-    for name in candidate.source.regularize:
-        if found := plugins.refuses(name, adapter):
-            step = f"remove {name}" + (f", or take {' or '.join(able)}" if able else "")
-            yield Problem(where, f"{name} with {found}", "an adapter that is added to weight matrices", step)
-
-
-def _layer_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    source = candidate.source
-    if not source.regularize or candidate.recipe.weights_of:
-        return
-    try:
-        read = encoder_of(source.params.get("encoder"), candidate.base)
-    except UserError:
-        return  # said by the method
-    if (shape := hub.shape(read)) is None:
-        return
-    for found in layer_problems(source.regularize, shape.n_layers):
-        expected, step = f"at most {shape.n_layers - 1} of them", "a smaller number in regularize"
-        yield Problem(f"candidate {candidate.name}", found, expected, step)
-
-
-def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    where, bases = f"candidate {candidate.name}", {one.name: one.served_base for one in candidate.merges}
-    if len({base.weights_digest for base in bases.values()}) > 1:
+def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    where, own, recipe = f"candidate {candidate.name}", candidate.base, candidate.recipe
+    is_quantized = any(one.quantization for one in (candidate.served_base, candidate.trained_base))
+    if is_quantized and find_spec("bitsandbytes") is None:
+        step = "pip install 'harness-evals[qlora]', or leave the candidate out"
+        found = "a quantised base, and no package bitsandbytes"
+        yield Problem(where, found, "the package that quantises", step)
+    bases = {one.name: one.served_base for one in candidate.merges}
+    if len({one.weights_digest for one in bases.values()}) > 1:
         named = (
             f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
         )
@@ -146,67 +114,54 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     elif bases:
         adapters = {one.name: find_adapter_config(one) for one in candidate.merges}
         yield from candidate.method.checks.of_merges(candidate.source, adapters, where)
-
-
-def _refuse_other_weights(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    own, recipe = candidate.base, candidate.recipe
     if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
         return
     if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
         return
     found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
     step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
-    yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
+    yield Problem(where, found, "what these weights are here", step)
 
 
-def _unusable_rows(task: Task, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    written, method, name = candidate.recipe.reward, candidate.method, candidate.recipe.method
-    where, pairs = f"candidate {candidate.name}", items.pairs
-    if written is not None and candidate.reward is None:
+def _row_problems(target: MeasuredTask, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    recipe, where, base = candidate.recipe, f"candidate {candidate.name}", candidate.base
+    written, judge, pairs, task = recipe.reward, candidate.reward, items.pairs, target.task
+    if written is not None and judge is None:
         yield from reward_problems(written, task, items.train, f"{where}: reward")
-    elif (
-        written
-        and candidate.reward
-        and candidate.reward.base.template_digest != candidate.base.template_digest
-    ):
-        found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
-        step = f"base_model: {candidate.base.name} on {written}"
-        yield Problem(f"{where}: reward", found, f"the tokenizer of {candidate.base.name}", step)
-    if method.draws_from != "pairs" or candidate.recipe.weights_of:
-        return
-    thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
-    if thumbs and not method.unpaired:
-        found = f"{name}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
-        able = " or ".join(plugins.methods(unpaired=True))
-        yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {able}")
-    elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
-        found, expected = f"{name}, and thumbs that all point one way", "thumbs up and thumbs down"
-        yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
-
-
-def _check_prompt_use(target: MeasuredTask, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    recipe, task, items = candidate.recipe, target.task, target.items
-    evaluated, ranks = [*items.validation, *items.test], "rank" in _answers_tried(candidate.recipe)
+    elif written and judge and judge.base.template_digest != base.template_digest:
+        found = f"{written}, a reward model on {judge.base.name}, whose tokenizer is another"
+        expected, step = f"the tokenizer of {base.name}", f"base_model: {base.name} on {written}"
+        yield Problem(f"{where}: reward", found, expected, step)
+    if candidate.method.draws_from == "pairs" and not recipe.weights_of:
+        thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
+        if thumbs and not candidate.method.unpaired:
+            found = f"{recipe.method}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
+            able = " or ".join(plugins.methods(unpaired=True))
+            yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {able}")
+        elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
+            found = f"{recipe.method}, and thumbs that all point one way"
+            step = "add rows of the other kind, with label: true or false"
+            yield Problem(where, found, "thumbs up and thumbs down", step)
+    evaluated, ranks = [*target.items.validation, *target.items.test], "rank" in _answers_tried(recipe)
     if ranks and task.kind == "generate" and not any(example.choices for example in evaluated):
         found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
-        step = f"labels: [..] in {task.name}, or answer: generate"
-        yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
-    needing = [] if set(recipe.prompting) <= {"zero_shot"} else ["prompting"]
-    needing += ["answer: rank"] if ranks else []
+        yield Problem(where, found, "labels to rank", f"labels: [..] in {task.name}, or answer: generate")
+    needing = ["prompting"] * (not set(recipe.prompting) <= {"zero_shot"}) + ["answer: rank"] * ranks
     if needing and task.kind == "bits_per_byte":
         found = f"{' and '.join(needing)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
         step = "leave it out, or give the rows prompts and answers"
-        yield Problem(f"candidate {candidate.name}", found, "a target of kind generate or choice", step)
+        yield Problem(where, found, "a target of kind generate or choice", step)
 
 
 def _answers_tried(recipe: Recipe) -> list[Any]:
     return [recipe.answer, *recipe.tried.get("answer", ())]
 
 
-def engine_problems(
+def _engine_problems(
     experiment: Experiment, selected: Iterable[ResolvedCandidate], needed: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
+    for candidate in selected:
+        yield from _check_merging(experiment.engine, candidate)
     if experiment.engine == "transformers":
         return
     yield from vllm.problems(experiment.vllm)
@@ -223,17 +178,20 @@ def engine_problems(
             yield Problem(where, found, "an adapter or a whole model", vllm.OTHERWISE)
     # What vLLM does not compute of an adapter, or leaves out without a word.
     for candidate in needed:
-        where, adapters = (
-            f"candidate {candidate.name}",
-            [read_recipe_config(trial.source) for trial in candidate.trials],
-        )
-        beside = [_describe_unmergeable(adapter) or _describe_beside(adapter) for adapter in adapters]
+        where, beside = f"candidate {candidate.name}", list[str]()
+        adapters = [read_recipe_config(trial.source) for trial in candidate.trials]
+        for adapter in adapters:
+            # vLLM scales every layer by lora_alpha / r.
+            patterns = (f"with {name}" for name in ("rank_pattern", "alpha_pattern") if adapter.get(name))
+            more = describe_beside_low_rank(adapter)
+            named = f"with {more}" if more else next(patterns, "")
+            beside.append(_describe_unmergeable(adapter) or named)
         rank = max(adapter.get("r", 0) for adapter in adapters)
         if any(adapter.get("use_dora") for adapter in adapters):
             found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
             yield Problem(where, found, "a plain low-rank adapter", step)
-        elif named := next(filter(None, beside), ""):
-            found = f"an adapter {named}, and engine: vllm"
+        elif any(beside):
+            found = f"an adapter {next(filter(None, beside))}, and engine: vllm"
             yield Problem(where, found, "low-rank matrices alone, of one rank and scale", vllm.OTHERWISE)
         elif rank > vllm.MAX_RANK:
             found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
@@ -259,18 +217,10 @@ def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Proble
 
 
 def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
-    """Name the part of an adapter that cannot be merged (see `merge_layers`); empty if unknown."""
+    # The part of an adapter that cannot be merged (see `merge_layers`); empty if unknown.
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
         return f"of the family {family}"
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
-
-
-def _describe_beside(adapter: Mapping[str, Any]) -> str:
-    """Name what an adapter has besides low-rank matrices of one rank and scale; empty if nothing."""
-    # vLLM scales every layer by lora_alpha / r.
-    patterns = (name for name in ("rank_pattern", "alpha_pattern") if adapter.get(name))
-    beside = describe_beside_low_rank(adapter) or next(patterns, "")
-    return f"with {beside}" if beside else ""
 
 
 Placed = Sequence[tuple[str, ResolvedCandidate]]  # where each candidate is written, and the candidate
@@ -292,8 +242,7 @@ def sensitive_endpoints(experiment: Experiment, placed: Placed) -> Iterator[Prob
             yield from sensitive_problems(experiment, _settings(candidate), candidate.name, where, step)
 
 
-def endpoint_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
-    """Yield what no server could answer of candidates."""
+def _endpoint_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
     for where, candidate in placed:
         if not candidate.is_remote:
             continue
@@ -336,11 +285,8 @@ def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> lis
             expected = "an optimiser of torch's, which shards can have"
             problems.append(Problem(where, found, expected, "optim: adamw_torch"))
         if quantization and (quantization, shards) != ("nf4", "FSDP"):
-            found, expected = (
-                f"a base in {quantization}, and {kind}",
-                "nf4 by FSDP, which shards its four bits",
-            )
-            problems.append(Problem(where, found, f"{expected} as floats", whole))
+            expected = "nf4 by FSDP, which shards its four bits as floats"
+            problems.append(Problem(where, f"a base in {quantization}, and {kind}", expected, whole))
         if trial.method.draws_from == "pairs":
             found = f"{trial.source.method}, which reads its reference before weights are sharded, and {kind}"
             problems.append(Problem(where, found, "one of the two", whole))
@@ -389,20 +335,10 @@ def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
     return read_object(Path(recipe.path) / CONFIG)
 
 
-_NO_ROW = "a row that its chat template writes"
-
-
-class _Row(NamedTuple):
-    """Conversation of a row, and the row's place."""
-
-    messages: Sequence[Message]
-    where: str
-
-
 def _find_unwritable_rows(
     tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
+    # The rows that the chat template of a candidate's base does not write, at most ten of a file.
     bases = {
         base
         for one in candidates
@@ -410,14 +346,13 @@ def _find_unwritable_rows(
         for base in (one.base, one.trained_base)
         if not is_packed(base) and chat_template(base)
     }
-    rows = [row for measured in tasks for row in _list_rows(measured)]
-    texts = [list(row.messages) for row in rows]
-    texts_digest = digest(texts) if bases else ""
+    rows = [row for measured in tasks for row in _list_conversations(measured)] if bases else []
+    texts_digest, expected = digest([messages for messages, _ in rows]), "a row that its chat template writes"
 
     def try_rows(base: ModelSource) -> dict[str, str]:
         # What went wrong, by the place of the row.
         tokenizer, found = load_tokenizer(base), dict[str, str]()
-        for place, messages in enumerate(texts):
+        for place, (messages, _) in enumerate(rows):
             try:
                 if role := find_left_out(tokenizer, messages):
                     found[str(place)] = f"a turn of {role!r} that the chat template leaves out"
@@ -430,19 +365,20 @@ def _find_unwritable_rows(
         reasons = memo("unwritable_rows", key, partial(try_rows, base))
         if len(reasons) == len(rows):  # of all of them once
             step = "correct its chat template, choose another base, or set chat_template: false on the tasks"
-            yield Problem(f"base_model {base.name}", next(iter(reasons.values())), _NO_ROW, step)
+            yield Problem(f"base_model {base.name}", next(iter(reasons.values())), expected, step)
             continue
         by_file: dict[str, list[Problem]] = {}
+        step = "change its turns to such as the template takes, remove the row, or choose another base"
         for place, reason in reasons.items():
-            where = rows[int(place)].where
-            step = "change its turns to such as the template takes, remove the row, or choose another base"
-            problem = Problem(where, f"{reason}, {base.name}'s", _NO_ROW, step)
+            where = rows[int(place)][1]
+            problem = Problem(where, f"{reason}, {base.name}'s", expected, step)
             by_file.setdefault(readers.file_of(where), []).append(problem)
         for file, problems in by_file.items():
             yield from cap_problems(problems, file, "rows that the chat template does not write")
 
 
-def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
+def _list_conversations(measured: MeasuredTask) -> Iterator[tuple[list[Message], str]]:
+    # Each with its place.
     task = measured.task
     if not task.chat_template or task.lm_eval or task.kind == "bits_per_byte":
         return
@@ -451,4 +387,4 @@ def _list_rows(measured: MeasuredTask) -> Iterator[_Row]:
     for part in get_args(PartName):
         for example, where, _ in measured.items.list_sourced(part):
             sampled = step(example) if part == "test" else example
-            yield _Row(wrap_prompt(sampled, task.system, None).messages, where)
+            yield list(wrap_prompt(sampled, task.system, None).messages), where

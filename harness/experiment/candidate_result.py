@@ -3,7 +3,7 @@
 Invariant: an error in one run is recorded as its failure and stops no other run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -14,22 +14,41 @@ import numpy as np
 from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
-from harness.analysis.candidate_facts import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, facts_of_run
+from harness.analysis.candidate_facts import (
+    BaseSize,
+    CandidateFacts,
+    UnderLoad,
+    UnreadAnswers,
+    facts_of_run,
+    judged_run,
+)
 from harness.analysis.comparison import estimate
 from harness.analysis.economics import index_usd_per_1k
-from harness.data import Split
-from harness.errors import CandidateFailed, UserError, one_line
+from harness.analysis.target_scores import LearningCurve, TrainingSize, learning_curve
+from harness.data import Split, part_of
+from harness.errors import CandidateFailed, HarnessError, Problem, UserError, one_line
 from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
-from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import score_answered
-from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_id, target_sets
+from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_id, target_sets, total_work
 from harness.evaluation.runner import answer
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.run_candidate import make_run
-from harness.experiment.stored_rows import EdgeCases, Reader, Rows, is_cross_validated, is_measured
-from harness.experiment.validation_scores import digest_prompts
+from harness.experiment.run_candidate import find_stored_runs, make_run
+from harness.experiment.stored_rows import (
+    EdgeCases,
+    Facts,
+    Reader,
+    Rows,
+    Runs,
+    is_cross_validated,
+    is_measured,
+    refuse_folds,
+)
+from harness.experiment.training_fit import fit_work
+from harness.experiment.trials import digest_prompts
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores
 from harness.models import is_private
@@ -41,19 +60,15 @@ from harness.report import first_result_line
 from harness.report.escape import clean
 from harness.spec import Recipe, TokenPrices
 
-_N_ITEMS = 3
-
 
 def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
     """Evaluate the first untrained candidate on the target's test before the suites of its base."""
     for request in ordered:
         # The base as published, without judge, folds or draws.
-        candidate = request.candidate
-        own = candidate.given == candidate.served_base == session.source
-        waits = (
-            candidate.recipe.sampling or session.target.judged or is_cross_validated(session.folds, candidate)
-        )
-        if own and not candidate.is_remote and not waits:
+        candidate, folds = request.candidate, session.folds
+        own = candidate.given == candidate.served_base == session.source and not candidate.is_remote
+        waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(folds, candidate)
+        if own and not waits:
             break
     else:
         return
@@ -70,12 +85,8 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
         answered = rows.read(session.store)
         if all(row.status == "error" for row in answered):
             return
-        score_line = first_result_line(
-            candidate.name,
-            estimate(session.target.primary, answered),
-            session.target.task.primary_metric,
-            smoke=smoke,
-        )
+        reached, metric = estimate(session.target.primary, answered), session.target.task.primary_metric
+        score_line = first_result_line(candidate.name, reached, metric, smoke=smoke)
         items = describe_items(session.target, session.shown, answered)
         session.progress.show(candidate.name, score_line, *items)
     except UserError:
@@ -91,7 +102,7 @@ def describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[S
     shown.append(target.task.name)
     prompts = {example.id: example.prompt for example in target.examples("test")}
     lines, metric = [], target.primary
-    for row in [row for row in test_rows if row.status != "error"][:_N_ITEMS]:
+    for row in [row for row in test_rows if row.status != "error"][:3]:
         reference = quote(clean(row.references[0])) if row.references else UNKNOWN
         ends, parts = extremes(metric, row.references), row.parts[metric.name]
         if parts is None:
@@ -110,8 +121,7 @@ def attempt(
 ) -> tuple[Run, CandidateFacts]:
     """Make the missing parts of a run; its errors, here or at a worker, are recorded.
 
-    Raises:
-        UserError: no run can be made at all, for example because the disk is full.
+    Raises UserError if no run can be made at all, for example because the disk is full.
     """
     if seed == candidate.seeds[0]:
         session.checked_judges.clear()  # a judge may be another by now
@@ -141,21 +151,16 @@ def attempt(
 
 def outcome(target: MeasuredTask, reader: Reader, run: Run) -> Run:
     """Return a stored run as `compare` ended with it: failed if none of its test rows could be scored."""
-    if run.state == "failed":
-        return run
     try:
-        _refuse_unanswered(reader.read(run, target))
+        if run.state != "failed":
+            _refuse_unanswered(reader.read(run, target))
     except CandidateFailed as error:
         return replace(run, state="failed", rows={}, error=one_line(error))
     return run
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    """Return the facts of one run before it is compared; the reader caches them.
-
-    Raises:
-        CandidateFailed: every test row is an error.
-    """
+    """Return the facts of one run before it is compared; raises CandidateFailed if no test row has one."""
     known, facts = reader.facts.get(run.run_id, (None, None))
     if facts is None or known is not run:
         facts = facts_of_run(run) if run.state == "failed" else _Measured(session, reader, run).facts()
@@ -164,8 +169,6 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
 
 
 class _Measured(NamedTuple):
-    """A finished run, and what reads its rows."""
-
     session: Session
     reader: Reader
     run: Run
@@ -195,11 +198,13 @@ class _Measured(NamedTuple):
             disturbed = disturbed | {"cost_per_1k_usd": by_time}  # other work disturbed the time
         recalls = [r.recall for r in test if r.recall is not None]
         retrieves = any(hasattr(plugins.load("prompting", name), "passages") for name in recipe.prompting)
+        of_slices, metrics = rows_by_slice(test, self.reader.edge_cases), session.target.metrics
+        n_train, n_taught = self.count_rows()
         return replace(
             mark_recipe(facts, recipe, session.experiment.candidates),
             slices={
-                name: comparison.estimate(metric, rows)
-                for name, rows in rows_by_slice(test, self.reader.edge_cases).items()
+                name: estimate(metric, rows)
+                for name, rows in of_slices.items()
                 if comparison.is_comparable(metric, rows, rows)
             },
             cost_per_1k_usd=cost,
@@ -208,26 +213,22 @@ class _Measured(NamedTuple):
             measured_on="its server, over HTTP" if self.is_remote else run.provenance.get("device") or "",
             training_cost_usd=self.price(run.training.total_s),
             rows_cost_usd=rows_cost_usd(self.candidate, session.training_data),
-            n_train=self.n_train(),
-            n_taught=self.n_taught(),
+            n_train=n_train,
+            n_taught=n_taught,
             base=self.base_size(),
             recall=fmean(recalls) if recalls else None,
             retrieval=self.retrieval_use(),
-            citations={
-                name: comparison.estimate(of, test)
-                for name, of in session.target.metrics.items()
-                if name.startswith("citation_")
-            },
+            citations={n: estimate(of, test) for n, of in metrics.items() if n.startswith("citation_")},
             settings=self.settings(),
-            several=several_answers(metric, test, self.reader.read_drawn(run, session.target)),
+            several=several_answers(metric, test, self.reader.drawn(run, f"{session.target.task.name}/test")),
             training=run.training,
             parity=run.parity,
             is_instructed=has_instruction(session.target.task, recipe, [*items.validation, *items.test]),
         )
 
     def settings(self) -> tuple[str, ...]:
-        """Name the settings that validation chose from: trials of the run's sweep or search, else itself."""
-        # Weights chosen by another candidate's sweep are not trials of this one.
+        # Those that validation chose from: trials of the run's sweep or search, else itself. Weights chosen
+        # by another candidate's sweep are not trials of this one.
         run, recipe = self.run, self.candidate.recipe
         if run.training.sweep and not recipe.weights_of:
             how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
@@ -258,8 +259,7 @@ class _Measured(NamedTuple):
         # Several answers are averaged only if none of them is chosen.
         decoding = self.candidate.recipe.sampling
         is_mean = decoding is not None and decoding.choose == "first"
-        drawn = self.reader.read_drawn(self.run, target) if is_mean else {}
-        if drawn:
+        if drawn := self.reader.drawn(self.run, f"{target.task.name}/test") if is_mean else {}:
             test = list_each_answer(test, drawn)
             examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
         parts = {row.example_id: row.parts[metric.name] for row in test}
@@ -282,26 +282,20 @@ class _Measured(NamedTuple):
         busy_s = _compute_s(self.run, test)
         return None if self.is_remote or busy_s is None else self.price(1000 * busy_s)
 
-    def n_train(self) -> int:
-        # A row that a mixture drew several times is one: it was labelled once.
-        # 0 for adapters made elsewhere and endpoints, whose data are unknown.
-        candidate, training = self.candidate, self.run.training
+    def count_rows(self) -> tuple[int, int]:
+        # Of the training, and of a teacher. A row that a mixture drew several times is one: it was labelled
+        # once. 0 for adapters made elsewhere and endpoints, whose data are unknown.
+        candidate, training, data = self.candidate, self.run.training, self.session.training_data
         if self.is_remote or plugins.method(self.run.method).made_elsewhere:
-            return 0
+            return 0, 0
+        own, init = candidate.source, candidate.init.source if candidate.init else None
         if training.n_pairs is None:
-            return n_rows(self.session.training_data(candidate.source), candidate.source)
-        if training.init_wall_s is None or (candidate.choosers and candidate.init is None):
-            return training.n_pairs
-        behind = candidate.init.source if candidate.init else Recipe()
-        return training.n_pairs + n_rows(self.session.training_data(behind), behind)
-
-    def n_taught(self) -> int:
-        candidate = self.candidate
-        if self.is_remote or plugins.method(self.run.method).made_elsewhere:
-            return 0
-        own = self.run.training.n_pairs is None
-        made_by = candidate.source if own else candidate.init.source if candidate.init else None
-        return n_taught_rows(self.session.training_data(made_by), made_by) if made_by else 0
+            return n_rows(data(own), own), n_taught_rows(data(own), own)
+        taught = n_taught_rows(data(init), init) if init else 0
+        if training.init_wall_s is None or (candidate.choosers and init is None):
+            return training.n_pairs, taught
+        behind = init or Recipe()
+        return training.n_pairs + n_rows(data(behind), behind), taught
 
 
 def rows_by_slice(rows: Sequence[SampleResult], edge_cases: EdgeCases) -> dict[str, Rows]:
@@ -331,15 +325,13 @@ def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Rec
 def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
     """Return the facts of a finished run on the target, scores and speed, by which recipes are chosen.
 
-    Raises:
-        CandidateFailed: every test row is an error.
+    Raises CandidateFailed if every test row is an error.
     """
     _refuse_unanswered(test)
     busy_s, timed, facts = _compute_s(run, test), run.latency, facts_of_run(run)
-    disturbed = dict(facts.disturbed)
+    disturbed, under_load, prompt = dict(facts.disturbed), None, fmean(r.n_prompt_tokens for r in test)
     if timed.get("compute_contended") and timed.get("compute_s"):
         disturbed["requests_per_s"] = 1 / timed["compute_s"]
-    under_load = None
     if "at_once" in timed and not timed.get("at_once_contended"):
         under_load = UnderLoad(
             n=round(timed["at_once"]),
@@ -348,13 +340,18 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
             first_token_p95_s=timed.get("first_token_at_once_p95_s"),
             first_token_alone_s=timed.get("first_token_s"),
         )
+    # None of a classifier, which no provider sells by the token, and of a server that counts none.
+    tokens = None
+    if plugins.method(run.method).makes_language_model and prompt:
+        shared = min(prompt, timed.get("shared_prompt_tokens", 0.0))
+        tokens = TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
     cut = [row.n_output_tokens for row in test if row.status == "truncated"]
     unparsable = sum(row.status == "unparsable" for row in test)
     return replace(
         facts,
-        target=comparison.estimate(metric, test),
-        validation=comparison.estimate(metric, validation).score,
-        tokens=_tokens(run, test),
+        target=estimate(metric, test),
+        validation=estimate(metric, validation).score,
+        tokens=tokens,
         requests_per_s=1 / busy_s if busy_s else None,
         under_load=under_load,
         disturbed=disturbed,
@@ -363,17 +360,102 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
 
 
 def _compute_s(run: Run, test: Rows) -> float | None:
-    """Return the seconds per request in a batch, with prompting; None if other work disturbed that."""
-    # Of runs before that was noticed it is the mean of all rows.
+    # Per request in a batch, with prompting; None if other work disturbed it. Of runs before that was noticed
+    # it is the mean of all rows.
     if run.latency.get("compute_contended"):
         return None
     return run.latency.get("compute_s", fmean(r.compute_s for r in test)) + run.latency.get("prompting_s", 0)
 
 
-def _tokens(run: Run, test: Rows) -> TokenCounts | None:
-    # None of a classifier, which no provider sells by the token, and of a server that counts none.
-    prompt = fmean(r.n_prompt_tokens for r in test)
-    if not plugins.method(run.method).makes_language_model or not prompt:
+SHARES = (0.125, 0.25, 0.5)
+_LEAST = 8  # rows in the smallest part
+
+
+def plan_curve(session: Session, selected: Iterable[str]) -> Work:
+    """Estimate the longest learning curve, as validation chooses among them; refuse if none is possible."""
+    refuse_folds(session.folds, "--learning-curve", "where a part of all rows would be tested on itself")
+    trained = [one for name in selected if (one := session.candidates[name]).method.trains]
+    if not trained:
+        expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
+        raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))
+    if (n_most := max(_n_rows(session, one.name) for one in trained)) < _LEAST / SHARES[0]:
+        expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
+        raise UserError(Problem("--learning-curve", f"{n_most} training rows", expected, "leave it out"))
+    works, n = [], len(SHARES)
+    for candidate in trained:
+        trains = fit_work(session, candidate.source, session.first_seed)
+        evaluation = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
+        once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
+        works.append(times(evaluation, n) + once + Work(opened=n, runs=n))
+    return max(works, key=session.seconds)
+
+
+def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
+    """Train the fine-tune of the decision on each part of the data that is not done yet."""
+    for part, request in _parts(session, runs, facts):
+        name = request.candidate.name
+        try:
+            run = make_run(part, *request)
+            session.progress.finish(name, f"{run.candidate}: trained and measured")
+        except UserError:
+            raise
+        except HarnessError as error:
+            session.progress.finish(name, f"{name} failed: {error}")
+
+
+def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts) -> LearningCurve | None:
+    """Fit the curve of stored parts; None if there are none or fewer than four sizes."""
+    name = _curve_candidate(session.candidates, facts)
+    known = f"{session.experiment.name}-{name}@"
+    if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
         return None
-    shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
-    return TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
+    found = [(part, find_stored_runs(part, [request])[0]) for part, request in _parts(session, runs, facts)]
+    trained = [(part, run) for part, run in found if run and run.state == "done"]
+    whole = next(r for r in runs if r.candidate == name and r.state == "done")
+    points = [
+        TrainingSize(
+            _n_rows(of, r.candidate), facts_of(of, reader, r).training_cost_usd, reader.read(r, of.target)
+        )
+        for of, r in [*trained, (session, whole)]
+    ]
+    return learning_curve(name, points, session.target.primary)
+
+
+def _n_rows(session: Session, name: str) -> int:
+    return len(session.training_data(session.candidates[name].source).items.train)
+
+
+def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:
+    # A session with each share of the training data, and its run; each reuses the base in memory.
+    name = _curve_candidate(session.candidates, facts)
+    if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
+        return
+    whole = next(r for r in runs if r.candidate == name and r.state == "done")
+    candidates = dict(session.experiment.candidates)
+    source = candidates[name].weights_of or name
+    candidates[source] = settle_sweep(candidates[source], whole)
+    last = session
+
+    def cut(whole: MeasuredTask, share: float) -> MeasuredTask:
+        return join_items(
+            whole.task, whole.role, whole.suite, part_of(whole.items, share, session.first_seed)
+        )
+
+    for share in SHARES:
+        target = cut(session.target, share)._replace(judged=session.target.judged)
+        training = {key: cut(of, share) for key, of in session.training.items()}
+        here = replace(last, target=target, training=training, suites=(), more_targets=())
+        part = f"{name}@{_n_rows(here, name)}"
+        last = here.with_candidates({**candidates, part: candidates[name]})
+        yield last, RunRequest(last.candidates[part], session.first_seed)
+
+
+def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
+    """Return the recipe with the values that its sweep or search chose, so that all sizes share them."""
+    chosen = next((trial.params for trial in run.training.sweep if trial.chosen), {})
+    return recipe.with_params(chosen)
+
+
+def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) -> str | None:
+    run = judged_run(facts)
+    return run.name if run and candidates[run.name].method.trains else None

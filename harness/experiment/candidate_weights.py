@@ -1,27 +1,45 @@
 """Weights of a candidate and seed: stored ones, or made by one fit or the best trial; also chosen prompts.
 
+    runs/weights/<key>/pruned.json      with the points: the digest of the last one, and the log
+
 Invariant: a candidate whose prompt was chosen answers only with that one, so no other prompt sees a test
-item. A folder of weights is named by everything they depend on, and exists only when complete.
+item. A folder of weights is named by everything they depend on, and exists only when complete. Each trial is
+stored as a run.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.errors import CandidateFailed, Diverged, HarnessError, NotStored, UserError
+from harness import provenance, store, training
+from harness.errors import (
+    CandidateFailed,
+    Diverged,
+    HarnessError,
+    NotStored,
+    SharedFailure,
+    UserError,
+    one_line,
+)
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
+from harness.evaluation.row_sets import describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
 from harness.experiment import trials
-from harness.experiment.training_fit import Fit, FitInputs, show_point
-from harness.experiment.validation_scores import measure_point, score_forgetting, validate
+from harness.experiment.training_fit import PRUNED, Fit, FitInputs, show_point
+from harness.experiment.trials import measure_point, read_kept_points, score_forgetting, validate
 from harness.plugins import OR
-from harness.records import Trial
+from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.spec import SubjectTo
+from harness.store import TrialRun, write_whole
 from harness.training import Weights
+
+_KEY_DIGITS = 8
 
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
@@ -49,8 +67,7 @@ class Tried(NamedTuple):
 
 
 class _Maker(NamedTuple):
-    """Makes the weights of a candidate and seed, or finds them."""
-
+    # Makes the weights of a candidate and seed, or finds them.
     session: Session
     candidate: ResolvedCandidate
     seed: int
@@ -58,10 +75,6 @@ class _Maker(NamedTuple):
     @property
     def fit(self) -> Fit:
         return Fit(*self)
-
-    @property
-    def keeper(self) -> trials.TrialKeeper:
-        return trials.TrialKeeper(self.session, self.candidate)
 
     def weights(self) -> Weights:
         if self.candidate.prompt_trials:
@@ -72,7 +85,7 @@ class _Maker(NamedTuple):
             return self.add_choosers(base_weights(self.candidate.given))
         if self.candidate.source.tried and self.candidate.method.trains:
             return self.choose_trial()
-        return self.single()
+        return self.find_or_fit(self.begin(), shows_points=True)
 
     def begin(self) -> FitInputs:
         init, reward = (
@@ -89,9 +102,6 @@ class _Maker(NamedTuple):
                     found = f"{key}: weights that turned out to be of the kind {kind}"
                     raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
         return FitInputs(init, reward, merges, self.fit.folder(init, reward, merges))
-
-    def single(self) -> Weights:
-        return self.find_or_fit(self.begin(), shows_points=True)
 
     def find_or_fit(self, begun: FitInputs, *, shows_points: bool = False) -> Weights:
         found = read_weights(self.candidate, begun.folder)
@@ -118,30 +128,24 @@ class _Maker(NamedTuple):
         return self.add_choosers(found._replace(training=began_with))
 
     def add_choosers(self, weights: Weights) -> Weights:
-        if not self.candidate.choosers:
-            return weights
         choosers = tuple(
             (one.name, self._replace(candidate=one).weights()) for one in self.candidate.choosers
         )
-        training = weights.training
-        made = [one for _, one in choosers]
-        before_s = round((training.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
-        training = replace(
-            training, init_wall_s=before_s, stands_on={**training.stands_on, **stands_on(*made)}
-        )
-        return weights._replace(training=training, choosers=choosers)
+        if not choosers:
+            return weights
+        record, made = weights.training, [one for _, one in choosers]
+        before_s = round((record.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
+        record = replace(record, init_wall_s=before_s, stands_on={**record.stands_on, **stands_on(*made)})
+        return weights._replace(training=record, choosers=choosers)
 
     def fit_and_show_points(self, begun: FitInputs) -> None:
-        """Train up to each planned point along a training, and show trackers the target's score there."""
+        # Trains up to each planned point along a training; trackers are shown the target's score there.
         track, live = self.candidate.source.track, self.fit.live_run(begun.folder)
-        if track is None or live is None:
-            return
-        for place in range(1, track.points + 1):
+        for place in range(1, track.points + 1) if track and live else ():
             self.fit.make(begun, show_at=place)
-            kept = trials.read_points_so_far(self.candidate, begun.folder)
+            kept = read_points_so_far(self.candidate, begun.folder)
             for step, weights in list(kept.items())[-1:]:
-                point = measure_point(self.session, self.candidate, step, weights, self.seed)
-                show_point(live, point)
+                show_point(live, measure_point(self.session, self.candidate, step, weights, self.seed))
             if begun.folder.exists():
                 return
 
@@ -163,27 +167,25 @@ class _Maker(NamedTuple):
         best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
         if not _is_whole(best):
             self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
-            raise trials.phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
-        found = self._replace(candidate=self.candidate.at(best.params)).single()
+            raise phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
+        chosen = self._replace(candidate=self.candidate.at(best.params))
+        found = chosen.find_or_fit(chosen.begin(), shows_points=True)
         again = 0.0 if self.seed == first else found.training.wall_s or 0.0
-        training = replace(
+        record = replace(
             found.training,
             wall_s=round(sum(one.trial.wall_s for one in tried) + again, 3),
             sweep=tuple(replace(one.trial, chosen=one.trial is best) for one in tried),
             searched_by=trials.searcher(self.candidate.source) if self.candidate.source.search else "",
             stands_on=stands_on(*(one.weights for one in tried if one.weights)),
         )
-        return found._replace(training=training)
+        return found._replace(training=record)
 
     def try_all(self) -> list[Tried]:
-        tried: list[Tried] = []
-        made: list[Trial] = []
+        tried, made = list[Tried](), list[Trial]()
         for proposal in self.propose(made):
             one = self.attempt(proposal)
             is_again = any(one.trial.params == before.params for before in made)
-            counted = (
-                replace(one.trial, wall_s=0.0) if is_again else one.trial
-            )  # its training is counted once
+            counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # a training counts once
             tried.append(one._replace(trial=counted))
             made.append(one.trial)
         return tried
@@ -209,34 +211,31 @@ class _Maker(NamedTuple):
                 return known
             raise
         except Exception as error:
-            if not trials.fails_alone(error):
+            if not fails_alone(error):
                 raise
-            return Tried(trial.keeper.record_failed(proposal.params, key, error), error=error)
+            # That it diverged, its folder of weights says.
+            reason = "" if isinstance(error, Diverged) else one_line(error)
+            made = Trial(params=dict(proposal.params), validation=None, fit_key=key, error=reason)
+            if not session.reads_only:
+                trial.save(made, key, weights_digest="", state="failed", rows={}, error=one_line(error))
+            return Tried(made, error=error)
         if found.weights and not session.reads_only:
-            trial.keeper.record(found.trial, found.weights)
+            trial.record(found.trial, found.weights)
         return found
 
     def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
-        known = self.keeper.find_failed(key)
-        if known is None:
+        stored = store.find_trial(self.session.store, self.name_trial(key))
+        if not stored or not stored.trial.error or stored.trial.fit_key != key:
             return None
-        reason, _, knob = known.error.partition("; try: ")
-        return Tried(replace(known, params=proposal.params), error=CandidateFailed(reason, knob))
+        reason, _, knob = stored.trial.error.partition("; try: ")
+        return Tried(replace(stored.trial, params=proposal.params), error=CandidateFailed(reason, knob))
 
     def train_and_score(
         self, proposal: trials.TrialProposal, begun: FitInputs, bound: SubjectTo | None
     ) -> Tried:
-        session, candidate, folder = self.session, self.candidate, begun.folder
-        watched = trials.TrialScores()
-        if proposal.should_prune:
-
-            def train(n_points: int) -> None:
-                with session.claim(folder.name):
-                    if read_weights(candidate, folder) is None:
-                        self.fit.make(begun, n_points)
-
-            watched = self.keeper.train_until_pruned(folder, train, proposal.should_prune)
-        found = watched.pruned or self.find_or_fit(begun)
+        session, candidate = self.session, self.candidate
+        scores, pruned = self.train_until_pruned(begun, proposal.should_prune)
+        found = pruned or self.find_or_fit(begun)
         of = found.training
         made = Trial(
             params=proposal.params,
@@ -245,28 +244,103 @@ class _Maker(NamedTuple):
             wall_s=of.wall_s or 0.0,
             loss=of.loss,
             validation_loss=of.validation_loss,
-            points=watched.scores,
+            points=scores,
             most_forgetting=bound.forgetting if bound else None,
             fit_key=of.fit_key,
         )
-        if watched.pruned:
-            return Tried(replace(made, validation=watched.scores[-1][1], pruned_at=of.n_steps), found)
-        scored = validate(session, candidate, found)
+        if pruned:
+            return Tried(replace(made, validation=scores[-1][1], pruned_at=of.n_steps), found)
+        score, prompts_digest = validate(session, candidate, found)
         forgetting = score_forgetting(session, candidate, found, bound) if bound else None
-        made = replace(made, validation=scored.score, asked=scored.prompts_digest, forgetting=forgetting)
-        return Tried(made, found)
+        return Tried(replace(made, validation=score, asked=prompts_digest, forgetting=forgetting), found)
+
+    def record(self, made: Trial, weights: Weights) -> None:
+        # Whole or until it was pruned, with its answers on validation.
+        session = self.session
+        rows = target_sets(session, self.candidate.source, weights, session.first_seed)[0]
+        self.save(
+            made,
+            made.fit_key or rows.identity.digest,
+            weights_digest=weights.digest,
+            state="done",
+            rows={rows.name: rows.identity.digest},
+            training=weights.training,
+            provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
+            metrics=metric_ranges([rows]),
+        )
+
+    def save(self, made: Trial, key: str, **of_run: Any) -> None:
+        # The candidate that makes the weights, also where another one takes them.
+        maker = replace(self.candidate, name=self.candidate.source_name, recipe=self.candidate.source)
+        name, seed, run_id = self.session.experiment.name, self.session.first_seed, self.name_trial(key)
+        run = describe_run(name, maker, seed, run_id=run_id, **of_run)
+        curveless = replace(made, loss=(), validation_loss=())  # the run's training has them
+        store.save_trial(self.session.store, TrialRun(run, curveless, self.session.target.primary.name))
+
+    def name_trial(self, fit_key: str) -> str:
+        named = self.session.name_begun(self.candidate.source_name, self.session.first_seed)
+        return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
+
+    def train_until_pruned(
+        self, begun: FitInputs, should_prune: trials.ShouldPrune | None
+    ) -> tuple[Curve, Weights | None]:
+        # Scored on validation at each point. Returns the scores by step; the last weights if it was pruned.
+        session, candidate, folder = self.session, self.candidate, begun.folder
+        scores, track = list[tuple[float, float | None]](), candidate.source.track
+        if track is None or should_prune is None:
+            return (), None
+        for place in range(1, track.points + 1):
+            kept = read_points_so_far(candidate, folder)
+            if len(kept) < place and read_weights(candidate, folder) is None:
+                session.refuse_if_reading(f"point {place} of {folder.name}")
+                with session.claim(folder.name):
+                    if read_weights(candidate, folder) is None:
+                        self.fit.make(begun, place)
+                kept = read_points_so_far(candidate, folder)
+            if len(kept) < place:  # it has fewer checkpoints than points were requested
+                break
+            step, weights = list(kept.items())[place - 1]
+            score, _ = validate(session, candidate, weights)
+            scores.append((step, score))
+            if not session.reads_only:
+                show_point(self.fit.live_run(folder), TrackedPoint(step=step, target=score))
+            if should_prune(place, score) and place < track.points:
+                return tuple(scores), self.set_pruned(folder, step, weights)
+        return tuple(scores), None
+
+    def set_pruned(self, folder: Path, step: int, weights: Weights) -> Weights:
+        part = _part(folder)
+        if part.exists() and not (part / PRUNED).exists():
+            elapsed_s, *curves = training.read_log_until(part / training.CHECKPOINTS, step)
+            logged = TrainingRecord(wall_s=elapsed_s, n_steps=step, fit_key=folder.name)
+            logged = replace(logged, loss=curves[0], validation_loss=curves[1])
+            content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
+            write_whole(self.session.store, part / PRUNED, content)
+        if part.exists():
+            training.remove_all_but(part, (training.TRACKED, PRUNED))
+            part.rename(folder)
+        if (folder / PRUNED).exists():
+            made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+        else:  # it was completely trained before its search had this pruner
+            whole = read_weights(self.candidate, folder)
+            assert whole is not None
+            made = whole.training
+        loss, validation_loss = (
+            tuple(at for at in curve if at[0] <= step) for curve in (made.loss, made.validation_loss)
+        )
+        record = TrainingRecord(wall_s=made.wall_s, n_steps=step, fit_key=folder.name)
+        return weights._replace(training=replace(record, loss=loss, validation_loss=validation_loss))
 
     def choose_prompt(self) -> ResolvedCandidate | None:
-        tried: list[Trial] = []
+        tried, sign = list[Trial](), self.session.target.primary.unit.sign
         try:
             for proposal in self.propose(tried):
                 trial = self.at(proposal.params)
                 weights = ensure_weights(*trial)
-                validated = validate(self.session, trial.candidate, weights)
-                score, prompts_digest = validated.score, validated.prompts_digest
+                score, prompts_digest = validate(self.session, trial.candidate, weights)
                 tried.append(Trial(params=proposal.params, validation=score, asked=prompts_digest))
                 if not self.session.reads_only:
-                    trial.keeper.record(tried[-1], weights)
+                    trial.record(tried[-1], weights)
         except UserError:
             raise
         except Exception as error:
@@ -287,10 +361,41 @@ class _Maker(NamedTuple):
                 prompts.append(one)
             elif one.params not in ((known := prompts[same]).params, *known.alike):
                 prompts[same] = replace(known, alike=(*known.alike, one.params))
-        best = max(prompts, key=partial(rank_trial, sign=self.session.target.primary.unit.sign))
+        best = max(prompts, key=partial(rank_trial, sign=sign))
         chosen = tuple(replace(one, chosen=one is best) for one in prompts)
         by = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
         return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
+
+
+def read_points_so_far(trial: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
+    """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
+    return read_kept_points(trial, folder if folder.exists() else _part(folder))
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.part")
+
+
+def fails_alone(error: Exception) -> bool:
+    """Tell whether an error fails only one trial, because other points may avoid it."""
+    if isinstance(error, HarnessError):
+        return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
+    return not isinstance(error, OSError)
+
+
+def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
+    """Return the error of a candidate without a complete trial: each reason, once."""
+    if all(isinstance(error, Diverged) for _, error in failed):
+        return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
+    points: dict[str, list[str]] = {}
+    for params, error in failed:
+        reason = error.reason if isinstance(error, CandidateFailed) else one_line(error)
+        points.setdefault(reason, []).append(", ".join(f"{name} {value}" for name, value in params.items()))
+    knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
+    if len(points) == 1:
+        return CandidateFailed(f"every trial failed: {next(iter(points))}", ", or ".join(filter(None, knobs)))
+    said = "; ".join(f"{of[0]}: {reason}" for reason, of in points.items())
+    return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:

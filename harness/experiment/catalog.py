@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator
 from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from harness import plugins
+from harness.config import read_suites
 from harness.errors import Problem, UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
-    from harness.spec import Spec
+from harness.evaluation import lm_eval
+from harness.spec import Experiment, RescuePolicy, Spec, Suite
 
 _FOLDER = Path(__file__).parents[1]
 
@@ -29,32 +29,25 @@ def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
         docs = {name: ast.get_docstring(ast.parse(at.read_text("utf-8"))) for name, at in files.items()}
         return {name: (text or "").partition("\n")[0] for name, text in docs.items()}
     if what == "keys":
-        from harness.spec import Experiment
-
         return dict(_keys(Experiment))
     if what in ("suites", "tasks"):
-        from harness.config import read_suites
-
         found = read_suites(suites)
         if what == "suites":
             return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
         return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in found for t in s.tasks}
     if what == "lm-eval":
-        from harness.evaluation import lm_eval
-
         return lm_eval.names()
-    kinds = (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval")
-    raise UserError(
-        Problem("harness ls", repr(what), "something that can be listed", did_you_mean(what, kinds))
-    )
+    step = did_you_mean(what, (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval"))
+    raise UserError(Problem("harness ls", repr(what), "something that can be listed", step))
 
 
-def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every key that may be written, with its default and its meaning; keys of one section once."""
+def _keys(model: type[Spec], prefix: str = "") -> Iterator[tuple[str, str]]:
+    # Every key that may be written, with its default and its meaning; keys of one section once.
     listed: dict[type[Spec], str] = {}
-    meanings = map_meanings(model).of_keys
+    _, meanings = map_meanings(model)
     for name, field in model.model_fields.items():
-        key, inner = f"{prefix}{name}", _section(field.annotation)
+        key, sections = f"{prefix}{name}", models_in(field.annotation)
+        inner = next((one for one in sections if one is not Suite), None)
         if inner is None:
             options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             listed_options = f"{', '.join(map(str, options))}; " if options else ""
@@ -74,15 +67,11 @@ def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _keys(inner, f"{key}.NAME." if get_origin(field.annotation) is dict else f"{key}.")
 
 
-class Meanings(NamedTuple):
-    """Docstring of a section, split: sentences that name none of its keys, and the meaning of each key."""
+def map_meanings(model: type[Spec]) -> tuple[str, dict[str, str]]:
+    """Split a section's docstring: sentences that name none of its keys, and the meaning of each key.
 
-    prose: str
-    of_keys: dict[str, str]
-
-
-def map_meanings(model: "type[Spec]") -> Meanings:
-    """Split a section's docstring by the keys that its sentences name; a key of sections means theirs."""
+    A key of sections means theirs.
+    """
     first, _, text = (getdoc(model) or "").partition("\n")
     sentences = [" ".join(s.split()) for s in (first, *re.split(r"(?<=\.)\s+(?=[A-Z`])", text.strip()))]
     keys = {sentence: set(re.findall(r"`(\w+)(?:: [^`]*)?`", sentence)) for sentence in sentences}
@@ -92,29 +81,19 @@ def map_meanings(model: "type[Spec]") -> Meanings:
         or " ".join((getdoc(inner) or "").partition("\n")[0] for inner in models_in(field.annotation))
         for key, field in model.model_fields.items()
     }
-    return Meanings(" ".join((first, *rest)), meanings)
+    return " ".join((first, *rest)), meanings
 
 
-def models_in(annotation: Any) -> "Iterator[type[Spec]]":
+def models_in(annotation: Any) -> Iterator[type[Spec]]:
     """Yield the sections that a key may contain."""
-    from harness.spec import Spec
-
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         yield annotation
     for part in get_args(annotation):
         yield from models_in(part)
 
 
-def _section(annotation: Any) -> "type[Spec] | None":
-    from harness.spec import Suite
-
-    return next((one for one in models_in(annotation) if one is not Suite), None)
-
-
-def default_of(field: "FieldInfo") -> Any:
+def default_of(field: FieldInfo) -> Any:
     """Return the default of a key; plugins declare the steps of a rescue."""
-    from harness.spec import RescuePolicy
-
     if field is RescuePolicy.model_fields["steps"]:
         return plugins.rescue_steps()
     return field.get_default(call_default_factory=True)

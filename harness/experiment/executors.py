@@ -20,21 +20,130 @@ from typing import Any, NamedTuple
 
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import Session
-from harness.experiment.plan import TRIES, Journal, make_plan
 from harness.experiment.preparation import Scope
-from harness.experiment.worker import PACKAGE, name_assignment, work, write_assignment
+from harness.experiment.stored_rows import FoundRuns, is_cross_validated, list_measured_bases
+from harness.experiment.worker import (
+    PACKAGE,
+    PATIENCE_S,
+    TRIES,
+    Journal,
+    Plan,
+    Step,
+    name_assignment,
+    wait_for_files,
+    work,
+    write_assignment,
+)
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads, visible_gpus
+from harness.models.hub import ModelSource
 from harness.progress import Advance
-from harness.records import Run
 from harness.spec import ExecutionPolicy
 from harness.store import CLAIMS, remove
 from harness.training import MEMORY_KNOBS
 
+
+def make_plan(
+    session: Session, requests: Sequence[RunRequest], n_workers: int, *, answers: bool = True
+) -> Plan:
+    """Plan the workers' part of the requested runs.
+
+    The command makes the rest: answers of endpoints, work in folds, and sweeps that a judge must grade.
+    Without `answers` the plan has only weights that do not depend on answers.
+    """
+    needs_judge = session.target.task.primary_metric in session.target.judged
+    shared = []
+    for one in requests:
+        chooses = any(recipe.tried for recipe in one.candidate.lineage.values())
+        apart = one.candidate.is_remote or bool(one.candidate.choosers)
+        apart = apart or is_cross_validated(session.folds, one.candidate)
+        if not (apart or (chooses and (needs_judge or not answers))):
+            shared.append(one)
+    plan = Plan({}, {})
+    planner = _Planner(session, plan.needs, n_workers)
+    if answers:
+        compared = [one.candidate for one in shared if one.candidate.method.makes_language_model]
+        for source in list_measured_bases(compared):
+            planner.base_steps(source)
+    for one in shared:
+        made = planner.weights_step(one.candidate, one.seed)
+        plan.rests_on[one.candidate.name, one.seed] = (made,) if made else ()
+    if not answers:
+        return plan
+    # Answers are split so that no worker is idle; suites are answered once per weights.
+    parts = -(-n_workers // max(1, len(shared)))
+    answered: dict[tuple[str, int, str], tuple[Step, ...]] = {}
+    for candidate, seed in shared:
+        run = (candidate.name, seed)
+        weights = (candidate.source_name, seed, candidate.served_base.weights_digest)
+        gated = candidate.method.makes_language_model and not candidate.is_target_only
+        suites = gated and candidate.given != candidate.base and weights not in answered
+        n = min(parts, 2 + suites * len(session.suites))
+        steps = tuple(Step("answer", *run, part, n, suites) for part in range(n))
+        plan.needs.update(dict.fromkeys(steps, (*plan.rests_on[run], *planner.control_steps(candidate))))
+        plan.rests_on[run] += (*steps, *(answered.get(weights, ()) if gated else ()))
+        if suites:
+            answered[weights] = steps
+    return plan
+
+
+class _Planner(NamedTuple):
+    # Builder of a session's steps in `needs`, split for `n` workers.
+    session: Session
+    needs: dict[Step, tuple[Step, ...]]
+    n_workers: int
+
+    def base_steps(self, source: ModelSource) -> tuple[Step, ...]:
+        parts = min(self.n_workers, len(self.session.suites))
+        steps = tuple(Step("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
+        self.needs.update(dict.fromkeys(steps, ()))
+        return steps
+
+    def control_steps(self, candidate: ResolvedCandidate) -> tuple[Step, ...]:
+        # It answers some of the stored items of the base again.
+        if not self.session.suites or not candidate.method.makes_language_model:
+            return ()
+        step = Step("control", candidate.base.weights_digest)
+        if step not in self.needs:
+            self.needs[step] = self.base_steps(candidate.base)
+        return (step,)
+
+    def weights_step(self, candidate: ResolvedCandidate, seed: int) -> Step | None:
+        # None if the weights are given; else after those they start from.
+        if candidate.given:
+            return None
+        step = Step("fit", candidate.source_name, seed)
+        if step in self.needs:
+            return step
+        needs = self.steps_before(candidate, seed)
+        if candidate.source.tried and candidate.method.trains:
+            # A choice waits for the trials of a sweep; those of a search are one step, in turn.
+            first = self.session.first_seed
+            before = (*self.steps_before(candidate, first), *self.control_steps(candidate))
+            if candidate.source.search:
+                needs += before
+                if seed != first:  # whose step is the search
+                    needs += tuple(filter(None, [self.weights_step(candidate, first)]))
+            else:
+                n = len(candidate.points)
+                trials = tuple(Step("trial", candidate.source_name, first, part, n) for part in range(n))
+                self.needs.update(dict.fromkeys(trials, before))
+                needs += trials
+        self.needs[step] = needs
+        return step
+
+    def steps_before(self, candidate: ResolvedCandidate, seed: int) -> tuple[Step, ...]:
+        # Those of the candidates that weights start from, are rewarded by, or merge.
+        behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
+        made = (self.weights_step(one, seed) for one in behind)
+        return tuple(step for step in made if step)
+
+
 COMMAND = (sys.executable, "-P", "-m", "harness", "worker", "--until-input-ends")
-_REACHED_S = 10
+_REACHED_S, _POLL_S = 10, 0.1
 _PASSED_ON = ("HARNESS_", "HF_", "TOKENIZERS_")  # what a task's environment takes from the command's
 
 
@@ -72,8 +181,7 @@ def open_starter(
 def _start_here(
     file: Path, policy: ExecutionPolicy, threads: int, device: str, command: Sequence[str]
 ) -> Starter:
-    """Start processes on this machine, each with a GPU if there are any; extra workers share them."""
-    gpus = visible_gpus() if device == "cuda" else []
+    gpus = visible_gpus() if device == "cuda" else []  # one for each worker; extra workers share them
     if device != "cuda" and policy.workers is None:
         expected = "how many share the processors of this machine"
         raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))
@@ -113,7 +221,6 @@ def _own_environment(threads: int) -> dict[str, str]:
 
 
 def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device: str) -> Starter:
-    """Submit workers as a job array; their logs are stored with the assignment."""
     if not policy.workers:
         raise UserError(Problem("execution.workers", "none", "how many work at once", "--workers 8"))
     try:
@@ -151,8 +258,7 @@ def _last_words(error: BaseException) -> str:
 
 
 def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, device: str) -> Starter:
-    n_gpus = int(device == "cuda")
-    resources = ray.cluster_resources()
+    n_gpus, resources = int(device == "cuda"), ray.cluster_resources()
     room = int(resources.get("CPU", 0) // threads)
     room = min(room, int(resources.get("GPU", 0))) if n_gpus else room
     if not room:
@@ -167,8 +273,7 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
         try:
             ray.get(running)
         except ray.exceptions.RayTaskError as error:
-            step = "install the same harness-evals on every node"
-            found = _last_words(error)
+            found, step = _last_words(error), "install the same harness-evals on every node"
             raise UserError(Problem("worker of Ray", found, "a node that runs harness", step)) from None
         except ray.exceptions.RayError as error:
             return f"Ray lost it: {str(error).strip().splitlines()[0]}"
@@ -186,25 +291,19 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
 
 
 def _connect(address: str, threads: int) -> Any:
-    """Connect to a running cluster; fails within seconds where nothing listens."""
     try:
         import ray
     except ImportError:
         raise _missing("ray", "ray") from None
     known = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    variables = known | _own_environment(threads)
+    runtime = {"env_vars": known | _own_environment(threads)}
     try:
         # A host and port are tried for some seconds: Ray itself waits for minutes.
         at = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
         host, colon, port = at.removeprefix("ray://").rpartition(":")
         if colon and port.isdigit():
             socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED_S).close()
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": variables},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         found = f"no cluster ({str(error).strip().partition(chr(10))[0]})"
         step = "ray start --head on one machine, ray start --address on the others"
@@ -217,15 +316,8 @@ def _missing(executor: str, package: str) -> UserError:
     return UserError(Problem(f"executor: {executor}", f"no package {package}", "the package", step))
 
 
-_POLL_S = 0.1
-
-
 def make_on_workers(
-    session: Session,
-    loaded: LoadedExperiment,
-    scope: Scope,
-    requests: Sequence[RunRequest],
-    found: Sequence[Run | None],
+    session: Session, loaded: LoadedExperiment, scope: Scope, requests: list[RunRequest], found: FoundRuns
 ) -> None:
     """Let workers make what they can of the runs that are not done.
 
@@ -249,7 +341,12 @@ def make_on_workers(
             label = f"{plan} on {pluralize(starter.size, 'worker')} ({policy.executor})"
             with session.progress.stage(label) as advance:
                 follow(journal, starter, advance)
-                journal.fail_unseen(session.store.folder)
+                end = time.monotonic() + PATIENCE_S
+                for step, files in journal.files.items():  # all results have to be visible here
+                    try:
+                        wait_for_files(session.store.folder, files, end - time.monotonic())
+                    except CandidateFailed as failed:
+                        journal.failed.setdefault(step, failed)
             session.controls.update(journal.controls)
             for run, steps in plan.rests_on.items():
                 if errors := [journal.failed[step] for step in steps if step in journal.failed]:
@@ -260,14 +357,9 @@ def make_on_workers(
 
 
 def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
-    """Start workers, and replace lost ones, until no step is left.
-
-    Raises:
-        UserError: a worker met bad input, or is not like this machine.
-    """
-    started = dict(enumerate(starter.start(range(starter.size))))
+    """Start workers, and replace lost ones, until no step is left; raises the refusal of a worker."""
+    started, last_words = dict(enumerate(starter.start(range(starter.size)))), ""
     n_ended = n_lost = 0
-    last_words = ""
     try:
         while not journal.is_over:
             time.sleep(_POLL_S)

@@ -20,9 +20,8 @@ from harness.evaluation.sampling import ItemStrata
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.judged_runs import InterimVerdict, judge_runs
-from harness.experiment.plan import list_measured_bases
 from harness.experiment.run_candidate import make_run
-from harness.experiment.stored_rows import Reader, Runs, base_arm
+from harness.experiment.stored_rows import Reader, Runs, base_arm, list_measured_bases
 from harness.formatting import count
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest

@@ -3,59 +3,47 @@
 Invariant: pure; the same run, baseline and store give the same verdict in a comparison, the gate and a page.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
+from typing import Any
 
-from harness import store
+from harness import __version__, store
 from harness.analysis import comparison, gating
 from harness.analysis.admission import Measurement, admit_tasks, cut_tasks, cut_to_half
+from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.gating import GateResult
 from harness.analysis.rules import (
     cumulative_policy,
     cumulative_rule,
     export_rule,
 )
-from harness.analysis.verdict import Half, Rule, may_decide
+from harness.analysis.verdict import WORDS, Half, Rule, Verdict, may_decide
 from harness.errors import IncompatibleRuns
-from harness.experiment.stored_rows import Rows, documents_of
-from harness.experiment.study import ArmsOfPair, Study, SuiteTask
-from harness.experiment.target_facts import compare_on, target_facts
+from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, target_facts
 from harness.formatting import count
-from harness.records import FEWER, RowsIdentity, Run
-from harness.spec import TargetPolicy
-from harness.store import Champion
+from harness.provenance import timestamp
+from harness.records import FEWER, RowsIdentity, Run, digest, load
+from harness.report import ExperimentReport, to_plain
+from harness.spec import Experiment, GatePolicy, TargetPolicy
+from harness.store import Champion, DecisionRecord, Store, VerdictRecord
 
-FindIdentity = Callable[
-    [RowsIdentity, str], RowsIdentity
-]  # of a run's rows of a task, and their key in the run
-
-
-def find_first_base_identity(study: Study, run: Run, own: RowsIdentity, key: str) -> RowsIdentity:
-    """Find the first base's rows of a task, as the run's were computed."""
-    first = study.first_base
-    if first == run.base_digest:
-        return find_baseline_identity(study, run, None, own, key)
-    wanted = replace(own, weights_digest=first)
-    if not study.store.parquet(wanted.digest).exists():
-        raise IncompatibleRuns(
-            f"{key}: found no rows of the first base {first}; expected them in "
-            f"{study.store.folder / 'rows'}; next: {study.typed.command('compare')}, with "
-            "base_model= that base"
-        )
-    return wanted
+# Finds the identity of other rows of a task, from those of a run and their key in the run.
+FindIdentity = Callable[[RowsIdentity, str], RowsIdentity]
 
 
 def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
     """Pair a run's rows with those of other weights, computed alike; none if some are not stored."""
 
-    def find(own: RowsIdentity, key: str) -> RowsIdentity:
+    def find(own: RowsIdentity, key: str = "") -> RowsIdentity:
         return replace(own, weights_digest=weights)
 
     keys = (f"{one.task.name}/test" for one in study.suite_tasks())
     own = [store.read_identity(study.store, run.rows[key]) for key in keys if key in run.rows]
-    stored = all(study.store.parquet(find(one, "").digest).exists() for one in own)
+    stored = all(study.store.parquet(find(one).digest).exists() for one in own)
     return measure_arms(study, run, find)[0] if stored else []
 
 
@@ -76,21 +64,29 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
         except IncompatibleRuns:
             if study.is_judged(suite_task.task):
                 raise
-    rows.prepare((digest for _, *pair in arms for digest in (of.digest for of in pair)), texts=rows.texts)
+    rows.prepare((of.digest for _, *pair in arms for of in pair), texts=rows.texts)
     measured, notes = list[Measurement](), list[str]()
     for (task, role, suite), own, base in arms:
-        metrics = study.metrics[task.name]
+        metrics, command = study.metrics[task.name], study.typed.command
         new_rows, base_rows = (rows.whole(of.digest) for of in (own, base))
         unscored = [name for name in metrics if any(name not in row.parts for row in (*new_rows, *base_rows))]
         if unscored:
             raise IncompatibleRuns(
                 f"{task.name}: found stored rows without the metric {', '.join(unscored)}; expected "
-                f"scores by every metric of the task as written now; next: {study.typed.command('compare')}"
+                f"scores by every metric of the task as written now; next: {command('compare')}"
             )
         if drawn := weights.get(task.name):
             new_rows, base_rows = (
-                _cut_to_sample(study, of, one, drawn) for one, of in ((own, new_rows), (base, base_rows))
+                [replace(row, weight=drawn[row.example_id]) for row in of if row.example_id in drawn]
+                for of in (new_rows, base_rows)
             )
+            for of, one in ((new_rows, own), (base_rows, base)):
+                if len(of) < len(drawn):
+                    raise IncompatibleRuns(
+                        f"{task.name}: found answers of {one.weights_digest} to {count(len(of))} of the "
+                        f"{count(len(drawn))} sampled items; expected all of them; next: "
+                        f"{command('compare', '--sequential')}"
+                    )
         else:
             # The order of both arms is the same.
             n_base, most = len(base_rows), task.limit or len(base_rows)
@@ -100,7 +96,9 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
             new_rows, base_rows = new_rows[:n], base_rows[:n]
         precision = own.precision if base.computes_apart else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
-        documents = documents_of(at, task, role, own.digest)
+        # Those of lm-eval name their documents themselves.
+        is_known = role == "capability" and not task.lm_eval
+        documents = store.document_digests(at, own.digest) if is_known else {}
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
     return measured, notes
 
@@ -110,8 +108,7 @@ def find_baseline_identity(
 ) -> RowsIdentity:
     """Find the baseline's rows of a task, whose identity differs from the run's only in weights."""
     at, typed = study.store, study.typed
-    weights = champion.weights_digest if champion else run.base_digest
-    wanted = replace(own, weights_digest=weights)
+    wanted = replace(own, weights_digest=champion.weights_digest if champion else run.base_digest)
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None and own.computes_apart:
@@ -153,32 +150,18 @@ def find_baseline_identity(
     return promoted
 
 
-def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
-    kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
-    if len(kept) < len(weights):
-        raise IncompatibleRuns(
-            f"{identity.task}: found answers of {identity.weights_digest} to {count(len(kept))} of the "
-            f"{count(len(weights))} sampled items; expected all of them; next: "
-            f"{study.typed.command('compare', '--sequential')}"
-        )
-    return kept
-
-
 def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
     """Name the pinned items that the candidate also loses in fp32; None if it was not re-scored in fp32."""
     at, found = study.store, dict[str, list[str]]()
-    for m in measured:
+    for m in (m for m in measured if m.role == "regression"):
         own = store.read_identity(at, run.rows[f"{m.task.name}/test"])
-        if m.role != "regression":
-            continue
-        # An endpoint cannot be evaluated in fp32.
-        exact = own if own.precision == "fp32" or own.computes_apart else None
-        if exact is None:
-            known = (o for o in store.list_variants(at, own) if o.template_digest == own.template_digest)
-            exact = next((other for other in known if other.precision == "fp32"), None)
-        if exact is None:
+        known = [own] if own.precision == "fp32" or own.computes_apart else []  # an endpoint has no fp32
+        if not known:
+            variants = (o for o in store.list_variants(at, own) if o.template_digest == own.template_digest)
+            known = [other for other in variants if other.precision == "fp32"]
+        if not known:
             return None
-        new = store.read_rows(at, exact.digest)[: len(m.base)]
+        new = store.read_rows(at, known[0].digest)[: len(m.base)]
         c = comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, new)
         found[m.task.name] = list(c.lost)
     return found
@@ -196,9 +179,7 @@ def judge_stored_run(
 
     `items` cuts every suite task to one half of its items; on the half on which a rescue searches the target
     is not judged, because test rows choose nothing. `level` replaces the policy's alpha for one of many.
-
-    Raises:
-        IncompatibleRuns: rows of the baseline are missing, or must not be compared.
+    Raises IncompatibleRuns if rows of the baseline are missing, or must not be compared.
     """
     experiment, digest = study.experiment, champion.weights_digest if champion else run.base_digest
     policy = experiment.gate
@@ -238,9 +219,8 @@ def judge_stored_run(
 
 def measure(study: Study, run: Run, items: Half | None = None) -> list[Measurement]:
     """Return a run's and its base's rows of each task that both answered, or of one half of it."""
-    return compare_arms(
-        study, run, run.base_digest, partial(find_baseline_identity, study, run, None), items
-    ).measured
+    find = partial(find_baseline_identity, study, run, None)
+    return compare_arms(study, run, run.base_digest, find, items).measured
 
 
 def compare_arms(
@@ -250,22 +230,18 @@ def compare_arms(
     names = [f"{one.task.name}/test" for one in study.suite_tasks()]
     key = (digest, run.base_digest, run.weights_digest, items or "", *(run.rows.get(n, "") for n in names))
     if key not in study.compared:
-        measured, notes = measure_arms(study, run, find)
-        admitted = None
+        (measured, notes), gate, admitted = measure_arms(study, run, find), study.experiment.gate, None
         if items is not None:
             measured = cut_to_half(measured, cut_tasks(measured, study.seed), items)
         else:
             # Once for all runs that answered the same items of the tasks.
             items_key = (digest, *(f"{m.task.name} {len(m.base)}" for m in measured))
             if items_key not in study.admitted:
-                study.admitted[items_key] = admit_tasks(measured, study.seed, study.experiment.gate)
+                study.admitted[items_key] = admit_tasks(measured, study.seed, gate)
             admitted = study.admitted[items_key]
+        identical = run.weights_digest == digest
         compared = gating.compare_arms(
-            measured,
-            study.experiment.gate,
-            identical=run.weights_digest == digest,
-            seed=study.seed,
-            admitted=admitted,
+            measured, gate, identical=identical, seed=study.seed, admitted=admitted
         )
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
@@ -275,15 +251,179 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
     first = study.first_base
     if first in ("", digest):
         return None
+
+    def find(own: RowsIdentity, key: str) -> RowsIdentity:
+        if first == run.base_digest:
+            return find_baseline_identity(study, run, None, own, key)
+        wanted = replace(own, weights_digest=first)
+        if not study.store.parquet(wanted.digest).exists():
+            raise IncompatibleRuns(
+                f"{key}: found no rows of the first base {first}; expected them in "
+                f"{study.store.folder / 'rows'}; next: {study.typed.command('compare')}, with "
+                "base_model= that base"
+            )
+        return wanted
+
     try:
-        arms = compare_arms(study, run, first, partial(find_first_base_identity, study, run), items)
+        arms = compare_arms(study, run, first, find, items)
     except IncompatibleRuns as error:
         return cumulative_rule(str(error).partition(";")[0], first)
-    found = gating.judge(
-        arms.measured,
-        cumulative_policy(study.experiment.gate),
-        target=None,
-        identical=run.weights_digest == first,
-        compared=arms.compared,
-    )
+    policy, identical = cumulative_policy(study.experiment.gate), run.weights_digest == first
+    found = gating.judge(arms.measured, policy, target=None, identical=identical, compared=arms.compared)
     return cumulative_rule(found.verdict, first)
+
+
+# Of a candidate's facts, kept elsewhere; a new field of one number is recorded by itself.
+_LARGE = ("verdict", "corrected", "training", "slices", "tokens", "vs_prompt")
+_SAME = "the rows, tasks and gate settings are the same; what else was measured or the rules changed"
+_OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
+_OF_GAIN = ("delta", "low", "high", "n")
+
+
+def record_verdict(
+    study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
+) -> VerdictRecord:
+    """Return the record of a verdict with its inputs: the rows, and a study's policies and judged tasks."""
+    settings: dict[str, dict[str, Any]] = {}
+    for task, role, _ in study.suite_tasks():
+        if study.is_judged(task):
+            primary = study.primary(task)
+            settings[task.name] = {
+                "chance": task.chance,
+                "margin": task.margin,
+                "metric": primary.name,
+                "higher_is_better": primary.higher_is_better,
+                "bounds": [primary.range.low, primary.range.high],
+                "kind": task.kind,
+                "role": role,
+            }
+    policy = _describe_rules(study.experiment)
+    plain: dict[str, Any] = to_plain(verdict)
+    return VerdictRecord(
+        run_id=run.run_id,
+        experiment=run.experiment,
+        candidate=run.candidate,
+        seed=run.seed,
+        baseline=baseline,
+        baseline_digest=baseline_digest or run.base_digest,
+        policy=policy,
+        policy_digest=digest(policy),
+        rows=dict(run.rows),
+        harness=__version__,
+        created=timestamp(),
+        tasks=settings,
+        rules=[store.RuleRecord(**rule) for rule in plain["rules"]],
+        **{name: plain[name] for name in _OF_VERDICT},
+    )
+
+
+def _describe_rules(experiment: Experiment) -> dict[str, Any]:
+    # The gate's settings, and those of the decision that choose what a gain is measured over.
+    policy, decide = experiment.gate, experiment.decide
+    chosen_by = {
+        "decide.max_latency_s": decide.max_latency_s,
+        "decide.min_requests_per_s": decide.min_requests_per_s,
+        "decide.needs": [need for need in decide.needs if need == "sensitive_data"],
+    }
+    measured = (policy.target.gain, policy.target.win_rate) != (None, None)
+    written: dict[str, Any] = to_plain(policy)
+    return written | {key: value for key, value in chosen_by.items() if measured and value}
+
+
+def renew_verdicts(
+    at: Store, report: ExperimentReport, runs: Iterable[Run], experiment: Experiment, since_s: float
+) -> ExperimentReport:
+    """Return a kept report with the verdicts by the same settings made after `since_s` (Unix time)."""
+    by_id = {run.run_id: run for run in runs}
+    settings = digest(_describe_rules(experiment))
+
+    def renew(f: CandidateFacts) -> CandidateFacts:
+        if f.verdict is None or (run := by_id.get(f.run_id)) is None:
+            return f
+        newest = store.newest_verdict(at, run.run_id, run.base_digest)
+        if newest is None or newest.policy_digest != settings:
+            return f
+        if datetime.fromisoformat(newest.created).timestamp() <= since_s:
+            return f
+        found = to_plain(f.verdict) | {name: getattr(newest, name) for name in _OF_VERDICT}
+        found["rules"] = to_plain(newest.rules)
+        return replace(f, verdict=load(Verdict, json.dumps(found).encode()))
+
+    return replace(report, facts=tuple(map(renew, report.facts)))
+
+
+def verdict_change(at: Store, now: VerdictRecord) -> str:
+    """Describe how a stored verdict would differ now, and what changed since; empty if it is the same."""
+    before = store.newest_verdict(at, now.run_id, now.baseline_digest)
+    if before is None:
+        return ""
+    was_invalid, is_invalid = (
+        any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in one.rules)
+        for one in (before, now)
+    )
+    if (before.outcome, was_invalid) == (now.outcome, is_invalid):
+        return ""
+    found = [*_changes(before, now)]
+    unknown, then = [_SAME], {r.name: r.outcome for r in before.rules}
+    if changed := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
+        pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
+        unknown.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
+    label = f"{now.candidate} (seed {now.seed})" if now.seed else now.candidate
+    was = f"{label}: the verdict of {before.created} against {now.baseline} was {WORDS[before.outcome]}"
+    return f"{was} and would now be {now.sentence} (since then: {'; '.join(found or unknown)})"
+
+
+def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
+    defaults = to_plain(GatePolicy())
+    for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
+        was, written = (of.policy.get(key, defaults.get(key)) for of in (before, now))
+        if was != written:
+            yield f"{key if '.' in key else f'gate.{key}'} {was} → {written}"
+    if other := sorted(key for key in {*before.rows, *now.rows} if before.rows.get(key) != now.rows.get(key)):
+        yield f"other answers on {', '.join(other)}"
+    if before.harness != now.harness:
+        yield f"harness {before.harness} → {now.harness}"
+    for name in sorted({*before.tasks, *now.tasks}):
+        old, new = before.tasks.get(name), now.tasks.get(name)
+        if old is None or new is None:
+            yield f"task {name} {'was not judged before' if old is None else 'is no longer judged'}"
+        else:
+            for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+                yield f"{key} of {name} {old.get(key)} → {new.get(key)}"
+
+
+def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:
+    """Write every verdict of a report, and what its decision knew of each run."""
+    if report.smoke:
+        return
+    for verdict in list_verdict_records(report, runs, study):
+        store.save_verdict(study.store, verdict)
+    if report.decision is None:
+        return
+    facts = []  # the figures of runs that the decision weighs, without items and curves
+    for one in report.facts:
+        plain: dict[str, Any] = {name: of for name, of in to_plain(one).items() if name not in _LARGE}
+        gain = plain["vs_untrained"]
+        facts.append(plain | {"vs_untrained": gain and {name: gain[name] for name in _OF_GAIN}})
+    record = DecisionRecord(
+        experiment=report.experiment,
+        metric=report.metric,
+        action=report.decision.action,
+        sentence=report.decision.sentence,
+        facts=facts,
+        harness=__version__,
+        created=timestamp(),
+        higher_is_better=report.unit.higher_is_better,
+        scale=report.unit.scale,
+    )
+    store.save_decision(study.store, record)
+
+
+def list_verdict_records(
+    report: ExperimentReport, runs: Iterable[Run], study: Study
+) -> Iterator[VerdictRecord]:
+    """Yield a record of every verdict of a report."""
+    by_id = {run.run_id: run for run in runs}
+    for facts in report.facts:
+        if facts.verdict is not None and (run := by_id.get(facts.run_id)):
+            yield record_verdict(study, run, facts.verdict)

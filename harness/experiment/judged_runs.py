@@ -3,13 +3,13 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from harness import plugins
+from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.ablation import Means, Pair, ablations, training_sets
 from harness.analysis.admission import Measurement, compare_task
@@ -19,12 +19,12 @@ from harness.analysis.comparison import RecipeDifference, compare_recipes
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
-from harness.analysis.human_preferences import Wins
+from harness.analysis.labelled_answers import MetricCalibration, calibrate
 from harness.analysis.macro import macro_between
 from harness.analysis.margins import map_margins
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
-from harness.analysis.target_scores import LearningCurve, TargetScore, trivial_baseline
+from harness.analysis.target_scores import TargetScore, trivial_baseline
 from harness.analysis.verdict import (
     TaskComparison,
     Verdict,
@@ -34,14 +34,21 @@ from harness.analysis.verdict import (
     is_reported_only,
     is_safety,
 )
+from harness.config import current_labels
 from harness.errors import CandidateFailed
 from harness.evaluation.candidate_rows import n_rows
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judging_stage import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import bases
-from harness.experiment.gate_run import judge_stored_run, measure, measure_over
-from harness.experiment.learning_curve import fit_stored_curve
+from harness.experiment.bases import base_remarks
+from harness.experiment.candidate_result import fit_stored_curve
+from harness.experiment.gate_run import (
+    judge_stored_run,
+    list_verdict_records,
+    measure,
+    measure_over,
+    verdict_change,
+)
 from harness.experiment.run_remarks import (
     count_rows,
     describe_rows_and_prompts,
@@ -51,22 +58,18 @@ from harness.experiment.run_remarks import (
 from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
 from harness.experiment.study import (
     Study,
-    calibrations,
-    correct_reached,
-    describe_reached,
-    is_target_only,
-    judge_labels,
-    study_session,
-)
-from harness.experiment.target_facts import (
     answers_on_target,
     compare_on,
+    correct_reached,
+    describe_reached,
     find_prompt,
     is_answered,
+    is_target_only,
+    judge_labels,
     pair_with_best,
+    study_session,
     wins_of,
 )
-from harness.experiment.verdict_records import list_verdict_records, verdict_change
 from harness.records import Run, has_closed_labels
 from harness.report import AttributionStep, ExperimentReport, ShownItem, decide_by, origin, show_items
 from harness.spec import GatePolicy, Task
@@ -101,20 +104,18 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """Judge the finished runs, alone and among all fine-tunes; settled verdicts stay."""
     reader.prepare(digest for run in runs for digest in run.rows.values())
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
-    compared = add_comparisons(study, runs, reached)
-    wins, more_targets = dict[str, Wins](), dict[str, tuple[TargetScore, ...]]()
+    facts, settled = add_comparisons(study, runs, reached), study.settled
+    more_targets = dict[str, tuple[TargetScore, ...]]()
     if study.experiment.gate.target.win_rate is not None:
-        wins = {run.run_id: wins_of(study, run, best) for run, best in pair_with_best(runs, compared)}
-        compared = [replace(f, wins=wins.get(f.run_id)) for f in compared]
+        wins = {run.run_id: wins_of(study, run, best) for run, best in pair_with_best(runs, facts)}
+        facts = [replace(f, wins=wins.get(f.run_id)) for f in facts]
     for task in study.experiment.more_targets:
-        for run_id, score in _scores(study, runs, compared, task).items():
+        for run_id, score in _scores(study, runs, facts, task).items():
             more_targets[run_id] = (*more_targets.get(run_id, ()), score)
-    facts = [replace(f, more_targets=more_targets.get(f.run_id, ())) for f in compared]
+    facts = [replace(f, more_targets=more_targets.get(f.run_id, ())) for f in facts]
     # Baselines are only to be beaten; their losses against the base are not judged.
     results = {
-        run.run_id: study.settled[run.run_id].result
-        if run.run_id in study.settled
-        else judge_stored_run(study, run)
+        run.run_id: settled[run.run_id].result if run.run_id in settled else judge_stored_run(study, run)
         for run in runs
         if run.state == "done" and not is_target_only(run.method, run.recipe)
     }
@@ -127,48 +128,38 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     )
     placed = place_in_family(judged, family_of(session.experiment))
 
-    def correct(f: CandidateFacts, run: Run) -> CandidateFacts:
-        if run.run_id in study.settled:
-            return replace(f, corrected=study.settled[run.run_id].corrected)
-        if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
-            return f
-        return replace(f, corrected=judge_stored_run(study, run, level=f.standing.level).verdict)
-
-    return RunVerdicts(tuple(correct(f, run) for f, run in zip(placed, runs, strict=True)), results, study)
+    corrected = []
+    for f, run in zip(placed, runs, strict=True):
+        if run.run_id in settled:
+            f = replace(f, corrected=settled[run.run_id].corrected)
+        elif f.standing and f.verdict and f.standing.level != f.standing.alpha:
+            f = replace(f, corrected=judge_stored_run(study, run, level=f.standing.level).verdict)
+        corrected.append(f)
+    return RunVerdicts(tuple(corrected), results, study)
 
 
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items with answers in the report
 
 
 def judge_and_decide(
-    session: Session,
-    reader: Reader,
-    runs: Runs,
-    *,
-    smoke: bool,
-    header: dict[str, object],
-    notes: Sequence[str],
-    curve_of: Callable[[Facts], LearningCurve | None] = lambda facts: None,
+    session: Session, reader: Reader, runs: Runs, header: dict[str, object], notes: list[str], *, smoke: bool
 ) -> ExperimentReport:
-    """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
+    """Compare, judge and decide over the runs of one experiment."""
     of_runs = judge_runs(session, reader, runs)
-    judged, tasks = of_runs.facts, of_runs.tasks
+    judged, tasks, experiment = of_runs.facts, of_runs.tasks, session.experiment
+    every = [t for run in tasks.values() for t in run]
     steps = list_steps(session.candidates, runs, of_runs)
-    primary, policy = session.target.primary, session.experiment.gate
-    recipes = session.experiment.candidates
+    primary, policy, recipes = session.target.primary, experiment.gate, experiment.candidates
     again = {}  # training rows that a mixture drew once more, by candidate
     for f in (f for f in judged if f.n_train):
         rows = session.training_data(recipes[f.name])
         again[f.name] = len(rows.items.train) - n_rows(rows, recipes[f.name])
     in_file = {name: at for at, name in enumerate(recipes)}
     ordered, comparers = sorted(judged, key=lambda f: in_file[f.name]), _comparers(of_runs.study, runs)
-    has_choices = any(e.choices for e in session.target.items.test)
-    held = {m.task.name: m.held for m in session.suites}
-    compared = (t for run in tasks.values() for t in run)
-    spare = list_spare_items(session.experiment, compared, lambda task: held.get(task.name, 0))
+    test, held = session.target.items.test, {m.task.name: m.held for m in session.suites}
     report = ExperimentReport(
-        experiment=session.experiment.name,
-        base_model=session.experiment.base_model,
+        experiment=experiment.name,
+        base_model=experiment.base_model,
         metric=primary.name,
         facts=judged,
         comparisons={
@@ -179,34 +170,34 @@ def judge_and_decide(
         header=header,
         smoke=smoke,
         notes=(*notes, *count_rows(of_runs.study, session, reader, runs)),
-        not_admitted=_explain_not_admitted(tasks.values(), policy),
-        one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
+        not_admitted=_explain_not_admitted(every, policy),
+        one_half={t.task.name: t.half.why for t in every if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=summarize_seeds(judged),
         ablations=ablations(ordered, *comparers),
-        training_sets=training_sets(ordered, recipes, session.experiment.decide, again, *comparers),
-        curve=curve_of(judged),
+        training_sets=training_sets(ordered, recipes, experiment.decide, again, *comparers),
+        curve=fit_stored_curve(session, reader, runs, judged),
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
-        margins=map_margins((t for run in tasks.values() for t in run), policy),
+        margins=map_margins(every, policy),
         answers=find_answers((session.target, *session.suites), reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
-        policy=session.experiment.decide,
-        closed_labels=has_closed_labels(session.target.items.test),
+        policy=experiment.decide,
+        closed_labels=has_closed_labels(test),
         has_documents=bool(session.target.items.documents),
-        trivial=trivial_baseline(primary, session.target.items.test) if has_choices else None,
+        trivial=trivial_baseline(primary, test) if any(e.choices for e in test) else None,
         diversity=describe_diversity(runs, of_runs),
-        family=family_of(session.experiment),
-        spans={t.task.name: t.span for run in tasks.values() for t in run if t.span != 1},
-        labels=calibrations(session.target, reader, runs, judged),
+        family=family_of(experiment),
+        spans={t.task.name: t.span for t in every if t.span != 1},
+        labels=_calibrate(session.target, reader, runs, judged),
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
-        spare=spare,
-        can_fold=session.experiment.can_fold,
+        spare=list_spare_items(experiment, every, lambda task: held.get(task.name, 0)),
+        can_fold=experiment.can_fold,
     )
-    decision = decide_by(report, judged, session.experiment.decide)
-    about_index = index_sentences(judged, session.experiment.decide)
+    decision = decide_by(report, judged, experiment.decide)
+    about_index = index_sentences(judged, experiment.decide)
     return replace(report, decision=replace(decision, reasons=(*decision.reasons, *about_index)))
 
 
@@ -225,8 +216,7 @@ def list_steps(
         served_as = f"{candidates[run.candidate].served_base.quantization.upper()} base"
         step = partial(_step, study, [t for t in tasks[run.run_id] if is_in_macro(t)])
         out, measured = list[AttributionStep](), measure(study, run)
-        over = measure_over(study, run, run.served_digest) if run.served_digest else []
-        if over:
+        if over := measure_over(study, run, run.served_digest) if run.served_digest else []:
             served = {m.task.name: m.base for m in over}
             before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
             out.append(step("quantisation", served_as, "base", before))
@@ -241,40 +231,36 @@ def list_steps(
                 change = "training on pairs"
             elif method.interpolates:
                 change = "scaling"
-            on_target = compare_on(study, run, parent)
-            out.append(step(change, run.candidate, parent.candidate, both, on_target))
+            out.append(step(change, run.candidate, parent.candidate, both, compare_on(study, run, parent)))
         steps[run.run_id] = tuple(out)
     return steps
 
 
-def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
-    out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
-    unnamed = {t.task.name for tasks in runs for t in tasks if not is_judged(t.task.name, policy)}
-    out |= {name: f"{name} is reported; gate.tasks does not name it" for name in unnamed}
+def _explain_not_admitted(every: Sequence[TaskComparison], policy: GatePolicy) -> dict[str, str]:
+    out, unnamed, unjudged = dict[str, str](), dict[str, str](), dict[str, str]()
     key = "gate.safety or gate.critical" if policy.safety is None else "gate.critical"
-    unjudged = {
-        t.task.name
-        for tasks in runs
-        for t in tasks
-        if t.role == "safety" and not is_safety(t, policy) and not is_named_critical(t.task, t.suite, policy)
-    }
-    return out | {name: f"{name} is reported; {key} would judge it" for name in unjudged}
+    for t in every:
+        name, is_critical = t.task.name, is_named_critical(t.task, t.suite, policy)
+        if t.why_not and t.role != "regression":
+            out[name] = t.why_not
+        if not is_judged(name, policy):
+            unnamed[name] = f"{name} is reported; gate.tasks does not name it"
+        if t.role == "safety" and not is_safety(t, policy) and not is_critical:
+            unjudged[name] = f"{name} is reported; {key} would judge it"
+    return out | unnamed | unjudged
 
 
 def find_answers(
     tasks: Sequence[MeasuredTask], reader: Reader, runs: Runs, judged: RunVerdicts
 ) -> tuple[ShownItem, ...]:
     """Show some items of every task with what each candidate answered, the best untrained first."""
-    best = best_untrained(judged.facts)
+    best, shown = best_untrained(judged.facts), list[ShownItem]()
     named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
     named.sort(key=lambda one: one[1].candidate != best)
-    shown: list[ShownItem] = []
     gated = [run for run in runs if run.run_id in judged.results]
     gated.sort(key=lambda run: run.run_id in judged.study.settled)
     # The first run that no interim analysis settled names the base's rows.
-    bases: dict[str, Rows] = {
-        one.task.name: list(one.base) for run in gated[::-1] for one in measure(judged.study, run)
-    }
+    bases = {m.task.name: list(m.base) for run in gated[::-1] for m in measure(judged.study, run)}
     for m in tasks:
         labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
         for label, run in ((label, run) for label, run in named if key in run.rows):
@@ -305,6 +291,32 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
     return {label: found for label, found in out.items() if found}
 
 
+def _calibrate(
+    target: MeasuredTask, reader: Reader, runs: Runs, facts: Facts
+) -> tuple[MetricCalibration, ...]:
+    # The target's labelled metrics against labels; runs are paired with the best untrained one.
+    found = current_labels(store.list_labels(reader.at, target.task.name), target.task)
+    if not found:
+        return ()
+    done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
+    arms = {label: reader.with_drawn(run, target.task) for label, run in done.items()}
+    best = best_untrained(facts)
+    base = next((f.label for f in facts if f.name == best and f.label in arms), None)
+    pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
+    # A judge may favour answers of its own base; an endpoint's base is unknown.
+    local = {label: run for label, run in done.items() if not plugins.find_method(run.method).is_remote}
+    here = {label: run.base_digest for label, run in local.items()}
+    made = []
+    for metric in target.metrics.values():
+        if calibration := calibrate(metric, arms, pairs, found):
+            judged = target.judged.get(calibration.metric)
+            sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
+            bases = {source.weights_digest for source in sources if source}
+            own = tuple(label for label, base_digest in here.items() if base_digest in bases)
+            made.append(replace(calibration, own=own))
+    return tuple(made)
+
+
 def add_comparisons(
     study: Study, runs: Runs, facts: Facts, target: Task | None = None
 ) -> list[CandidateFacts]:
@@ -317,7 +329,7 @@ def add_comparisons(
     metric = study.primary(task)
     labels = judge_labels(study.store, task, metric.name)
     best = best_untrained(facts)
-    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    by_name, seeds = {run.candidate: run for run in runs if run.state == "done"}, dict[str, list[Run]]()
 
     def against(run: Run, other: Run | None) -> Comparison | None:
         if other is None or run.state == "failed" or run.run_id == other.run_id:
@@ -331,7 +343,6 @@ def add_comparisons(
 
     done = list(by_name.values())
     others = {r.run_id: (by_name.get(best or ""), find_prompt(study, done, r)) for r in runs}
-    seeds: dict[str, list[Run]] = {}
     for run in (run for run in runs if run.state == "done"):
         seeds.setdefault(run.candidate, []).append(run)
     found = {name: over_items(of, *others[of[0].run_id]) for name, of in seeds.items()}
@@ -419,18 +430,14 @@ def judge_and_report(
         header["wall_s"] = wall_s
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
-    of_judges = [*judge_remarks(session, session.open_judge_of_pairs(), runs)]
-    of_bases = bases.sentences(session.sources)
-    of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
-    of_runs = [*of_weights, *list_remarks(session, runs)]
     notes = list(said)
     if others := [n for n, one in session.candidates.items() if n not in names and one.method.answers]:
         notes.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
-    notes += [*describe_rows_and_prompts(session, names), *of_bases, *of_runs, *of_judges]
-    curve_of = partial(fit_stored_curve, session, reader, runs)
-    report = judge_and_decide(
-        session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
-    )
+    notes += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
+    notes += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
+    notes += [*list_remarks(session, runs)]
+    notes += judge_remarks(session, session.open_judge_of_pairs(), runs)
+    report = judge_and_decide(session, reader, runs, header, notes, smoke=smoke)
     now = list_verdict_records(report, runs, study)
     changes = filter(None, (verdict_change(study.store, record) for record in now))
     return replace(report, notes=(*report.notes, *changes))

@@ -5,34 +5,290 @@ Invariant: nothing is trained. All problems are listed; none stops the others.
 
 import shutil
 import sysconfig
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache, cached_property
+from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import config, metrics, provenance, store
+from harness.config import lint
 from harness.errors import Problem, UserError, gather
-from harness.evaluation import EvaluationJob
+from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.candidates import base_weights
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.costs import Work, times
 from harness.evaluation.grade_costs import short_contexts
-from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
 from harness.evaluation.runner import reevaluate
 from harness.evaluation.session import Session
-from harness.experiment import Scope, prepare_session
-from harness.experiment.candidate_costs import Cost, Estimates
+from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_problems import key_problems
-from harness.experiment.check_rows import Brief, check_target
-from harness.experiment.report_runs import recipe_warnings
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.preparation import Scope, prepare_session
+from harness.experiment.stored_rows import arm_label, is_cross_validated, is_measured, list_measured_bases
+from harness.experiment.training_fit import fit_work, processes_of
+from harness.experiment.trials import estimate_tracking
 from harness.formatting import count, pluralize
 from harness.metrics import is_flipped
-from harness.models import Candidate, Size, hardware, vllm
+from harness.models import Candidate, Size, hardware, hub, memory, vllm
 from harness.models.hardware import Machine, Memory, probe
-from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hf import ANSWERING, READING, HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
+from harness.models.shapes import Shape
+from harness.models.weight_files import weights_bytes
 from harness.progress import Progress
-from harness.records import Noise, SampleResult, TaskNoise
+from harness.records import BLOCK, Noise, Run, SampleResult, TaskNoise
+from harness.training import MEMORY_KNOBS
+
+if TYPE_CHECKING:
+    from harness.experiment.check_rows import Brief
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of a candidate; unknown for endpoints.
+
+    Times are device seconds of training and answering. `fits` is None if the model's configuration lacks a
+    value; `knob` names what to change if it does not fit.
+    """
+
+    candidate: str
+    memory_gib: float | None
+    time_s: float | None
+    flops: float
+    cost_usd: float | None
+    fits: bool | None
+    knob: str = ""
+
+
+class _EvalTokens(NamedTuple):
+    # Tokens of an evaluation: all, and the most whose keys or logits are in memory at once.
+    work: Work
+    cached: int
+    scored: int
+
+
+TIMED_AGAIN = "single requests of the best"
+_GIB = 2**30 / 1e9  # GB
+
+
+class Estimates:
+    """Estimates of the candidates of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._folds = [session, *session.in_folds()]
+        self._making = cache(self._estimate_making)
+        self._answering = cache(
+            lambda name: self._evaluation(list_answered_sets(session, session.candidates[name].recipe))
+        )
+
+    @cached_property
+    def _suites(self) -> _EvalTokens:
+        return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
+
+    def _evaluation(self, sets: Iterable[RowSet]) -> _EvalTokens:
+        # For scored texts the logits of a whole pass are in memory, for answers those of a few tokens.
+        device, jobs = self.session.machine.device, [rows.job() for rows in sets]
+        most, longest = ANSWERING[device].tokens, list[int]()
+        for job in jobs:  # the tokens of its longest prompt with the answer; 0 where lm-eval writes prompts
+            examples = () if job.task.lm_eval else job.examples
+            works = (work_of(replace(job, examples=(example,))) for example in examples)
+            sizes = (work.read + work.generated for work in works)
+            longest.append(max(sizes, default=0 if job.task.lm_eval else 1))
+        texts = (n for job, n in zip(jobs, longest, strict=True) if job.task.kind == "bits_per_byte")
+        scored = min(READING[device].tokens, BLOCK * max(texts, default=0))
+        cached = min(most, BLOCK * max((n or most for n in longest), default=1))
+        return _EvalTokens(sum(map(work_of, jobs), Work()), cached, scored)
+
+    def _estimate_making(self, place: int, name: str) -> Work:
+        session = self._folds[place]
+        made = session.candidates[name]
+        fits = [fit_work(session, trial.source, session.first_seed) for trial in made.trials]
+        if made.source.tried:
+            validation = target_sets(session, made.source, base_weights(session.source), 0)[0]
+            fits += [work_of(validation.job()) + Work(opened=1)] * (len(made.trials) - 1)
+        return sum(fits, estimate_tracking(session, made.source))
+
+    def _sum_making(self, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool) -> Work:
+        total = Work()
+        for place, session in enumerate(self._folds):
+            for name in makes:
+                made, n = session.candidates[name], len(seeds)
+                if made.method.trains and not from_nothing:
+                    n = sum(find_stored_weights(session, made, seed) is None for seed in seeds)
+                total += times(self._making(place, name), n) if n else Work()
+        return total
+
+    def work(
+        self, selected: Collection[str], *, smoke: bool = False, found: Sequence[Run | None] | None = None
+    ) -> dict[str, Work]:
+        """Estimate what each selected candidate trains, reads and generates from nothing.
+
+        If stored runs are `found`, only what they lack counts. In a `smoke` run nothing is timed again.
+        """
+        session, suites = self.session, self._suites.work
+        done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
+        candidates = [session.candidates[name] for name in selected]
+        n_control = min(session.experiment.gate.control_blocks, suites.blocks)
+        share = n_control / max(1, suites.blocks)
+        read, generated = round(share * suites.read), round(share * suites.generated)
+        arm = suites + Work(read=read, generated=generated, blocks=n_control, opened=1)
+        bases = list_measured_bases(candidates) if session.suites else ()
+        missing = [source for source in bases if found is None or not is_measured(session, source)]
+        out = {arm_label(session.experiment.base_model, source): arm for source in missing}
+        made, judged = set[str](), set[tuple[str, str]]()
+        n_validation = len(session.target.items.validation)
+        for candidate in candidates:
+            makes = [at for at in candidate.lineage if at not in made]
+            made.update(makes)
+            seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in done]
+            weights = (candidate.source_name, candidate.served_base.weights_digest)
+            gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
+            judged.add(weights)
+            if not seeds:
+                continue
+            once = Work(runs=1) + (suites if gated else Work())
+            if candidate.method.makes_language_model:
+                n_opened = 1 + len(session.folds) * is_cross_validated(session.folds, candidate)
+                once += self._answering(candidate.name).work
+                once += Work(opened=n_opened, requests=n_timed(n_validation))
+            making = self._sum_making(makes, seeds, from_nothing=found is None)
+            out[candidate.name] = times(once, len(seeds)) + making
+        if not smoke and any(candidate.name in out for candidate in candidates):
+            # The best untrained candidate and the best fine-tune are timed again.
+            local = (one for one in candidates if one.method.makes_language_model and not one.is_remote)
+            n_best = len({one.method.tunes for one in local})
+            if n_requests := n_best * n_timed(n_validation, best=True):
+                out[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
+        return out
+
+    def seconds(self, work: Mapping[str, Work]) -> dict[str, float]:
+        """Estimate the seconds of planned work here; endpoints take none."""
+        session, candidates = self.session, self.session.candidates.values()
+        remote = {candidate.name for candidate in candidates if candidate.is_remote}
+        base_model, measured = session.experiment.base_model, list_measured_bases(candidates)
+        bases = {one.name: one.base for one in candidates} | {arm_label(base_model, s): s for s in measured}
+        known = {name: one for name, one in work.items() if name not in remote}
+        return {name: session.seconds(one, bases.get(name)) for name, one in known.items()}
+
+    def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
+        """Estimate the cost of every selected candidate."""
+        return tuple(self._cost(self.session.candidates[name], room) for name in selected)
+
+    def _cost(self, candidate: ResolvedCandidate, room: Memory) -> Cost:
+        session, method, name = self.session, candidate.method, candidate.name
+        if method.is_remote:
+            return Cost(name, None, None, 0.0, None, fits=True)
+        hour, device = session.experiment.decide.device_hour_usd, session.machine.device
+        # Borrowed weights are made by another candidate.
+        made = [] if candidate.recipe.weights_of else [name]
+        training = self._sum_making(made, [session.first_seed], from_nothing=True)
+        if not method.makes_language_model:
+            trained_s = session.seconds(training, candidate.base)
+            return Cost(name, None, trained_s, 0.0, costs.price_usd(trained_s, device, hour), fits=True)
+        shape = hub.shape(candidate.base)
+        answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
+        start_s = costs.start_s(weights_bytes(candidate.base.path), device)
+        seconds = start_s + session.seconds(training + answering, candidate.base)
+        peak_gib = self._peak_gb(candidate, shape) / _GIB if shape else None
+        fits = None if peak_gib is None else peak_gib <= room.free_gib
+        n = shape.active if shape else candidate.base.n_parameters
+        read = training.read + answering.read + answering.generated
+        items = session.target.items
+        context = answering.read / max(1, len(items.validation) + len(items.test))
+        flops = memory.inference_flops(n, read)
+        flops += memory.attention_flops(shape, read, context / 2) if shape else 0.0
+        if training.trained:
+            n_adapter = _n_adapter(candidate, shape) if shape else 0
+            flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=device == "cuda")
+        return Cost(
+            candidate=name,
+            memory_gib=peak_gib,
+            time_s=seconds,
+            flops=flops,
+            cost_usd=costs.price_usd(seconds, device, hour),
+            fits=fits,
+            knob="" if fits is not False else MEMORY_KNOBS if _trains(candidate) else "a smaller base_model",
+        )
+
+    def _peak_gb(self, candidate: ResolvedCandidate, shape: Shape) -> float:
+        session, method, own = self.session, candidate.method, self._answering(candidate.name)
+        on_gpu, precision = session.machine.device == "cuda", session.machine.precision
+        served = candidate.served_base.quantization if on_gpu else ""
+        cached, scored = max(own.cached, self._suites.cached), max(own.scored, self._suites.scored)
+        read = min(cached, READING[session.machine.device].tokens)
+        peak = memory.inference_peak(shape, cached, precision, quantization=served, read=read)
+        answering = peak.total + memory.BYTES[precision] * scored * shape.vocabulary / 1e9
+        if not _trains(candidate):
+            return answering
+        params = _params(candidate)
+        # A CPU keeps quantised weights unpacked, and has no checkpointing.
+        trained = candidate.trained_base.quantization if on_gpu else ""
+        cards = processes_of(session.experiment.training.accelerate, candidate.source) if on_gpu else 1
+        rows, in_pairs = ceil(params.per_device_train_batch_size / cards), method.draws_from == "pairs"
+        step = session.prompting_step(candidate.source, session.first_seed)
+        items = session.training_data(candidate.source).items
+        work, own_rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
+        longest = max((work([step(e)], 1).trained for e in own_rows), default=1)
+        tokens = rows * min(longest, int(params.max_length) * (2 if in_pairs else 1))
+        teacher = method.teaching.model(params)
+        stage = session.experiment.training.accelerate.sharded_stage
+        training = memory.training_peak(
+            shape,
+            _n_adapter(candidate, shape) or shape.n_parameters,
+            tokens,
+            precision,
+            quantization=trained,
+            checkpointing=on_gpu,
+            in_tiles=on_gpu and teacher is None,
+            optim=params.optim,
+            trained_in=params.trained_in,
+            shards=cards if stage else 1,
+            zero_stage=stage,
+        ).total
+        if teacher and (known := hub.shape(teacher)):
+            training += memory.taught_gb(shape, known, tokens, precision)
+        return max(training, answering)
+
+
+def _params(candidate: ResolvedCandidate) -> Any:
+    return candidate.method.params(**candidate.trials[0].source.params)
+
+
+def _trains(candidate: ResolvedCandidate) -> bool:
+    return not candidate.recipe.weights_of and candidate.method.trains
+
+
+def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
+    return candidate.method.adapter.n_parameters(shape, _params(candidate))
+
+
+def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
+    """List settings of the selected trainings that differ from published ones or do not suit their rows."""
+    said, policy = dict[str, list[str]](), session.experiment.training.accelerate
+    candidates = [session.candidates[name] for name in selected]
+    made = [one for one in candidates if one.name == one.source_name and one.method.trains]
+    for candidate, trial in ((one, trial) for one in made for trial in one.trials):
+        method, written = candidate.method, trial.source.params
+        params, train = method.params(**written).model_dump(), session.training_data(trial.source).items.train
+        lines = [*lint(candidate.source.method, params, candidate.base.n_parameters, written)]
+        if method.trains_on_rows and (most := params.get("max_length")) is not None:
+            n_rows, limit = pluralize(len(train), "row"), f"max_length, {count(most)} tokens"
+            lines += filter(None, [costs.describe_longer(train, most, n_rows, limit)])
+        if processes_of(policy, trial.source) < (wanted := policy.num_processes):
+            lines.append(
+                f"trains in one process, not in {wanted} (training.accelerate), as its method or a "
+                "regulariser of it cannot share steps"
+            )
+        for line in lines:
+            said.setdefault(line, []).append(candidate.name)
+    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
+
 
 # What is optional, and the extra that brings it.
 _EXTRAS = {
@@ -62,7 +318,7 @@ class Checkup:
     vllm: str
     absent: dict[str, str]
     experiment: tuple[str, ...]
-    data: Brief | None
+    data: "Brief | None"
     costs: tuple[Cost, ...]
     problems: tuple[Problem, ...]
     recipes: tuple[str, ...] = ()
@@ -71,13 +327,15 @@ class Checkup:
 
 def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
     """Look at everything that a comparison needs."""
-    problems: list[Problem] = []
+    from harness.experiment.check_rows import check_target  # which imports these estimates
+
+    problems, selected = list[Problem](), list[str]()
     session: Session | None = None
-    selected: tuple[str, ...] = ()
     with gather(problems):
         loaded = config.load(path, overrides)
         scope = Scope(renew_probe=True, embeddings=embeddings)
-        session, selected = prepare_session(loaded, scope, progress), loaded.selected
+        session = prepare_session(loaded, scope, progress)
+        selected += loaded.selected
         placed = [(loaded.places[name], session.candidates[name]) for name in selected]
         problems.extend(key_problems(session.experiment, placed))
         problems.extend(problem for m in session.tasks for problem in metrics.problems(m.task))
@@ -86,27 +344,24 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     if free_gb < _LEAST_DISK_GB:
         found = f"{free_gb:.1f} GB free"
         problems.append(Problem(str(path.parent), found, f"{_LEAST_DISK_GB:g} GB or more", "free some"))
-    engine = session.experiment if session and session.experiment.engine == "vllm" else None
-    room = hardware.memory(machine.device)
+    engine = session.experiment.vllm if session and session.experiment.engine == "vllm" else None
     problems += compiler_problems(machine.device)
     short = short_contexts(session, selected) if session else []
     problems += [one.problem for one in short if one.problem]
-    data = None
+    data, room = None, hardware.memory(machine.device)
     with gather(problems):
         data = check_target(session.target.task, session.progress) if session else None
-    costs = Estimates(session).costs(selected, room) if session else ()
+    absent = {name: extra for name, extra in _EXTRAS.items() if find_spec(name.replace("-", "_")) is None}
     return Checkup(
         machine=machine,
         memory=room,
         disk_free_gb=free_gb,
         packages=provenance.package_versions(),
-        vllm=f"{vllm.release_of(engine.vllm)}, as a server by {engine.vllm.command}" if engine else "",
-        absent={
-            name: f"pip install 'harness-evals[{extra}]'" for name, extra in _EXTRAS.items() if not _has(name)
-        },
-        experiment=_experiment(session, selected) if session else (),
+        vllm=f"{vllm.release_of(engine)}, as a server by {engine.command}" if engine else "",
+        absent={name: f"pip install 'harness-evals[{extra}]'" for name, extra in absent.items()},
+        experiment=_describe_experiment(session, selected) if session else (),
         data=data,
-        costs=costs,
+        costs=Estimates(session).costs(selected, room) if session else (),
         problems=tuple(problems),
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
         judges=tuple(one.text for one in short if not one.problem),
@@ -130,14 +385,7 @@ def compiler_problems(device: str, include: Path | None = None, path: str | None
     return [Problem("doctor", f"no {name}", expected, step) for name, found in there.items() if not found]
 
 
-def _has(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
-
-
-def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
+def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
     models = [
         f"model {s.name}: {count(s.n_parameters / 1e6)} million parameters" for s in session.sources.values()
     ]

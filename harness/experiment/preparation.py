@@ -32,17 +32,14 @@ from harness.models.devices import Room, free_room
 from harness.models.hardware import Machine, probe
 from harness.models.hub import ModelSource, expect_unpacking_s, list_special_tokens, resolve, set_switches
 from harness.progress import Progress
-from harness.records import FEWER
+from harness.records import FEWER, Example
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
 from harness.store import Store
 from harness.training import Weights
 
 
 def train_judges(session: Session) -> Session:
-    """Train the candidates of this experiment that judge and have no weights yet.
-
-    One that cannot be trained fails those whose answers it would grade.
-    """
+    """Train this experiment's judging candidates without weights; a failure fails what it would grade."""
     judging = dict(session.judging)
     for one in list_local_judges(_metrics(session.experiment, session.tasks))[1]:
         if one.experiment or not isinstance(judging[one.label], str):
@@ -69,15 +66,15 @@ def _add_judging(session: Session) -> Session:
 
 
 def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | str:
-    """Find the weights of a judging candidate, or the reason why this experiment has none yet."""
+    # Or the reason why this experiment has none yet.
     candidate = here.candidates.get(one.candidate)
     if candidate is None:
         expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
         raise UserError(Problem(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step))
     if candidate.is_remote:
+        found, expected = f"{candidate.name}, an endpoint", "a candidate whose weights are here"
         step = "judge: {base_url: …, model: …}, the parameters of that candidate"
-        found = f"{candidate.name}, an endpoint"
-        raise UserError(Problem(where, found, "a candidate whose weights are here", step))
+        raise UserError(Problem(where, found, expected, step))
     if not candidate.method.makes_language_model:
         found = f"{candidate.name}, whose method {candidate.source.method} makes no language model"
         raise UserError(Problem(where, found, "a candidate that generates text", "name another one"))
@@ -130,18 +127,17 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     """Return the experiment with fewer items, for a smoke run also a short training, under another name."""
     cuts = [option for option, given in (("--quick", scope.quick), ("--limit", scope.limit)) if given]
     if scope.fewer and cuts:
+        found, step = f"{' and '.join(cuts)} as well", "--all-items, or leave the other out"
         expected = "whole tasks, from which the items are sampled"
-        step = "--all-items, or leave the other out"
-        raise UserError(Problem("--sequential", f"{' and '.join(cuts)} as well", expected, step))
+        raise UserError(Problem("--sequential", found, expected, step))
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
-        candidates = {
-            name: recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
-            if plugins.method(recipe.method).trains
-            else recipe
-            for name, recipe in experiment.candidates.items()
-        }
+        candidates = dict(experiment.candidates)
+        for name, recipe in experiment.candidates.items():
+            if plugins.method(recipe.method).trains:
+                short = {**recipe.params, "num_train_epochs": 1.0}
+                candidates[name] = recipe.model_copy(update={"params": short})
         experiment = _cap(experiment, SMOKE_LIMITS, SMOKE_ITEMS).model_copy(update={"candidates": candidates})
     if scope.limit:
         of, name = ItemLimits(test=scope.limit), f"{experiment.name}-limit{scope.limit}"
@@ -150,7 +146,7 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
 
 
 def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
-    """Lower the limits of an experiment's targets, and those of its suites' tasks to n items."""
+    # Of the targets, and to n items of the suites' tasks.
     targets, suites = list[Task](), list[Suite]()
     for target in (experiment.target, *experiment.more_targets):
         # Where a split's limit is higher, or there is none.
@@ -175,8 +171,7 @@ def prepare_session(
 ) -> Session:
     """Read all data, find the base model, and probe the machine and its free memory unless given.
 
-    Raises:
-        UserError: with the problems of all tasks at once.
+    Raises UserError with the problems of all tasks at once.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
@@ -201,24 +196,21 @@ def _prepare_without_judges(
 ) -> Session:
     experiment = narrow(loaded.experiment, scope)
     if experiment.target.data.source("validation") is None and experiment.target.data.source("train") is None:
+        where, found = f"task {experiment.target.name}", "no data.validation and no data.train"
         expected = "rows other than the test rows, to choose and time candidates on"
         step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
-        found = "no data.validation and no data.train"
-        raise UserError(Problem(f"task {experiment.target.name}", found, expected, step))
+        raise UserError(Problem(where, found, expected, step))
     plain = {"chat_template": False}
     first, *more = (
         task.model_copy(update=plain) if task.kind == "bits_per_byte" else task
         for task in (experiment.target, *experiment.more_targets)
     )
-    experiment, catalogue = find_lm_eval_tasks(
-        experiment.model_copy(update={"target": first, "more_targets": tuple(more)})
-    )
-    seed = experiment.seeds[0]
-    targets = (experiment.target, *experiment.more_targets)
-    named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
+    targets = {"target": first, "more_targets": tuple(more)}
+    experiment, catalogue = find_lm_eval_tasks(experiment.model_copy(update=targets))
+    seed, items, problems = experiment.seeds[0], dict[str, TaskItems](), list[Problem]()
+    of_targets = (experiment.target, *experiment.more_targets)
+    named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in of_targets]
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
-    items: dict[str, TaskItems] = {}
-    problems: list[Problem] = []
     for task in (task for _, _, task in named if not task.lm_eval):
         with gather(problems):
             items[task.name] = load_task(task, seed)
@@ -244,15 +236,13 @@ def _prepare_without_judges(
     with progress.stage("measuring short steps of training, reading and generating, once"):
         machine = machine or probe(*wanted, renew=scope.renew_probe)
     if machine.device == "cuda" and experiment.engine == "transformers":
-        sources = choose_quantization(
-            experiment, sources, machine, free_room(machine) if room is None else room
-        )
-        source = sources[experiment.base_model]
+        room = free_room(machine) if room is None else room
+        sources = choose_quantization(experiment, sources, machine, room)
     target, *others = tasks
     session = Session(
         experiment,
         at,
-        source,
+        sources[experiment.base_model],
         machine,
         target,
         tuple(m for m in others if m.role != "target"),
@@ -277,8 +267,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
             named.setdefault(recipe.path, f"candidate {candidate}: path")
     judged = [metric for task in experiment.tasks for metric in task.metrics]
     named = list_local_judges([*judged, experiment.gate.target.by])[0] | named
-    out: dict[str, ModelSource] = {}
-    problems: list[Problem] = []
+    out, problems = dict[str, ModelSource](), list[Problem]()
     for name, where in named.items():
         expected = expect_unpacking_s(name) if unpacks else 0.0
         with gather(problems), progress.stage(f"getting {name} ready, once", expected):
@@ -292,7 +281,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
 
 
 def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
-    """Find that a task's primary metric can read none of its references."""
+    # A primary metric that can read none of its references.
     items, metric = [*measured.items.validation, *measured.items.test], measured.primary
     if not items or any(map(metric.reads, items)):
         return
@@ -318,31 +307,19 @@ def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm
 def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
     """Join a task of lm-eval with its documents and how they are prompted."""
     versions = dict.fromkeys(SPLITS, found.version)
-    return MeasuredTask(
-        found.task,
-        role,
-        suite,
-        found.items,
-        versions,
-        found.metrics,
-        found.encode,
-        found.evaluate,
-        n_documents=found.n_documents,
-    )
+    made = MeasuredTask(found.task, role, suite, found.items, versions, found.metrics)
+    return made._replace(encode=found.encode, evaluate=found.evaluate, n_documents=found.n_documents)
 
 
 def _cut_special_tokens(session: Session) -> Session:
-    """Return a session whose answers and labels have no surrounding special tokens, with a note.
-
-    End tokens are not part of an answer: generated answers are compared without them.
-    """
+    # None surround answers and labels afterwards: generated answers are compared without end tokens.
     tokens = tuple(
         sorted({token for base in session.sources.values() for token in list_special_tokens(base)})
     )
     cut = partial(_cut_task, tokens=tokens, base=session.source.name)
     target, *others = map(cut, (session.target, *session.more_targets, *session.suites))
     notes = (note for _, own in (target, *others) for note in own)
-    tasks, n_more = [task for task, _ in others], len(session.more_targets)
+    tasks, n_more = tuple(task for task, _ in others), len(session.more_targets)
     folds = (
         Fold(cut(fold.target)[0], {key: cut(rows)[0] for key, rows in fold.training.items()})
         for fold in session.folds
@@ -350,8 +327,8 @@ def _cut_special_tokens(session: Session) -> Session:
     return replace(
         session,
         target=_add_notes(target[0], notes),
-        suites=tuple(tasks[n_more:]),
-        more_targets=tuple(tasks[:n_more]),
+        suites=tasks[n_more:],
+        more_targets=tasks[:n_more],
         training={key: _add_notes(*cut(rows)) for key, rows in session.training.items()},
         folds=tuple(folds),
     )
@@ -362,7 +339,6 @@ def _add_notes(measured: MeasuredTask, notes: Iterable[str]) -> MeasuredTask:
 
 
 def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tuple[MeasuredTask, list[str]]:
-    """Return a task without special tokens around its answers, and a note if a row had any."""
     if measured.task.lm_eval:
         return measured, []
     found = {
@@ -374,33 +350,25 @@ def _cut_task(measured: MeasuredTask, tokens: tuple[str, ...], base: str) -> tup
     if not found:
         return measured, []
 
-    def cut(text: str) -> str:
-        return cut_special(text, tokens) or text
+    def cut(*texts: str) -> tuple[str, ...]:
+        return tuple(cut_special(text, tokens) or text for text in texts)
 
-    parts: dict[str, Any] = {
-        part: tuple(
-            replace(
-                example,
-                references=tuple(map(cut, example.references)),
-                choices=tuple(map(cut, example.choices)),
-                rejected=cut(example.rejected),
-            )
-            for example in getattr(measured.items, part)
-        )
-        for part in get_args(PartName)
-    }
-    return measured._replace(items=replace(measured.items, **parts)), [_describe_special(found, base)]
+    def cut_all(example: Example) -> Example:
+        (rejected,) = cut(example.rejected)
+        references, choices = cut(*example.references), cut(*example.choices)
+        return replace(example, references=references, choices=choices, rejected=rejected)
 
-
-def _describe_special(rows: Mapping[str, str], base: str) -> str:
-    first, token = next(iter(rows.items()))
-    known = "" if all(find_special([token]) for token in rows.values()) else f" --base {as_argument(base)}"
+    names = get_args(PartName)
+    parts: dict[str, Any] = {name: tuple(map(cut_all, getattr(measured.items, name))) for name in names}
+    first, token = next(iter(found.items()))
+    known = "" if all(find_special([token]) for token in found.values()) else f" --base {as_argument(base)}"
     commands = [
         f"harness data clean {as_argument(file)} --out {as_argument(name_output({}, file, 'clean'))} "
         f"--special-tokens{known}"
-        for file in dict.fromkeys(map(readers.file_of, rows))
+        for file in dict.fromkeys(map(readers.file_of, found))
     ]
-    return (
-        f"{pluralize(len(rows), 'row')} with special tokens in answers, such as {token!r} at {first}, are "
+    note = (
+        f"{pluralize(len(found), 'row')} with special tokens in answers, such as {token!r} at {first}, are "
         f"trained and compared without those around them; next: {' && '.join(commands)}"
     )
+    return measured._replace(items=replace(measured.items, **parts)), [note]

@@ -1,12 +1,15 @@
 """One recipe and seed, from its spec to rows on disk and a run folder.
 
-Invariant: stored results are not computed again; a kill loses at most the current block. An artefact is
+Invariant: stored results are not computed again; a kill loses at most the current block. In folds no item is
+answered by weights or shots that were made with it or its cluster, and all folds' rows are one set; the
+weights of the run are those made of all rows. An artefact is
 compared with the run that it was exported from, computed in fp32; the run's own difference from fp32 is the
 floor, so flipped answers alone never count against an artefact (`records.PARITY`).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +21,7 @@ from harness.errors import CandidateFailed
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.judging_stage import rescore_stored, score_answered
+from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -33,11 +36,11 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights, refuse_other_prompts
 from harness.evaluation.session import Session
-from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
-from harness.experiment.stored_rows import FoldedRun, base_arm, is_cross_validated
-from harness.experiment.validation_scores import measure_points, read_tracked_weights
+from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
+from harness.experiment.stored_rows import base_arm, is_cross_validated
+from harness.experiment.trials import measure_points, read_kept_points
 from harness.models import artefacts
-from harness.records import Run, TrackedPoint, digest
+from harness.records import BLOCK, Origin, Run, TrackedPoint, digest
 from harness.spec import Recipe
 from harness.stats import Array
 from harness.training import Weights
@@ -46,20 +49,18 @@ from harness.training import Weights
 def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Run | None = None) -> Run:
     """Train and evaluate the missing parts of one candidate and seed; remove its recorded failure.
 
-    Raises:
-        HarnessError: the candidate could not be made or evaluated.
+    Raises HarnessError if the candidate could not be made or evaluated.
     """
     at, begun = session.store, session.name_begun(candidate.name, seed)
     refuse_silent(candidate)
     if candidate.searches_prompts:
-        raise CandidateFailed(
-            "no prompt was chosen for it on validation", "harness compare, which chooses one"
-        )
+        step = "harness compare, which chooses one"
+        raise CandidateFailed("no prompt was chosen for it on validation", step)
     run = done
     if run is None:
         session.begin(candidate.name, seed)
-        weights = FoldedRun(session, candidate, ensure_weights(session, candidate, seed), seed).answer()
-        run = _RunParts.of(session, candidate, seed, weights).find_or_make()
+        parts = _RunParts(session, candidate, seed, ensure_weights(session, candidate, seed))
+        run = parts.answer_in_folds().find_or_make()
     if (at.folder / (failed := make_failure_id(begun))).exists():
         store.remove_run(at, failed)
     store.end(at, begun)
@@ -70,23 +71,95 @@ _N_PROMPTS, _N_TOKENS = 50, 8  # test prompts, and tokens at their end whose nex
 _GIB = 2**30
 
 
-class _RunParts(NamedTuple):
-    """Parts of the run of one candidate and seed: the weights that answer, and its row sets."""
+class _FoldPart(NamedTuple):
+    # Test rows of one fold with the weights that answer them, and the session in which these were made.
+    session: Session
+    weights: Weights
+    rows: RowSet
 
+
+@dataclass(frozen=True)
+class _RunParts:
+    # Of one candidate and seed: the weights that answer, and the row sets.
     session: Session
     candidate: ResolvedCandidate
     seed: int
     weights: Weights
-    sets: list[RowSet]
 
-    @classmethod
-    def of(cls, session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights) -> "_RunParts":
-        return cls(session, candidate, seed, weights, row_sets(session, candidate, weights, seed))
+    @cached_property
+    def sets(self) -> list[RowSet]:
+        session, candidate, weights, seed = self.session, self.candidate, self.weights, self.seed
+        target = target_sets(session, candidate.recipe, weights, seed)
+        if self.is_folded:  # test is answered by the folds' models; it does not exist if one was never made
+            target = [target[0], self.join_folds(self.find_folds())]
+        suites = [] if candidate.is_target_only else suite_sets(session, weights)
+        return [*target, *list_further_sets(session, candidate.recipe, weights, seed), *suites]
 
-    @classmethod
-    def find(cls, session: Session, candidate: ResolvedCandidate, seed: int) -> "_RunParts | None":
-        weights = find_stored_weights(session, candidate, seed)
-        return None if weights is None else cls.of(session, candidate, seed, weights)
+    @property
+    def is_folded(self) -> bool:
+        return is_cross_validated(self.session.folds, self.candidate)
+
+    def find_folds(self) -> list[_FoldPart]:
+        recipe, seed, parts = self.candidate.recipe, self.seed, list[_FoldPart]()
+        for fold in self.session.in_folds():
+            if weights := find_stored_weights(fold, self.candidate, seed):
+                parts.append(_FoldPart(fold, weights, target_sets(fold, recipe, weights, seed)[1]))
+        return parts
+
+    def join_folds(self, parts: Sequence[_FoldPart]) -> RowSet:
+        test = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)[1]
+        who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
+        return test._replace(identity=replace(test.identity, weights_digest=who))
+
+    def answer_in_folds(self) -> "_RunParts":
+        # Makes missing models of the folds and their answers; the weights are then based on them.
+        session, candidate, parts = self.session, self.candidate, list[_FoldPart]()
+        if not self.is_folded:
+            return self
+        for number, fold in enumerate(session.in_folds(), start=1):
+            made = ensure_weights(fold, candidate, self.seed)
+            part = _FoldPart(fold, made, target_sets(fold, candidate.recipe, made, self.seed)[1])
+            answer_and_score(fold, made, [part.rows], f"{candidate.name}, fold {number}", candidate.base)
+            parts.append(part)
+        self.write_joined(self.join_folds(parts), parts)
+        behind = self.weights.training.stands_on | stands_on(*(part.weights for part in parts))
+        training = replace(self.weights.training, stands_on=behind)
+        return replace(self, weights=self.weights._replace(training=training))
+
+    def rescore_folds(self) -> list[RowSet]:
+        # Scores stored answers as metrics are now; returns the sets that need a model.
+        if not self.is_folded:
+            return []
+        parts = self.find_folds()
+        if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
+            return lacking
+        joined = self.join_folds(parts)
+        if len(parts) < len(self.session.in_folds()):
+            return [joined]
+        self.write_joined(joined, parts)
+        return []
+
+    def write_joined(self, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
+        # In the order of test, unless that is done.
+        at, identity = self.session.store, joined.identity
+        if joined.is_there(at) and store.read_folds(at, identity.digest):
+            return
+        found, folds, origins = {}, {}, list[Origin]()
+        for number, part in enumerate(parts, start=1):
+            name = part.rows.identity.digest
+            drawn = store.read_drawn(at, name) if identity.decoding else {}
+            for row in store.read_rows(at, name, len(part.rows.ids)):
+                found[row.example_id] = replace(row, samples=drawn.get(row.example_id, ()))
+                folds[row.example_id] = number
+            origins += store.origins(at, name).values()
+        rows = [replace(found[item], position=place) for place, item in enumerate(joined.ids)]
+        store.keep_folds(at, identity.digest, folds)
+        for index in range(joined.n_blocks):
+            if origins:
+                disturbed = any(origin.contended for origin in origins)
+                store.keep_origin(at, identity.digest, index, origins[-1]._replace(contended=disturbed))
+            store.append_block(at, identity, index, rows[index * BLOCK : (index + 1) * BLOCK])
+        store.complete_rows(at, identity, len(rows))
 
     @property
     def identity(self) -> RunIdentity:
@@ -109,9 +182,16 @@ class _RunParts(NamedTuple):
         if candidate.method.makes == "artefact":
             refuse_other_prompts(open_weights(session, weights), candidate, sets)
         lacking = score_answered(session, sets)
-        if not lacking and (before := self.find_before()) is not None:
-            return self.add_points(self.save_again(before))
         at, device, n = session.store, session.machine.device, timing.FEW_REQUESTS
+        if not lacking:  # the newest finished run with the same answers, scored otherwise
+            wanted = {s.name: s.identity.answers for s in sets}
+            known = {one.digest: one.answers for one in store.identities(at)}
+            same = (candidate.name, self.seed, weights.digest, "done")
+            for before in reversed(store.list_runs(at, session.experiment.name)):
+                answers = {key: known.get(rows) for key, rows in before.rows.items()}
+                found = (before.candidate, before.seed, before.weights_digest, before.state)
+                if found == same and answers == wanted:
+                    return self.add_points(self.save_again(before))
         with open_and_fill(session, weights, lacking, candidate.name, candidate.base) as model:
             # Single requests for validation items, and answers in a batch. What a judge has yet to grade is
             # stored as it was answered.
@@ -150,30 +230,15 @@ class _RunParts(NamedTuple):
         return measure_points(self.session, self.candidate, self.weights, self.seed, base_rows)
 
     def add_points(self, done: Run) -> Run:
-        """Return a finished run with the points along its training and the trials that it lacks."""
-        wanted = read_tracked_weights(self.candidate, self.weights)
+        # What a finished run lacks: points along its training, and trials.
+        wanted = read_kept_points(self.candidate, self.weights.folder)
         is_tracked = not wanted or len(wanted) == len(done.training.tracked)
         if is_tracked and _has_trials(done, self.weights):
             return done
-        run = replace(
-            done,
-            training=replace(self.weights.training, tracked=self.measure_points()),
-            recipe=self.candidate.recipe.stored_form(),
-        )
+        training = replace(self.weights.training, tracked=self.measure_points())
+        run = replace(done, training=training, recipe=self.candidate.recipe.stored_form())
         store.save_run(self.session.store, run)
         return run
-
-    def find_before(self) -> Run | None:
-        """Find the newest finished run with the same answers, scored otherwise."""
-        at = self.session.store
-        wanted = {s.name: s.identity.answers for s in self.sets}
-        known = {one.digest: one.answers for one in store.identities(at)}
-        same = (self.candidate.name, self.seed, self.weights.digest, "done")
-        for run in reversed(store.list_runs(at, self.session.experiment.name)):
-            answers = {key: known.get(rows) for key, rows in run.rows.items()}
-            if (run.candidate, run.seed, run.weights_digest, run.state) == same and answers == wanted:
-                return run
-        return None
 
     def save_again(self, before: Run) -> Run:
         run = replace(
@@ -187,19 +252,15 @@ class _RunParts(NamedTuple):
         return run
 
     def measure_parity(self) -> dict[str, Any]:
-        """Compare an artefact with the run that it was exported from, as far as that is stored here."""
+        # With the run that it was exported from, as far as that is stored here.
         session, path, test = self.session, Path(self.candidate.source.path or ""), self.sets[1]
-        rows = test.read(session.store)
-        busy_s = sum(row.compute_s for row in rows)
-        found: dict[str, Any] = {"size_bytes": artefacts.count_bytes(path)}
-        if busy_s:
+        rows, found = test.read(session.store), dict[str, Any](size_bytes=artefacts.count_bytes(path))
+        if busy_s := sum(row.compute_s for row in rows):
             found["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
-        texts = [
-            row for s in self.sets if s.measured.task.kind == "bits_per_byte" for row in s.read(session.store)
-        ]
+        of_texts = [s for s in self.sets if s.measured.task.kind == "bits_per_byte"]
         scored = [
             (row.gold_logprob, row.gold_bytes)
-            for row in texts
+            for row in (row for s in of_texts for row in s.read(session.store))
             if row.gold_bytes and row.gold_logprob is not None
         ]
         if scored:
@@ -227,12 +288,10 @@ class _RunParts(NamedTuple):
         return found | self.compare_in_fp32(own, own_weights)
 
     def compare_in_fp32(self, own: Run, own_weights: Weights) -> dict[str, Any]:
-        """Compare logits with the run's in fp32, and count the run's own answers that differ in fp32."""
-        session, test = self.session, self.sets[1]
-        exact = session.switch_to_fp32()
-        recipe = session.candidates[own.candidate].recipe
+        # Logits with the run's in fp32; also counts the run's own answers that differ in fp32.
+        session, test, texts = self.session, self.sets[1], list[tuple[int, ...]]()
+        exact, recipe = session.switch_to_fp32(), session.candidates[own.candidate].recipe
         own_test = target_sets(exact, recipe, own_weights, own.seed)[1]
-        texts: list[tuple[int, ...]] = []
         try:
             with open_and_fill(exact, own_weights, [own_test], f"{own.candidate} in fp32") as model:
                 asked = [prompt_text(test.measured.task, e) for e in own_test.examples()[:_N_PROMPTS]]
@@ -248,9 +307,9 @@ class _RunParts(NamedTuple):
             for both in zip(wanted, artefacts.list_logits(model, texts, _N_TOKENS), strict=True):
                 n = min(logits.shape[1] for logits in both)  # a vocabulary may be padded
                 cut = [logits[:, :n] for logits in both]
-                exact_logits = [logits.astype(float) for logits in cut]
                 p, q = (
-                    logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in exact_logits
+                    logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+                    for logits in (logits.astype(float) for logits in cut)
                 )
                 divergence, agrees = (np.exp(p) * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
                 columns.append((np.abs(cut[0] - cut[1]).max(-1), divergence, agrees))
@@ -270,12 +329,12 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
 
     A run that needs no more timings, or whose requests all failed, is returned unchanged.
     """
-    parts, at_once = _RunParts.find(session, candidate, run.seed), session.experiment.concurrency
-    if parts is None or not timing.wants_more(run, len(parts.sets[0].ids), at_once):
+    weights, at_once = find_stored_weights(session, candidate, run.seed), session.experiment.concurrency
+    if weights is None or "p50_s" not in run.latency:
         return run
-    if "p50_s" not in run.latency:
+    rows, device = row_sets(session, candidate, weights, run.seed)[0], session.machine.device
+    if not timing.wants_more(run, len(rows.ids), at_once):
         return run
-    weights, rows, device = parts.weights, parts.sets[0], session.machine.device
     n_timed = timing.n_timed(len(rows.ids), best=True)
     with (
         open_weights(session, weights) as model,
@@ -283,9 +342,8 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
         timing.learn_requests(session.learn_load, model, n_timed) as figures,
     ):
         generates = weights.is_language_model and candidate.recipe.answer == "generate"
-        figures |= timing.time_load(
-            device, model, rows, generates=generates, at_once=at_once or timing.AT_ONCE
-        )
+        at_once = at_once or timing.AT_ONCE
+        figures |= timing.time_load(device, model, rows, generates=generates, at_once=at_once)
         if not candidate.is_remote:  # each request of an endpoint has its price
             latency = timing.request_latency(device, model, rows, timing.MANY_REQUESTS)
             figures |= timing.latency_figures(latency)
@@ -299,10 +357,11 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
 
     Returns the rescored run, or None with the names of rows that the model would have to answer again.
     """
-    parts = _RunParts.find(session, candidate, run.seed)
-    if parts is None:
+    weights = find_stored_weights(session, candidate, run.seed)
+    if weights is None:
         return None, list(run.rows)
-    if in_folds := FoldedRun(session, candidate, parts.weights, run.seed).rescore():
+    parts = _RunParts(session, candidate, run.seed, weights)
+    if in_folds := parts.rescore_folds():
         return None, [f"{rows.name} in folds" for rows in in_folds[:1]]
     if lacking := rescore_stored(session, parts.sets):
         return None, [rows.name for rows in lacking]
@@ -329,18 +388,15 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
 
 
 def _find_whole(session: Session, candidate: ResolvedCandidate, seed: int) -> _RunParts | None:
-    if candidate.searches_prompts:
-        return None
-    weights = find_stored_weights(session, candidate, seed)
+    weights = None if candidate.searches_prompts else find_stored_weights(session, candidate, seed)
     if weights is None:
         return None
+    parts = _RunParts(session, candidate, seed, weights)
     try:
-        parts = _RunParts.of(session, candidate, seed, weights)
+        test = parts.sets[1]
     except CandidateFailed:  # its base cannot be loaded, and rows are named by the scoring engine
         return None
-    needs_folds = is_cross_validated(session.folds, candidate)
-    has_all = not needs_folds or store.read_folds(session.store, parts.sets[1].identity.digest)
-    return parts if has_all else None
+    return parts if not parts.is_folded or store.read_folds(session.store, test.identity.digest) else None
 
 
 def _has_trials(run: Run, weights: Weights) -> bool:
@@ -352,6 +408,4 @@ def _has_trials(run: Run, weights: Weights) -> bool:
 
 def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> list[RowSet]:
     """List what a run refers to: the target, more targets, then the suites."""
-    suites = [] if candidate.is_target_only else suite_sets(session, weights)
-    more = list_further_sets(session, candidate.recipe, weights, seed)
-    return [*FoldedRun(session, candidate, weights, seed).target_sets(), *more, *suites]
+    return _RunParts(session, candidate, seed, weights).sets

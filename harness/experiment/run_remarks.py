@@ -1,7 +1,7 @@
 """Remarks on runs: sentences on rows, prompts, bases and servers, shown as notes in a report."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -11,11 +11,9 @@ from harness import plugins
 from harness.analysis.alignment import fill_errors
 from harness.evaluation import has_instruction
 from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.languages import describe_unspoken
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Session
 from harness.evaluation.timing import describe_timing
-from harness.experiment.bases import thinking_remarks
 from harness.experiment.stored_rows import Reader, Runs
 from harness.experiment.study import Study
 from harness.formatting import count, interval, plain, pluralize
@@ -24,10 +22,7 @@ from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts
 from harness.records import Run, TrainingRecord
 from harness.report import front_sentence, print_tried_value
-from harness.spec import DecidePolicy
 from harness.stats import paired_delta, t_interval, wilson
-
-Candidates = Mapping[str, ResolvedCandidate]
 
 
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
@@ -64,69 +59,56 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             yield f"{ungraded}: {reasons}{worst}{step}"
 
 
-def list_remarks(session: Session, runs: Runs) -> list[str]:
-    """List the sentences about finished runs."""
+def list_remarks(session: Session, runs: Runs) -> Iterator[str]:
+    """Yield the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
-    of_times = list(describe_timing(done))
-    own = session.source.weights_digest
+    own, candidates = session.source.weights_digest, session.candidates
     others = {run.candidate: run.base_model for run in done if run.base_digest != own}
-    used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
-    by_artefacts = []  # which engine answered, as the base's rows come from another
+    used = {need for name, one in candidates.items() for need in one.lineage if need != name}
+    yield from dict.fromkeys(describe_timing(done))
+    yield from (f"{name}: made from {base}, and measured against that" for name, base in others.items())
+    yield from _note_endpoints(session, [run for run in done if plugins.method(run.method).is_remote])
     for run in (run for run in done if plugins.method(run.method).makes == "artefact"):
-        candidate = session.candidates[run.candidate]
+        candidate = candidates[run.candidate]
         path = Path(candidate.source.path or "")
-        if candidate.given is None:
+        if candidate.given is None:  # which engine answered, as the base's rows come from another
             engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
             base = session.engine(candidate.base)[0].partition("/")[0]
             said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
-            by_artefacts.append(f"{run.candidate}: {path.name}, {said}")
-    return [
-        *dict.fromkeys(of_times),
-        *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
-        *thinking_remarks(session.sources),
-        *_note_endpoints(session.candidates, session.suites, session.experiment.decide, done),
-        *by_artefacts,
-        *(
-            f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
-            for name, candidate in session.candidates.items()
-            if not candidate.method.answers and name not in used
-        ),
-    ]
+            yield f"{run.candidate}: {path.name}, {said}"
+    for name, candidate in candidates.items():
+        if not candidate.method.answers and name not in used:
+            unused = "not trained, as it answers nothing and no candidate uses it"
+            yield f"{name}: {unused}; next: harness train {name}"
 
 
-def _note_endpoints(
-    candidates: Candidates, suites: Iterable[MeasuredTask], policy: DecidePolicy, runs: Runs
-) -> Iterator[str]:
-    priced = policy.usd_per_million_tokens is not None
-    for run in (run for run in runs if plugins.method(run.method).is_remote):
-        settings = Settings(**candidates[run.candidate].source.params)
-        priced_here = priced or settings.usd_per_million_tokens is not None
-        cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
-        endpoint = f"{settings.name}, asked by {settings.protocol}"
-        yield f"{run.candidate}: {endpoint}; times include the network{cost}"
-        if not candidates[run.candidate].is_target_only and (
-            left := [m.task.name for m in suites if f"{m.task.name}/test" not in run.rows]
-        ):
+def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
+    for run in runs:
+        candidate, name = session.candidates[run.candidate], run.candidate
+        settings = Settings(**candidate.source.params)
+        prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
+        cost = "" if prices else "; its requests have no price here without usd_per_million_tokens"
+        yield f"{name}: {settings.name}, asked by {settings.protocol}; times include the network{cost}"
+        left = [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]
+        if left and not candidate.is_target_only:
             said = "which need token ids or their log-probabilities, and chat has neither"
-            yield f"{run.candidate}: not evaluated on {', '.join(left)}, {said}"
+            yield f"{name}: not evaluated on {', '.join(left)}, {said}"
 
 
 def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
     """Describe the target's rows, the training rows, incomplete prompts, and untested languages."""
     names_by_note: dict[str, list[str]] = {}
-    for name in names:
-        for trial in session.candidates[name].trials:
-            for task, items in (
-                (one.target.task, one.target.items) for one in session.in_folds() or [session]
-            ):
-                context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
-                evaluated = [*items.validation, *items.test]
-                notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]
-                is_asked = session.candidates[name].method.makes_language_model
-                if is_asked and not has_instruction(task, trial.recipe, evaluated):
-                    notes.append(_BARE)
-                for note in notes:
-                    names_by_note.setdefault(note, []).append(name)
+    targets = [(one.target.task, one.target.items) for one in session.in_folds() or [session]]
+    asked = [(name, trial) for name in names for trial in session.candidates[name].trials]
+    for (name, trial), (task, items) in product(asked, targets):
+        context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
+        evaluated = [*items.validation, *items.test]
+        notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]
+        is_asked = session.candidates[name].method.makes_language_model
+        if is_asked and not has_instruction(task, trial.recipe, evaluated):
+            notes.append(_BARE)
+        for note in notes:
+            names_by_note.setdefault(note, []).append(name)
     for suite in session.suites:
         if suite.task.num_fewshot and not suite.task.lm_eval:
             shots = {"few_shot": {"shots": suite.task.num_fewshot}}
@@ -146,12 +128,8 @@ _BARE = (
     "asked without an instruction: neither a system text nor words that all prompts share say what to do; "
     "next: system: TEXT in the task"
 )
-
-
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"
 _STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
-
-
 NO_CHANGE = "found nothing to change"
 _MOSTLY = 0.5  # of the prompts of a training on rewards
 _WITHIN_NOISE = ", which is within its noise; more steps or a higher learning_rate may move it"
@@ -169,16 +147,14 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
     for run in runs:
         yield from describe_rewards(run.candidate, run.training)
     for run in runs:
-        trials = run.training.sweep
-        for trial in (t for t in trials if t.chosen):
-            point = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {print_tried_value(v)}"
-                for k, v in trial.params.items()
-            )
-            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+        for trial in (trial for trial in run.training.sweep if trial.chosen):
+            point, n = list[str](), len(run.training.sweep)
+            for name, value in trial.params.items():
+                shown = f"{value:g}" if isinstance(value, float) else print_tried_value(value)
+                point.append(f"{name} {shown}")
+            yield f"{run.candidate}: {', '.join(point)} was the best of {n} trials on validation"
     for run in runs:  # an adapter made elsewhere may fit other bases than its own
-        named = run.training.named_base
-        if named and Path(named).name != Path(run.base_model).name:
+        if (named := run.training.named_base) and Path(named).name != Path(run.base_model).name:
             yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
     digests = {(run.candidate, run.seed): run.weights_digest for run in runs}
     for run in runs:  # weights that equal those they were made from, as the method had nothing to change
@@ -195,8 +171,7 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
 
 def describe_rewards(name: str, training: TrainingRecord) -> Iterator[str]:
     """Describe the signal of a training on rewards or pairs, and whether it was learned."""
-    rewards, equal = training.reward, [share for _, share in training.equal_rewards]
-    known = [share for share in equal if share is not None]
+    rewards, known = training.reward, [share for _, share in training.equal_rewards if share is not None]
     if rewards and all(mean is None for _, mean in rewards):
         steps = pluralize(len(rewards), "step")
         yield f"{name}: no answer of its {steps} could be rewarded, so it learned nothing"
@@ -250,14 +225,12 @@ def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
 
 
 def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
-    """Name methods trained at only one learning rate: the best rate differs tenfold between methods."""
-    tried: dict[tuple[str, str, str], set[object]] = {}
-    named: dict[tuple[str, str, str], list[str]] = {}
+    # Methods trained at only one learning rate: the best rate differs tenfold between methods.
+    tried, named = dict[tuple[str, ...], set[object]](), dict[tuple[str, ...], list[str]]()
     for run in runs:
         recipe = study.experiment.candidates[run.candidate]
         if recipe.weights_of is None and run.training.loss:
-            family = str(recipe.params.get("peft_type", ""))
-            key = (run.base_digest, run.method, family)
+            key = (run.base_digest, run.method, str(recipe.params.get("peft_type", "")))
             rates = recipe.tried.get("learning_rate") or [recipe.params.get("learning_rate")]
             tried.setdefault(key, set()).update(rates)
             named.setdefault(key, []).append(run.candidate)

@@ -59,15 +59,11 @@ class PreparedEvaluation(NamedTuple):
     @property
     def first_line(self) -> str:
         """Describe what runs where, and about how long that takes from nothing."""
-        jobs = [s.job() for s in suite_sets(self.session, self.weights)]
-        expected = self.session.seconds(sum(map(work_of, jobs), Work()))
-        n = pluralize(sum(len(job.examples) for job in jobs), "item")
-        tasks = f"{pluralize(len(jobs), 'task')} of lm-eval"
-        machine = self.session.machine
-        return (
-            f"{self.name}: {tasks}, {n}, on {machine.name}, {machine.precision}; "
-            f"about {seconds(expected)} from nothing"
-        )
+        jobs, machine = [s.job() for s in suite_sets(self.session, self.weights)], self.session.machine
+        expected = seconds(self.session.seconds(sum(map(work_of, jobs), Work())))
+        tasks, n = pluralize(len(jobs), "task"), pluralize(sum(len(job.examples) for job in jobs), "item")
+        where = f"{machine.name}, {machine.precision}"
+        return f"{self.name}: {tasks} of lm-eval, {n}, on {where}; about {expected} from nothing"
 
 
 def tasks_of(
@@ -75,10 +71,8 @@ def tasks_of(
 ) -> list[Task]:
     """Return the lm-eval tasks named on the command line."""
     if not names or len(set(names)) < len(names):
-        found = "no task" if not names else "a task twice"
-        raise UserError(
-            Problem("--tasks", found, "names of lm-eval tasks, each once", "write -t piqa,arc_easy")
-        )
+        found, expected = "no task" if not names else "a task twice", "names of lm-eval tasks, each once"
+        raise UserError(Problem("--tasks", found, expected, "write -t piqa,arc_easy"))
     given = {"limit": limit, "num_fewshot": num_fewshot, "trust_remote_code": trust_remote_code}
     given = {key: value for key, value in given.items() if value is not None}
     return [Task.model_validate({"lm_eval": name, **given}) for name in names]
@@ -96,7 +90,7 @@ def prepare_model(
     """Get a model and tasks ready, without an experiment."""
     if engine == "vllm":
         refuse(vllm.problems(VllmPolicy()))
-    found = _load_tasks(tasks, None)
+    found = lm_eval.load(tasks, lm_eval.datasets_folder(None), gated=False)
     # The first task takes the place of a target; it is neither trained on nor asked twice.
     experiment = Experiment(
         name="eval",
@@ -109,18 +103,15 @@ def prepare_model(
     measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
     with progress.stage(f"getting {model} ready, once", expect_unpacking_s(model)):
         source = resolve(model)
-    machine = probe("auto", precision, shape(source))
-    bases = {model: source}
-    candidates = resolve_candidates(experiment, bases)
-    session = Session(
-        experiment, Store(runs), source, machine, measured[0], measured, progress, bases, candidates
-    )
+    machine, bases = probe("auto", precision, shape(source)), {model: source}
+    candidates, at = resolve_candidates(experiment, bases), Store(runs)
+    session = Session(experiment, at, source, machine, measured[0], measured, progress, bases, candidates)
     return PreparedEvaluation(session, model, base_weights(source), found)
 
 
 def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> PreparedEvaluation:
     """Prepare one candidate's weights, training them if missing, for other tasks than its suites."""
-    found = _load_tasks(tasks, session.experiment.datasets_dir)
+    found = lm_eval.load(tasks, lm_eval.datasets_folder(session.experiment.datasets_dir), gated=False)
     session.begin(name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
@@ -137,18 +128,24 @@ def evaluate(prepared: PreparedEvaluation) -> Evaluation:
     store.begin(session.store, at_work := f"eval-{Path(prepared.name).name}")
     digests = suite_arm(session, prepared.weights, prepared.name)
     store.end(session.store, at_work)
-    how = suite_sets(session, prepared.weights)[0].identity
-    n_items = {name: len(f.items.test) for name, f in prepared.found.items()}
-    rows = {name: store.read_rows(session.store, rows, n_items[name]) for name, rows in digests.items()}
+    how, found = suite_sets(session, prepared.weights)[0].identity, prepared.found
+    scores, notes, rows = list[ScoreRow](), list[str](), dict[str, list[SampleResult]]()
+    for name, task in found.items():
+        rows[name] = answered = store.read_rows(session.store, digests[name], len(task.items.test))
+        scores += _scores(name, task, answered)
+        notes += [f"{name}: {said}" for said in task.left_out]
+        if errors := [row for row in answered if row.status == "error"]:
+            counted = "score worst, or are left out where a metric has no bounds"
+            notes.append(
+                f"{name}: {len(errors)} of {len(answered)} items could not be evaluated and {counted}; the "
+                f"first one is {errors[0].example_id}: {errors[0].error}"
+            )
+        if cut := sum(row.status == "truncated" for row in answered):
+            most = task.task.max_new_tokens
+            notes.append(f"{name}: {cut} of {len(answered)} answers were cut at {most} tokens")
+    device = session.machine.name
     return Evaluation(
-        prepared.name,
-        session.machine.name,
-        how.precision,
-        how.engine,
-        tuple(s for name, f in prepared.found.items() for s in _scores(name, f, rows[name])),
-        rows,
-        prepared.found,
-        tuple(note for name, f in prepared.found.items() for note in _notes(name, f, rows[name])),
+        prepared.name, device, how.precision, how.engine, tuple(scores), rows, found, tuple(notes)
     )
 
 
@@ -169,8 +166,7 @@ def write(evaluation: Evaluation, folder: Path, *, log_samples: bool) -> list[Pa
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """Turn an evaluation into plain types: results by task and metric, under lm-eval's names."""
-    results: dict[str, dict[str, Any]] = {}
-    higher: dict[str, dict[str, bool]] = {}
+    results, higher = dict[str, dict[str, Any]](), dict[str, dict[str, bool]]()
     for s in evaluation.scores:
         results.setdefault(s.part or s.task, {})[s.metric] = report.to_plain(s.estimate)
         metric = evaluation.found[s.task].metrics[s.metric]
@@ -188,12 +184,8 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _load_tasks(tasks: Sequence[Task], written: str | None) -> dict[str, LmEvalTask]:
-    return lm_eval.load(tasks, lm_eval.datasets_folder(written), gated=False)
-
-
 def _scores(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[ScoreRow]:
-    """Score a task; groups also by their tasks, as slices."""
+    # Groups also by their tasks, as slices.
     parts = sorted({row.slice for row in rows if row.slice})
     for part in ("", *parts):
         chosen = [row for row in rows if row.slice == part] if part else rows
@@ -201,17 +193,3 @@ def _scores(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Itera
             is_scored = any(row.parts[metric.name] is not None for row in chosen)
             estimate = comparison.estimate(metric, chosen) if is_scored else None
             yield ScoreRow(name, part, found.num_fewshot, metric.name, estimate)
-
-
-def _notes(name: str, found: LmEvalTask, rows: Sequence[SampleResult]) -> Iterator[str]:
-    yield from (f"{name}: {said}" for said in found.left_out)
-    errors = [row for row in rows if row.status == "error"]
-    if errors:
-        first, counted = errors[0], "score worst, or are left out where a metric has no bounds"
-        yield (
-            f"{name}: {len(errors)} of {len(rows)} items could not be evaluated and {counted}; the first one "
-            f"is {first.example_id}: {first.error}"
-        )
-    cut = sum(row.status == "truncated" for row in rows)
-    if cut:
-        yield f"{name}: {cut} of {len(rows)} answers were cut at {found.task.max_new_tokens} tokens"

@@ -1,13 +1,8 @@
-"""Rows of runs: those of all folds in one set, those that are stored, and those of control arms.
-
-Invariant: in folds no item is answered by weights or shots that were made with it or its cluster; the weights
-of the run are those made of all rows.
-"""
+"""Stored rows of runs and of bases, and the measurements of control arms."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import NamedTuple
 
 from harness import plugins, provenance, store
 from harness.analysis import comparison
@@ -19,24 +14,15 @@ from harness.data import Split
 from harness.data.row_traits import reported_cases
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered
-from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
+from harness.evaluation.judging_stage import score_answered
+from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import Fold, MeasuredTask, Session
-from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.models.hub import ModelSource
-from harness.records import BLOCK, Origin, Run, Sample, SampleResult, digest
-from harness.spec import Role, Task
+from harness.records import Run, Sample, SampleResult
+from harness.spec import Task
 from harness.store import Store
 from harness.training import Weights
-
-
-class _FoldPart(NamedTuple):
-    """Test rows of one fold with the weights that answer them, and the session in which these were made."""
-
-    session: Session
-    weights: Weights
-    rows: RowSet
 
 
 def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> bool:
@@ -54,95 +40,9 @@ def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
         raise UserError(Problem(what, found, "test rows that nothing shipped was trained on", step))
 
 
-class FoldedRun(NamedTuple):
-    """Weights of a candidate and seed, and those of each fold, whose test rows are the run's."""
-
-    session: Session
-    candidate: ResolvedCandidate
-    weights: Weights
-    seed: int
-
-    @property
-    def is_folded(self) -> bool:
-        """Whether the models of the folds answer the test rows."""
-        return is_cross_validated(self.session.folds, self.candidate)
-
-    def answer(self) -> Weights:
-        """Make missing models of the folds and their answers; return the weights based on them."""
-        session, candidate, weights, seed = self
-        if not self.is_folded:
-            return weights
-        parts = []
-        for number, fold in enumerate(session.in_folds(), start=1):
-            made = ensure_weights(fold, candidate, seed)
-            part = _FoldPart(fold, made, target_sets(fold, candidate.recipe, made, seed)[1])
-            answer_and_score(fold, made, [part.rows], f"{candidate.name}, fold {number}", candidate.base)
-            parts.append(part)
-        _join(session.store, self._name_joined(parts), parts)
-        behind = weights.training.stands_on | stands_on(*(part.weights for part in parts))
-        return weights._replace(training=replace(weights.training, stands_on=behind))
-
-    def target_sets(self) -> list[RowSet]:
-        """List validation and test of the target; with folds, test is answered by the folds' models.
-
-        If one of these was never made, test is a set that does not exist.
-        """
-        sets = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)
-        return [sets[0], self._name_joined(self._find_stored_parts())] if self.is_folded else sets
-
-    def rescore(self) -> list[RowSet]:
-        """Score the stored answers of the folds as metrics are now; returns the sets that need a model."""
-        if not self.is_folded:
-            return []
-        parts = self._find_stored_parts()
-        if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
-            return lacking
-        joined = self._name_joined(parts)
-        if len(parts) < len(self.session.in_folds()):
-            return [joined]
-        _join(self.session.store, joined, parts)
-        return []
-
-    def _find_stored_parts(self) -> list[_FoldPart]:
-        recipe, folds = self.candidate.recipe, self.session.in_folds()
-        made = ((fold, find_stored_weights(fold, self.candidate, self.seed)) for fold in folds)
-        return [
-            _FoldPart(fold, weights, target_sets(fold, recipe, weights, self.seed)[1])
-            for fold, weights in made
-            if weights
-        ]
-
-    def _name_joined(self, parts: Sequence[_FoldPart]) -> RowSet:
-        test = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)[1]
-        who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
-        return test._replace(identity=replace(test.identity, weights_digest=who))
-
-
-def _join(at: Store, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
-    """Write the folds' rows as one set, in the order of test, unless that is done."""
-    identity = joined.identity
-    if joined.is_there(at) and store.read_folds(at, identity.digest):
-        return
-    found, folds, origins = {}, {}, list[Origin]()
-    for number, part in enumerate(parts, start=1):
-        name = part.rows.identity.digest
-        drawn = store.read_drawn(at, name) if identity.decoding else {}
-        for row in store.read_rows(at, name, len(part.rows.ids)):
-            found[row.example_id] = replace(row, samples=drawn.get(row.example_id, ()))
-            folds[row.example_id] = number
-        origins += store.origins(at, name).values()
-    rows = [replace(found[item], position=place) for place, item in enumerate(joined.ids)]
-    store.keep_folds(at, identity.digest, folds)
-    for index in range(joined.n_blocks):
-        if origins:
-            disturbed = any(origin.contended for origin in origins)
-            store.keep_origin(at, identity.digest, index, origins[-1]._replace(contended=disturbed))
-        store.append_block(at, identity, index, rows[index * BLOCK : (index + 1) * BLOCK])
-    store.complete_rows(at, identity, len(rows))
-
-
 Rows = list[SampleResult]
 Runs = Sequence[Run]
+FoundRuns = Sequence[Run | None]  # of requests; None where one is not stored
 Facts = Sequence[CandidateFacts]
 EdgeCases = Mapping[str, Collection[str]]  # the ids of the test items of each
 
@@ -216,14 +116,10 @@ class Reader(StoredRows):
         """Return a run's rows of one task and split."""
         return self.rows(run.rows[f"{measured.task.name}/{split}"], measured.size(split))
 
-    def read_drawn(self, run: Run, measured: MeasuredTask) -> Mapping[str, Sequence[Sample]]:
-        """Return the answers that were drawn to the test items of one task; none of greedy ones."""
-        return self.drawn(run, f"{measured.task.name}/test")
-
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
         rows = self.read(run, measured)
-        return list_each_answer(rows, self.read_drawn(run, measured)) or rows
+        return list_each_answer(rows, self.drawn(run, f"{measured.task.name}/test")) or rows
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
         """Return every metric with a scored item, of every task that a run answered on test."""
@@ -240,17 +136,15 @@ class Reader(StoredRows):
 
 def judge_controls(at: Store) -> dict[str, ControlFacts]:
     """Judge all measurements in their order, each with the A/A rate of those before it that did not drift."""
-    rates = AA_FLIPS | store.noise_rates(at)
-    found: dict[str, ControlFacts] = {}
+    rates, found = AA_FLIPS | store.noise_rates(at), dict[str, ControlFacts]()
     environment = cache(lambda key: store.read_environment(at, key))
     for control in store.controls(at):
         flips, n = rates.get(control.precision, AA_FLIPS["bf16"])
         now = environment(control.environment)
         same = [b for b in control.blocks if b.environment == control.environment]
         other = [b for b in control.blocks if b.environment != control.environment]
-        changed = [
-            provenance.changes(environment(key), now) for key in dict.fromkeys(b.environment for b in other)
-        ]
+        others = dict.fromkeys(b.environment for b in other)
+        changed = [provenance.changes(environment(key), now) for key in others]
         facts = ControlFacts(
             id=control.id,
             n_blocks=len(control.blocks),
@@ -267,16 +161,6 @@ def judge_controls(at: Store) -> dict[str, ControlFacts]:
         if not has_drifted(facts):
             rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
     return found
-
-
-def has_documents(task: Task, role: Role) -> bool:
-    """Tell whether a task's rows are known by their documents, which lm-eval's name themselves."""
-    return role == "capability" and not task.lm_eval
-
-
-def documents_of(at: Store, task: Task, role: Role, rows_digest: str) -> dict[str, str]:
-    """Map the items of a capability task to digests of their documents; those of lm-eval name theirs."""
-    return store.document_digests(at, rows_digest) if has_documents(task, role) else {}
 
 
 def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
@@ -302,3 +186,18 @@ def is_measured(session: Session, source: ModelSource) -> bool:
     """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
     sets = suite_sets(session, base_weights(source))
     return not find_base_rows(session, score_answered(session, sets))
+
+
+BASE_ARM = "capability suite of the base"
+
+
+def list_measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
+    """List the bases that gated candidates are measured against: as published, then as served otherwise."""
+    gated = [c for c in candidates if not c.is_target_only]
+    return list(dict.fromkeys([*(c.base for c in gated), *(c.served_base for c in gated)]))
+
+
+def arm_label(base_model: str, source: ModelSource) -> str:
+    """Name the measurement of a base on the capability suite; `base_model` is the experiment's own."""
+    other = "" if source.name == base_model else f" {source.name}"
+    return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"

@@ -4,8 +4,10 @@ Invariant: it has no model and no data, so the same store and file give the same
 judge's score and paired difference before any decision.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,30 +15,43 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from harness import plugins, store
+from harness.analysis import comparison
 from harness.analysis.admission import AdmittedTasks, Measurement
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained
-from harness.analysis.comparison import correct_estimate, labels_missing
+from harness.analysis.answers import list_each_answer
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned
+from harness.analysis.comparison import compare_on_target, correct_estimate, labels_missing
 from harness.analysis.economics import apply_budgets
-from harness.analysis.estimators import is_judge
+from harness.analysis.estimators import Comparison, Estimate, is_judge
 from harness.analysis.gating import ComparedArms
-from harness.analysis.labelled_answers import Labels, MetricCalibration, calibrate, latest_labels
-from harness.analysis.verdict import is_judged
+from harness.analysis.human_preferences import (
+    AnswerPairs,
+    Wins,
+    map_counted_shares,
+    wins_by_judge,
+    wins_by_people,
+)
+from harness.analysis.judge_correction import JudgedPair, bias_of
+from harness.analysis.labelled_answers import Labels, latest_labels
+from harness.analysis.verdict import TargetFacts, is_judged
 from harness.config import CommandLine, LoadedExperiment, current_labels
+from harness.data import Split
+from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.judges import read_stored_grades
+from harness.evaluation.judging_stage import answers_differ, map_shown_pairs, pair_rows, preferences
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.candidate_result import facts_of, rows_by_slice
+from harness.evaluation.session import Session
+from harness.experiment.candidate_result import facts_of, facts_on_target, mark_recipe, rows_by_slice
 from harness.experiment.preparation import find_lm_eval_tasks
-from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Runs, StoredRows
+from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Rows, Runs, StoredRows
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import WHO_ANSWERS
-from harness.plugins import find_method
-from harness.records import Run, SampleResult, canonical_json
-from harness.spec import Experiment, Recipe, Role, Task
+from harness.records import Run, canonical_json
+from harness.spec import PEOPLE, Experiment, GatePolicy, Recipe, Role, Task, metric_name
 from harness.store import Store
 
-_PLAIN = CommandLine()
+_PLAIN, _NONE = CommandLine(), MappingProxyType[str, frozenset[str]]({})
 
 Weights = Mapping[str, Mapping[str, float]]
 
@@ -216,11 +231,7 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
 
 
 def correct_reached(
-    metric: Metric,
-    f: CandidateFacts,
-    rows: Sequence[SampleResult],
-    labels: Labels,
-    edge_cases: EdgeCases = MappingProxyType({}),
+    metric: Metric, f: CandidateFacts, rows: Rows, labels: Labels, edge_cases: EdgeCases = _NONE
 ) -> CandidateFacts:
     """Correct a run's scores on test by labels, and its validation score by the judge's error on test.
 
@@ -257,26 +268,215 @@ def count_missing(study: Study, *runs: Run) -> int:
     return labels_missing(metric, labels, *(study.rows.cut(run, study.target) for run in runs))
 
 
-def calibrations(
-    target: MeasuredTask, reader: Reader, runs: Runs, facts: Facts
-) -> tuple[MetricCalibration, ...]:
-    """Compare the target's labelled metrics with labels; runs are paired with the best untrained one."""
-    found = current_labels(store.list_labels(reader.at, target.task.name), target.task)
-    if not found:
-        return ()
-    done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
-    arms = {label: reader.with_drawn(run, target.task) for label, run in done.items()}
+def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | None:
+    """Return the target's facts: score, and gain over the best untrained candidate if the policy needs it."""
+    goal, task = policy.target, study.experiment.target
+    wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
+    if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
+        return None
+    metric, compared = study.primary(task), [study.rows.with_drawn(run, task)]
+    best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
+    gain = wins = None
+    if best and goal.gain is not None:
+        gain = compare_on(study, run, best)
+        compared.append(study.rows.with_drawn(best, task))
+    if best and goal.win_rate is not None:
+        wins = wins_of(study, run, best)
+    missing = labels_missing(metric.name, judge_labels(study.store, task, metric.name), *compared)
+    commonest: tuple[Comparison, ...] = ()
+    if policy.mode_collapse is not None:
+        alpha = study.experiment.gate.alpha
+        commonest = comparison.compare_commonest_answers(*answers_on_target(study, run), alpha=alpha)
+    missing = missing if policy.uncalibrated_judge == "refuse" else 0
+    return TargetFacts(score_on(study, run, task), gain, missing, wins, commonest)
+
+
+def compare_on(study: Study, run: Run, other: Run | None, task: Task | None = None) -> Comparison | None:
+    """Compare two runs on a target, by default the deciding one; None if there is nothing to compare."""
+    if other is None:
+        return None
+    task = task or study.target
+    metric = study.primary(task)
+    labels = judge_labels(study.store, task, metric.name)
+    read = study.rows.with_drawn if labels else study.rows.cut
+    base, new = (read(one, task) for one in (other, run))
+    return compare_on_target(metric, base, new, labels, study.experiment.gate.max_errors)
+
+
+def score_on(study: Study, run: Run, task: Task) -> Estimate:
+    """Estimate a run's score on a target, corrected by people's labels."""
+    metric, rows = study.primary(task), study.rows.with_drawn(run, task)
+    labels = judge_labels(study.store, task, metric.name)
+    return correct_estimate(metric, comparison.estimate(metric, rows), rows, labels)
+
+
+def is_answered(study: Study, run: Run, task: Task, split: Split = "test") -> bool:
+    """Tell whether a run answered an item of a target at all."""
+    there = f"{task.name}/{split}" in run.rows
+    return there and any(row.status != "error" for row in study.rows.cut(run, task, split))
+
+
+def is_better_on_validation(study: Study, run: Run, other: Run, task: Task) -> bool:
+    """Tell whether a run scores higher than another on the validation rows of a target."""
+    if not all(is_answered(study, one, task, "validation") for one in (other, run)):
+        return False
+    metric, rows = study.primary(task), study.rows
+    old, new = (comparison.estimate(metric, rows.cut(one, task, "validation")).score for one in (other, run))
+    return metric.unit.sign * (new - old) > 0
+
+
+def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
+    """Find the plain prompt among runs, preferably on a run's base, else the first."""
+    recipes = study.experiment.candidates
+    prompts = [one for one in runs if is_prompt(one) and recipes[one.candidate].role != "baseline"]
+    return next((one for one in prompts if one.base_digest == run.base_digest), next(iter(prompts), None))
+
+
+def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
+    """Return the answers to the target's test items of a run's base (None if unknown), and its own.
+
+    They are all that were drawn to an item, if both were drawn in the same way.
+    """
+    task, rows = study.experiment.target, study.rows
+    settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
+    stored = [
+        other
+        for other in reversed(store.list_runs(study.store, study.experiment.name))
+        if other.state == "done"
+        and other.weights_digest == other.base_digest == run.base_digest
+        and _scored_by(study, other)[0] == version
+    ]
+    alike = [other for other in stored if settings(other) == settings(run)]
+    key, plain = f"{task.name}/test", next(iter([*alike, *filter(is_prompt, stored)]), None)
+    are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
+
+    def answers(of: Run) -> Rows:
+        own = rows.with_drawn(of, task)
+        return (list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
+
+    return answers(plain) if plain else None, answers(run)
+
+
+def is_prompt(run: Run) -> bool:
+    """Tell whether a run is the plain prompt on the base's weights."""
+    plain = run.prompting == "zero_shot" and run.answer == "generate"
+    return plain and plugins.find_method(run.method).keeps_base
+
+
+def find_best_untrained(study: Study, run: Run) -> Run | None:
+    """Find the candidate that the decision takes as the best untrained one.
+
+    Runs with other items or grades than the run's were made before the files changed, and do not count.
+    """
+    own = _scored_by(study, run)
+    if own not in study.untrained:
+        experiment, task = study.experiment, study.experiment.target
+        runs = [one for one in list_untrained(study) if _scored_by(study, one) == own]
+        keys = [f"{task.name}/{split}" for split in ("test", "validation")]
+        study.rows.prepare(one.rows[key] for one in runs for key in keys)
+        facts = list[CandidateFacts]()
+        for one in runs:
+            refuse_lost_folds(study, one)
+            with suppress(CandidateFailed):
+                facts.append(reached_on_target(study, one))
+        best = best_untrained(apply_budgets(facts, experiment.decide))
+        study.untrained[own] = {one.candidate: one for one in runs}.get(best or "")
+    found = study.untrained[own]
+    return found if found and found.run_id != run.run_id else None
+
+
+def _scored_by(study: Study, run: Run) -> tuple[str, str]:
+    # The items and the scoring of a run's test rows.
+    rows_digest = run.rows.get(f"{study.experiment.target.name}/test")
+    if rows_digest is None:
+        return "", ""
+    of = store.read_identity(study.store, rows_digest)
+    return of.task_version, of.scoring_digest
+
+
+def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> CandidateFacts:
+    """Return a stored run's target score, by default in the deciding metric, corrected by labels.
+
+    Raises CandidateFailed if every test row is an error.
+    """
+    task, recipes = study.target, study.experiment.candidates
+    metric = metric or study.primary(task)
+    test, validation = study.rows.with_drawn(run, task), study.rows.with_drawn(run, task, "validation")
+    recipe = recipes.get(run.candidate) or Recipe.model_validate(run.recipe)
+    facts = mark_recipe(facts_on_target(run, metric, test, validation), recipe, recipes)
+    return correct_reached(metric, facts, test, judge_labels(study.store, task, metric.name))
+
+
+def list_untrained(study: Study) -> list[Run]:
+    """List the newest finished runs of what trains no language model, and of baselines, by seeds.
+
+    Candidates with randomness have one run per seed of the file, all others one.
+    """
+    experiment = study.experiment
+    place = {seed: at for at, seed in enumerate(experiment.seeds)}
+    newest: dict[tuple[str, int], Run] = {}
+    for run in store.list_runs(study.store, experiment.name):
+        method, recipe = plugins.find_method(run.method), experiment.candidates.get(run.candidate)
+        if run.state != "done" or recipe is None or (method.seeded and run.seed not in place):
+            continue
+        trained = run.weights_digest != run.base_digest and method.makes_language_model
+        if (not trained or recipe.role == "baseline") and is_of_recipe(run, recipe, study.store):
+            newest[run.candidate, place[run.seed] if method.seeded else 0] = run
+    return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
+
+
+def refuse_lost_folds(study: Study, run: Run) -> None:
+    """Refuse test rows that models of folds answered if nothing says which one answered which item."""
+    at, test = study.store, run.rows[f"{study.experiment.target.name}/test"]
+    if store.read_identity(at, test).weights_digest != run.weights_digest and not store.read_folds(at, test):
+        raise IncompatibleRuns(
+            f"{run.run_id}: found test rows of several folds without {at.rows(test) / 'folds.json'}; "
+            f"expected the fold of each item; next: {study.typed.command('compare')}, which writes it again"
+        )
+
+
+def wins_of(study: Study, run: Run, base: Run) -> Wins:
+    """Read the win rate of a run over another on the target."""
+    at, policy, task = study.store, study.experiment.gate, study.target
+    rows = old_rows, _ = study.rows.cut(base, task), study.rows.cut(run, task)
+    both = list(pair_rows(*rows))
+    # Two answers that do not differ are a tie, also where both failed.
+    clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
+    differing = {now.example_id: clusters[now.example_id] for old, now in both if answers_differ(old, now)}
+    tied = {item: cluster for item, cluster in clusters.items() if item not in differing}
+    pairs, digests = AnswerPairs(differing, tied), [one.rows[f"{task.name}/test"] for one in (base, run)]
+    votes = map_counted_shares(store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests)
+    by, most = policy.target.by, policy.max_errors
+    if by == PEOPLE:
+        return open_where_failed(wins_by_people(base.candidate, pairs, votes), old_rows, most)
+    preferred = preferences(read_stored_grades(by, at), *rows)
+    found = wins_by_judge(base.candidate, metric_name(by), pairs, preferred.won, votes)
+    judged = {
+        item: JudgedPair(
+            preferred.won[item],
+            preferred.first[item],
+            (len(old.text), len(now.text)),
+            clusters[item],
+            votes.get(item),
+        )
+        for old, now in both
+        if (item := now.example_id) in preferred.first
+    }
+    found = open_where_failed(found, old_rows, most, preferred.unread)._replace(bias=bias_of(judged))
+    return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
+
+
+def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[str] = ()) -> Wins:
+    """Leave a win rate open if more than a share `most` of the items failed or were read as nothing."""
+    failed = {row.example_id for row in base if row.status == "error"}.union(unread)
+    if wins.rate is None or len(failed) <= most * len(base):
+        return wins
+    return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
+
+
+def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
+    """List the finished fine-tunes, each with the run of the best untrained candidate."""
     best = best_untrained(facts)
-    base = next((f.label for f in facts if f.name == best and f.label in arms), None)
-    pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
-    # A judge may favour answers of its own base; an endpoint's base is unknown.
-    here = {label: run.base_digest for label, run in done.items() if not find_method(run.method).is_remote}
-    made = []
-    for metric in target.metrics.values():
-        if calibration := calibrate(metric, arms, pairs, found):
-            judged = target.judged.get(calibration.metric)
-            sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
-            bases = {source.weights_digest for source in sources if source}
-            own = tuple(label for label, base_digest in here.items() if base_digest in bases)
-            made.append(replace(calibration, own=own))
-    return tuple(made)
+    base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
+    tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
+    return [(run, base) for run in tuned] if base else []

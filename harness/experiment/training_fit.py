@@ -142,8 +142,7 @@ class Fit(NamedTuple):
                 max_new_tokens=mixture.max_new_tokens,
                 chat_template=session.target.task.chat_template,
             )
-            items = TaskItems((), (), mixture.rows, (), (), ())
-            weights = base_weights(candidate.base)
+            items, weights = TaskItems((), (), mixture.rows, (), (), ()), base_weights(candidate.base)
             (wanted,) = suite_sets(session, weights, [join_items(task, "capability", name, items)])
             if lacking := rescore_stored(session, [wanted]):
                 answer(session, weights, lacking, "base")
@@ -156,9 +155,7 @@ class Fit(NamedTuple):
         """Make weights in a temporary folder, which is renamed when they are complete.
 
         The training pauses after `pause_at` kept points, or `show_at` points for trackers; the folder stays.
-
-        Raises:
-            CandidateFailed: they cannot be made; a diverged training is remembered.
+        Raises CandidateFailed if they cannot be made; a diverged training is remembered.
         """
         session, candidate, seed = self
         rows = self._find_regularizer_rows()
@@ -167,29 +164,22 @@ class Fit(NamedTuple):
         for behind in filter(None, (begun.init, begun.reward, *begun.merges)):
             refuse_damaged(behind)
         source, method, folder = candidate.source, candidate.method, begun.folder
-        part = folder.with_name(folder.name + ".part")
-        processes = processes_of(session.experiment.training.accelerate, source)
-        own_process = method.trains and (
-            processes > 1 or has_own_process(session.experiment.training, session.machine.device)
-        )
+        part, policy = folder.with_name(folder.name + ".part"), session.experiment.training
+        processes, device = processes_of(policy.accelerate, source), session.machine.device
+        own_process = method.trains and (processes > 1 or has_own_process(policy, device))
         if (folder / PRUNED).exists():
             (folder / PRUNED).unlink()
             folder.rename(part)
         work, is_resumed, began = fit_work(session, source, seed), part.exists(), time.monotonic()
-        expected_s = session.seconds(work, candidate.trained_base)
         shared = f", {processes} processes" if processes > 1 else ""
         what = f"training {candidate.source_name}, seed {seed}{shared}"
+        stage = session.progress.stage(what, session.seconds(work, candidate.trained_base))
         try:
             if not (part / training.FIT).exists():  # it is written last
-                with (
-                    clear_errors(session.store, str(part), AGAIN),
-                    session.progress.stage(what, expected_s) as advance,
-                ):
+                with clear_errors(session.store, str(part), AGAIN), stage as advance:
                     self._write_job(part, begun, *rows, pause_at, show_at)
                     if processes > 1:
-                        training.write_launch(
-                            part, session.experiment.training.accelerate, session.machine.device
-                        )
+                        training.write_launch(part, policy.accelerate, device)
                     (launch if own_process else training.run_job)(part, advance)
         except Diverged as error:
             remove(session.store.folder, [part])
@@ -229,12 +219,11 @@ class Fit(NamedTuple):
     ) -> None:
         session, candidate, seed = self
         source, step = candidate.source, session.prompting_step(candidate.source, seed)
-        items = session.training_data(source).items
+        items, policy = session.training_data(source).items, session.experiment.training.accelerate
         reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
         if begun.reward and begun.reward.folder and candidate.reward:
-            reward = training.Reward(
-                model=begun.reward.folder / begun.reward.kind, source=candidate.reward.trained_base
-            )
+            model = begun.reward.folder / begun.reward.kind
+            reward = training.Reward(model=model, source=candidate.reward.trained_base)
         job = training.TrainingJob(
             method=source.method,
             params=source.params,
@@ -249,8 +238,8 @@ class Fit(NamedTuple):
             path=Path(source.path) if source.path else None,
             reward=reward,
             threads=training.threads_of(source.method),
-            processes=processes_of(session.experiment.training.accelerate, source),
-            shards=shards_of(session.experiment.training.accelerate, source),
+            processes=processes_of(policy, source),
+            shards=shards_of(policy, source),
             track=source.track.points if source.track else 0,
             pause_at=pause_at,
             live=self.live_run(begun.folder, show_at),

@@ -1,16 +1,18 @@
-"""Trials of a sweep or search: the points to try, and each trial stored as a run.
+"""Trials of a sweep or search: the points to try, and scores on validation by which they are ranked.
 
-    runs/weights/<key>/pruned.json      with the points: the digest of the last one, and the log
+    runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
 
 Invariant: proposals depend on the space, the seed and the earlier results, so an interrupted search repeats
 its points, whose results are stored, and continues. A pruned trial frees its budget: a search trains as much
-as its number of whole trials would.
+as its number of whole trials would. Forgetting is the mean loss against the base on general items for
+validation. No item, question or cluster of a test of a suite is among them. Points along a training answer
+the target's validation rows and general items of the half that the search of a rescue sees.
 Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter
 Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902)
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -19,169 +21,31 @@ from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import provenance, store, training
-from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, one_line
-from harness.evaluation.candidates import ResolvedCandidate, read_weights
-from harness.evaluation.row_sets import describe_run, metric_ranges, target_sets
-from harness.evaluation.session import Session
-from harness.experiment.training_fit import PRUNED, Fit, show_point
-from harness.experiment.validation_scores import read_kept_points, validate
-from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
-from harness.spec import Recipe, is_span, span_of
-from harness.store import TrialRun, write_whole
+import numpy as np
+
+from harness import store
+from harness.analysis import comparison
+from harness.analysis.admission import Measurement, cluster_name, cut_to_half, name_admitted_tasks, split
+from harness.analysis.estimators import Comparison, mean_change, rescale
+from harness.data import load_task, task_version
+from harness.data.contamination import key as question_of
+from harness.errors import CandidateFailed, Problem, SharedFailure
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
+from harness.evaluation.costs import Work, times
+from harness.evaluation.judging_stage import answer_and_score
+from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
+from harness.evaluation.session import MeasuredTask, Session
+from harness.metrics import Metric, extremes
+from harness.plugins import methods
+from harness.records import Example, SampleResult, TrackedPoint, Trial, digest
+from harness.spec import Recipe, SubjectTo, is_span, span_of
+from harness.store import write_whole
+from harness.training import TRACKED, Weights, map_tracked_folders
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
-
-_KEY_DIGITS = 8
-
-
-class TrialScores(NamedTuple):
-    """Scores of a trial by step; the last weights with their record if it was pruned."""
-
-    scores: Curve = ()
-    pruned: training.Weights | None = None
-
-
-class TrialKeeper(NamedTuple):
-    """Keeper of a candidate's trials, each stored as a run, and of the current one."""
-
-    session: Session
-    candidate: ResolvedCandidate
-
-    def record(self, made: Trial, weights: training.Weights) -> None:
-        """Keep a trial that was trained, whole or until it was pruned, with its answers on validation."""
-        session = self.session
-        rows = target_sets(session, self.candidate.source, weights, session.first_seed)[0]
-        self._save(
-            made,
-            made.fit_key or rows.identity.digest,
-            weights_digest=weights.digest,
-            state="done",
-            rows={rows.name: rows.identity.digest},
-            training=weights.training,
-            provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
-            metrics=metric_ranges([rows]),
-        )
-
-    def record_failed(self, params: Mapping[str, Any], fit_key: str, error: Exception) -> Trial:
-        """Return a trial that could not be trained or evaluated, and keep it with its reason."""
-        # That it diverged, its folder of weights says.
-        reason = "" if isinstance(error, Diverged) else one_line(error)
-        made = Trial(params=dict(params), validation=None, fit_key=fit_key, error=reason)
-        if not self.session.reads_only:
-            self._save(made, fit_key, weights_digest="", state="failed", rows={}, error=one_line(error))
-        return made
-
-    def _save(self, made: Trial, key: str, **of_run: Any) -> None:
-        # The candidate that makes the weights, also where another one takes them.
-        maker = replace(self.candidate, name=self.candidate.source_name, recipe=self.candidate.source)
-        seed = self.session.first_seed
-        run = describe_run(self.session.experiment.name, maker, seed, run_id=self._run_id(key), **of_run)
-        curveless = replace(made, loss=(), validation_loss=())  # the run's training has them
-        store.save_trial(self.session.store, TrialRun(run, curveless, self.session.target.primary.name))
-
-    def _run_id(self, fit_key: str) -> str:
-        named = self.session.name_begun(self.candidate.source_name, self.session.first_seed)
-        return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
-
-    def find_failed(self, fit_key: str) -> Trial | None:
-        """Find a recorded trial that failed."""
-        known = store.find_trial(self.session.store, self._run_id(fit_key))
-        return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
-
-    def train_until_pruned(
-        self, folder: Path, train: Callable[[int], None], should_prune: Callable[[int, float], bool]
-    ) -> TrialScores:
-        """Train a trial until its pruner stops it, scoring it on validation at each point.
-
-        `train(n)` trains until `n` points are kept, the last one at the end.
-
-        Raises:
-            NotStored: a result is missing, and the session is read-only.
-        """
-        assert self.candidate.source.track
-        scores: list[tuple[float, float | None]] = []
-        n_points = self.candidate.source.track.points
-        for place in range(1, n_points + 1):
-            kept = read_points_so_far(self.candidate, folder)
-            if len(kept) < place and read_weights(self.candidate, folder) is None:
-                self.session.refuse_if_reading(f"point {place} of {folder.name}")
-                train(place)
-                kept = read_points_so_far(self.candidate, folder)
-            if len(kept) < place:  # it has fewer checkpoints than points were requested
-                break
-            step, weights = list(kept.items())[place - 1]
-            score = validate(self.session, self.candidate, weights).score
-            scores.append((step, score))
-            if not self.session.reads_only:
-                point = TrackedPoint(step=step, target=score)
-                fit = Fit(self.session, self.candidate, self.session.first_seed)
-                show_point(fit.live_run(folder), point)
-            if should_prune(place, score) and place < n_points:
-                return TrialScores(tuple(scores), self._set_pruned(folder, step, weights))
-        return TrialScores(tuple(scores))
-
-    def _set_pruned(self, folder: Path, step: int, weights: training.Weights) -> training.Weights:
-        part = _part(folder)
-        if part.exists() and not (part / PRUNED).exists():
-            elapsed_s, loss, validation_loss = training.read_log_until(part / training.CHECKPOINTS, step)
-            logged = TrainingRecord(
-                wall_s=elapsed_s,
-                n_steps=step,
-                loss=loss,
-                validation_loss=validation_loss,
-                fit_key=folder.name,
-            )
-            content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
-            write_whole(self.session.store, part / PRUNED, content)
-        if part.exists():
-            training.remove_all_but(part, (training.TRACKED, PRUNED))
-            part.rename(folder)
-        if (folder / PRUNED).exists():
-            made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
-        else:  # it was completely trained before its search had this pruner
-            whole = read_weights(self.candidate, folder)
-            assert whole is not None
-            made = whole.training
-        loss, validation_loss = (
-            tuple(at for at in curve if at[0] <= step) for curve in (made.loss, made.validation_loss)
-        )
-        record = TrainingRecord(wall_s=made.wall_s, n_steps=step, fit_key=folder.name)
-        return weights._replace(training=replace(record, loss=loss, validation_loss=validation_loss))
-
-
-def fails_alone(error: Exception) -> bool:
-    """Tell whether an error fails only one trial, because other points may avoid it."""
-    if isinstance(error, HarnessError):
-        return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
-    return not isinstance(error, OSError)
-
-
-def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
-    """Return the error of a candidate without a complete trial: each reason, once."""
-    if all(isinstance(error, Diverged) for _, error in failed):
-        return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
-    points: dict[str, list[str]] = {}
-    for params, error in failed:
-        reason = error.reason if isinstance(error, CandidateFailed) else one_line(error)
-        points.setdefault(reason, []).append(", ".join(f"{name} {value}" for name, value in params.items()))
-    knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
-    if len(points) == 1:
-        return CandidateFailed(f"every trial failed: {next(iter(points))}", ", or ".join(filter(None, knobs)))
-    said = "; ".join(f"{of[0]}: {reason}" for reason, of in points.items())
-    return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
-
-
-def read_points_so_far(trial: ResolvedCandidate, folder: Path) -> dict[int, training.Weights]:
-    """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
-    return read_kept_points(trial, folder if folder.exists() else _part(folder))
-
-
-def _part(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.part")
 
 
 _RANDOM = 5  # first trials; each is a training, so half of what Optuna does
@@ -189,11 +53,14 @@ _MOST_REPEATS = 100  # consecutive repeated proposals after which the space coun
 _DIGITS = 3  # of a proposed number, so that it can be read and written again
 
 
+ShouldPrune = Callable[[int, float], bool]  # by the number of a tracked point and its score
+
+
 class TrialProposal(NamedTuple):
-    """A point to try; `should_prune` is told its score at the n-th tracked point."""
+    """A point to try."""
 
     params: dict[str, Any]
-    should_prune: Callable[[int, float], bool] | None = None
+    should_prune: ShouldPrune | None = None
 
 
 def proposals(
@@ -225,6 +92,11 @@ def proposals(
     study = optuna.create_study(
         study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
     )
+
+    def should_prune(one: optuna.Trial, place: int, score: float) -> bool:
+        one.report(sign * score, place)
+        return bool(one.should_prune())
+
     n_points = source.track.points if source.prune and source.track else 1
     left, n_repeats = source.trials * n_points, 0
     while left >= n_points and n_repeats < _MOST_REPEATS:
@@ -235,7 +107,7 @@ def proposals(
             _tell(study, proposed, before, sign)
             n_repeats += 1
             continue
-        yield TrialProposal(point, partial(_should_prune, proposed, sign) if source.prune else None)
+        yield TrialProposal(point, partial(should_prune, proposed) if source.prune else None)
         *earlier, found = tried
         if not counts_repeats and found.asked and any(one.asked == found.asked for one in earlier):
             n_repeats += 1  # the same prompt, written in another way
@@ -251,12 +123,24 @@ def searcher(source: Recipe) -> str:
     return f"TPE of Optuna {version('optuna')}{pruned}"
 
 
-def search_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield a problem if the search package is missing, or its pruner refuses the parameters."""
+def search_problems(
+    suites: Sequence[MeasuredTask], seed: int, candidate: ResolvedCandidate
+) -> Iterator[Problem]:
+    """Yield that a search lacks its package, its pruner, items to measure forgetting on, or checkpoints."""
+    where, recipe, bound = f"candidate {candidate.name}", candidate.recipe, candidate.recipe.subject_to
+    if recipe.track and not (candidate.method.trains and candidate.method.makes_language_model):
+        found = f"track with the method {recipe.method}, which keeps no weights along its training"
+        expected = f"one of the methods {', '.join(methods(trains=True, makes_language_model=True))}"
+        yield Problem(where, found, expected, "remove track")
+    if bound and not general_items(suites, seed, bound.items):
+        found = "subject_to: {forgetting: …}, and no general item outside the tests"
+        expected = "items of the capability suites for validation"
+        step = "data: {validation: FILE} at a task of a capability suite, or a limit below its items"
+        yield Problem(where, found, expected, step)
     source = candidate.source
     if source.search and find_spec("optuna") is None:
         step = "pip install 'harness-evals[search]', or sweep: a few values"
-        yield Problem(f"candidate {candidate.name}", "search, and no package optuna", "Optuna", step)
+        yield Problem(where, "search, and no package optuna", "Optuna", step)
     elif source.prune:
         try:
             _pruner(source)
@@ -264,7 +148,7 @@ def search_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             ((name, given),) = source.prune.items()
             found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
             expected = f"parameters of Optuna's {_pruner_class(name).__name__}"
-            yield Problem(f"candidate {candidate.name}", found, expected, "see optuna.readthedocs.io")
+            yield Problem(where, found, expected, "see optuna.readthedocs.io")
 
 
 def _tell(study: "optuna.Study", proposed: "optuna.Trial", found: Trial, sign: int) -> None:
@@ -278,11 +162,6 @@ def _tell(study: "optuna.Study", proposed: "optuna.Trial", found: Trial, sign: i
         study.tell(proposed, state=TrialState.FAIL)
     else:
         study.tell(proposed, sign * found.validation)
-
-
-def _should_prune(proposed: "optuna.Trial", sign: int, place: int, score: float) -> bool:
-    proposed.report(sign * score, place)
-    return bool(proposed.should_prune())
 
 
 def _pruner_class(name: str) -> "type[BasePruner]":
@@ -312,3 +191,202 @@ def _value(values: Sequence[Any], proposed: Any) -> Any:
     shared = int(log10(max(abs(span.low), abs(span.high)) / (span.high - span.low)))  # digits of both ends
     rounded = proposed if span.is_whole else float(f"{proposed:.{_DIGITS + max(0, shared)}g}")
     return min(max(rounded, span.low), span.high)
+
+
+def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> tuple[float, str]:
+    """Return a trial's score on the target's validation rows, and the digest of the prompts that it sent.
+
+    Raises CandidateFailed if no answer can be scored, NotStored if some are missing on a read-only session.
+    """
+    rows = target_sets(session, trial.source, weights, session.first_seed)[0]
+    if not rows.is_there(session.store):
+        session.refuse_if_reading(f"answers of {trial.name} to validation rows")
+        answer_and_score(session, weights, [rows], "sweep", trial.base)
+    answered = rows.read(session.store)
+    score = mean_score(session.target.primary, answered)
+    if score is None:
+        session.refuse_if_reading(f"scored answer of {trial.name} to validation rows")
+        knob = f"other {'values' if trial.method.trains else 'prompts'} to try"
+        raise CandidateFailed("no answer to the validation rows could be scored", knob)
+    return score, digest_prompts(weights.digest, trial.source, answered)
+
+
+def digest_prompts(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
+    """Digest the prompts of a recipe as they were sent and answered; empty if a prompt is not known."""
+    prompts = [row.prompt_digest for row in answered]
+    drawn = recipe.sampling.model_dump(mode="json") if recipe.sampling else {}
+    return digest([weights_digest, recipe.answer, drawn, prompts]) if prompts and all(prompts) else ""
+
+
+def mean_score(metric: Metric, rows: Iterable[SampleResult]) -> float | None:
+    """Return the score of rows (None without any); a failed answer has the metric's worst value, if any."""
+    parts = []
+    for row in rows:
+        scored = row.parts.get(metric.name)
+        if scored is None and (row.status == "error" or row.error):
+            known = extremes(metric, row.references)
+            scored = known.worst if known else None
+        parts += [scored] if scored is not None else []
+    return float(metric.aggregate(np.array(parts), np.ones(len(parts)))) if parts else None
+
+
+_KEPT = "forgetting.json"
+_FEW = 10  # items of a task
+
+
+def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo) -> float:
+    """Return by how much weights are worse than their base.
+
+    Raises NotStored if answers are missing and the session only reads, SharedFailure if no task counts.
+    """
+    assert weights.folder
+    tasks, kept = general_items(session.suites, session.first_seed, bound.items), weights.folder / _KEPT
+    arms = [suite_sets(session, of, tasks) for of in (base_weights(trial.base), weights)]
+    key = digest([rows.identity.digest for arm in arms for rows in arm])
+    known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    if key not in known:
+        session.refuse_if_reading("answers to general items for validation")
+        for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
+            base = None if of.digest == trial.base.weights_digest else trial.base
+            answer_and_score(session, of, sets, "general items for validation", base)
+        pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
+        alike = [
+            Measurement(m.task, m.role, m.suite, m.metrics, base, base)
+            for m, (base, _) in zip(tasks, pairs, strict=True)
+        ]
+        counting = name_admitted_tasks(alike, session.first_seed)
+        changes = [
+            _compare_capability(m, base, new)
+            for m, (base, new) in zip(tasks, pairs, strict=True)
+            if m.task.name in counting
+        ]
+        if not changes:
+            n = sum(m.size("test") for m in tasks)
+            found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
+            raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
+        known[key] = -mean_change(changes).score
+        write_whole(session.store, kept, json.dumps(known))
+    return known[key]
+
+
+def _compare_capability(
+    measured: MeasuredTask, base: Sequence[SampleResult], new: Sequence[SampleResult]
+) -> Comparison:
+    # As a share of the metric's range.
+    found = comparison.compare_rows(measured.primary, base, new, base_errors="bounds")
+    return rescale(found, measured.primary.range.span)
+
+
+def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> list[MeasuredTask]:
+    """Return the capability tasks with as many items for validation, evenly over those that have some.
+
+    A task of fewer than ten counts only if all have fewer, because each task weighs the same.
+    """
+    whole = [m for m in suites if not m.task.lm_eval]
+    tests = {m.task.name: load_task(m.task, seed).test for m in whole}
+    clusters = {e.cluster for of in tests.values() for e in of if e.cluster != e.id}
+    questions = {question_of(e) for of in tests.values() for e in of}
+    ids = {name: {e.id for e in of} for name, of in tests.items()}
+    spare: Mapping[str, list[Example]] = {
+        m.task.name: [
+            row.example
+            for split in ("validation", "test")
+            for row in m.items.evaluated.get(split, ())
+            if row.example.id not in ids[m.task.name]
+            and row.example.cluster not in clusters
+            and question_of(row.example) not in questions
+        ]
+        for m in whole
+        if m.role == "capability"
+    }
+    least = min(_FEW, max(map(len, spare.values()), default=0)) or 1
+    having = [m for m in whole if len(spare.get(m.task.name, ())) >= least]
+    each = -(-n_items // max(1, len(having)))
+    limited = []
+    for m in having:
+        of_task = spare[m.task.name]
+        validation = {row.example.id for row in m.items.evaluated.get("validation", ())}
+        own = [e for e in of_task if e.id in validation] or of_task
+        drawn = sorted(own, key=lambda e: (digest([seed, e.cluster]), e.id))[:each]
+        items = replace(m.items, test=tuple(sorted(drawn, key=lambda e: e.id)))
+        versions = {**m.versions, "test": task_version(m.task, items, "test")}  # which names the items
+        limited.append(m._replace(items=items, versions=versions, weights=None))
+    return limited
+
+
+def read_kept_points(candidate: ResolvedCandidate, folder: Path | None) -> dict[int, Weights]:
+    """Read the weights that were kept along a training, by step, in the folder of its weights or its job."""
+    points = map_tracked_folders(folder / TRACKED) if candidate.source.track and folder else {}
+    found = {step: read_weights(candidate, point) for step, point in points.items()}
+    return {step: weights for step, weights in found.items() if weights}
+
+
+def measure_points(
+    session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int, base_rows: Mapping[str, str]
+) -> tuple[TrackedPoint, ...]:
+    """Measure the points along a training; `base_rows` are the base's row sets of each task of the suites."""
+    source, kept = candidate.source, read_kept_points(candidate, weights.folder)
+    if not source.track or not kept:
+        return ()
+    measured, general_seed = [m for m in session.suites if m.task.name in base_rows], session.first_seed
+    rows = {
+        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test")) for m in measured
+    }
+    alike = [
+        Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
+        for m in measured
+    ]
+    part = cut_to_half(alike, split(rows, general_seed), "search")
+    counting = name_admitted_tasks(part)
+    there = {m.task.name: m.base for m in part if m.task.name in counting}
+    each, sampled = -(-source.track.items // max(1, len(there))), []
+    for m in (m for m in measured if m.task.name in there):
+        of_task = there[m.task.name]
+        order = {row.example_id: digest([general_seed, cluster_name(row)]) for row in of_task}
+        base = sorted(of_task, key=lambda row: (order[row.example_id], row.example_id))[:each]
+        ids = sorted(row.example_id for row in base)
+        items = replace(m.items, test=tuple(e for e in m.items.test if e.id in set(ids)))
+        versions = {**m.versions, "test": digest([m.versions["test"], ids])}  # which names the items
+        sampled.append((m._replace(items=items, versions=versions, weights=None), base))
+    return tuple(measure_point(session, candidate, step, made, seed, sampled) for step, made in kept.items())
+
+
+def estimate_tracking(session: Session, source: Recipe) -> Work:
+    """Estimate what the points along a training answer."""
+    if not source.track:
+        return Work()
+    base = base_weights(session.source)
+    once = work_of(target_sets(session, source, base, 0)[0].job())
+    tasks = [m for m in session.suites if m.role == "capability"]
+    n_items = sum(m.size("test") for m in tasks)
+    suites = total_work(suite_sets(session, base, tasks))
+    share = min(source.track.items, n_items / 2) / n_items if n_items else 0.0
+    general = Work(*(round(share * amount) for amount in suites))
+    return times(once + general + Work(opened=1), source.track.points)
+
+
+def measure_point(
+    session: Session,
+    candidate: ResolvedCandidate,
+    step: int,
+    made: Weights,
+    seed: int,
+    sampled: Sequence[tuple[MeasuredTask, list[SampleResult]]] = (),
+) -> TrackedPoint:
+    """Measure weights at a step on the target's validation rows, and on sampled general items."""
+    validation = target_sets(session, candidate.source, made, seed)[0]
+    general = suite_sets(session, made, [measured for measured, _ in sampled])
+    name = f"{candidate.source_name} at step {step}"
+    answer_and_score(session, made, [validation, *general], name, candidate.base)
+    target = mean_score(session.target.primary, validation.read(session.store))
+    if not sampled:
+        return TrackedPoint(step=step, target=target)
+    mean = mean_change(
+        [
+            _compare_capability(measured, base, rows.read(session.store))
+            for (measured, base), rows in zip(sampled, general, strict=True)
+        ]
+    )
+    return TrackedPoint(
+        step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
+    )

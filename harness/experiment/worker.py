@@ -7,13 +7,17 @@ Invariant: a worker computes only with the code, packages, processor, threads, m
 it writes rows, weights and measurements under their usual names, but never the index.
 """
 
+import json
 import os
 import pickle
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
 
 from harness import provenance, store
@@ -25,20 +29,189 @@ from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, measure_once, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial
-from harness.experiment.plan import TRIES, Journal, Outcome, Plan, Step, append, wait_for_files
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
+from harness.formatting import count
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.models.pass_costs import learn_costs, list_known_costs
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
 from harness.training import FIT, MEMORY_KNOBS
-from harness.training.worker import encode_error
+from harness.training.worker import decode_error, encode_error
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+class Step(NamedTuple):
+    """Work for one worker: a base's answers, its control arm, a trial or fit of weights, or a run's answers.
+
+    `name` is a candidate's, or the weights digest of a base. Answers are every `parts`-th row set from `part`
+    on; `part` of a trial is the point of the sweep.
+    """
+
+    kind: Literal["base", "control", "trial", "fit", "answer"]
+    name: str
+    seed: int = 0
+    part: int = 0
+    parts: int = 1
+    suites: bool = False
+
+
+class Plan(NamedTuple):
+    """Steps with the steps that each waits for, and the steps of each run by candidate and seed."""
+
+    needs: dict[Step, tuple[Step, ...]]
+    rests_on: dict[tuple[str, int], tuple[Step, ...]]
+
+    def __str__(self) -> str:
+        kinds = Counter(step.kind for step in self.needs)
+        said = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
+        return f"{count(len(self.needs))} steps ({said})"
+
+
+TRIES = 3  # attempts of a step whose workers are killed
+PATIENCE_S = 90.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
+
+
+class Outcome(NamedTuple):
+    """Outcome of a step: the id of a control arm, an encoded error, and the files that others need."""
+
+    value: str = ""
+    error: tuple[str, list[Any]] | None = None
+    files: tuple[str, ...] = ()
+
+
+class Journal:
+    """State of a plan when last read.
+
+    `ready` are the steps that can start, in the plan's order; `failed` includes steps that needed a failed
+    one. `n_begun` counts starts of a step without an outcome. `refusal` is bad input that would stop every
+    step. `files` maps ended steps to the files of them and their needs.
+    """
+
+    def __init__(self, file: Path, plan: Plan) -> None:
+        self.plan, self.file, self._n_read = plan, file, 0
+        self._steps = list(plan.needs)
+        self._places = {step: place for place, step in enumerate(self._steps)}
+        self.outcomes, self.failed = dict[Step, Outcome](), dict[Step, Exception]()
+        self.files, self.ready = dict[Step, tuple[str, ...]](), dict[Step, None]()
+        self.n_begun: Counter[Step] = Counter()
+        self.refusal: Exception | None = None
+        self._order = TopologicalSorter(plan.needs)
+        self._order.prepare()
+        self.read()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to make."""
+        return self.refusal is not None or not self._order.is_active()
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """The control arms that were measured, by base."""
+        made = (item for item in self.outcomes.items() if item[0].kind == "control")
+        return {step.name: outcome.value for step, outcome in made if outcome.error is None}
+
+    def read(self) -> None:
+        """Read the whole lines that were appended since; one that was cut short by a kill is skipped."""
+        ended, entries, lines = list[Step](), list[Any](), b""
+        if self.file.exists():
+            with self.file.open("rb") as file:
+                file.seek(self._n_read)
+                lines, newline, _ = file.read().rpartition(b"\n")
+            self._n_read += len(lines) + len(newline)
+        for line in lines.splitlines():
+            with suppress(ValueError):
+                entries.append(json.loads(line))
+        for kind, *content in entries:
+            if kind == "refused":
+                self.refusal = decode_error(*content)
+                continue
+            step = self._steps[content[0]]
+            if kind == "begun":
+                self.n_begun[step] += 1
+            else:
+                self.outcomes[step] = Outcome(*content[1:])
+                ended.append(step)
+        self._settle([step for step in ended if step in self.ready])
+
+    def _settle(self, ended: list[Step]) -> None:
+        while True:
+            for step in ended:
+                self.ready.pop(step)
+                self._order.done(step)
+                needs = self.plan.needs[step]
+                outcome = self.outcomes.get(step, Outcome())
+                if outcome.error:
+                    self.failed[step] = decode_error(*outcome.error)
+                elif error := next((self.failed[need] for need in needs if need in self.failed), None):
+                    self.failed[step] = error
+                before = (name for need in needs for name in self.files[need])
+                self.files[step] = tuple(dict.fromkeys((*before, *outcome.files)))
+            fresh = self._order.get_ready() if self._order.is_active() else ()
+            self.ready.update(dict.fromkeys(fresh))
+            ended = [
+                step
+                for step in fresh
+                if step in self.outcomes or any(need in self.failed for need in self.plan.needs[step])
+            ]
+            if not ended:
+                return
+
+    def claim(self, locks: Path) -> "tuple[Step, BaseFileLock] | None":
+        """Claim the first step that is ready and that no other worker has; a killed worker's claim ends."""
+        from filelock import FileLock, Timeout
+
+        locks.mkdir(exist_ok=True)
+        for step in list(self.ready):
+            lock = FileLock(locks / f"{self.file.parent.name}-{self._places[step]}")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            self.read()
+            if step in self.ready:
+                return step, lock
+            lock.release()
+        return None
+
+    def note(self, kind: Literal["begun", "ended"], step: Step, outcome: Sequence[object] = ()) -> None:
+        """Record that a worker has begun a step, or its outcome."""
+        append(self.file, kind, self._places[step], *outcome)
+
+
+def append(file: Path, *entry: Any) -> None:
+    """Append a line to a journal, also after one that was cut short."""
+    from filelock import FileLock
+
+    with FileLock(file.with_suffix(".lock")), file.open("a+b") as journal:
+        is_cut = False
+        if journal.tell():
+            journal.seek(-1, os.SEEK_END)
+            is_cut = journal.read() != b"\n"
+        journal.write(b"\n" * is_cut + json.dumps(entry).encode() + b"\n")
+
+
+def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIENCE_S) -> None:
+    """Wait until this machine sees files below a folder; raises CandidateFailed if it does not in time."""
+    end, pause = time.monotonic() + patience_s, _FIRST_WAIT_S
+    while unseen := [name for name in names if not (folder / name).exists()]:
+        if time.monotonic() > end:
+            found = f"{folder / unseen[0]}, which a worker wrote, is not seen here after {PATIENCE_S:.0f} s"
+            raise CandidateFailed(found, "a smaller acdirmax where the file system of the runs is mounted")
+        # Listing the parent folders asks the server; a single name may come from a cache.
+        for parent in {parent for name in unseen for parent in Path(name).parents}:
+            with suppress(OSError):
+                os.listdir(folder / parent)  # noqa: PTH208
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_WAIT_S)
+
 
 PACKAGE = Path(__file__).parents[1]
 WORKERS, ASSIGNMENT, JOURNAL = ".workers", "plan.pickle", "journal"  # a folder of the store, and files in it
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
 
 class Assignment(NamedTuple):
@@ -92,30 +265,27 @@ def find_assignment(runs: Path) -> Path:
 def work(file: Path, *, reports: bool = True) -> None:
     """Make the steps of an assignment until all are done or in progress elsewhere.
 
-    With `reports`, bad input is reported to the command, which then ends everything.
-
-    Raises:
-        UserError: this machine differs from the command's, or a step met bad input.
+    With `reports`, bad input is reported to the command, which then ends everything. Raises UserError if this
+    machine differs from the command's, or a step met bad input.
     """
     try:
-        assignment = _read_assignment(file)
-        session = _prepare(assignment)
+        given = _read_assignment(file)
+        session = _prepare(given)
     except UserError as error:
         if reports and file.exists():
             append(file.with_name(JOURNAL), "refused", *encode_error(error))
         raise
-    _Worker(session, Journal(file.with_name(JOURNAL), assignment.plan), file).pull()
+    _Worker(session, Journal(file.with_name(JOURNAL), given.plan), file).pull()
 
 
 class _Worker(NamedTuple):
-    """Makes the steps of the assignment in a file, and notes what became of them."""
-
+    # Makes the steps of the assignment in a file, and notes what became of them.
     session: Session
     journal: Journal
     file: Path
 
     def pull(self) -> None:
-        """Make one step after the other, as long as the command that wrote the file is interested."""
+        # As long as the command that wrote the file is interested.
         journal, pause = self.journal, _FIRST_WAIT_S
         while self.file.exists() and not journal.is_over:
             if claimed := journal.claim(self.session.store.folder / store.CLAIMS):
@@ -125,21 +295,20 @@ class _Worker(NamedTuple):
                 finally:
                     lock.release()
                 pause = _FIRST_WAIT_S
-            elif journal.is_under_way:
-                return
+            elif len(journal.files) + len(journal.ready) == len(journal.plan.needs):
+                return  # no step is left that waits for another one
             else:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_WAIT_S)
             journal.read()
 
     def make(self, step: Step) -> None:
-        """Make the missing parts of a step, and record its outcome."""
         if self.journal.n_begun[step] >= TRIES:
             found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
             lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
-            self.journal.end(step, Outcome(error=encode_error(lost)))
+            self.journal.note("ended", step, Outcome(error=encode_error(lost)))
             return
-        self.journal.begin(step)
+        self.journal.note("begun", step)
         self.session.controls.update(self.journal.controls)
         candidate = self.session.candidates.get(step.name)
         if step.kind == "fit" and candidate and candidate.source.sweep:  # its trials were earlier steps
@@ -147,78 +316,57 @@ class _Worker(NamedTuple):
         try:
             needed = (name for need in self.journal.plan.needs[step] for name in self.journal.files[need])
             wait_for_files(self.session.store.folder, tuple(needed))
-            outcome = _MAKE[step.kind](self, step)
+            outcome = self.find_or_make(step)
         except UserError as error:
             append(self.file.with_name(JOURNAL), "refused", *encode_error(error))
             raise
         except Exception as error:  # noqa: BLE001 (the command hears of it, and the other steps go on)
             outcome = Outcome(error=encode_error(error))
-        self.journal.end(step, outcome)
+        self.journal.note("ended", step, outcome)
 
-    def make_weights(self, step: Step) -> Outcome:
-        candidate = self.session.candidates[step.name]
-        if step.kind == "trial":
-            weights = make_trial(self.session, candidate, step.part)
+    def find_or_make(self, step: Step) -> Outcome:
+        session, at = self.session, self.session.store
+        if step.kind in ("base", "control"):
+            known = (source for one in session.candidates.values() for source in one.bases)
+            base = next(source for source in known if source.weights_digest == step.name)
+            if step.kind == "control":
+                measured = measure_once(session, base)
+                return self.outcome([store.control_file(at, measured)] if measured else [], measured)
+            weights = base_weights(base)
+            sets = suite_sets(session, weights)[step.part :: step.parts]
+            if lacking := find_base_rows(session, self.find_unanswered(sets)):
+                with open_weights(session, weights) as model:
+                    fill(session, model, lacking, "base", shared=True)
         else:
-            weights = ensure_weights(self.session, candidate, step.seed)
-        return Outcome(files=self.there([weights.folder / FIT] if weights and weights.folder else []))
-
-    def measure_control(self, step: Step) -> Outcome:
-        measured = measure_once(self.session, self.base(step.name))
-        written = [store.control_file(self.session.store, measured)] if measured else []
-        return Outcome(measured, files=self.there(written))
-
-    def answer_as_base(self, step: Step) -> Outcome:
-        weights = base_weights(self.base(step.name))
-        sets = suite_sets(self.session, weights)[step.part :: step.parts]
-        if lacking := find_base_rows(self.session, self.find_unanswered(sets)):
-            with open_weights(self.session, weights) as model:
-                fill(self.session, model, lacking, "base", shared=True)
-        return self.rows_outcome(sets)
-
-    def answer(self, step: Step) -> Outcome:
-        session, candidate = self.session, self.session.candidates[step.name]
-        weights = ensure_weights(session, candidate, step.seed)
-        if step.suites:
-            sets = row_sets(session, candidate, weights, step.seed)
-        else:
+            candidate = session.candidates[step.name]
+            if step.kind == "trial":
+                made = make_trial(session, candidate, step.part)
+                return self.outcome([made.folder / FIT] if made and made.folder else [])
+            weights = ensure_weights(session, candidate, step.seed)
+            if step.kind == "fit":
+                return self.outcome([weights.folder / FIT] if weights.folder else [])
             sets = target_sets(session, candidate.recipe, weights, step.seed)
-        own = sets[step.part :: step.parts]
-        if lacking := self.find_unanswered(own):
-            answer(session, weights, lacking, "", candidate.base)
-        return self.rows_outcome(own)
-
-    def rows_outcome(self, sets: Sequence[RowSet]) -> Outcome:
-        """Name the files of complete sets; blocks left by a worker that was killed at completion go."""
+            if step.suites:
+                sets = row_sets(session, candidate, weights, step.seed)
+            sets = sets[step.part :: step.parts]
+            if lacking := self.find_unanswered(sets):
+                answer(session, weights, lacking, "", candidate.base)
         digests = [rows.answers.identity.digest for rows in sets]
-        for one in digests:
-            if (self.session.store.rows(one) / "blocks").exists():
-                with self.session.claim(one):
-                    store.remove_merged_blocks(self.session.store, one)
-        return Outcome(files=self.there(map(self.session.store.parquet, digests)))
+        for one in digests:  # blocks left by a worker that was killed at completion go
+            if (at.rows(one) / "blocks").exists():
+                with session.claim(one):
+                    store.remove_merged_blocks(at, one)
+        return self.outcome(map(at.parquet, digests))
 
-    def there(self, files: Iterable[Path]) -> tuple[str, ...]:
+    def outcome(self, files: Iterable[Path], value: str = "") -> Outcome:
         own = self.session.store.folder
         there = (file for file in files if file.is_relative_to(own) and file.exists())
-        return tuple(str(file.relative_to(own)) for file in there)
+        return Outcome(value, files=tuple(str(file.relative_to(own)) for file in there))
 
     def find_unanswered(self, sets: Sequence[RowSet]) -> list[RowSet]:
-        """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
+        # What judges have yet to grade is graded where the command runs.
         lacking = rescore_stored(self.session, sets)
         return [rows for rows in lacking if not rows.answers.is_there(self.session.store)]
-
-    def base(self, weights_digest: str) -> ModelSource:
-        known = (source for one in self.session.candidates.values() for source in one.bases)
-        return next(source for source in known if source.weights_digest == weights_digest)
-
-
-_MAKE = {
-    "base": _Worker.answer_as_base,
-    "control": _Worker.measure_control,
-    "trial": _Worker.make_weights,
-    "fit": _Worker.make_weights,
-    "answer": _Worker.answer,
-}
 
 
 def _read_assignment(file: Path) -> Assignment:
@@ -228,20 +376,20 @@ def _read_assignment(file: Path) -> Assignment:
         raise UserError(Problem(_worker_name(), f"no {file}", "the runs folder of the command", step))
     with file.open("rb") as content:
         _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
-        found: Assignment = pickle.load(content)
-    return found
+        given: Assignment = pickle.load(content)
+    return given
 
 
-def _prepare(assignment: Assignment) -> Session:
-    os.chdir(assignment.folder)
-    os.environ["OMP_NUM_THREADS"] = str(assignment.threads)  # before a library is loaded
+def _prepare(given: Assignment) -> Session:
+    os.chdir(given.folder)
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before a library is loaded
     quiet_libraries()
-    use_threads(assignment.threads)
-    learn_costs(assignment.costs)
-    session = prepare_session(assignment.loaded, assignment.scope, SilentProgress(), assignment.machine)
+    use_threads(given.threads)
+    learn_costs(given.costs)
+    session = prepare_session(given.loaded, given.scope, SilentProgress(), given.machine)
     session.is_worker = True
-    here = session.machine._replace(name=current_device(assignment.machine.device))
-    _refuse_other(assignment.state, _state(session.sources, session.tasks, here, torch_threads()))
+    here = session.machine._replace(name=current_device(given.machine.device))
+    _refuse_other(given.state, _state(session.sources, session.tasks, here, torch_threads()))
     return session
 
 

@@ -23,8 +23,8 @@ from harness.data.text_files import display_path
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import refuse_or_note
-from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.costs import Budget, Spend
+from harness.evaluation.candidates import refuse_silent
+from harness.evaluation.costs import Budget
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_problems import key_problems
@@ -35,7 +35,6 @@ from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.progress import Progress
 from harness.provenance import versions_of
 from harness.records import Example, Limits, Message, Output, PromptText, canonical_json, digest, parse_json
-from harness.spec import Experiment
 from harness.store import Store, append_lines, read_lines
 
 
@@ -60,13 +59,32 @@ class Writer(NamedTuple):
 def candidate_writer(session: Session, name: str, max_cost: float | None) -> Writer:
     """Return a candidate of an experiment as a writer; missing weights are made.
 
-    Raises:
-        UserError: it generates no text, cannot be asked, or has no prices for a budget.
+    Raises UserError if it generates no text, cannot be asked, or has no prices for a budget.
     """
     candidate, seed = session.candidates[name], session.first_seed
-    refuse_without_text(session.experiment, candidate)
+    refuse_silent(candidate)
+    where = f"candidate {candidate.name}"
+    if not candidate.method.makes_language_model:
+        found = f"the method {candidate.source.method}, which generates no text"
+        raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
+    refuse(key_problems(session.experiment, [(where, candidate)]))
+    folder, chat = session.store.folder / "answers", session.target.task.chat_template
+
+    @contextmanager
+    def open_candidate() -> Iterator[Candidate]:
+        weights = ensure_weights(session, candidate, seed)
+        with open_weights(session, weights) as model:
+            yield model
+
     if candidate.is_remote:
-        writer = _remote_writer(session, candidate)
+        settings = Settings(**candidate.source.params)
+        prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
+        settings = settings.model_copy(update={"usd_per_million_tokens": prices})
+        writer = endpoint_writer(settings, candidate.name, folder)
+        if settings.protocol != "chat":
+            how = {"protocol": settings.protocol, "template": candidate.base.template_digest, "chat": chat}
+            identity, own = {**writer.identity, **how}, settings.weights_digest
+            writer = writer._replace(identity=identity, opened=open_candidate, chat=chat, weights_digest=own)
         if max_cost is not None and writer.planned(1, 1) is None:
             found = f"{name}, an endpoint without prices"
             step = "usd_per_million_tokens: {input: …, output: …} among its params"
@@ -79,7 +97,6 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
     weights = stored or ensure_weights(session, candidate, seed)
     base, hour = candidate.served_base, session.experiment.decide.device_hour_usd
     engine, layout = session.engine(base)
-    chat = session.target.task.chat_template
     identity = {
         "weights": weights.digest,
         "template": base.template_digest,
@@ -98,31 +115,8 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         seconds = session.seconds(costs.Work(round(read), round(generated)), base)
         return costs.price_usd(seconds, machine.device, hour)
 
-    folder, digest_of = session.store.folder / "answers", weights.digest
-    open_candidate = lambda: open_weights(session, weights)  # noqa: E731 (a closure over the weights)
-    return Writer(name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=digest_of)
-
-
-def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
-    settings = Settings(**candidate.source.params)
-    prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
-    settings = settings.model_copy(update={"usd_per_million_tokens": prices})
-    writer = endpoint_writer(settings, candidate.name, session.store.folder / "answers")
-    if settings.protocol == "chat":
-        return writer
-    chat = session.target.task.chat_template
-    template = {"template": candidate.base.template_digest, "chat": chat}
-
-    @contextmanager
-    def open_candidate() -> Iterator[Candidate]:
-        weights = ensure_weights(session, candidate, session.first_seed)
-        with open_weights(session, weights) as model:
-            yield model
-
-    identity = {**writer.identity, "protocol": settings.protocol, **template}
-    return writer._replace(
-        identity=identity, opened=open_candidate, chat=chat, weights_digest=settings.weights_digest
-    )
+    known = weights.digest
+    return Writer(name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=known)
 
 
 def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
@@ -157,25 +151,13 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
     )
 
 
-def refuse_without_text(experiment: Experiment, candidate: ResolvedCandidate) -> None:
-    """Refuse a candidate that generates no text, or cannot be asked now."""
-    refuse_silent(candidate)
-    where = f"candidate {candidate.name}"
-    if not candidate.method.makes_language_model:
-        found = f"the method {candidate.source.method}, which generates no text"
-        raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
-    refuse(key_problems(experiment, [(where, candidate)]))
-
-
 def write_question(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of a new row as harness reads them: id and question, and its cluster and slice."""
     is_prompt = len(example.messages) == 1 and example.messages[0]["role"] == "user"
-    question: dict[str, Any] = (
-        {"prompt": example.prompt} if is_prompt else {"messages": list(example.messages)}
-    )
+    row: dict[str, Any] = {"id": example.id}
+    row |= {"prompt": example.prompt} if is_prompt else {"messages": list(example.messages)}
     groups = {"cluster": example.cluster} if example.cluster not in ("", example.id) else {}
-    groups |= {"slice": example.slice} if example.slice else {}
-    return {"id": example.id, **question}, groups
+    return row, groups | ({"slice": example.slice} if example.slice else {})
 
 
 def draw_prompts(rows: Sequence[SourcedExample], n: int | None, seed: int) -> list[SourcedExample]:
@@ -195,10 +177,8 @@ def check_contamination(
 ) -> tuple[str, ...]:
     """Compare the rows' questions with all evaluated ones; return notes on reworded matches.
 
-    The first task is the target; `file` is the present or future file of the rows.
-
-    Raises:
-        UserError: a row has an evaluated question.
+    The first task is the target; `file` is the present or future file of the rows. Raises UserError if a row
+    has an evaluated question.
     """
     items, task = tasks[0].items, tasks[0].task
     evaluated = [row for of in items.evaluated.values() for row in of]
@@ -237,34 +217,26 @@ class AnswerBook:
     """Answers of one model in a folder; `identity` is all that they depend on besides the prompt."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.path = folder / f"{digest(dict(identity))}.jsonl"
-        known: dict[str, Output] = {}
+        self.path, self.known = folder / f"{digest(dict(identity))}.jsonl", dict[str, Output]()
         with suppress(OSError):
             for line in read_lines(self.path):
                 with suppress(ValueError, TypeError):
                     key, *fields = parse_json(line)
-                    known.setdefault(key, Output(*fields))
-        self._known = known
+                    self.known.setdefault(key, Output(*fields))
 
-    def find(self, key: str) -> Output | None:
-        """Return the stored answer to a prompt's key; None if there is none."""
-        return self._known.get(key)
+    def keep(self, answers: Mapping[str, Output]) -> dict[str, Output]:
+        """Append answers by the keys of their prompts, except failed ones; returns those kept.
 
-    def keep(self, answers: Mapping[str, Output]) -> None:
-        """Append answers by the keys of their prompts, except failed ones.
-
-        Raises:
-            HarnessError: the disk is full; earlier answers stay.
+        Raises HarnessError if the disk is full; earlier answers stay.
         """
-        fresh = {key: of for key, of in answers.items() if of.finish_reason != "error"}
-        self._known |= fresh
+        fresh, lines = {key: of for key, of in answers.items() if of.finish_reason != "error"}, ""
+        for key, of in fresh.items():
+            counted = of.n_prompt_tokens, of.n_output_tokens, of.compute_s
+            lines += f"{canonical_json([key, of.text, of.finish_reason, *counted])}\n"
+        self.known |= fresh
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{canonical_json([key, *_fields(of)])}\n" for key, of in fresh.items())
         append_lines(Store(self.path.parent), self.path, lines)
-
-
-def _fields(of: Output) -> tuple[Any, ...]:
-    return of.text, of.finish_reason, of.n_prompt_tokens, of.n_output_tokens, of.compute_s
+        return fresh
 
 
 _TOGETHER = 16  # prompts that a model here answers, and whose answers are kept, together
@@ -299,9 +271,8 @@ class WriterPlan(NamedTuple):
 
 def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:
     """Count what the requests take, before one is sent."""
-    book = AnswerBook(writer.folder, writer.identity)
-    each = {one.key: one for one in requests}
-    new = [one for key, one in each.items() if book.find(key) is None]
+    book, each = AnswerBook(writer.folder, writer.identity), {one.key: one for one in requests}
+    new = [one for key, one in each.items() if key not in book.known]
     read, generated = sum(map(n_read, new)), sum(one.limits.max_new_tokens for one in new)
     return WriterPlan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
 
@@ -326,11 +297,9 @@ class BudgetedWriter:
     def __init__(
         self, writer: Writer, max_cost: float | None, progress: Progress, together: int = _TOGETHER
     ) -> None:
-        self._writer, self._max_cost, self._progress = writer, max_cost, progress
-        self._together = together
-        self._book = AnswerBook(writer.folder, writer.identity)
+        self._writer, self._max_cost, self._progress, self._together = writer, max_cost, progress, together
+        self._book, self._lock = AnswerBook(writer.folder, writer.identity), Lock()
         self._paid: dict[str, Output] = {}
-        self._lock = Lock()
 
     @property
     def usage(self) -> WriterUsage:
@@ -340,10 +309,9 @@ class BudgetedWriter:
     def answers(self, requests: Sequence[PromptRequest], label: str) -> list[Output]:
         """Return the answer to each prompt, including failed ones.
 
-        Raises:
-            CandidateFailed: the writer cannot be asked, or the budget does not suffice; what came is kept.
+        Raises CandidateFailed if the writer cannot be asked, or the budget is too small; what came is kept.
         """
-        made = {one.key: of for one in requests if (of := self._book.find(one.key)) is not None}
+        made = {one.key: self._book.known[one.key] for one in requests if one.key in self._book.known}
         self._paid |= made
         if lacking := list({one.key: one for one in requests if one.key not in made}.values()):
             self._request(lacking, made, label)
@@ -367,10 +335,13 @@ class BudgetedWriter:
                     with budget.reserve(*tokens) if budget else nullcontext() as spend:
                         found = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
                         with self._lock:
-                            self._book.keep(found)
+                            kept = self._book.keep(found)
                             made.update(found)
                             advance(len(made) - n_known, len(lacking))
-                        self._spend(found, spend)
+                        self._paid |= kept
+                        if spend and kept:
+                            usage = sum_usage(writer, list(kept.values()))
+                            spend(usage.cost_usd, usage.n_prompt_tokens, usage.n_output_tokens)
                 except CandidateFailed as error:
                     failures.append(error)
 
@@ -378,14 +349,6 @@ class BudgetedWriter:
                 list(pool.map(request, parts))
         if failures:
             raise failures[0]
-
-    def _spend(self, found: dict[str, Output], spend: Spend | None) -> None:
-        paid = {key: one for key, one in found.items() if one.finish_reason != "error"}
-        self._paid |= paid
-        if spend and paid:
-            read = sum(one.n_prompt_tokens for one in paid.values())
-            written = sum(one.n_output_tokens for one in paid.values())
-            spend(self._writer.price(list(paid.values())), read, written)
 
     def _generate(self, model: Candidate, part: Sequence[PromptRequest]) -> list[Output]:
         limits = part[0].limits

@@ -14,7 +14,7 @@ from harness.analysis.estimators import Estimate
 from harness.analysis.rules import cumulative_of
 from harness.analysis.verdict import Verdict
 from harness.errors import Problem, UserError
-from harness.experiment import Study, add_lm_eval, load_study, reached_on_target
+from harness.experiment.study import Study, add_lm_eval, load_study, reached_on_target
 from harness.formatting import RATE
 from harness.lifecycle import nightly_state
 from harness.records import Run

@@ -22,17 +22,15 @@ from harness.evaluation import lm_eval
 from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
 from harness.evaluation.row_sets import rows_version, scoring_digest
-from harness.experiment import (
+from harness.experiment.gate_run import judge_stored_run, record_verdict, verdict_change
+from harness.experiment.study import (
     Study,
     add_lm_eval,
     is_of_recipe,
     is_target_only,
-    judge_stored_run,
     list_untrained,
     reached_on_target,
-    record_in_study,
     refuse_lost_folds,
-    verdict_change,
 )
 from harness.formatting import count, pluralize
 from harness.lifecycle import eval_logs, inspect_logs, lm_eval_logs
@@ -153,7 +151,7 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     if gated_against:
         digest = gated_against.weights_digest
         against = f"the champion {gated_against.candidate} ({gated_against.run_id})"
-    record = record_in_study(study, run, result.verdict, against, digest)
+    record = record_verdict(study, run, result.verdict, against, digest)
     notes += [*result.notes, *filter(None, [verdict_change(study.store, record)])]
     store.save_verdict(study.store, record)
     return replace(

@@ -21,7 +21,7 @@ from harness.analysis.economics import apply_budgets
 from harness.analysis.labelled_answers import Labels, answer_digest, draw_items, is_correctable, select_scored
 from harness.config import digest_question, rubric_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
-from harness.experiment import Study, load_study, reached_on_target, read_labels
+from harness.experiment.study import Study, load_study, reached_on_target, read_labels
 from harness.formatting import count
 from harness.lifecycle.gates import candidate_runs
 from harness.metrics import Metric, load_metrics

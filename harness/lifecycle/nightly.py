@@ -20,7 +20,8 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, suite_sets
 from harness.evaluation.session import Session
-from harness.experiment import Scope, ensure_weights, judge_labels, prepare_session, refuse_folds, stands_on
+from harness.experiment import Scope, ensure_weights, prepare_session, refuse_folds, stands_on
+from harness.experiment.study import judge_labels
 from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
 from harness.lifecycle.nightly_alarm import (
     HARNESS,

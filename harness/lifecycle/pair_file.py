@@ -17,7 +17,8 @@ from harness.analysis.candidate_facts import alternative, is_fine_tuned, stronge
 from harness.analysis.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judging_stage import map_shown_pairs
-from harness.experiment import StoredRows, Study, load_study
+from harness.experiment import StoredRows
+from harness.experiment.study import Study, load_study
 from harness.lifecycle import label_file
 from harness.lifecycle.gates import candidate_runs
 from harness.records import Rating, Run, SampleResult, digest

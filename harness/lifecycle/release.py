@@ -29,16 +29,14 @@ from harness.evaluation.session import Session
 from harness.experiment import (
     Reader,
     Scope,
-    Study,
     answer_all_items,
     ensure_weights,
     find_lm_eval_tasks,
-    is_target_only,
-    load_study,
     prepare_session,
     run_candidate,
     suite_arm,
 )
+from harness.experiment.study import Study, is_target_only, load_study
 from harness.lifecycle.champions import (
     list_unreferenced,
     missing_files,

@@ -23,7 +23,7 @@ from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import load_study
+from harness.experiment.study import load_study
 from harness.formatting import pluralize
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs

@@ -22,7 +22,8 @@ from harness import config
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.plan import Journal, Outcome, Plan, make_plan
+from harness.experiment.executors import make_plan
+from harness.experiment.worker import Journal, Outcome, Plan
 from harness.models.hardware import probe
 from harness.progress import SilentProgress
 
@@ -48,8 +49,8 @@ def pull_all(folder: Path, plan: Plan) -> None:
     journal.file.parent.mkdir()
     while claimed := journal.claim(folder / "claims"):
         step, lock = claimed
-        journal.begin(step)
-        journal.end(step, Outcome())
+        journal.note("begun", step)
+        journal.note("ended", step, Outcome())
         lock.release()
         journal.read()
     assert journal.is_over

@@ -8,7 +8,7 @@ import pytest
 import tiny_experiment
 
 from harness import config, exports, store
-from harness.experiment import load_study
+from harness.experiment.study import load_study
 from harness.lifecycle import release
 from harness.models.artefacts import find_converter
 

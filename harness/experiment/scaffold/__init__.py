@@ -20,11 +20,7 @@ from harness.data.guessed_columns import NAME_THEM
 from harness.data.unused import name_keys, name_media, offer_contexts
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import wrap_prompt
-from harness.experiment.scaffold.method_choice import (
-    Resources,
-    describe_base,
-    propose_candidates,
-)
+from harness.experiment.scaffold.method_choice import Resources, describe_base, propose_candidates
 from harness.experiment.scaffold.proposal_files import (
     PUBLIC,
     SCHEMA,
@@ -37,14 +33,7 @@ from harness.experiment.scaffold.proposal_files import (
     suite_text,
     time_sentence,
 )
-from harness.experiment.scaffold.recognition import (
-    AnswerForm,
-    Kind,
-    RecognizedRows,
-    Request,
-    absolute,
-    look,
-)
+from harness.experiment.scaffold.recognition import AnswerForm, Kind, RecognizedRows, Request, absolute, look
 from harness.experiment.scaffold.task_proposal import (
     FOLDS,
     check_task,

@@ -8,7 +8,7 @@ import harness
 from harness import config, experiment
 from harness.cli.progress_bar import TerminalProgress
 from harness.experiment import Scope, prepare_session
-from harness.experiment.report_runs import in_order
+from harness.experiment import in_order
 from harness.experiment.run_candidate import find_stored_runs
 from harness.progress import SilentProgress
 from harness.report import ExperimentReport
