@@ -68,7 +68,7 @@ OFFERED = {
     "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.dedup`
     # imports `contamination`, which imports `edit.row_files`.
-    "data": "cells check check.personal_data columns contamination edit.augment edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns multiple_choice readers row_traits splits text_files turns unused",
+    "data": "check check.personal_data columns contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
         "candidate_rows candidates costs grade_costs grading judges judging_stage languages lm_eval lm_eval.tasks "

@@ -11,8 +11,8 @@ from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run
 from openai_server import Rule, ServerAnswer, serve_model
 
 from harness.data import load_task
-from harness.data.edit.augment import WrittenQuestion, augment
 from harness.errors import UserError
+from harness.experiment.augmentation import WrittenQuestion, augment
 from harness.records import parse_json
 from harness.spec import Task
 

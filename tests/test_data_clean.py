@@ -37,7 +37,7 @@ from harness.data.columns import find_roles
 from harness.data.edit.changes import RowDecision, keep_decision, several_spellings
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.dedup import dedup
-from harness.data.multiple_choice import has_choices
+from harness.data.row_forms import has_choices
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.metrics import load_metrics

@@ -16,14 +16,13 @@ from typing import Any, Literal, NamedTuple
 from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items_of
-from harness.data.cells import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import find_contaminated_rows, suite_contamination
 from harness.data.edit import mix as mixing
 from harness.data.examples import Notes, SourcedExample
 from harness.data.splits import assign_folds
-from harness.data.text_files import Row, Rows
-from harness.data.unused import note_unused
-from harness.errors import Problem, UserError, gather, refuse
+from harness.data.text_files import ColumnCells, Row, Rows, count_cells, find_mixed_columns
+from harness.data.unused import find_unused, name_columns, name_keys, name_media, offer_contexts
+from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.formatting import percent, pluralize
 from harness.provenance import versions_of
 from harness.records import Document, Example, digest, drop_defaults
@@ -45,10 +44,9 @@ class TaskItems:
     """Items of a task; `removed` describes in sentences which rows were left out and why.
 
     A pair's `references` hold the chosen answer, its `rejected` the other one. `read_as` describes the layout
-    of each file, and how one file was split; `overlap` names training rows that may be evaluated in other
-    words, and rows with special tokens. `places` maps split and id (`train/ID`) to the row's place.
-    `evaluated` has all validation and test rows before limits sampled from them. `folds` maps ids of training
-    rows to the fold, from 1, that tests them; with folds, `train` and `test` have the same rows.
+    of each file; `overlap` names training rows that may be evaluated in other words. `places` maps `train/ID`
+    to the row's place. `evaluated` has all validation and test rows before limits. `folds` maps ids of
+    training rows to the fold, from 1, that tests them; then `train` and `test` have the same rows.
     """
 
     train: tuple[Example, ...]
@@ -73,20 +71,13 @@ class TaskItems:
         return replace(self, test=(), folds={}, evaluated={**self.evaluated, "test": ()})
 
     def in_fold(self, fold: int) -> "TaskItems":
-        """Return the items of one fold: its rows for testing, those of the others for training.
-
-        Preference pairs that share a question or cluster with tested rows are left out.
-        """
+        """Return the items of one fold: its rows for testing, and unrelated rows and pairs for training."""
         tested = [row for row in self.evaluated["test"] if self.folds[row.example.id] == fold]
-        pairs = contamination.drop_related(self.list_sourced("pairs"), tested)
-        return replace(
-            self,
-            train=tuple(e for e in self.train if self.folds[e.id] != fold),
-            test=tuple(e for e in self.test if self.folds[e.id] == fold),
-            pairs=tuple(pair.example for pair in pairs),
-            folds={},
-            evaluated={**self.evaluated, "test": tested},
-        )
+        train = tuple(e for e in self.train if self.folds[e.id] != fold)
+        test = tuple(e for e in self.test if self.folds[e.id] == fold)
+        unrelated = contamination.drop_related(self.list_sourced("pairs"), tested)
+        pairs, evaluated = tuple(pair.example for pair in unrelated), {**self.evaluated, "test": tested}
+        return replace(self, train=train, test=test, pairs=pairs, folds={}, evaluated=evaluated)
 
     def list_sourced(self, part: PartName) -> list[SourcedExample]:
         """List the examples of a split, or the pairs, with their places."""
@@ -107,11 +98,7 @@ class _Files(NamedTuple):
 
 
 def load_task(task: Task, seed: int) -> TaskItems:
-    """Read the files of a task and prepare its splits.
-
-    Raises:
-        UserError: with the problems of all files and the contamination between them at once.
-    """
+    """Read the files of a task and prepare its splits; a UserError names the problems of all files."""
     problems: list[Problem] = []
     files = _read(task, problems)
     kept = {"train": files.train, "pairs": files.pairs}
@@ -156,14 +143,9 @@ def load_task(task: Task, seed: int) -> TaskItems:
 
 
 def load_rows(task: Task, path: str) -> tuple[Example, ...]:
-    """Read all rows of one file for training.
-
-    Raises:
-        UserError: with the problems of all rows at once.
-    """
+    """Read all rows of one file for training; a UserError names the problems of all rows at once."""
     problems: list[Problem] = []
-    content = readers.read(path, "train")
-    read = read_split(task, content, "train", Notes([], []), [], problems)
+    read = read_split(task, readers.read(path, "train"), "train", Notes([], []), [], problems)
     refuse(problems)
     return tuple(sourced.example for sourced in read)
 
@@ -184,15 +166,12 @@ def task_version(task: Task, items: TaskItems, split: Split | None = None) -> st
     With `split` only that split's items count, and the rows that shots are taken from.
     """
     definition = task.model_dump(exclude={"data", "limit", *SCORING}, exclude_defaults=True)
+    parts = ("train", "validation", "test", "pairs") if split is None else (split, "train")
+    content = {name: list(map(drop_defaults, getattr(items, name))) for name in parts}
     if split is not None:
-        shots = items.train if task.num_fewshot else ()
-        return digest([definition, {split: _plain(getattr(items, split)), "shots": _plain(shots)}])
-    content = {name: _plain(getattr(items, name)) for name in ("train", "validation", "test", "pairs")}
+        shots = content["train"] if task.num_fewshot else []
+        return digest([definition, {split: content[split], "shots": shots}])
     return digest([definition, {**content, "documents": items.documents, "removed": ()}])
-
-
-def _plain(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    return list(map(drop_defaults, examples))
 
 
 def _rng(task: Task, seed: int, purpose: str) -> random.Random:
@@ -218,7 +197,12 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
     with gather(problems):
         pairs = items_of.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
     named = [row for split in SPLITS for row in read[split]]
-    problems += items_of.unknown_documents(named, documents) if documents else []
+    ids = {document.id for document in documents}
+    unknown, expected = list[Problem](), "the id of a document"
+    for where, name in ((row.where, name) for row in named for name in row.example.documents):
+        if ids and name not in ids:
+            unknown.append(Problem(where, f"unknown document {name!r}", expected, did_you_mean(name, ids)))
+    problems += readers.cap_problems(unknown, "documents", "unknown documents")
     return _Files(read["train"], read["validation"], read["test"], pairs, documents, notes)
 
 
@@ -231,35 +215,45 @@ def read_split(
     problems: list[Problem],
     all_rows: Sequence[readers.Row] | None = None,
 ) -> list[SourcedExample]:
-    """Read a split; problems of its rows are added to `problems`.
-
-    Raises:
-        UserError: rows of the test or validation split are augmented.
-    """
+    """Read a split and add problems of its rows to `problems`; augmented rows to evaluate are refused."""
     origins = splits.origins(content.rows)
     if origins and split != "train":
-        found, expected = (
-            f"an augmented row ({splits.ORIGIN}: …) in {split}",
-            "augmented rows only in train",
-        )
+        found, expected = f"an augmented row ({splits.ORIGIN}: …) in {split}", "augmented rows only in train"
         step = "remove the row, or name the file under train:"
         augmented = [Problem(where, found, expected, step) for where in origins]
         raise UserError(readers.cap_problems(augmented, content.shown, "augmented rows"))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
     read = items_of.examples(task, content, notes, documents, problems, all_rows)
-    note_unused(task, content, read, notes)
+    unused = find_unused(task, content, read)
+    sentences = (offer_contexts(unused), name_media(unused), name_columns(unused), name_keys(unused))
+    notes.read_as.extend(f"{content.shown}: {sentence}" for sentence in sentences if sentence)
     return [row._replace(origins=origins.get(row.where, ())) for row in read]
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
-    """Hold out the splits without a file: test rows of the file of all rows, validation of training rows."""
-    # The test rows do not depend on the seed, so every seed is judged on the same items.
-    if task.data.folds:
-        return _deal_into_folds(task, files, task.data.folds)
-    validation, test, choice = files.validation, files.test, task.kind == "choice"
+    """Hold out the splits without a file: test rows or folds of all rows, validation of training rows."""
+    # Test rows and folds do not depend on the seed, so every seed is judged on the same items.
+    validation, test, choice, k = files.validation, files.test, task.kind == "choice", task.data.folds
     shown = readers.display_path(task.data.source("train") or "")
     train = [row for row in files.train if not row.origins]
+    if k:
+        if augmented := [row for row in files.train if row.origins]:
+            found, step = f"{len(augmented):,} augmented rows, and folds: {k}", "name the rows without them"
+            raise UserError(Problem(augmented[0].where, found, "rows that can be tested on", step))
+        if not validation:
+            train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
+        is_rating = any(metric_name(written) in OF_RATINGS for written in task.metrics)
+        folds = assign_folds(task.name, train, k, "" if is_rating else f"{shown}, folds: {k}", choice)
+        sizes, n = sorted(Counter(folds.values()).values()), len(folds)
+        size = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
+        files.notes.read_as.append(
+            f"{shown}: {len(validation):,} rows for validation, and {len(sizes)} folds of {size} rows, each "
+            f"answered by what was made without it, of some {n - n // len(sizes):,}; "
+            f"what is shipped is made of all {n:,}"
+        )
+        pairs = _drop_set_aside(task, files, validation)
+        return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
     if files.train and not train and not (validation and test):
         raise UserError(splits.phrase_only_augmented(shown))
     if task.data.all:
@@ -278,49 +272,19 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     return files._replace(train=train, validation=validation, test=test, pairs=pairs)
 
 
-def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
-    """Hold out validation rows if they have no file, and assign the others to folds, for any seed."""
-    train, validation, choice = files.train, files.validation, task.kind == "choice"
-    if augmented := [row for row in train if row.origins]:
-        found, step = f"{len(augmented):,} augmented rows, and folds: {k}", "name the rows without them"
-        raise UserError(Problem(augmented[0].where, found, "rows that can be tested on", step))
-    if not validation:
-        train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
-    shown = readers.display_path(task.data.source("train") or "")
-    is_rating = any(metric_name(written) in OF_RATINGS for written in task.metrics)
-    where = "" if is_rating else f"{shown}, folds: {k}"
-    folds = assign_folds(task.name, train, k, where, choice)
-    sizes, n = sorted(Counter(folds.values()).values()), len(folds)
-    size = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
-    files.notes.read_as.append(
-        f"{shown}: {len(validation):,} rows for validation, and {len(sizes)} folds of {size} rows, each "
-        f"answered by what was made without it, of some {n - n // len(sizes):,}; "
-        f"what is shipped is made of all {n:,}"
-    )
-    pairs = _drop_set_aside(task, files, validation)
-    return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
-
-
 def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) -> list[SourcedExample]:
     """Drop pairs that share a question or cluster with held-out rows; note their number."""
     kept = contamination.drop_related(files.pairs, evaluated)
+    shown = readers.display_path(task.data.pairs or "")
     if n := len(files.pairs) - len(kept):
-        shown = readers.display_path(task.data.pairs or "")
         files.notes.removed.append(f"{shown}: {n:,} pairs left out, set aside for validation or test")
     if files.pairs and not kept:
-        shown = readers.display_path(task.data.pairs or "")
         raise UserError(contamination.phrase_only_evaluated(shown, "pairs"))
     return kept
 
 
 def version_of_test(task: Task, seed: int) -> str:
-    """Return the version of a task's test items by the current content of its files.
-
-    It is remembered by that content, the task, the seed and the version of the code.
-
-    Raises:
-        UserError: a file cannot be read or used.
-    """
+    """Return the version of a task's test items by the current content of its files; it is cached."""
     files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
     if not all(file.is_file() for file in files):
         return task_version(task, load_task(task, seed), "test")
@@ -335,10 +299,7 @@ def load_training_rows(
     """Return the items of a task with other training rows: those of `train`, or sampled by `mix`.
 
     With `pairs` they replace the task's preference pairs. Rows that were held out from the task's training
-    rows are dropped and counted. The task's limit applies.
-
-    Raises:
-        UserError: a file cannot be used, has contaminated rows, or is too small for its share.
+    rows are dropped and counted. A file that cannot be used, or is too small for its share, is refused.
     """
     notes, problems = Notes([], []), list[Problem]()
     files: list[list[SourcedExample]] = []
@@ -367,15 +328,10 @@ def load_training_rows(
     limit = None if pairs else task.data.limits.train
     kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
     part = "pairs" if pairs else "train"
-    return replace(
-        items,
-        train=items.train if pairs else kept,
-        pairs=kept if pairs else (),
-        removed=tuple(dict.fromkeys(notes.removed)),
-        read_as=tuple(dict.fromkeys(notes.read_as)),
-        overlap=(),
-        places={**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}},
-    )
+    places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
+    read_as, removed = (tuple(dict.fromkeys(told)) for told in notes)
+    items = replace(items, removed=removed, read_as=read_as, overlap=(), places=places)
+    return replace(items, pairs=kept) if pairs else replace(items, train=kept, pairs=())
 
 
 def _drop_contaminated(
@@ -389,8 +345,8 @@ def _drop_contaminated(
     unrelated = contamination.drop_related(left, held_out, choice)
     if n := len(left) - len(unrelated):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
-    own = [row for row in unrelated if not row.origins]
-    kept = splits.keep_with_origins(unrelated, own, [*own_files, *held_out])
+    originals = [row for row in unrelated if not row.origins]
+    kept = splits.keep_with_origins(unrelated, originals, [*own_files, *held_out])
     notes.removed.extend(splits.describe_augmented_left_out(unrelated, kept, shown))
     if not kept:
         raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
@@ -399,7 +355,7 @@ def _drop_contaminated(
 
 def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
     """Number the rows with one id: files may share ids, and a row may be drawn twice."""
-    taken, times, out = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
+    taken, times, distinct = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
     for row in rows:
         ident = row.example.id
         times[ident] += 1
@@ -407,8 +363,8 @@ def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
             name = next(name for k in count(times[ident]) if (name := f"{ident}-{k}") not in taken)
             taken.add(name)
             row = SourcedExample(replace(row.example, id=name), row.where)
-        out.append(row)
-    return out
+        distinct.append(row)
+    return distinct
 
 
 def describe_source(recipe: Recipe) -> str:

@@ -5,19 +5,16 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import formats
-from harness.data.cells import read_flag
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
-from harness.data.multiple_choice import CHOICE_QUESTIONS, RIGHT, find_column, list_choices
-from harness.data.rated_rows import read_pair
-from harness.data.text_files import Row, Rows, is_csv
+from harness.data.row_forms import CHOICE_QUESTIONS, RIGHT, find_column, list_choices, read_pair
+from harness.data.text_files import Row, Rows, is_csv, read_flag
 from harness.data.turns import SYSTEMS, list_systems, list_tools, read_leniently
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import digest
 from harness.spec import Fields, Task
 
 QUESTIONS = ("prompt", "question", "text", "query", "input", "message", "utterance", "sentence", "content")
-_FREE_ANSWERS = ("answer", "output", "response")  # with one of these columns, a category is not the answer
 ANSWERS = (
     *("reference", "label", "intent", "category", "class", "target", "answer", "output", "response"),
     "final_decision",
@@ -32,8 +29,6 @@ GROUPS = (
     *("session_id", "group", "group_id", "customer_id", "user_id", "patient_id", "author"),
 )
 CONTEXT, MESSAGES = "context", "messages"
-_ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
-_SAID = {"message", "text", "utterance", "content"}
 _DOCUMENT = {"id", "title", "text", "source"}
 # Last words of columns that are written after the answer.
 TELLING = {
@@ -72,21 +67,17 @@ class QuestionAndAnswers(NamedTuple):
 
 _ROLES = {layout.name: Roles(layout.asking, layout.answering) for layout in formats.LAYOUTS if layout.asking}
 PAIRS = _ROLES["preference"]
-
-
-def are_rated(roles: Roles) -> bool:
-    """Tell whether a column has several answers per row, with ratings that name the best."""
-    return roles in (_ROLES["OASST tree"], _ROLES["UltraFeedback"])
+RATED = (
+    _ROLES["OASST tree"],
+    _ROLES["UltraFeedback"],
+)  # several answers per row, of which ratings name the best
 
 
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
-    """Find the question and answer columns; `prompt` and `reference` override the guess.
+    """Find the question and answer columns; `prompt` and `reference`, columns or templates, come first.
 
-    Either may be a template over columns, such as `{subject}: {body}`, whose columns are used in that order.
-
-    Raises:
-        UserError: no row has a named column, no columns are clearly question and answer, or the first line
-            of a CSV file is probably a row.
+    A UserError says that no row has a named column, that no columns are clearly question and answer, or that
+    the first line of a CSV file is probably a row.
     """
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = [*content.names]
@@ -156,14 +147,11 @@ def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[s
     """Replace `{messages}` in a template by the layout's question columns."""
     if MESSAGES not in shown or not of_layout:
         return shown
-    return (*(name for name in shown if name != MESSAGES and name not in of_layout), *of_layout)
+    return (*(name for name in shown if name not in (MESSAGES, *of_layout)), *of_layout)
 
 
 def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> str | None:
-    """Return the one column that holds the answers, or the turns that end with them.
-
-    None for rated answers, message trees, pairs and several columns.
-    """
+    """Return the one column with the answers, or the turns that end with them; None if there are several."""
     template = task.fields.reference
     if layout is not None and layout.name in ("OASST tree", "UltraFeedback"):
         return None
@@ -220,16 +208,11 @@ def _read_texts(row: Row, roles: Roles) -> QuestionAndAnswers:
         texts = join_texts(others[:-1]), (join_texts(others[-1:]),), join_texts(context)
         return QuestionAndAnswers(*texts, system=join_texts(system))
     parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)
-    answers = (fields.get(name) for name in roles.answers)
-    return QuestionAndAnswers(
-        "\n".join(part for part in parts if part.strip()),
-        # Accepted answers in any order are the same.
-        tuple(
-            "\n".join(sorted(map(join_texts, answer))) if isinstance(answer, list) else join_texts(answer)
-            for answer in answers
-        ),
-        join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
-    )
+    answers = list[str]()
+    for answer in (fields.get(name) for name in roles.answers):  # accepted answers in any order are the same
+        answers.append("\n".join(sorted(map(join_texts, answer if isinstance(answer, list) else [answer]))))
+    given = join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else ""
+    return QuestionAndAnswers("\n".join(part for part in parts if part.strip()), tuple(answers), given)
 
 
 def _tree_text(replies: Any) -> str:
@@ -247,8 +230,8 @@ def join_texts(value: Any) -> str:
     if isinstance(value, dict):
         if turn := read_leniently(value):
             return turn.text
-        said = next((value[name] for name in ("content", "value", "text") if name in value), None)
-        return join_texts(said if said is not None else list(value.values()))
+        inner = next((value[name] for name in ("content", "value", "text") if name in value), None)
+        return join_texts(inner if inner is not None else list(value.values()))
     return "" if value is None else str(value)
 
 
@@ -281,13 +264,11 @@ def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
     if 2 * len(unnamed) > len(filled):
         found = f"a first line that names {len(filled - unnamed)} of {len(filled)} columns"
         return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it, {step}")
-    if counts[value] > 1:
-        found = f"{excerpt(value, 60)!r}, which {counts[value]:,} rows hold in that column,"
-    elif len(others) < len(names) and all(name.replace(".", "", 1).isdigit() for name in others):
-        found = f"{excerpt(names[0], 60)!r} and other data"
-    else:
+    are_numbers = len(others) < len(names) and all(name.replace(".", "", 1).isdigit() for name in others)
+    if counts[value] < 2 and not are_numbers:
         return None
-    found = f"{found} where names of columns belong"
+    why = f", which {counts[value]:,} rows hold in that column," if counts[value] > 1 else " and other data"
+    found = f"{excerpt(value, 60)!r}{why} where names of columns belong"
     return Problem(f"{content.shown}:1", found, expected, f"add a header line, {step}")
 
 
@@ -299,7 +280,7 @@ def name_in(template: str | None) -> str:
 def _layout_roles(layout: Layout, names: Collection[str]) -> Roles:
     if layout.name == "multiple choice":
         named = dict.fromkeys(names, "")
-        question, answers = (find_column(named, of) or of[0] for of in (CHOICE_QUESTIONS, RIGHT))
+        question, answers = (find_column(named, usual) or usual[0] for usual in (CHOICE_QUESTIONS, RIGHT))
         return Roles((question, CONTEXT), (answers,))
     if layout.column:
         return Roles((layout.column,), (layout.column,))
@@ -318,37 +299,15 @@ def _pair(row: Row) -> dict[str, Any]:
         return row.fields
 
 
-def find_answer(columns: set[str]) -> str | None:
-    """Find the column that answers by its name; a category only if no other does."""
-    found = find_by_name(columns, ANSWERS)
-    if name_in(found).lower() != "category":
-        return found
-    free = {column for column in columns if find_head(column) in _FREE_ANSWERS}
-    return find_by_name(free, _FREE_ANSWERS) or found
-
-
 def find_by_name(columns: set[str], known: Iterable[str], other: Container[str] = ()) -> str | None:
-    """Find the column of a known name, or one that has it as a word, or ends in it: `bot_reply`.
-
-    A column that ends in a name of the `other` role is found only by its whole name.
-    """
+    """Find the column of a known name, or one that has it as a word or its end (not of the `other` role)."""
     words = {column: re.findall(r"\w+", column.lower()) for column in sorted(columns)}
     heads = {column: find_head(column) for column in words}
     exact = (column for name in known for column in words if words[column] == [name])
-    part = (
-        column
-        for name in known
-        for column in words
-        if (name in words[column] or name == heads[column]) and heads[column] not in other
-    )
+    free = [column for column in words if heads[column] not in other]
+    part = (c for name in known for c in free if name in words[c] or name == heads[c])
     found = next(exact, None) or next(part, None)
     return None if found is None else f"{{{found}}}"
-
-
-def is_reply(column: str) -> bool:
-    """Tell from its name whether a column holds messages of a bot or an agent: `bot_message`, `AI text`."""
-    words = re.findall(r"[^\W_]+", column.lower())
-    return len(words) > 1 and words[-1] in _SAID and bool(_ANSWERING & {*words[:-1]})
 
 
 def find_head(column: str) -> str:

@@ -1,11 +1,9 @@
 """Contamination: training rows with the prompt of an evaluated row, or with similar words or meaning.
 
 Invariant: two prompts are the same if `records.fold_text` makes their texts and choices equal. Every other
-pair reaches the threshold of the measure that it names. The thresholds were chosen on pairs of known kind;
-reports/data_check.md says how much contamination they find and how often they are wrong.
+pair reaches the threshold of the measure that it names (chosen as reports/data_check.md describes).
 Source: an item counts as seen if 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
-https://arxiv.org/abs/2204.02311, section 8); 8-grams of many items or rows do not count, as boilerplate in
-`near_duplicates`.
+https://arxiv.org/abs/2204.02311, section 8).
 """
 
 import re
@@ -64,11 +62,7 @@ def drop_contaminated(
     notes: Notes,
     with_choices: bool = False,
 ) -> list[SourcedExample]:
-    """Leave out the training rows that an evaluated row repeats, with a note.
-
-    Raises:
-        UserError: there are some, and the task does not say that they are to be dropped.
-    """
+    """Leave out the training rows that an evaluated row repeats, or refuse them, as the task says."""
     contaminated = find_contaminated_rows(training, evaluated, with_choices)
     if contaminated and task.data.contamination == "error":
         step = "remove the row, or set contamination: drop in data: of the task"
@@ -100,18 +94,18 @@ def suite_contamination(
         row if isinstance(row, SourcedExample) else SourcedExample(row, f"training row {row.id}")
         for row in train
     ]
-    items = [SourcedExample(e, f"{task} item {e.id}") for task, found in others.items() for e in found]
+    items = [SourcedExample(e, f"{task} item {e.id}") for task, examples in others.items() for e in examples]
     return problems(find_contaminated_rows(training, items), "training", "remove it from the training rows")
 
 
 def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> list[Problem]:
     """Describe contaminated rows as problems, at most ten."""
     expected, found = "no training row that is evaluated", list[Problem]()
-    for row in rows:
-        prompt = " ".join(row.training.example.prompt.split())
+    for training, evaluated in rows:
+        prompt = " ".join(training.example.prompt.split())
         shown = repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")
-        said = f"{shown}, the question of {row.evaluated.where} too"
-        found.append(Problem(row.training.where, said, expected, next_step))
+        repeated = f"{shown}, the question of {evaluated.where} too"
+        found.append(Problem(training.where, repeated, expected, next_step))
     return cap_problems(found, where, "training rows that are evaluated")
 
 
@@ -162,19 +156,19 @@ def overlaps(
     `training` and `evaluated` are questions; `answers` are those of the training rows, in which an evaluated
     text may occur as well. Each row gets the first measure that reaches its threshold: words in common (the
     Jaccard index of `near_duplicates.similarity`), 8-grams (the share of the item's that the row has), words
-    in a part (words in common with at least half of the row, or of the item, without clauses around it, such
-    as a greeting and thanks), and with `encode` the cosine of embeddings.
+    in a part (words in common with at least half of the row, or of the item, without clauses around it), and
+    with `encode` the cosine of embeddings.
     """
     words, items = list(map(_cut, training)), list(map(_cut, evaluated))
     whole = words
     if answers:
-        whole = [" ".join(filter(None, of)) for of in zip(words, map(_cut, answers), strict=True)]
+        whole = [" ".join(filter(None, pair)) for pair in zip(words, map(_cut, answers), strict=True)]
     found: dict[int, Overlap] = {}
     for i, near in enumerate(nearest(training, evaluated, threshold=WORDS_IN_COMMON)):
         if near:
             found[i] = Overlap(i, near.row, "words in common", near.similarity)
-    for share in largest_shares(whole, items, n=N, least=EIGHT_GRAMS, rare_in_rows=True):
-        found.setdefault(share.row, Overlap(share.row, share.item, "8-grams", share.share))
+    for row, item, share in largest_shares(whole, items, n=N, least=EIGHT_GRAMS, rare_in_rows=True):
+        found.setdefault(row, Overlap(row, item, "8-grams", share))
     for row, item, alike, _ in _alike_in_part(training, evaluated, words, items):
         found.setdefault(row, Overlap(row, item, "words in a part", alike))
     shared, copies = set(_runs_of_words(items)), defaultdict[str, list[int]](list)
@@ -195,18 +189,10 @@ def overlaps(
     return sorted(found.values(), key=lambda o: (-o.similarity, o.training))
 
 
-class Share(NamedTuple):
-    """The places of a row and of an item, and the share of the item's n-grams that the row has, in [0, 1]."""
-
-    row: int
-    item: int
-    share: float
-
-
 def largest_shares(
     rows: Sequence[str], items: Sequence[str], *, n: int, least: float, rare_in_rows: bool = False
-) -> list[Share]:
-    """Find for each row the item of whose n-grams it has the largest share, if that is `least` or more.
+) -> list[tuple[int, int, float]]:
+    """List each row with the item of whose n-grams it has the largest share in [0, 1], from `least` on.
 
     Both are folded words with single spaces. N-grams of more than `MOST` items do not count; with
     `rare_in_rows` neither do those of more than `MOST` different rows.
@@ -223,7 +209,7 @@ def largest_shares(
         telling &= grams.transform(dict.fromkeys(rows)).sum(axis=0).A1 <= MOST
     of_items = of_items[:, telling]
     sizes = of_items.sum(axis=1).A1
-    found: list[Share] = []
+    found: list[tuple[int, int, float]] = []
     for start in range(0, len(rows), _BLOCK):
         shared = (grams.transform(rows[start : start + _BLOCK])[:, telling] @ of_items.T).tocsr()
         shared.sort_indices()  # the first item of equal shares
@@ -231,7 +217,7 @@ def largest_shares(
             shares = shared.data[first:last] / sizes[shared.indices[first:last]]
             if len(shares) and shares.max() >= least:
                 best = int(shares.argmax())
-                found.append(Share(row, int(shared.indices[first + best]), float(shares[best])))
+                found.append((row, int(shared.indices[first + best]), float(shares[best])))
     return found
 
 
@@ -244,9 +230,9 @@ def _alike_in_part(
     whole: Sequence[str], texts: Sequence[str], whole_words: Sequence[str], words: Sequence[str]
 ) -> Iterator[tuple[int, int, float, str]]:
     """Yield the places of a whole and of the text similar to a part of it, the similarity, and the part."""
-    for share in largest_shares(whole_words, words, n=_FEW_WORDS, least=_PROPOSED):
-        text = texts[share.item]
-        n_words, row = len(fold_words(text).split()), whole[share.row]
+    for place, item, _ in largest_shares(whole_words, words, n=_FEW_WORDS, least=_PROPOSED):
+        text, row = texts[item], whole[place]
+        n_words = len(fold_words(text).split())
         salutation = _SALUTATION.match(row)
         first = salutation.end() if salutation else 0
         clauses = [clause for clause in (row[:first], *_CLAUSE_END.split(row[first:])) if clause]
@@ -260,7 +246,7 @@ def _alike_in_part(
                 parts.append(" ".join(clauses[i:j]))
         alike = [(similarity(part, text), part) for part in parts if are_alike(part, text, WORDS_IN_COMMON)]
         if alike:
-            yield share.row, share.item, *max(alike)
+            yield place, item, *max(alike)
 
 
 def _cut(text: str) -> str:
@@ -269,11 +255,7 @@ def _cut(text: str) -> str:
 
 
 def open_encoder(model: str, where: str) -> Encode:
-    """Open a sentence-transformers model as a function of texts.
-
-    Raises:
-        UserError: the package or the model is missing.
-    """
+    """Open a sentence-transformers model as a function of texts; a missing one is a UserError."""
     encoder = load_encoder(model, "SentenceTransformer", where, "leave embeddings out")
     return lambda texts: np.asarray(
         encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32
@@ -281,18 +263,16 @@ def open_encoder(model: str, where: str) -> Encode:
 
 
 def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
-    """Load a model of sentence-transformers, a folder or an id, of the class `kind`.
-
-    Raises:
-        UserError: the package or the model is missing.
-    """
+    """Load a sentence-transformers model, a folder or an id, of the class `kind`; UserError if missing."""
     quiet_libraries()
     try:
         import sentence_transformers
     except ImportError:
-        next_step = f"pip install 'harness-evals[dense]', or {otherwise}"
-        expected = "the package that embeds texts"
-        raise UserError(Problem(where, "no package sentence-transformers", expected, next_step)) from None
+        step, expected = (
+            f"pip install 'harness-evals[dense]', or {otherwise}",
+            "the package that embeds texts",
+        )
+        raise UserError(Problem(where, "no package sentence-transformers", expected, step)) from None
     folder = Path(model).expanduser()
     try:
         named = str(folder) if folder.is_dir() else model
@@ -345,13 +325,15 @@ def overlap_notes(
     With `encode` a second note has those that only the embeddings find. `options` name the columns in the
     command that drops such rows; `drawn_from` is the file that evaluated rows were set aside from.
     """
+    from harness.data.edit.row_files import new_name
+
     questions, items = ([key(row.example, with_choices) for row in rows] for rows in (training, evaluated))
     answers = ["\n".join(row.example.references) for row in training]
     if not questions or not items:
         return []
     name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, questions, answers, items])
     remembered = memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
-    in_words = [Overlap(*one) for one in remembered]
+    in_words = [Overlap(*values) for values in remembered]
     known = {overlap.training for overlap in in_words}
     close = _close_embeddings(questions, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
@@ -361,21 +343,14 @@ def overlap_notes(
         nearest_three = zip(pairs[:3], overlapping, strict=False)
         closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in nearest_three)
         found = f"{pluralize(len(pairs), 'row')} may be evaluated items in other words; closest: {closest}"
-        commands = _dedup_commands(pairs, options, drawn_from) if overlapping is in_words else ()
-        notes.append(f"{where}: {found}{''.join(commands)}")
+        tests_of: dict[str, dict[str, None]] = defaultdict(dict)
+        for file, test in [map(file_of, pair) for pair in pairs] if overlapping is in_words else ():
+            if file and test not in ("", file, drawn_from):  # items of lm-eval have no file
+                tests_of[file][test] = None
+        for file, tests in tests_of.items():
+            against = "".join(f" --against {as_argument(test)}" for test in tests)
+            out = as_argument(new_name(file, "dedup"))
+            command = f"harness data dedup {as_argument(file)}{options}{against} --out {out}"
+            found += f"; `{command}` leaves them out"
+        notes.append(f"{where}: {found}")
     return notes
-
-
-def _dedup_commands(pairs: Sequence[tuple[str, str]], options: str, drawn_from: str) -> Iterator[str]:
-    """Yield the commands that drop such rows from their files; items of lm-eval have no file."""
-    from harness.data.edit.row_files import new_name
-
-    tests_of: dict[str, dict[str, None]] = defaultdict(dict)
-    for training, evaluated in pairs:
-        file, test = file_of(training), file_of(evaluated)
-        if file and test not in ("", file, drawn_from):
-            tests_of[file][test] = None
-    for file, tests in tests_of.items():
-        against = "".join(f" --against {as_argument(test)}" for test in tests)
-        out = as_argument(new_name(file, "dedup"))
-        yield f"; `harness data dedup {as_argument(file)}{options}{against} --out {out}` leaves them out"

@@ -10,16 +10,21 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats, turns
-from harness.data.cells import (
+from harness.data.formats import Layout
+from harness.data.row_forms import misfit, name_question, read_pair
+from harness.data.text_files import (
+    Row,
+    Rows,
+    cap_problems,
+    find_known_fields,
     is_object,
     is_plain,
+    names_labels,
+    read_flag,
     text_of_cell,
     write_empty_lists,
     write_json,
 )
-from harness.data.formats import Layout
-from harness.data.rated_rows import read_pair, read_thumb
-from harness.data.text_files import Row, Rows, cap_problems, names_labels
 from harness.data.turns import TOOL_FIELDS, add_tools
 from harness.errors import Problem, UserError, as_argument, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
@@ -29,8 +34,6 @@ FIELD = re.compile(r"\{(\w[\w .\-()/#%?&]*)\}")
 _NAMEABLE = "a name of letters, digits, spaces and . - ( ) / # % ? &"
 _DEFAULT = Fields()
 _FILL_OR_DROP = "fill it in, or set invalid_rows: drop in data: of the task"
-
-_Made = TypeVar("_Made")
 
 
 class SourceText(NamedTuple):
@@ -46,6 +49,9 @@ class SourcedExample(NamedTuple):
     example: Example
     where: str
     origins: tuple[SourceText, ...] = ()
+
+
+_Made = TypeVar("_Made", SourcedExample, Document)
 
 
 class Notes(NamedTuple):
@@ -67,11 +73,8 @@ def examples(
 
     With `documents` a question's context is left to retrieval, and named as the document that holds the
     answer if it is one of them. `all_rows` are those of all files of the task, which together show whether
-    places of choices count from 0 or 1. With `problems`, problems are added to it and the usable examples
-    are returned.
-
-    Raises:
-        UserError: with every row that cannot be used, at most ten of each kind shown.
+    places of choices count from 0 or 1. Problems of rows, at most ten of each kind, are added to `problems`
+    if it is given, and raised as a UserError otherwise.
     """
     refuse(unusable_templates(task.fields, content))
     layout, known = formats.layout_of(task, content), {document.id for document in documents}
@@ -90,17 +93,22 @@ def examples(
 
     answer = FIELD.fullmatch(task.fields.reference)
     content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
-    row_problems: list[Problem] = []
-    made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, row_problems)
-    found = cap_problems(row_problems, content.shown, "rows that cannot be used")
-    found += _find_repeated_ids([(sourced.example.id, sourced.where) for sourced in made], content.shown)
+    found: list[Problem] = []
+    made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, found)
     kept: list[SourcedExample] = []
     outside: list[SourcedExample] = []
     for sourced in made:
         choices, references = sourced.example.choices, sourced.example.references
         (kept if not choices or set(references) <= set(choices) else outside).append(sourced)
     if task.data.unknown_labels == "error" or not task.labels:
-        found += cap_problems(list(map(_describe_outside, outside)), content.shown, "rows of other labels")
+        others: list[Problem] = []
+        for example, where, _ in outside:
+            wrong = next(text for text in example.references if text not in example.choices)
+            hint = did_you_mean(wrong, example.choices)
+            hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
+            expected = f"one of the {len(example.choices)} choices"
+            others.append(Problem(where, f"reference {wrong!r}", expected, hint))
+        found += cap_problems(others, content.shown, "rows of other labels")
     if not kept and not found:
         expected = f"at least one with one of the {len(task.labels)} labels"
         found.append(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
@@ -115,19 +123,12 @@ def examples(
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
-    """Make the example of one row; its place is its id if it has none.
-
-    Raises:
-        UserError: the row cannot be used.
-    """
+    """Make the example of one row; its place is its id if it has none. A row of no use is refused."""
     return _example(task, formats.read(row, layout), row.where)
 
 
 def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
-    """Refuse a column's name in place of a template, and a column that no template can name.
-
-    A template without fields would be every row's text.
-    """
+    """Refuse a column's name in place of a template, and a column that no template can name."""
     columns = content.rows[0].fields
     unnameable = [column for column in columns if column and not FIELD.fullmatch(f"{{{column}}}")]
     for key, template in fields:
@@ -136,54 +137,35 @@ def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
         where = f"{content.shown}, fields: {{{key}: {template}}}"
         column = next((c for c in unnameable if template == c or f"{{{c}}}" in template), None)
         if column is not None:
-            found, expected = f"the column {column!r}, which no template can name", _NAMEABLE
-            yield Problem(where, found, expected, "rename the column")
+            found = f"the column {column!r}, which no template can name"
+            yield Problem(where, found, _NAMEABLE, "rename the column")
         elif template in columns:
             found, expected = f"the column {template!r} by its name", "a template over columns"
             yield Problem(where, found, expected, f'write "{{{template}}}"')
 
 
 def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
+    """Make examples of pairs, also of thumbs: `references` the chosen answer, `rejected` the other one."""
 
-    An answer with a thumb is one of the two: the chosen one if the thumb is up.
+    def read_pair_row(row: Row, name: str) -> SourcedExample:
+        return SourcedExample(_pair(task, row, name), row.where)
 
-    Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
-    """
-    made = _make_each(
-        content,
-        lambda row, name: SourcedExample(_pair(task, row, name), row.where),
-        task.data.invalid_rows,
-        notes.removed,
-    )
-    refuse(_find_repeated_ids([(sourced.example.id, sourced.where) for sourced in made], content.shown))
-    return made
+    return _make_each(content, read_pair_row, task.data.invalid_rows, notes.removed)
 
 
 def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of rows with a question; an answer is not read.
-
-    Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
-    """
+    """Make examples of rows with a question; answers are not read. A UserError names rows of no use."""
 
     def read_question(row: Row, name: str) -> SourcedExample:
         ident = _fill_own(row, task.fields.id, "id") or name
         messages = _messages(row, task.fields.prompt)
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
 
-    made = _make_each(content, read_question, task.data.invalid_rows, notes.removed)
-    refuse(_find_repeated_ids([(sourced.example.id, sourced.where) for sourced in made], content.shown))
-    return made
+    return _make_each(content, read_question, task.data.invalid_rows, notes.removed)
 
 
 def documents(content: Rows) -> list[Document]:
-    """Make the documents of a knowledge base; of rows with questions, one for every context.
-
-    Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
-    """
+    """Make the documents of a knowledge base; of rows with questions, one for every context."""
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         contexts = {turns.text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
@@ -195,22 +177,7 @@ def documents(content: Rows) -> list[Document]:
             raise UserError(Problem(row.where, "an empty document", "a text", step))
         return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
 
-    made = _make_each(content, read_document)
-    places = [(document.id, row.where) for document, row in zip(made, content.rows, strict=True)]
-    refuse(_find_repeated_ids(places, content.shown))
-    return made
-
-
-def unknown_documents(examples: Iterable[SourcedExample], known: Sequence[Document]) -> list[Problem]:
-    """Describe examples that name an unknown document."""
-    ids = {document.id for document in known}
-    problems = [
-        Problem(sourced.where, f"unknown document {name!r}", "the id of a document", did_you_mean(name, ids))
-        for sourced in examples
-        for name in sourced.example.documents
-        if name not in ids
-    ]
-    return cap_problems(problems, "documents", "unknown documents")
+    return _make_each(content, read_document)
 
 
 def _make_each(
@@ -220,18 +187,22 @@ def _make_each(
     notes: list[str] | None = None,
     problems: list[Problem] | None = None,
 ) -> list[_Made]:
-    """Make something of every row; rows without an id are named by the file's stem and their index."""
+    """Make something of every row; ids must differ, and default to the file's stem and the row's index."""
     made: list[_Made] = []
+    placed_ids: list[tuple[str, str]] = []
     found: list[Problem] = []
     for index, row in enumerate(content.rows):
         try:
-            made.append(make(row, f"{content.stem}-{index}"))
+            item = make(row, f"{content.stem}-{index}")
         except UserError as error:
             found += error.problems
-    is_refused = found and (invalid_rows == "error" or not made)
-    if is_refused and problems is None:
-        raise UserError(cap_problems(found, content.shown, "rows that cannot be used"))
-    if is_refused and problems is not None:
+            continue
+        made.append(item)
+        placed_ids.append((item.example.id if isinstance(item, SourcedExample) else item.id, row.where))
+    if found and (invalid_rows == "error" or not made):
+        found = cap_problems(found, content.shown, "rows that cannot be used")
+        if problems is None:
+            raise UserError(found)
         problems += found
     elif found and notes is not None:
         n_rows = len({problem.where for problem in found})
@@ -243,22 +214,27 @@ def _make_each(
             f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
             f"{why}{more}; the first is {first}"
         )
+    repeated = _find_repeated_ids(placed_ids, content.shown)
+    if problems is None:
+        refuse(repeated)
+    else:
+        problems += repeated
     return made
 
 
 def _example(task: Task, row: Row, name: str) -> Example:
     is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
-    own = () if is_text else _texts(row, "choices")
-    if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, own))).items() if n > 1]:
+    offered = () if is_text else _texts(row, "choices")
+    if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, offered))).items() if n > 1]:
         found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
         raise UserError(Problem(row.where, found, expected, turns.MEND_ROW))
     ident = _fill_own(row, task.fields.id, "id") or name
-    if task.kind == "choice" and not own and not task.labels:
+    if task.kind == "choice" and not offered and not task.labels:
         expected = "the field 'choices', or labels: of the task"
         raise UserError(Problem(row.where, "no choices", expected, "write labels: [A, B] at the task"))
     only_read = task.kind == "bits_per_byte"
-    references = (_text if only_read else _references)(row, task.fields.reference)
-    if task.labels and not own:
+    references = _references(row, task.fields.reference, only_read=only_read)
+    if task.labels and not offered:
         references = tuple(match_label(text, task.labels) or text for text in references)
     # Objects in the field are documents themselves, not their ids.
     holds_texts = not task.data.documents and is_object(row.fields.get("documents"))
@@ -266,7 +242,7 @@ def _example(task: Task, row: Row, name: str) -> Example:
         id=ident,
         messages=() if only_read else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
         references=references,
-        choices=own or task.labels,
+        choices=offered or task.labels,
         cluster=_fill_own(row, task.fields.cluster, "cluster") or ident,
         slice=_fill_own(row, task.fields.slice, "slice"),
         documents=() if holds_texts else _texts(row, "documents"),
@@ -275,12 +251,22 @@ def _example(task: Task, row: Row, name: str) -> Example:
 
 
 def _pair(task: Task, written: Row, name: str) -> Example:
-    thumb = read_thumb(written)
-    row = thumb or read_pair(written)
-    if thumb:
-        answer, up = row.fields["completion"], row.fields["label"]
-        chosen, rejected = ((answer,), "") if up else ((), answer)
+    known = find_known_fields(written)
+    if {"completion", "label"} <= known and not {"chosen", "rejected"} <= known:  # a thumb, in TRL's form
+        label, answer = written.fields["label"], written.fields["completion"]
+        if (is_up := read_flag(label)) is None:
+            raise misfit(written, f"the label {label!r}", "true or false, a thumb")
+        if isinstance(answer, list):
+            given = turns.read_turns(written, "completion")
+            if len(given) != 1 or given[0]["role"] != "assistant":
+                raise misfit(written, "a completion of another form", "one turn of the assistant")
+            answer = given[0]["content"]
+        fields = {**written.fields, "completion": answer, "label": is_up}
+        row = name_question(written._replace(fields=fields))
+        answer = turns.read_text(row, "completion")
+        chosen, rejected = ((answer,), "") if is_up else ((), answer)
     else:
+        row = read_pair(written)
         chosen, rejected = (_fill(row, "{chosen}"),), _fill(row, "{rejected}")
     # Pairs need not have the columns of the items' prompt.
     shown = [_value(row, field) for field in FIELD.findall(task.fields.prompt)]
@@ -290,14 +276,9 @@ def _pair(task: Task, written: Row, name: str) -> Example:
     cluster = task.fields.cluster
     if any(_value(row, field) is None for field in FIELD.findall(cluster or "")):
         cluster = None
-    return Example(
-        id=ident,
-        messages=_messages(row, prompt),
-        references=chosen,
-        rejected=rejected,
-        cluster=_fill_own(row, cluster, "cluster") or ident,
-        slice=_fill_own(row, None, "slice"),
-    )
+    messages, part_of = _messages(row, prompt), _fill_own(row, None, "slice")
+    cluster = _fill_own(row, cluster, "cluster") or ident
+    return Example(ident, messages, chosen, rejected=rejected, cluster=cluster, slice=part_of)
 
 
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
@@ -337,11 +318,13 @@ def _turns(row: Row) -> tuple[Message, ...]:
     return tuple(read)
 
 
-def _references(row: Row, template: str) -> tuple[str, ...]:
-    """Return one reference, or every entry of a list of texts; an object, or a list of objects, is its JSON.
-
-    A list of labels is one answer that joins them, `none` if it is empty. A row of constraints needs none.
-    """
+def _references(row: Row, template: str, *, only_read: bool) -> tuple[str, ...]:
+    """Return one reference, or every text of a list; an object, or a list of objects, is its JSON."""
+    if only_read:
+        whole = _fill(row, "{text}" if template == _DEFAULT.reference else template)
+        if not whole.strip():
+            raise UserError(Problem(row.where, "an empty text", "text to read", "remove the row"))
+        return (whole,)
     if template == _DEFAULT.reference and "references" in row.fields:
         template = "{references}"
     elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
@@ -368,13 +351,6 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     return (reference,)
 
 
-def _text(row: Row, template: str) -> tuple[str, ...]:
-    text = _fill(row, "{text}" if template == _DEFAULT.reference else template)
-    if not text.strip():
-        raise UserError(Problem(row.where, "an empty text", "text to read", "remove the row"))
-    return (text,)
-
-
 def _fill_own(row: Row, template: str | None, field: str) -> str:
     if template is None and row.fields.get(field) is None:
         return ""
@@ -382,7 +358,6 @@ def _fill_own(row: Row, template: str | None, field: str) -> str:
 
 
 def _fill(row: Row, template: str) -> str:
-    """Fill the row's fields into a template such as `{text}`; other braces stay."""
     return FIELD.sub(lambda field: _scalar(row, field[1]), template)
 
 
@@ -434,20 +409,11 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
     raise UserError(Problem(row.where, found, "a list of texts", step))
 
 
-def _describe_outside(sourced: SourcedExample) -> Problem:
-    example = sourced.example
-    wrong = next(text for text in example.references if text not in example.choices)
-    hint = did_you_mean(wrong, example.choices)
-    hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
-    return Problem(sourced.where, f"reference {wrong!r}", f"one of the {len(example.choices)} choices", hint)
-
-
 def _find_repeated_ids(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
     first: dict[str, str] = {}
     problems = []
     step = f"harness data clean {as_argument(shown)} --new-ids --out NEW gives such rows new ids"
     for ident, where in ids:
-        if ident in first:
+        if first.setdefault(ident, where) != where:
             problems.append(Problem(where, f"id {ident!r}, as in {first[ident]}", "every id once", step))
-        first.setdefault(ident, where)
     return cap_problems(problems, shown, "repeated ids")

@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from harness.data.cells import find_known_fields, is_object, read_flag, text_of_cell, write_json
-from harness.data.multiple_choice import ANY_FORM, AnswerForms, has_choices, read_choices, settle_forms
-from harness.data.rated_rows import OWN_QUESTION, best_answer, misfit, read_pair
-from harness.data.text_files import Row, Rows
+from harness.data import row_forms
+from harness.data.text_files import (
+    Row,
+    Rows,
+    find_known_fields,
+    is_object,
+    read_flag,
+    text_of_cell,
+    write_json,
+)
 from harness.data.turns import (
     MEND_ROW,
     TAG_NAMES,
@@ -69,14 +75,10 @@ def layout_of(task: Task, content: Rows) -> Layout | None:
 
 
 def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> Layout | None:
-    """Return a layout of choices that reads answers as all rows need it; another layout as it is.
-
-    Raises:
-        UserError: answers may be read in two ways, or in none, and the task does not say which.
-    """
+    """Return a layout of choices that reads answers as all rows need it, or refuse rows that do not tell."""
     if layout is None or layout.name != "multiple choice":
         return layout
-    forms = settle_forms(rows, task.fields.answers_are)
+    forms = row_forms.settle_forms(rows, task.fields.answers_are)
     if forms.problems:
         raise UserError(forms.problems)
     numbers = f"; numbers are {forms.numbers[0]}" if forms.has_numbers else ""
@@ -85,14 +87,10 @@ def settle_answers(task: Task, layout: Layout | None, rows: Iterable[Row]) -> La
 
 
 def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
-    """Return the row with the fields of our own layout added.
-
-    Raises:
-        UserError: the row does not fit, or repeats the file's header, as in joined CSV files.
-    """
+    """Return the row with the fields of our own layout added."""
     cells = [(name, value) for name, value in row.fields.items() if value not in (None, "")]
     if len(cells) > 1 and all(isinstance(value, str) and value.strip() == name for name, value in cells):
-        raise misfit(row, "the names of the columns once more", "a row")
+        raise row_forms.misfit(row, "the names of the columns once more", "a row")
     if layout is None:
         return row
     if not layout.fits(find_known_fields(row)):
@@ -103,11 +101,7 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
 
 
 def every_turn(content: Rows) -> Rows:
-    """Return a row for each trained answer of the assistant, with the turns before it.
-
-    Raises:
-        UserError: the rows are no conversations.
-    """
+    """Return a row for each trained answer of the assistant, with the turns before it."""
     layout = recognise(content.rows)
     field = layout.column if layout else ""
     if not field:
@@ -118,16 +112,10 @@ def every_turn(content: Rows) -> Rows:
     for i, row in enumerate(content.rows):
         name = row.fields.get("id") or f"{content.stem}-{i}"
         cluster, written = row.fields.get("cluster"), row.fields.get(field)
-        entries = written if isinstance(written, list) else []
-        ends = answer_places(entries)
-        for end in ends:
-            own = {
-                "id": f"{name}-{end}",
-                "cluster": name if cluster in (None, "") else cluster,
-                field: entries[: end + 1],
-            }
-            rows.append(row._replace(fields={**row.fields, **own}))
-        rows += [] if ends else [row]
+        turns = written if isinstance(written, list) else []
+        fields = {**row.fields, "cluster": name if cluster in (None, "") else cluster}
+        made = [{**fields, "id": f"{name}-{n}", field: turns[: n + 1]} for n in answer_places(turns)]
+        rows += [row._replace(fields=own) for own in made] or [row]
     return content._replace(rows=rows)
 
 
@@ -145,7 +133,7 @@ def _layout_of(row: Row) -> Layout | None:
     from harness.data.guessed_columns import may_answer
 
     fields = find_fields(row)
-    if fields & OWN_QUESTION and fields & _OWN_ANSWER:
+    if fields & row_forms.OWN_QUESTION and fields & _OWN_ANSWER:
         return None
     if known := next((layout for layout in LAYOUTS if layout.fits(fields)), None):
         return known
@@ -167,7 +155,7 @@ def _conversation(name: str, form: str, column: str) -> Layout:
             found = f"{column} that end with the {last}" if last else f"empty {column}"
             found = f"{column} whose last turn is empty" if last == "assistant" else found
             expected = "turns that end with an answer of the assistant"
-            raise misfit(row, found, expected)
+            raise row_forms.misfit(row, found, expected)
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
 
     return Layout(name, form, _has(column), reads, column=column)
@@ -206,22 +194,19 @@ def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
         raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
     if isinstance(row.fields["prompt"], list):
-        answer = read_turns(row, "completion")
+        turns = read_turns(row, "completion")
         _refuse_untrained(row, "completion")
-        if len(answer) != 1 or answer[0]["role"] != "assistant":
-            raise misfit(row, "a completion of another form", "one turn of the assistant")
-        return {"messages": add_system(read_turns(row, "prompt"), row), "references": [answer[0]["content"]]}
-    return {
-        "messages": user_turns(read_text(row, "prompt"), row),
-        "references": [read_text(row, "completion")],
-    }
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            raise row_forms.misfit(row, "a completion of another form", "one turn of the assistant")
+        return {"messages": add_system(read_turns(row, "prompt"), row), "references": [turns[0]["content"]]}
+    answer = read_text(row, "completion")
+    return {"messages": user_turns(read_text(row, "prompt"), row), "references": [answer]}
 
 
 def _refuse_untrained(row: Row, field: str) -> None:
     last = read_leniently(next(reversed(row.fields[field]), None))
     if last and last.role == "assistant" and not last.is_trained:
-        found = "a last answer that is not to be trained on"
-        raise misfit(row, found, "a last answer to train on")
+        raise row_forms.misfit(row, "a last answer that is not to be trained on", "a last answer to train on")
 
 
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
@@ -235,7 +220,7 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     answers = [written for text in texts if (written := (text_of_cell(text) or "").strip())]
     if not answers:
-        raise misfit(row, f"no answer in {field!r}", "at least one accepted answer")
+        raise row_forms.misfit(row, f"no answer in {field!r}", "at least one accepted answer")
     out: dict[str, Any] = {"references": list(dict.fromkeys(answers))}
     if context.strip():
         out |= {} if row.fields.get("cluster") is not None else {"cluster": context_id(context)}
@@ -243,8 +228,10 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
     return out | {"messages": user_turns(question, row)} | _slice(row)
 
 
-def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FORM) -> dict[str, Any]:
-    question, choices, right = read_choices(row, forms)
+def _multiple_choice(
+    row: Row, context_apart: bool, forms: row_forms.AnswerForms = row_forms.ANY_FORM
+) -> dict[str, Any]:
+    question, choices, right = row_forms.read_choices(row, forms)
     fields = {**row.fields, "question": question, "answers": None, "answer": right}
     return _question(row._replace(fields=fields), context_apart) | {"choices": choices}
 
@@ -256,12 +243,12 @@ def _questions_in_turn(row: Row, context_apart: bool) -> dict[str, Any]:
         answers = next((answers[key] for key in ("texts", "input_text", "text") if key in answers), None)
     accepted = [[*dict.fromkeys(entry)] if isinstance(entry, list) else [entry] for entry in answers or []]
     lists = [questions, *accepted]
-    are_texts = all(isinstance(one, list) and all(isinstance(t, str) for t in one) for one in lists)
+    are_texts = all(isinstance(listed, list) and all(isinstance(t, str) for t in listed) for listed in lists)
     if not accepted or not all(map(len, accepted)) or not are_texts:
-        raise misfit(row, "questions and answers of another form", "two lists of texts")
+        raise row_forms.misfit(row, "questions and answers of another form", "two lists of texts")
     if len(questions) != len(accepted):
         counts = f"{len(questions)} questions and {len(accepted)} answers"
-        raise misfit(row, counts, "an answer for each question")
+        raise row_forms.misfit(row, counts, "an answer for each question")
     turns = [
         {"role": role, "content": text}
         for question, answer in zip(questions, accepted, strict=True)
@@ -277,7 +264,7 @@ def _calls(row: Row, context_apart: bool) -> dict[str, Any]:
     calls = spell_calls(row.fields["answers"])
     if not isinstance(calls, str) or not calls.strip():
         expected = "a list of calls with name and arguments, also as JSON within a text"
-        raise misfit(row, "answers of another form", expected)
+        raise row_forms.misfit(row, "answers of another form", expected)
     return {"messages": user_turns(read_text(row, "query"), row), "references": [calls]}
 
 
@@ -290,7 +277,7 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
     column = next(name for name in TAGS if row.fields.get(name) is not None)
     tokens, tags = next(row.fields[name] for name in WORDS if name in row.fields), row.fields[column]
     if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
-        raise misfit(row, f"no tag for each token in {column!r}", "two lists")
+        raise row_forms.misfit(row, f"no tag for each token in {column!r}", "two lists")
     if not all(isinstance(tag, str) for tag in tags):
         step = "no command can: the file holds no names; write those of the data set's card in their place"
         raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))
@@ -304,7 +291,7 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
-    pair = read_pair(row).fields
+    pair = row_forms.read_pair(row).fields
     prompt = {name: pair[name] for name in ("prompt", "messages", *TOOL_FIELDS) if name in pair}
     return prompt | {"references": [pair["chosen"]]}
 
@@ -338,11 +325,11 @@ def _two_texts(name: str, asks: str, answers: str) -> Layout:
 # The first layout that fits is taken.
 LAYOUTS = (
     _layout(
-        "OASST tree", "message_tree_id prompt", best_answer, "prompt", "prompt",
+        "OASST tree", "message_tree_id prompt", row_forms.best_answer, "prompt", "prompt",
         "message_tree_id, and a prompt with its replies",
     ),
     _layout(
-        "UltraFeedback", "instruction completions", best_answer, "instruction", "completions",
+        "UltraFeedback", "instruction completions", row_forms.best_answer, "instruction", "completions",
         "instruction, and completions with their ratings",
     ),
     _layout(
@@ -376,7 +363,7 @@ LAYOUTS = (
     Layout(
         "multiple choice",
         "question (or query, question_stem), choices or options, and answerKey, gold, answer or label",
-        has_choices, _multiple_choice, is_text=True,
+        row_forms.has_choices, _multiple_choice, is_text=True,
     ),
     Layout(
         "question", "question, answers or answer, context where there is one",

@@ -10,14 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from harness.data.cells import (
-    ColumnCells,
-    count_cells,
-    find_mixed_columns,
-    is_object,
-    read_flag,
-    text_of_cell,
-)
+from harness.data import text_files
 from harness.data.columns import (
     ANSWERS,
     CONTEXTS,
@@ -25,23 +18,34 @@ from harness.data.columns import (
     TELLING,
     column_options,
     columns_of,
-    find_answer,
     find_by_name,
     find_head,
     is_id,
-    is_reply,
     name_in,
 )
 from harness.data.text_files import Row, Rows
 from harness.data.turns import HISTORY, SYSTEMS, list_history
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 
 _OTHER_QUESTIONS = (
-    *("nl", "problem", "goal", "dialogue", "dialog", "conversation", "review", "review_body"),
-    *("body", "tweet"),
+    *(
+        "nl",
+        "problem",
+        "goal",
+        "dialogue",
+        "dialog",
+        "conversation",
+        "review",
+        "review_body",
+        "body",
+        "tweet",
+    ),
     *("comment", "description", "document", "article", "passage", "story", "context", "source", "src"),
     *("claim", "utterance", "utt"),
 )
+_FREE_ANSWERS = ("answer", "output", "response")  # with one of these columns, a category is not the answer
+_ANSWERING = {"agent", "ai", "assistant", "bot", "chatbot", "gpt", "model", "operator", "support"}
+_SAID = {"message", "text", "utterance", "content"}
 _OTHER_ANSWERS = (
     *("summary", "highlights", "translation", "solution", "sql", "code", "entities", "spans"),
     *("reply", "completion", "decision", "sentiment", "stars", "rating", "score", "grade", "tgt"),
@@ -77,34 +81,42 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     """Guess which columns ask and which one answers.
 
     Names decide; of two other columns the one with fewer values answers, or the later one. Objects and lists
-    answer by their name alone; messages of a bot or an agent answer if no column does by its name. `fields`
-    holds the known templates for `prompt` and `reference`, as the result does.
-
-    Raises:
-        UserError: no column is clearly the question, or none the answer; or a column with such a name mixes
-            lists and texts.
+    answer by their name alone; messages of a bot or an agent (`bot_message`) answer if no column does by its
+    name. `fields` holds the known templates for `prompt` and `reference`, as the result does. A UserError
+    says that no column is clearly the question or the answer, or that such a column mixes lists and texts.
     """
     cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
-    plain = {c for c, values in cells.items() if all(text_of_cell(value) is not None for value in values)}
-    replies = {c for c in plain if is_reply(c)}
+    plain = {c for c, values in cells.items() if None not in map(text_files.text_of_cell, values)}
+    words = {c: re.findall(r"[^\W_]+", c.lower()) for c in plain}
+    replies = {c for c, parts in words.items() if {*parts[-1:]} & _SAID and _ANSWERING & {*parts[:-1]}}
     sql = {c for c in plain if all(SQL.match(str(value)) for value in cells[c])}
     in_order = content.names
     pair = fields.get("prompt") or _join_pair([c for c in in_order if c in plain])
     prompt = pair or find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
     ids = {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}
-    objects = {c for c in columns if all(is_object(value) for value in cells[c] if value != []) and cells[c]}
-    lists = {c for c in columns - objects if _are_lists(cells[c])}
+    objects = {c for c in columns if cells[c] and all(text_files.is_object(v) for v in cells[c] if v != [])}
+    listed = {c for c in columns - objects if any(cells[c]) and all(isinstance(v, list) for v in cells[c])}
+    lists = {c for c in listed if None not in (text_files.text_of_cell(e) for v in cells[c] for e in v)}
     nested = _find_nested(cells)
     prompt = prompt or nested[0]
     query = f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
     answers = fields.get("reference") or query
     free = (plain | objects | lists) - {*columns_of(prompt, in_order)} - {*SYSTEMS}
-    answers = answers or find_answer(free) or find_by_name(free, _OTHER_ANSWERS, _OTHER_QUESTIONS)
+    if answers is None:
+        answers = find_by_name(free, ANSWERS)
+        if name_in(answers).lower() == "category":
+            named = {column for column in free if find_head(column) in _FREE_ANSWERS}
+            answers = find_by_name(named, _FREE_ANSWERS) or answers
+    answers = answers or find_by_name(free, _OTHER_ANSWERS, _OTHER_QUESTIONS)
     if answers is None and len(replies) == 1 and f"{{{min(replies)}}}" != prompt:
         answers = f"{{{min(replies)}}}"
     prompt = prompt or find_by_name(plain - replies - sql - {name_in(answers)}, _OTHER_QUESTIONS)
-    if not (prompt and answers) and (mixed := _list_mixed(content)):
-        raise UserError(mixed)
+    if not (prompt and answers):
+        counted: dict[str, text_files.ColumnCells] = {}
+        for row in content.rows:
+            text_files.count_cells(counted, row)
+        usual = {name: n for name, n in counted.items() if find_by_name({name}, (*QUESTIONS, *ANSWERS))}
+        refuse(text_files.find_mixed_columns(usual))
     if prompt and not pair:
         whole = add_contexts(prompt, name_in(answers), content.rows)
         titles = {*columns_of(whole, in_order)} - {*columns_of(prompt, in_order)}
@@ -139,8 +151,7 @@ def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str]
 
     Five rows per label on average are enough. If the column is named like labels, such as `queue`, or all
     labels are words such as yes and no, half of the rows must share theirs with another row. Names and steps
-    of a scale need two rows each and three on average, unless most `questions` end with a question mark:
-    their answers may be names. Prices are no labels.
+    of a scale need two rows each and three on average, unless most `questions` end with a question mark.
     """
     counts = Counter(answers)
     n, head = counts.total(), find_head(column)
@@ -177,7 +188,7 @@ def _join_pair(names: Sequence[str]) -> str | None:
     pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
     paired = {name: found[1] for name in names if (found := _PAIRED.fullmatch(name))}
     stems = {name: stem for name, stem in paired.items() if find_head(stem) in _COMPARED}
-    pairs += [(one, other) for one, other in pairwise(sorted(stems)) if stems[one] == stems[other]]
+    pairs += [(first, other) for first, other in pairwise(sorted(stems)) if stems[first] == stems[other]]
     lines = [f"{spell(name).capitalize()}: {{{name}}}" for name in (pairs[0] if len(pairs) == 1 else ())]
     return "\n".join(lines) or None
 
@@ -223,15 +234,12 @@ def _find_nested(cells: Mapping[str, Sequence[Any]]) -> tuple[str | None, str | 
 NAME_THEM = "name them: "
 
 
-def _are_lists(values: Sequence[Any]) -> bool:
-    are_lists = all(isinstance(value, list) for value in values)
-    return are_lists and any(values) and all(text_of_cell(entry) is not None for v in values for entry in v)
-
-
 def _advise_columns(content: Rows, prompt: str | None, answers: str | None) -> str:
     """Write the options that read a file: texts ask; a column of labels, or else the last text, answers."""
     flags = [
-        n for n in content.names if all(read_flag(row.fields.get(n)) is not None for row in content.rows)
+        n
+        for n in content.names
+        if all(text_files.read_flag(row.fields.get(n)) is not None for row in content.rows)
     ]
     if answers is None and len(flags) > 1:
         apply = f'write those that apply as a list, such as "labels": ["{flags[0]}"]'
@@ -254,11 +262,3 @@ def _advise_columns(content: Rows, prompt: str | None, answers: str | None) -> s
         return "a text that asks and one that answers in each row; lists of labels joined to one, as in a; b"
     reference = answers if "." in answers else answers[1:-1]
     return NAME_THEM + shlex.join(column_options(prompt, reference)).replace("\n", "\\n")
-
-
-def _list_mixed(content: Rows) -> list[Problem]:
-    cells: dict[str, ColumnCells] = {}
-    for row in content.rows:
-        count_cells(cells, row)
-    usual = (*QUESTIONS, *ANSWERS)
-    return find_mixed_columns({name: cells[name] for name in cells if find_by_name({name}, usual)})

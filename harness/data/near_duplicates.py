@@ -5,10 +5,8 @@ digits, signs or English negations differ (10 and 20, `C` and `C++`, possible an
 a series (`_FILLED` texts that differ in one word, of at most `_LONGEST` words), or if they share only
 boilerplate: 8-grams of more than `MOST` texts, of fewer than twenty texts those of more than half. A pair at
 the threshold is not proposed with a chance of at most `OVERLOOKED`, and not verified with one of at most
-`_UNVERIFIED`. The same texts in the same order give the same groups.
+`_UNVERIFIED`; up to 500 texts nothing is left out. The same texts in the same order give the same groups.
 
-Time is bounded: each text has at most `_PROPOSED` candidates, and all texts together about `_VERIFIED`
-verified pairs, those with the most similar signatures. Up to 500 texts nothing is left out.
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman and
 Ullman 2020, Mining of Massive Datasets, section 3.4; Lee et al. 2022, Deduplicating Training Data Makes
 Language Models Better, https://arxiv.org/abs/2107.06499; n-grams in more than ten places do not count, as for
@@ -93,8 +91,7 @@ def near_duplicates(
 
     A text joins the group with the most similar first text, with `same` only if that holds for the places of
     both. Letter case, punctuation, white space and the width of letters do not count; a text without a
-    letter or digit is in no group. Takes some 3 KB of memory a text; 200,000 short rows took 34 seconds on
-    one core.
+    letter or digit is in no group.
     """
     folded = list(map(_fold, texts))
     index = _Index(folded, threshold, same=same)
@@ -117,10 +114,7 @@ def near_duplicates(
 def nearest(
     texts: Sequence[str], reference: Sequence[str], *, threshold: float = THRESHOLD, among: Sequence[str] = ()
 ) -> list[TextMatch | None]:
-    """Return for each text the most similar of `reference` (the first of several), or None below `threshold`.
-
-    Boilerplate is found in all texts, including those in `among`.
-    """
+    """Return for each text the most similar of `reference` (the first) or None below `threshold`."""
     if not texts:
         return []
     folded = list(map(_fold, [*reference, *texts, *among]))
@@ -156,9 +150,9 @@ def similarity(a: str, b: str) -> float:
 
 def _similarity(left: str, right: str) -> float:
     unit: _Unit = "letters" if max(_n_words(left), _n_words(right)) <= _FEW else "words"
-    one, other = _shingles(left, unit), _shingles(right, unit)
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared) if shared else 0.0
+    left_shingles, right_shingles = _shingles(left, unit), _shingles(right, unit)
+    n_shared = len(left_shingles & right_shingles)
+    return n_shared / (len(left_shingles) + len(right_shingles) - n_shared) if n_shared else 0.0
 
 
 def fold_words(text: str) -> str:
@@ -185,8 +179,7 @@ class _Index:
 
     `buckets` (bands, texts) holds -1 for a text alone in its bucket. `signs` numbers the numbers and signs of
     each text. `own_words` holds the words besides boilerplate of texts with both; `whole` tells which texts
-    are signed by all their words. Verified pairs agree in at least the share `agreeing` of their signatures,
-    two whole texts in `agreeing_whole`.
+    are signed by all their words.
     """
 
     def __init__(
@@ -196,7 +189,6 @@ class _Index:
         among: Sequence[_NormalizedText] = (),
         same: Callable[[int, int], bool] | None = None,
     ) -> None:
-        """Sign all texts by words, short ones by letters too, and sort them into buckets."""
         from scipy import stats
 
         if not 0 < threshold <= 1:
@@ -233,13 +225,12 @@ class _Index:
         self.agreeing, self.agreeing_whole = map(float, shares)
 
     def add(self, i: int) -> None:
-        """Let later texts find a text."""
-        for bucket in self._own_buckets(i):
-            self.members[bucket].append(i)
+        for bucket in self.buckets[:, i].tolist():
+            if bucket >= 0:
+                self.members[bucket].append(i)
 
     def find(self, i: int) -> TextMatch | None:
-        """Return the most similar added text, the first of several, or None."""
-        shared = (self.members[bucket] for bucket in self._own_buckets(i) if bucket in self.members)
+        shared = (self.members[b] for b in self.buckets[:, i].tolist() if b >= 0 and b in self.members)
         candidates: set[int] = set()
         for bucket in sorted(shared, key=len):
             candidates.update(bucket[: _PROPOSED - len(candidates)])
@@ -260,10 +251,6 @@ class _Index:
             if enough and self._have_same_words(i, j) and (self.same is None or self.same(i, j)):
                 best = TextMatch(j, alike)
         return best
-
-    def _own_buckets(self, i: int) -> list[int]:
-        mine = self.buckets[:, i]
-        return list(mine[mine >= 0].tolist())
 
     @cached_property
     def _filled_frames(self) -> NDArray[np.uint64]:
@@ -287,13 +274,9 @@ class _Index:
 
 
 def _are_opposites(left: str, right: str) -> bool:
-    one, other = set(left.split()), set(right.split())
-    return any(
-        f"{prefix}{word}" in more
-        for less, more in ((one - other, other - one), (other - one, one - other))
-        for word in less
-        for prefix in _OPPOSITES
-    )
+    words, others = set(left.split()), set(right.split())
+    sides = ((words - others, others - words), (others - words, words - others))
+    return any(f"{prefix}{word}" in more for less, more in sides for word in less for prefix in _OPPOSITES)
 
 
 def _n_words(words: str) -> int:
@@ -362,15 +345,15 @@ def _find_own_words(texts: Sequence[str]) -> dict[str, str]:
         is_long = len(numbers) >= N
         windows = np.lib.stride_tricks.sliding_window_view(numbers, N) if is_long else None
         grams[text] = numbers[:0] if windows is None else windows @ _FACTORS
-    of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
-    found, count = np.unique(of_all, return_counts=True)
+    all_grams = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
+    found, count = np.unique(all_grams, return_counts=True)
     shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]
     if not len(shared):
         return {}
     left = {}
-    for text, own in grams.items():
-        at = np.minimum(np.searchsorted(shared, own), len(shared) - 1)
-        if (is_shared := shared[at] == own).any():
+    for text, text_grams in grams.items():
+        at = np.minimum(np.searchsorted(shared, text_grams), len(shared) - 1)
+        if (is_shared := shared[at] == text_grams).any():
             words = text.split()
             covered = np.zeros(len(words), dtype=bool)
             for i in range(N):
@@ -392,21 +375,19 @@ _FRAME_FACTORS = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(
 _PLACES = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64)
 
 
-def _differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
+def _differ_in_a_frame(text: str, other: str, filled: NDArray[np.uint64]) -> bool:
     """Return whether two texts have different words in a place that several texts fill."""
-    words = list(zip(one.split(), other.split(), strict=False))
-    if one.count(" ") != other.count(" ") or len(words) > _LONGEST:
+    words = list(zip(text.split(), other.split(), strict=False))
+    if text.count(" ") != other.count(" ") or len(words) > _LONGEST:
         return False
     # Words that only one of the two has, without typos.
-    in_one, in_other = ({pair[side] for pair in words} for side in (0, 1))
+    left, right = ({pair[side] for pair in words} for side in (0, 1))
     places = [
         place
         for place, (a, b) in enumerate(words)
-        if a not in in_other
-        and b not in in_one
-        and SequenceMatcher(None, a, b, autojunk=False).ratio() < _TYPO
+        if a not in right and b not in left and SequenceMatcher(None, a, b, autojunk=False).ratio() < _TYPO
     ]
-    frames = [of[places] for of in map(_frames, (one, other)) if len(of)] if places else []
+    frames = [keys[places] for keys in map(_frames, (text, other)) if len(keys)] if places else []
     return bool(frames) and bool(np.isin(np.concatenate(frames), filled).any())
 
 

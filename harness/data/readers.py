@@ -61,31 +61,20 @@ def read_json_array(file: Path, shown: str) -> list[Row]:
         raise UserError(Problem(where, found, expected, "fix or rename the file")) from None
     except ValueError as error:
         raise UserError(Problem(shown, f"malformed JSON ({error})", "a list of objects", "fix it")) from None
-    rows = _list_objects(value)
-    if rows is None:
-        found, step = (
-            "JSON that is not a list of objects",
-            "write its rows as a list (pandas: orient='records')",
-        )
+    lists = [inner for inner in value.values() if isinstance(inner, list)] if isinstance(value, dict) else []
+    rows = lists[0] if len(lists) == 1 else value
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        found = "JSON that is not a list of objects"
+        step = "write its rows as a list (pandas: orient='records')"
         raise UserError(Problem(shown, found, "[{…}, {…}]", step))
+    if all(isinstance(row.get("paragraphs"), list) for row in rows):
+        rows = [  # SQuAD's questions, each with its context
+            {**question, "context": paragraph.get("context"), "title": row.get("title")}
+            for row in rows
+            for paragraph in row["paragraphs"]
+            for question in paragraph.get("qas") or ()
+        ]
     return [Row(f"{shown} row {i}", fields) for i, fields in enumerate(rows)]
-
-
-def _list_objects(value: Any) -> list[dict[str, Any]] | None:
-    """List the rows of a list, or of an object's only list; None of other values."""
-    if isinstance(value, dict):
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
-        return _list_objects(lists[0]) if len(lists) == 1 else None
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        return None
-    if not all(isinstance(row.get("paragraphs"), list) for row in value):
-        return value
-    return [  # SQuAD's questions, each with its context
-        {**question, "context": paragraph.get("context"), "title": row.get("title")}
-        for row in value
-        for paragraph in row["paragraphs"]
-        for question in paragraph.get("qas") or ()
-    ]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,7 +121,17 @@ def stream_set(reference: str, split: str) -> Iterator[Row]:
             yield Row(f"{where} row {n}", replace_nan(fields))
             n += 1
     except unreadable as error:
-        raise UserError(_describe_unread(error, reference, split, n)) from None
+        why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
+        found = (
+            f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
+        )
+        expected = "a data set on the hub or a copy"
+        step = "name its part, as in hub:owner/name:config:split; offline, HARNESS_DATASETS_DIR names copies"
+        if n:
+            step = "fix its files, or fetch them again"
+        elif not reference.startswith(HUB):
+            expected, step = "a file of rows, or a folder in the hub's layout", "name a file of rows"
+        raise UserError(Problem(display_path(reference), f"{found} ({why})", expected, step)) from None
     except StopIteration:  # the library's end of an empty file
         return
 
@@ -154,19 +153,6 @@ def hub_source(reference: str) -> tuple[str, str, str]:
     copies = os.environ.get("HARNESS_DATASETS_DIR")
     copy = Path(copies, name) if copies else None
     return str(copy) if copy and copy.is_dir() else name, config, named
-
-
-def _describe_unread(error: Exception, reference: str, split: str, n: int) -> Problem:
-    """Describe why rows of a data set cannot be read after the first `n`."""
-    why = " ".join(str(error.__cause__ or error).split())[:_LONGEST_REASON]
-    found = f"{n:,} rows of {split} and then one that cannot be read" if n else f"no {split} rows to be had"
-    expected = "a data set on the hub or a copy"
-    step = "name its part, as in hub:owner/name:config:split; offline, HARNESS_DATASETS_DIR names copies"
-    if n:
-        step = "fix its files, or fetch them again"
-    elif not reference.startswith(HUB):
-        expected, step = "a file of rows, or a folder in the hub's layout", "name a file of rows"
-    return Problem(display_path(reference), f"{found} ({why})", expected, step)
 
 
 def read_parquet(file: Path, shown: str) -> Iterator[Row]:
@@ -193,9 +179,9 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
 def replace_nan(value: Any) -> Any:
     """Return a value with None in place of NaN, also within lists and objects."""
     if isinstance(value, dict):
-        return {name: replace_nan(of) for name, of in value.items()}
+        return {name: replace_nan(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [replace_nan(of) for of in value]
+        return [replace_nan(inner) for inner in value]
     return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 
@@ -217,33 +203,28 @@ _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
 def read(path: str, split: str) -> Rows:
     """Read a file, a folder in the hub's layout, or `hub:owner/name[:config[:split]]`.
 
-    `split` is the part that is read if a folder or hub id names none.
-
-    Raises:
-        UserError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind.
+    `split` is the part that is read if a folder or hub id names none. A UserError names a file that is
+    missing, empty, malformed, not UTF-8 or of an unknown kind.
     """
     file = Path(path)
     shown = display_path(path)
     is_set = path.startswith(HUB) or file.is_dir()
     content = Rows(shown, split if is_set else file.name.split(".")[0], list(stream(path, split)))
     if not content.rows:
-        step = "add rows, or leave the file out"
-        raise UserError(phrase_no_rows(path, f"at least one row of {split}", step))
+        raise UserError(phrase_no_rows(path, "add rows, or leave the file out"))
     return content
 
 
-def phrase_no_rows(path: str, expected: str, next_step: str) -> Problem:
+def phrase_no_rows(path: str, next_step: str) -> Problem:
     """Describe a file without rows."""
-    return Problem(display_path(path), "a file without rows", expected, next_step)
+    return Problem(display_path(path), "a file without rows", "at least one row", next_step)
 
 
 def stream(path: str, split: str) -> Iterator[Row]:
     """Yield the rows that `read` returns, with only a part of a long file in memory.
 
-    A JSON list and parts such as `train[:100]` or `train+test` are read whole.
-
-    Raises:
-        UserError: as `read`, but not for an empty file; malformed rows are listed at the end of the file.
+    A JSON list and parts such as `train[:100]` or `train+test` are read whole. Malformed rows are listed at
+    the end of the file; an empty one is not refused.
     """
     file = Path(path)
     shown = display_path(path)

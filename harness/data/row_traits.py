@@ -14,18 +14,10 @@ from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple
 
+from harness import records
 from harness.data.columns import QuestionAndAnswers
 from harness.data.guessed_columns import label_set
-from harness.records import (
-    MARKS,
-    Example,
-    has_closed_labels,
-    has_negation,
-    is_refusal,
-    list_words,
-    pieces,
-    reports_error,
-)
+from harness.records import Example
 
 _GRAM = 3  # words
 _FAR, _FARTHEST = 3.0, 6.0  # robust standard deviations from the median: from here on, and at worst
@@ -33,7 +25,7 @@ _LEAST_SPREAD = 0.7  # of the logarithm of words: "yes" is normal among sentence
 _NEARLY_ALL = 0.9  # of the answers, from which a form is the usual one
 _TAUGHT = 0.05  # of the answers, from which refusals are meant to be learned
 _FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; the share of them in it
-_ENDS = ("".join(MARKS[:3]), "\"'”’»)]}`*")
+_ENDS = ("".join(records.MARKS[:3]), "\"'”’»)]}`*")
 _UNWRITTEN = re.compile(r"\[object \w+\]|<[\w.]+ (?:object )?at 0x[0-9a-fA-F]+>")  # objects as text
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -51,25 +43,19 @@ ScoreAnswers = Callable[[Sequence[QuestionAndAnswers]], list[AnswerQuality]]
 def score_answers(
     rows: Sequence[QuestionAndAnswers], language_of: Callable[[str], str], bits: Sequence[float | None] = ()
 ) -> list[AnswerQuality]:
-    """Score the first answers of rows; `bits` are what a model needs for a byte of each, None if unknown.
+    """Score the first answers of rows by the traits that docs/howto/check_data.md defines.
 
-    - repetition: share of its words' trigrams that it repeats, above the median.
-    - length: number of words, in robust standard deviations of its logarithm from the median.
-    - language: another one than four in five answers, or questions if answers are short.
-    - refusal: it declines to help, if fewer than one answer in twenty does.
-    - end: it ends without a mark, if nine in ten answers have one.
-    - no word: it has no letter and no digit.
-    - object: share of its characters in what a program writes for an object without a text.
-    - perplexity: bits per byte, in robust standard deviations above the median.
+    `bits` are what a model needs for a byte of each answer, None if unknown.
     """
     answers = [row.answers[0] for row in rows]
-    words = [list_words(answer.casefold()) for answer in answers]
+    words = [records.list_words(answer.casefold()) for answer in answers]
     told = [_tell_language(answer, language_of) for answer in answers]
     is_told = sum(map(bool, told)) >= _FEWEST_TOLD
-    known = list(filter(None, told if is_told else (_tell_language(of.question, language_of) for of in rows)))
+    asked = told if is_told else [_tell_language(row.question, language_of) for row in rows]
+    known = list(filter(None, asked))
     usual, n_usual = Counter(known).most_common(1)[0] if known else ("", 0)
     is_usual = n_usual >= _ONE_LANGUAGE * len(known)
-    refuses, has_end, repeated = [is_refusal(a) for a in answers], list[bool](), list[float]()
+    refuses, has_end, repeated = [records.is_refusal(a) for a in answers], list[bool](), list[float]()
     for answer, own_words in zip(answers, words, strict=True):
         bare = answer.rstrip().rstrip(_ENDS[1])
         is_quoted = bare != answer.rstrip()
@@ -82,8 +68,8 @@ def score_answers(
     usually_repeated = median(repeated) if repeated else 0.0
     traits = {
         "repetition": [max(0.0, share - usually_repeated) for share in repeated],
-        "length": _far([log(len(of)) if of else None for of in words], abs, _LEAST_SPREAD),
-        "language": [float(bool(is_usual and one and one != usual)) for one in told],
+        "length": _far([log(len(answer)) if answer else None for answer in words], abs, _LEAST_SPREAD),
+        "language": [float(bool(is_usual and language and language != usual)) for language in told],
         "refusal": [float(refused and not is_taught) for refused in refuses],
         "end": [0.0 if ends or share < _NEARLY_ALL else share for ends in has_end],
         "no word": [float(not any(map(str.isalnum, answer))) for answer in answers],
@@ -92,16 +78,6 @@ def score_answers(
     }
     worst = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
     return [AnswerQuality(1 - value, trait if value else "") for value, trait in worst]
-
-
-def choose_threshold(scores: Sequence[AnswerQuality]) -> float:
-    """Return the threshold at the flattest part of the curve: a tenth more or less drops the fewest others.
-
-    Of several it is the middle one.
-    """
-    near = {t: sum(t - 0.1 <= of.score < t + 0.1 for of in scores) for t in THRESHOLDS[1:-1]}
-    flattest = [t for t, n in near.items() if n == min(near.values())]
-    return flattest[len(flattest) // 2]
 
 
 def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
@@ -119,7 +95,7 @@ def _far(
     if not spread:
         return [0.0] * len(values)
     sigmas = [0.0 if value is None else distance(value - middle) / spread for value in values]
-    return [min(1.0, max(0.0, (of - _FAR) / (_FARTHEST - _FAR))) for of in sigmas]
+    return [min(1.0, max(0.0, (sigma - _FAR) / (_FARTHEST - _FAR))) for sigma in sigmas]
 
 
 _FEWEST = 5  # training rows of an answer or a slice that is not rare
@@ -139,15 +115,11 @@ RULES = MappingProxyType(
 def edge_tests(
     train: Sequence[Example], test: Sequence[Example], *, has_labels: bool = False
 ) -> dict[str, Callable[[Example], bool]]:
-    """Return a test of each case in `RULES` for items.
-
-    Without a test, questions are long by those of training; without questions there is no case. All answers
-    are labels if it `has_labels`, else those of the rows that choose from one closed set.
-    """
-    is_closed = has_closed_labels([*train, *test])
+    """Return a test of each case in `RULES` for items; none without questions."""
+    is_closed = records.has_closed_labels([*train, *test])
 
     def label_of(row: Example) -> str:
-        return _answer_of(row) if has_labels or (is_closed and row.choices) else ""
+        return "".join(row.references[:1]) if has_labels or (is_closed and row.choices) else ""
 
     labels, slices = Counter(map(label_of, train)), Counter(row.slice for row in train)
     questions = Counter(row.prompt for row in train)
@@ -155,35 +127,33 @@ def edge_tests(
 
     def is_rare(row: Example) -> bool:
         named = ((labels, label_of(row)), (slices, row.slice))
-        is_few = any(name and not of.keys() <= {""} and of[name] < _FEWEST for of, name in named)
-        # Without the row's own words.
-        own, n_itself = _words(row), questions[row.prompt]
-        n_unseen = sum(words[word] <= n_itself for word in own)
-        return is_few or bool(words and own and n_unseen >= _UNSEEN * len(own))
+        is_few = any(name and not counts.keys() <= {""} and counts[name] < _FEWEST for counts, name in named)
+        # The row itself does not count as a row with its words.
+        row_words, n_itself = _words(row), questions[row.prompt]
+        n_unseen = sum(words[word] <= n_itself for word in row_words)
+        return is_few or bool(words and row_words and n_unseen >= _UNSEEN * len(row_words))
 
     def handles_error(row: Example) -> bool:
-        answer = "" if has_labels or row.choices else _answer_of(row)
-        declines = is_refusal(answer) or answer.rstrip().endswith(tuple(MARKS[1]))
-        return declines or not _words(row) or "\ufffd" in row.prompt or reports_error(row.prompt)
+        answer = "" if has_labels or row.choices else "".join(row.references[:1])
+        declines = records.is_refusal(answer) or answer.rstrip().endswith(tuple(records.MARKS[1]))
+        return declines or not _words(row) or "\ufffd" in row.prompt or records.reports_error(row.prompt)
 
-    lengths = sorted(len(pieces(row.prompt)) for row in test or train)
+    lengths = sorted(len(records.pieces(row.prompt)) for row in test or train)
     if not any(lengths):
         return {}
     longest = lengths[ceil(_LONG * len(lengths)) - 1]
-    tests: tuple[Callable[[Example], bool], ...] = (
-        is_rare,
-        lambda row: len(pieces(row.prompt)) > longest,
-        lambda row: has_negation(row.prompt),
-        handles_error,
+    is_long, negates = (
+        (lambda row: len(records.pieces(row.prompt)) > longest),
+        (lambda row: records.has_negation(row.prompt)),
     )
-    return dict(zip(RULES, tests, strict=True))
+    return dict(zip(RULES, (is_rare, is_long, negates, handles_error), strict=True))
 
 
 def reported_cases(train: Sequence[Example], test: Sequence[Example]) -> dict[str, frozenset[str]]:
     """Return the ids of the test items of each case that a comparison reports."""
-    answers, questions = map(_answer_of, train), (row.prompt for row in train)
+    answers, questions = ("".join(row.references[:1]) for row in train), (row.prompt for row in train)
     tests = edge_tests(train, test, has_labels=bool(label_set(answers, questions=questions)))
-    found = {case: [one.id for one in test if is_case(one)] for case, is_case in tests.items()}
+    found = {case: [row.id for row in test if is_case(row)] for case, is_case in tests.items()}
     return {case: frozenset(ids) for case, ids in found.items() if is_reported(len(ids), len(test))}
 
 
@@ -192,9 +162,5 @@ def is_reported(n: int, n_test: int) -> bool:
     return FEWEST_ITEMS <= n <= LARGEST_SHARE * n_test
 
 
-def _answer_of(row: Example) -> str:
-    return "".join(row.references[:1])
-
-
 def _words(row: Example) -> set[str]:
-    return set(list_words(row.prompt.casefold()))
+    return set(records.list_words(row.prompt.casefold()))

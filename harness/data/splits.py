@@ -2,12 +2,10 @@
 
 Invariant: rows of one cluster, and rows that ask the same, are in one part and one fold; a sample keeps the
 order of the file, and a smaller one is part of a larger one. Augmented rows are never set aside, and trained
-on only with their originals. Groups move only if a class is missing otherwise, and as few rows as possible:
-the integer program is solved to optimality.
+on only with their originals. The fewest rows move so that no class is missing, by an integer program.
 Source: set covering as an integer program, Karp 1972; solved by HiGHS, Huangfu & Hall 2018
 """
 
-import json
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,13 +34,7 @@ def set_aside(
     *,
     leave: int = 1,
 ) -> tuple[list[SourcedExample], list[SourcedExample]]:
-    """Split rows into training and another split (a share of them, at least one) by whole groups.
-
-    At least `leave` groups stay for training.
-
-    Raises:
-        UserError: there are no more groups than these.
-    """
+    """Split rows into training and another split (a share of them, at least one) by whole groups."""
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) <= leave:
         n = "one cluster or question" if len(groups) == 1 else f"{len(groups)} clusters or questions"
@@ -116,10 +108,7 @@ def groups_of(examples: Sequence[Example], with_choices: bool = False) -> list[l
 
 
 def cluster_repeats(rows: Sequence[SourcedExample]) -> tuple[list[SourcedExample], int]:
-    """Give rows with one question one cluster, and count the rows whose cluster is replaced.
-
-    A repeated question is no second item: intervals would be too narrow.
-    """
+    """Give rows with one question one cluster, and count the rows whose cluster is replaced."""
     out, n = list(rows), 0
     for group in join([(("cluster", e.cluster), ("question", _fold_question(e))) for e, *_ in rows]):
         members = [rows[i].example for i in group]
@@ -151,8 +140,8 @@ def join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
         return index
 
     seen: dict[tuple[str, str], int] = {}
-    for index, own in enumerate(marks):
-        for mark in own:
+    for index, own_marks in enumerate(marks):
+        for mark in own_marks:
             parent[root(index)] = root(seen.setdefault(mark, index))
     groups: dict[int, list[int]] = {}
     for index in range(len(marks)):
@@ -175,36 +164,23 @@ def phrase_only_augmented(shown: str) -> Problem:
     return Problem(shown, "only augmented rows", expected, step)
 
 
-def write_origins(texts: Sequence[str]) -> str:
-    """Write the texts that a row was made from: one as it is, several as a JSON list."""
-    return texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
-
-
-def _read_origins(written: Any) -> list[str]:
-    with suppress(ValueError):
-        found = parse_json(written) if str(written).startswith('["') else None
-        if isinstance(found, list) and all(isinstance(text, str) for text in found):
-            return found
-    return [str(written or "")]
-
-
 def origins(rows: Sequence[Row]) -> dict[str, tuple[SourceText, ...]]:
     """Map the place of each augmented row to the texts that it was made from, with their places."""
     augmented = [row for row in rows if is_augmented(row)]
-    if not augmented:
-        return {}
     places: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
+    for row in rows if augmented else ():
         for text in set() if is_augmented(row) else set(_texts(row.fields)):
             places[text].append(row.where)
     places.pop("", None)
-    return {
-        row.where: tuple(
-            SourceText(text, tuple(places.get(fold_text(text), ())))
-            for text in _read_origins(row.fields[ORIGIN])
-        )
-        for row in augmented
-    }
+    found: dict[str, tuple[SourceText, ...]] = {}
+    for row in augmented:
+        written = str(row.fields[ORIGIN])
+        texts = [written]
+        with suppress(ValueError):  # several texts are a JSON list
+            listed = parse_json(written) if written.startswith('["') else None
+            texts = listed if isinstance(listed, list) and all(isinstance(t, str) for t in listed) else texts
+        found[row.where] = tuple(SourceText(t, tuple(places.get(fold_text(t), ()))) for t in texts)
+    return found
 
 
 def keep_with_origins(
@@ -217,8 +193,7 @@ def keep_with_origins(
     """Return the kept rows and the augmented ones whose originals are kept, in the order of the file.
 
     Rows whose originals are not in the file stay if `without_original`. No row stays whose question or
-    original is evaluated; an original that is not in the file is evaluated too if a prompt begins or ends
-    with it, as after a context.
+    original is evaluated, also if an evaluated prompt only begins or ends with a missing original.
     """
     if not any(row.origins for row in rows):
         return list(kept)
@@ -267,11 +242,8 @@ def deal(
     """Deal rows into k folds by whole groups, every label (or slice) by its share, in the order of the file.
 
     Two folds differ by at most the rows of the largest group. The largest groups come first, of equal ones
-    those with the rarest label. Each goes to the fold with the fewest rows of its labels, by their shares,
-    of the folds that keep to that difference.
-
-    Raises:
-        UserError: there are fewer groups than folds.
+    those with the rarest label; each goes to the fold that lacks its labels most. Fewer groups than folds are
+    a UserError.
     """
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) < k:
@@ -288,10 +260,10 @@ def deal(
     held, sizes = [Counter[str]() for _ in range(k)], [0] * k
     fold_of: dict[int, int] = {}
     for group in sorted(order, key=lambda group: (-len(groups[group]), min(rank[x] for x in labels[group]))):
-        of, size = labels[group], len(groups[group])
+        own, size = labels[group], len(groups[group])
         room = [fold for fold in range(k) if sizes[fold] + size <= min(sizes) + largest]
-        fold = min(room, key=lambda f: (sum(held[f][x] * m / n[x] ** 2 for x, m in of.items()), sizes[f], f))
-        held[fold].update(of)
+        fold = min(room, key=lambda f: (sum(held[f][x] * m / n[x] ** 2 for x, m in own.items()), sizes[f], f))
+        held[fold].update(own)
         sizes[fold] += size
         fold_of |= dict.fromkeys(groups[group], fold)
     return [[row for i, row in enumerate(rows) if fold_of[i] == fold] for fold in range(k)]
@@ -300,10 +272,7 @@ def deal(
 def spread_labels(
     rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], with_choices: bool = False
 ) -> list[list[SourcedExample]]:
-    """Move the fewest rows between parts, by whole groups, so that every part has every label (or slice).
-
-    The parts are returned unchanged if that is impossible.
-    """
+    """Move the fewest rows between parts, by whole groups, so that each has every label, if possible."""
     part_of = {row.example.id: number for number, part in enumerate(parts) for row in part}
     groups = groups_of([row.example for row in rows], with_choices)
     drawn = [part_of[rows[group[0]].example.id] for group in groups]
@@ -321,18 +290,12 @@ def labels_of(rows: Sequence[SourcedExample], groups: Sequence[Sequence[int]]) -
 def assign_folds(
     task: str, rows: Sequence[SourcedExample], k: int, where: str, with_choices: bool = False
 ) -> dict[str, int]:
-    """Return the fold of every row by its id, from 1; the same for every seed.
-
-    Errors about labels that a fold lacks are placed at `where`; if it is "", a fold may lack labels.
-
-    Raises:
-        UserError: there are fewer groups of rows than folds, or a label that some fold lacks.
-    """
+    """Return the fold of every row by its id, from 1; a label that a fold lacks is refused at `where`."""
     dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
     if any(_find_missing_labels(dealt, where)):
         dealt = spread_labels(rows, dealt, with_choices)
     refuse(_find_missing_labels(dealt, where) if where else ())
-    return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
+    return {row.example.id: fold for fold, rows in enumerate(dealt, start=1) for row in rows}
 
 
 def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) -> Iterator[Problem]:
@@ -356,8 +319,7 @@ Classes = Sequence[Collection[str]]  # of each group
 def cover(classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts: int) -> list[int] | None:
     """Return the part of each group, with every class in every part; None if that is impossible.
 
-    `sizes` are the rows of each group and `drawn` its drawn part, in [0, n_parts). Groups without a missing
-    class stay where they are if that is possible.
+    `sizes` are the rows of each group and `drawn` its drawn part, in [0, n_parts).
     """
     held = {(part, name) for part, group in zip(drawn, classes, strict=True) for name in group}
     names = sorted({name for group in classes for name in group})
@@ -368,9 +330,8 @@ def cover(classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts:
     if any(counts[name] < n_parts for name in names):
         return None
     few = [g for g, group in enumerate(classes) if lacking.intersection(group)]
-    return _solve(classes, sizes, drawn, n_parts, few) or _solve(
-        classes, sizes, drawn, n_parts, range(len(classes))
-    )
+    found = _solve(classes, sizes, drawn, n_parts, few)
+    return found or _solve(classes, sizes, drawn, n_parts, range(len(classes)))
 
 
 def _solve(

@@ -1,6 +1,8 @@
-"""Text files, and CSV and TSV rows in them.
+"""Text files, CSV and TSV rows in them, and values of cells: types, text forms, times, special tokens.
 
-Invariant: nothing is decoded by a guess; a row has the place where it is written, as errors name it.
+Invariant: nothing is decoded by a guess; a row has the place where it is written, as errors name it. Times
+without a zone are UTC; the special tokens that are found are those that are removed. `<s>` is one only at the
+start of a text and `</s>` at its end, unless the tokenizer has them: HTML and code do.
 """
 
 import ast
@@ -8,11 +10,18 @@ import codecs
 import csv
 import gzip
 import io
+import json
+import math
 import re
 import zlib
-from collections.abc import Iterator, KeysView, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, islice, zip_longest
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from functools import cache
+from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO, cast
 
@@ -35,7 +44,13 @@ def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
     """Open a text file, gzipped or not; an unreadable file is refused with its place."""
     try:
         with open_bytes(file, shown) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline=newline) as text:
-            if encoding := _wide_encoding(raw.read(BEGINNING)):
+            beginning = raw.read(BEGINNING)
+            marked = (name for name, marks in _WIDE_MARKS.items() if beginning.startswith(marks))
+            encoding = next(marked, "")
+            zeros = [beginning[start::2].count(0) for start in (0, 1)]
+            if not encoding and 4 * max(zeros) > len(beginning):  # every other byte is mostly 0
+                encoding = "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
+            if encoding:
                 step = _recode_command(shown, encoding)
                 raise UserError(Problem(shown, f"text in {encoding}", "text in UTF-8", step))
             raw.seek(0)
@@ -44,7 +59,16 @@ def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
         step = f"fetch or pack it again; gzip -cd {as_argument(shown)} gives what is left of it"
         raise UserError(Problem(shown, f"a broken gzip file ({error})", "a whole file", step)) from None
     except UnicodeDecodeError:
-        raise UserError(_find_not_utf8(file, shown)) from None
+        where, found = shown, "bytes that are not UTF-8"
+        with open_bytes(file, shown) as raw:
+            for number, line in enumerate(raw, start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    where, found = f"{shown}:{number}", f"byte 0x{line[error.start]:02x}, which is not UTF-8"
+                    break
+        step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown, 'WINDOWS-1252')}"
+        raise UserError(Problem(where, found, "text in UTF-8", step)) from None
 
 
 def open_bytes(file: Path, shown: str) -> IO[bytes]:
@@ -99,36 +123,12 @@ class _BoundedLines(io.RawIOBase):
         super().close()
 
 
-def _wide_encoding(beginning: bytes) -> str:
-    """Return UTF-16 or UTF-32 by the byte order mark, or UTF-16 if every other byte is mostly 0; else ""."""
-    for name, marks in _WIDE_MARKS.items():
-        if beginning.startswith(marks):
-            return name
-    zeros = [beginning[start::2].count(0) for start in (0, 1)]
-    if 4 * max(zeros) <= len(beginning):
-        return ""
-    return "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
-
-
 def _recode_command(shown: str, encoding: str) -> str:
     packed = shown.lower().endswith(".gz")
     plain = Path(shown).with_suffix("") if packed else Path(shown)
     file, new = as_argument(shown), as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
     convert = f"iconv -f {encoding} -t UTF-8"
     return f"gzip -cd {file} | {convert} > {new}" if packed else f"{convert} {file} > {new}"
-
-
-def _find_not_utf8(file: Path, shown: str) -> Problem:
-    where, found = shown, "bytes that are not UTF-8"
-    with open_bytes(file, shown) as raw:
-        for number, line in enumerate(raw, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                where, found = f"{shown}:{number}", f"byte 0x{line[error.start]:02x}, which is not UTF-8"
-                break
-    step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown, 'WINDOWS-1252')}"
-    return Problem(where, found, "text in UTF-8", step)
 
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -204,13 +204,20 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
         head = [*([] if named else [first_line]), *islice(text, _TRIED)]
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
         delimiter = named[1] if named else "\t" if is_tsv else _separator(head)
-        skips_blanks = any(_quotes_behind_blank(line, delimiter) for line in head)
-        lines = chain(head, text)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=skips_blanks)
+        sign = re.escape(delimiter)
+        # Without quoted fields, a quote after a blank opens a field, as in `1, "a, b"`.
+        bare = [re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"', "", line) for line in head]
+        skips_blanks = delimiter != "\t" and any(re.search(rf'{sign} +"', line) for line in bare)
+        reader = csv.reader(
+            chain(head, text), delimiter=delimiter, strict=True, skipinitialspace=skips_blanks
+        )
         listed = _list_columns(csv.reader(head, delimiter=delimiter, skipinitialspace=skips_blanks))
-        line = 1
+        line, header = 1, list[str]()
         try:
-            header = _column_names(next(reader, []))
+            for place, cell in enumerate(next(reader, []), start=1):  # numbered if names repeat
+                name = stem = cell.strip() or f"column {place}"
+                names = chain([name], (f"{stem} {number}" for number in count(2)))
+                header.append(next(name for name in names if name not in header))
             line = reader.line_num + 1  # a row with line breaks is placed at its first line
             for cells in reader:
                 where, line = f"{shown}:{line + bool(named)}", reader.line_num + 1
@@ -234,10 +241,7 @@ def names_labels(column: str) -> bool:
 
 
 def _list_columns(first_rows: Iterator[list[str]]) -> set[int]:
-    """Return the places of the columns whose first cells are lists of labels, or Python lists of texts.
-
-    One cell does not show it: `["it's"]` is JSON too.
-    """
+    """Return the places of the columns whose first cells are lists of labels, or Python lists of texts."""
     places = set[int]()
     with suppress(csv.Error):  # the reading that follows names it
         names = next(first_rows, [])
@@ -262,13 +266,6 @@ def _read_list(cell: str) -> Any:
     return cell
 
 
-def _quotes_behind_blank(line: str, delimiter: str) -> bool:
-    """Tell whether a quoted field follows a blank, as in `1, "a, b"`."""
-    sign = re.escape(delimiter)
-    rest = re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"', "", line)
-    return delimiter != "\t" and re.search(rf'{sign} +"', rest) is not None
-
-
 def _separator(lines: Sequence[str]) -> str:
     """Return the separator in the header that gives most of the first rows the header's width."""
     unquoted = re.sub(r'"[^"]*"', "", lines[0])
@@ -279,18 +276,175 @@ def _separator(lines: Sequence[str]) -> str:
     return max(signs, key=lambda s: widths[s].count(widths[s][0]) if widths[s] else 0)
 
 
-def _column_names(header: list[str]) -> list[str]:
-    """Return the columns' names: stripped, numbered if they repeat, `column 2` if the header has none."""
-    names: list[str] = []
-    for place, cell in enumerate(header, start=1):
-        name = stem = cell.strip() or f"column {place}"
-        number = 2
-        while name in names:
-            name, number = f"{stem} {number}", number + 1
-        names.append(name)
-    return names
-
-
 def is_csv(path: str) -> bool:
     """Tell from its name whether a file is CSV or TSV."""
     return path.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+
+
+_FIRST = 1_000  # kept places of a column's empty cells, and of each type's cells
+
+
+@dataclass(slots=True)
+class ColumnCells:
+    """Cells of a column: its rows, types of values, and the first places of each type and of empty cells."""
+
+    n: int = 0
+    empty: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    places: list[str] = field(default_factory=list)
+    of_kind: dict[str, list[str]] = field(default_factory=dict)
+
+
+def count_cells(cells: dict[str, ColumnCells], row: Row) -> None:
+    """Add a row's cells to the counts of its columns."""
+    for name, value in row.fields.items():
+        column = cells.setdefault(name, ColumnCells())
+        column.n += 1
+        if value is None or (isinstance(value, str | list | dict) and not value):
+            column.empty += 1
+            if len(column.places) < _FIRST:
+                column.places.append(row.where)
+        else:
+            kinds = {bool: "true or false", int: "number", float: "number", list: "list", dict: "object"}
+            kind = kinds.get(type(value), "text")
+            column.kinds[kind] += 1
+            places = column.of_kind.setdefault(kind, [])
+            if len(places) < _FIRST:
+                places.append(row.where)
+
+
+def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
+    """List columns with lists or objects in some rows and texts or numbers in others, by type."""
+    problems = []
+    for name, column in cells.items():
+        if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
+            ranked = column.kinds.most_common()
+            kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in ranked)
+            for kind, _ in ranked[1:]:
+                step = f"write the {kind} as in the other rows"
+                where = column.of_kind[kind][0]
+                problems.append(Problem(where, f"{name!r} of mixed types: {kinds}", "one type", step))
+    return problems
+
+
+def is_object(value: Any) -> bool:
+    """Tell whether a value is a non-empty object, or a list of objects or lists."""
+    entries = value if isinstance(value, list) else [value]
+    return bool(entries) and all(isinstance(entry, dict | list) and entry for entry in entries)
+
+
+def find_objects(
+    columns: Iterable[str], rows: Iterable[Row], n_first: int | None = None
+) -> tuple[set[str], Iterator[Row]]:
+    """Find the columns with objects in the first rows (default: all); return them with the rows."""
+    left = iter(rows)
+    first = list(islice(left, n_first))
+    found = {name for name in columns if any(is_object(row.fields.get(name)) for row in first)}
+    return found, chain(first, left)
+
+
+def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = None) -> Iterator[Row]:
+    """Write an empty list as JSON if other rows have lists of objects: there it is an answer."""
+    objects, rows = find_objects([column], rows, n_first)
+    for row in rows:
+        is_empty = objects and row.fields.get(column) == []
+        yield row._replace(fields={**row.fields, column: "[]"}) if is_empty else row
+
+
+_WRITTEN_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
+
+
+def write_json(value: Any) -> str:
+    """Write a value as JSON, with decimals as numbers, and dates and times in ISO 8601."""
+
+    def write_cell(cell: Any) -> Any:
+        if isinstance(cell, Decimal):
+            return int(cell) if cell == cell.to_integral_value() else float(cell)
+        return text_of_cell(cell) or f"<{type(cell).__name__}>"
+
+    return json.dumps(value, ensure_ascii=False, default=write_cell)
+
+
+def text_of_cell(value: Any) -> str | None:
+    """Write a number, a decimal, a date or a time as a text; None of another value."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | int | float | Decimal) else None
+
+
+def read_flag(value: object) -> bool | None:
+    """Read true or 1, false or 0, also as texts from CSV; None for other values."""
+    if isinstance(value, str):
+        return _WRITTEN_FLAGS.get(value.strip().lower())
+    return bool(value) if value in (0, 1) else None
+
+
+def find_known_fields(row: Row) -> set[str]:
+    """Return the names of the fields that have a value."""
+    return {name for name, value in row.fields.items() if value is not None}
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a number or a text that is no JSON of a list or object."""
+    return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))
+
+
+FORMS = "2024-05-31, 2024-05, 20240531, 2024-05-31T10:00:00Z or seconds since 1970"
+_NUMBER, EIGHT_DIGITS = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d{8}")
+_MONTH = re.compile(r"\d{4}-\d{2}")
+
+
+def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) -> tuple[float, bool]:
+    """Parse a time as ISO 8601, as a month, as a number, or in a `form` of strptime; else a ValueError.
+
+    Returns seconds since 1970, or the number, and whether it is one. Eight digits are a day if `with_days`.
+    """
+    if isinstance(value, bool) or value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(value)
+    whole = isinstance(value, float) and value.is_integer()
+    text = value.isoformat() if hasattr(value, "isoformat") else str(int(value) if whole else value).strip()
+    is_number = isinstance(value, int | float) or _NUMBER.fullmatch(text)
+    if form is None and is_number and not (with_days and is_day(text)):
+        return float(value if isinstance(value, int | float) else text), True
+    text = f"{text}-01" if form is None and _MONTH.fullmatch(text) else text
+    read = datetime.strptime(text, form) if form else datetime.fromisoformat(text)  # noqa: DTZ007
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), False
+
+
+def is_day(text: str) -> bool:
+    """Tell whether a text is a day in eight digits."""
+    try:
+        return bool(EIGHT_DIGITS.fullmatch(text) and datetime.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+_FAMILIES = (
+    r"<[|｜][^\s|｜<>]{1,40}[|｜]>|</?(?:bos|eos|pad|(?:start|end)_of_\w+)>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT)\]|\A\s*<s>|</s>\s*\Z"
+)
+# Role that templates write after the token that begins a turn.
+_ROLE = (
+    r"(?:(?<=<\|im_start\|>)|(?<=<\|start_header_id\|>)|(?<=<start_of_turn>))"
+    r"(?:system|user|assistant|model|tool)"
+)
+
+
+@cache
+def compile_special(own: tuple[str, ...] = ()) -> re.Pattern[str]:
+    """Compile a pattern of special tokens, of known families or a tokenizer, with the role after them."""
+    written = "|".join([*map(re.escape, sorted(own, key=len, reverse=True)), _FAMILIES])
+    return re.compile(rf"(?P<token>{written})(?:{_ROLE})?")
+
+
+def find_special(texts: Iterable[str], own: tuple[str, ...] = ()) -> str:
+    """Return the first special token in texts as written, or ""."""
+    special = compile_special(own)
+    return next((match["token"].strip() for text in texts for match in special.finditer(text)), "")
+
+
+def cut_special(text: str, own: tuple[str, ...] = ()) -> str:
+    """Return an answer without the special tokens around it, of `own` only those at its end."""
+    known, written = (compile_special(tokens).pattern.replace("?P<token>", "?:") for tokens in ((), own))
+    return re.sub(rf"(?:\s*(?:{written}))+\s*\Z", "", re.sub(rf"\A(?:\s*(?:{known}))+\s*", "", text))

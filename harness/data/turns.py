@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.data.cells import find_known_fields, is_plain, read_flag, text_of_cell, write_json
-from harness.data.text_files import Row
+from harness.data.text_files import Row, find_known_fields, is_plain, read_flag, text_of_cell, write_json
 from harness.errors import Problem, UserError
 from harness.records import Message, parse_json
 from harness.spec import Fields
@@ -54,11 +53,7 @@ def drop_empty(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_content(value: Any, place: Place) -> Content:
-    """Read a text, a part, or a list of them.
-
-    Raises:
-        UserError: a part is no text, such as an image, or of an unknown form.
-    """
+    """Read a text, a part, or a list of them; an image or another unknown part is refused."""
     return _join([_read_part(part, place) for part in (value if isinstance(value, list) else [value])])
 
 
@@ -70,17 +65,13 @@ def read_result(value: Any, place: Place) -> Content:
 
 
 def read_calls(value: Any, key: str, place: Place) -> Content:
-    """Read a call, or a list of calls, each also as JSON within a text.
-
-    Raises:
-        UserError: one of them is no call.
-    """
+    """Read a call, or a list of calls, each also as JSON within a text; other values are refused."""
     calls = [_read_call(call) for call in _list_calls(value)]
     if not all(calls):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
         raise UserError(Problem(place.where, f"{key!r} of another form", expected, MEND_ROW))
     joined = _join([call for call in calls if call])
-    return joined._replace(unused=[f"{key}.{name}" for name in joined.unused])
+    return Content(joined.texts, [f"{key}.{name}" for name in joined.unused])
 
 
 def spell_calls(value: Any) -> Any:
@@ -111,10 +102,10 @@ def _read_call(call: Any) -> Content | None:
     name = inner.get("name") or inner.get("function")
     if not isinstance(name, str):
         return None
-    own = call if within is None else inner
-    given = next((key for key in _ARGUMENTS if own.get(key) is not None), "arguments")
+    holder = call if within is None else inner
+    given = next((key for key in _ARGUMENTS if holder.get(key) is not None), "arguments")
     unused = {*outer, *drop_empty(inner)} - {"name", "function", given} - IDS
-    return Content([write_json({"name": name, "arguments": _parse(own.get(given))})], sorted(unused))
+    return Content([write_json({"name": name, "arguments": _parse(holder.get(given))})], sorted(unused))
 
 
 def _read_part(part: Any, place: Place) -> Content:
@@ -198,11 +189,7 @@ class Turn(NamedTuple):
 
 
 def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
-    """Read a turn; its calls of tools are JSON after its text, one a line.
-
-    Raises:
-        UserError: the speaker is unknown, the turn is empty, or it has a part that is not text.
-    """
+    """Read a turn, its calls of tools as JSON after its text; one that is empty or not text is refused."""
     known = drop_empty(entry)
     speaker = str(next((known[key] for key in _SPEAKERS if key in known), None))
     place, role = Place(where, speaker), _ROLES.get(speaker.lower())
@@ -267,11 +254,7 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
 
 
 def user_turns(text: str, row: Row) -> Turns:
-    """Return a question as a turn of the user, after the row's system prompt and history.
-
-    Raises:
-        UserError: the question is empty.
-    """
+    """Return a question, if not empty, as the user's turn after the row's system prompt and history."""
     if not text.strip():
         raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
     return add_system([*list_history(row), {"role": "user", "content": text}], row)
@@ -310,11 +293,7 @@ def list_history(row: Row) -> Turns:
 
 
 def read_text(row: Row, field: str) -> str:
-    """Return the text or number of a field.
-
-    Raises:
-        UserError: it is empty or of another type.
-    """
+    """Return the text or number of a field; an empty one or one of another type is refused."""
     value = text_of_cell(row.fields[field])
     if value is None or not value.strip():
         kind = type(row.fields[field]).__name__
@@ -365,47 +344,40 @@ def find_fields(row: Row) -> set[str]:
 
 
 TOOL_FIELDS = ("functions", "tools")
-_HOW = (
+TOOL_USE = (
     "You can call these tools. A call is a line of JSON: "
     '{"name": the name of the tool, "arguments": {the name of an argument: its value}}.'
 )
 _EXPECTED = 'tools as {"type": "function", "function": {name, description, parameters}}, or its function'
+_FIX_TOOLS = f"{MEND_ROW}, or rename the column"
 _SCHEMAS = ("parameters", "input_schema", "inputSchema")  # of OpenAI, Anthropic and MCP
 _LISTED = ("functionDeclarations", "function_declarations")  # Gemini's
 _DEFINES = re.compile(rf"\s*[\[{{].*[\"'](?:function|{'|'.join((*_SCHEMAS, *_LISTED))})[\"']", re.DOTALL)
 
 
 def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
-    """Return a row's messages with its tools at the end of the system message, unless that has them already.
-
-    Raises:
-        UserError: what defines the row's tools cannot be read, or some of them are no definitions.
-    """
+    """Return a row's messages with its tools at the end of the system message, unless it has them."""
     tools = list_tools(row)
-    own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    system_text = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
 
     def is_named(tool: Mapping[str, Any]) -> bool:  # in quotes, with its description
-        is_quoted = any(f"{quote}{tool['name']}{quote}" in (own or "") for quote in "\"'")
-        return is_quoted and str(tool.get("description") or "") in (own or "")
+        is_quoted = any(f"{quote}{tool['name']}{quote}" in (system_text or "") for quote in "\"'")
+        return is_quoted and str(tool.get("description") or "") in (system_text or "")
 
     if all(map(is_named, tools)):
         return messages
-    text = "\n".join([_HOW, *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
-    rest = messages if own is None else messages[1:]
-    return ({"role": "system", "content": "\n\n".join(filter(None, (own, text)))}, *rest)
+    text = "\n".join([TOOL_USE, *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
+    rest = messages if system_text is None else messages[1:]
+    return ({"role": "system", "content": "\n\n".join(filter(None, (system_text, text)))}, *rest)
 
 
 def list_tools(row: Row) -> list[Mapping[str, Any]]:
-    """List the functions that a row defines as tools, each once; none if a column only has such a name.
-
-    Raises:
-        UserError: they cannot be read, or some are no definitions.
-    """
+    """List the functions that a row defines as tools, each once; unreadable definitions are refused."""
     functions: list[Mapping[str, Any]] = []
     for field in TOOL_FIELDS:
         value = _parse_field(row, field, row.fields.get(field))
         entries = value if isinstance(value, list) else [value]
-        tools = [tool for tool in (_parse_field(row, field, one) for one in entries) if _drop_nulls(tool)]
+        tools = [tool for tool in (_parse_field(row, field, entry) for entry in entries) if _drop_nulls(tool)]
         read = [[*_list_functions(tool)] for tool in tools]
         for tool, defined in zip(tools, read, strict=True) if any(read) else ():
             known = _drop_nulls(tool)
@@ -413,14 +385,10 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
             # A function without arguments may have a name and a description only.
             if not defined and not (is_named and known.keys() <= {"name", "description"}):
                 shown = json.dumps(tool, ensure_ascii=False)[:80]
-                raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
+                found = f"{shown} among the tools in {field!r}"
+                raise UserError(Problem(row.where, found, _EXPECTED, _FIX_TOOLS))
             functions += defined or [known]
     return [tool for i, tool in enumerate(functions) if tool not in functions[:i]]
-
-
-def defines_tools_alone(system: str) -> bool:
-    """Tell whether a system message has only a row's tools."""
-    return system.startswith(_HOW)
 
 
 def _parse_field(row: Row, field: str, value: Any) -> Any:
@@ -431,7 +399,8 @@ def _parse_field(row: Row, field: str, value: Any) -> Any:
         return parse_json(value)
     except ValueError:
         if _DEFINES.match(value):
-            raise _phrase_unreadable(row, f"definitions that are not JSON in {field!r}") from None
+            found = f"definitions that are not JSON in {field!r}"
+            raise UserError(Problem(row.where, found, _EXPECTED, _FIX_TOOLS)) from None
         return None
 
 
@@ -456,11 +425,6 @@ def _list_functions(tool: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _drop_nulls(value: Any) -> Any:
-    """Drop keys without a value: a table gives each row the keys of all others."""
     if isinstance(value, Mapping):
-        return {key: _drop_nulls(of) for key, of in value.items() if of is not None}
-    return [_drop_nulls(of) for of in value] if isinstance(value, list) else value
-
-
-def _phrase_unreadable(row: Row, found: str) -> UserError:
-    return UserError(Problem(row.where, found, _EXPECTED, f"{MEND_ROW}, or rename the column"))
+        return {key: _drop_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_drop_nulls(inner) for inner in value] if isinstance(value, list) else value

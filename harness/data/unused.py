@@ -12,44 +12,19 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
-from harness.data.cells import is_plain
-from harness.data.columns import (
-    PAIRS,
-    QUESTIONS,
-    TELLING,
-    Roles,
-    column_options,
-    columns_of,
-    find_head,
-    find_reading_roles,
-    is_id,
-    option_text,
-    read_question_and_answers,
-)
-from harness.data.examples import FIELD, Notes, SourcedExample
+from harness.data import columns, turns
+from harness.data.columns import Roles
+from harness.data.examples import FIELD, SourcedExample
 from harness.data.formats import Layout, layout_of, recognise
 from harness.data.guessed_columns import may_answer, may_ask
-from harness.data.multiple_choice import list_choice_columns
+from harness.data.row_forms import list_choice_columns
 from harness.data.splits import ORIGIN, SOURCE, is_augmented
-from harness.data.text_files import Row, Rows
-from harness.data.turns import (
-    HISTORY,
-    MEDIA,
-    SYSTEMS,
-    TOOL_FIELDS,
-    count_unused_keys,
-    drop_empty,
-    list_history,
-    list_systems,
-    text_of,
-)
+from harness.data.text_files import Row, Rows, is_plain
 from harness.formatting import count, percent, pluralize
 from harness.records import FEEDBACK_ORIGIN, Example
 from harness.spec import Fields, Task
 
-THOUGHTS = frozenset(
-    ["reasoning_content", "reasoning", "thinking", "redacted_thinking", "thought", "thoughts"]
-)
+THOUGHTS = {"reasoning_content", "reasoning", "thinking", "redacted_thinking", "thought", "thoughts"}
 _FIRST = 2_000  # rows by which a context is recognised
 _LONG = 40  # characters of a text that is more than a name
 _NAMED = 30  # columns that are named one by one
@@ -58,10 +33,7 @@ _HELD = 0.3  # share of rows whose answer is in the column, beyond chance
 
 
 class ContextColumn(NamedTuple):
-    """A column that may hold a question's context, its number of rows, and the reasons.
-
-    It `explains` answers if it distinguishes rows with one question and several answers.
-    """
+    """A column that may hold a question's context, its number of rows, and the reasons."""
 
     name: str
     n_rows: int
@@ -114,8 +86,8 @@ class Unused(NamedTuple):
 
     def options(self) -> str:
         """Return the options by which a command reads the contexts."""
-        reference = option_text(self.fields.get("reference", Fields().reference), Fields().reference)
-        return shlex.join(column_options(" ".join(self.template), reference))
+        reference = columns.option_text(self.fields.get("reference", Fields().reference), Fields().reference)
+        return shlex.join(columns.column_options(" ".join(self.template), reference))
 
 
 class _Read(NamedTuple):
@@ -140,41 +112,86 @@ class UnusedCounter:
         """Add a row, with its example if it can be used."""
         self.n += 1
         of_augmented = {SOURCE, ORIGIN} if is_augmented(row) else ()
-        self.filled.update(name for name in drop_empty(row.fields) if name not in of_augmented)
-        self.shown.update(_list_shown(self.task, self.layout, row))
-        self.keys += count_unused_keys(row.fields)
+        self.filled.update(name for name in turns.drop_empty(row.fields) if name not in of_augmented)
+        self.shown.update(self._list_read_columns(row))
+        self.keys += turns.count_unused_keys(row.fields)
         if example and len(self.first) < _FIRST:
             question = "\n".join(turn["content"] for turn in example.messages if turn["role"] == "user")
             self.first.append(_Read(row.fields, question, example.references))
 
+    def _list_read_columns(self, row: Row) -> set[str]:
+        names, fields, layout, task = row.fields, self.task.fields, self.layout, self.task
+        roles = columns.find_reading_roles(task, layout, names)
+        read = {*roles.questions}
+        asks_by_layout = fields.prompt == Fields().prompt or "{messages}" in fields.prompt
+        if layout is None and asks_by_layout and {"prompt", "messages"} <= names.keys():
+            read -= {"messages" if is_plain(names["messages"]) else "prompt"}
+        if roles.answers == columns.PAIRS.answers:
+            read -= {*columns.PAIRS.questions}
+            whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
+            if whole and not isinstance(names.get("input"), dict):
+                read |= {whole}
+            else:
+                question = "question" if names.get("question") else "instruction"
+                read |= {question, "input", "preferred_output", "non_preferred_output"}
+        read |= {*roles.answers, *turns.TOOL_FIELDS}
+        if layout is not None and asks_by_layout:
+            read |= {*turns.SYSTEMS} | ({turns.HISTORY} if turns.list_history(row) else set())
+        elif task.kind != "bits_per_byte":
+            read |= {*turns.list_systems(fields.prompt)}
+        if layout is None:
+            read |= {"choices"}
+        elif layout.name == "prompt and completion":
+            read |= {"label"}
+        elif layout.name == "multiple choice":
+            read |= {*list_choice_columns(names)}
+        if names.keys() >= {*FEEDBACK_ORIGIN}:
+            read |= {*FEEDBACK_ORIGIN, "marked_by"}
+        return read | ({"documents"} if task.data.documents else set())
+
     def find(self) -> Unused:
         """Return what is not read of the rows."""
         hidden = {name: n for name, n in self.filled.items() if not self.shown[name]}
-        own = self.task.fields
-        templates = (own.id or "{id}", own.cluster or "{cluster}", own.slice or "{slice}")
-        used = {column for template in templates for column in columns_of(template, hidden)}
-        used |= {"outdated", "constraints"} | ({"category"} if self.layout else set())
-        columns = {name: n for name, n in hidden.items() if name not in used and not is_id(name)}
-        tested = [name for name in hidden if name not in ("id", "slice") and not is_id(name)]
-        media = [name for name in hidden if any(_is_media(name, row.fields.get(name)) for row in self.first)]
-        tested = [name for name in tested if name not in media]
-        found = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(self.first, tested, hidden))
+        given, layout, first = self.task.fields, self.layout, self.first
+        templates = (given.id or "{id}", given.cluster or "{cluster}", given.slice or "{slice}")
+        used = {column for template in templates for column in columns.columns_of(template, hidden)}
+        used |= {"outdated", "constraints"} | ({"category"} if layout else set())
+        unread = {name: n for name, n in hidden.items() if name not in used and not columns.is_id(name)}
+        media: list[str] = []
+        for name in hidden:
+            values = [row.fields.get(name) for row in first]
+            cells = [c for value in values for c in (value.values() if isinstance(value, dict) else [value])]
+            is_named = name.lower() in turns.MEDIA and any(v not in (None, "", [], {}) for v in values)
+            media += [name] if is_named or any(isinstance(cell, bytes) for cell in cells) else []
+        tested = [name for name in hidden if name not in ("id", "slice", *media) and not columns.is_id(name)]
+        found = [] if self.task.kind == "bits_per_byte" else list(_find_contexts(first, tested, hidden))
         names = [f"{{{context.name}}}" for context in found if FIELD.fullmatch(f"{{{context.name}}}")]
-        template = (*names, _base_template(self.task, self.layout, self.first))
-        fields = self.task.fields.model_dump(exclude_defaults=True)
+        # The template of the prompt; `{messages}` stands for several columns of a layout.
+        prompt = given.prompt
+        roles = columns.find_reading_roles(self.task, layout, [*self.filled])
+        if prompt == Fields().prompt and layout is None:
+            prompt = "{messages}" if "messages" in self.filled else prompt
+        elif prompt == Fields().prompt and layout is not None:
+            filled = {name for row in first for name, value in row.fields.items() if value not in (None, "")}
+            asking = [name for name in roles.questions if name in filled]
+            is_one = len(asking) == 1 and layout.is_text and not {*turns.SYSTEMS, turns.HISTORY} & filled
+            is_one = is_one and all(isinstance(row.fields.get(asking[0]), str) for row in first)
+            prompt = f"{{{asking[0]}}}" if is_one else "{messages}"
         contexts = {*media, *(context.name for context in found)}
-        free = [name for name, n in columns.items() if n == self.n and name not in contexts]
+        free = [name for name, n in unread.items() if n == self.n and name not in contexts]
         others: list[OtherColumns] = []
-        if self.layout is None or self.layout.name == "question":
-            roles, n = find_reading_roles(self.task, self.layout, [*self.filled]), len(self.first)
-            asking = [c for c in free if may_ask(c) and 2 * len({str(r.fields[c]) for r in self.first}) > n]
+        if layout is None or layout.name == "question":
+            varied = {c for c in free if 2 * len({str(row.fields[c]) for row in first}) > len(first)}
+            asking = [c for c in free if may_ask(c) and c in varied]
             answering = [c for c in free if may_answer(c) and c not in asking]
             by_option = (("prompt", roles.questions, asking), ("reference", roles.answers, answering))
             for option, taken, named in by_option:
-                read = sorted((c for c in taken if c in self.filled), key=lambda c: find_head(c) in QUESTIONS)
+                read = [c for c in taken if c in self.filled]
+                read.sort(key=lambda c: columns.find_head(c) in columns.QUESTIONS)
                 if named and read:
                     others.append(OtherColumns(option, read[-1], named))
-        return Unused(self.n, columns, self.keys, found, media, template, fields, others)
+        fields = given.model_dump(exclude_defaults=True)
+        return Unused(self.n, unread, self.keys, found, media, (*names, prompt), fields, others)
 
 
 def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Unused:
@@ -187,28 +204,18 @@ def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Un
 
 
 def find_unread_contexts(content: Rows, roles: Roles, prompt: str | None, reference: str | None) -> Unused:
-    """Find what an edit of rows does not read, by its columns and first rows.
-
-    `prompt` and `reference` are columns or templates as the user named them.
-    """
+    """Find what an edit of rows does not read; `prompt` and `reference` are what the user named."""
     layout = None if prompt and reference else recognise(content.rows)
     given = {"prompt": (prompt, roles.questions), "reference": (reference, roles.answers)}
     is_guessed = layout is None and not {"prompt", "messages"} & {*roles.questions}
-    columns = {key: text or (of[0] if is_guessed and of else None) for key, (text, of) in given.items()}
-    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in columns.items() if text}
+    named = {key: text or (read[0] if is_guessed and read else None) for key, (text, read) in given.items()}
+    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in named.items() if text}
     task = Task.model_validate({"name": "rows", "data": {"invalid_rows": "drop"}, "fields": fields})
     counter = UnusedCounter(task, layout)
     for row in content.rows[:_FIRST]:
-        qa = read_question_and_answers(row, roles)
+        qa = columns.read_question_and_answers(row, roles)
         counter.add(row, Example(row.where, ({"role": "user", "content": qa.whole},), tuple(qa.answers)))
     return counter.find()
-
-
-def note_unused(task: Task, content: Rows, read: Sequence[SourcedExample], notes: Notes) -> None:
-    """Add to the notes what a task does not read of a file."""
-    unused = find_unused(task, content, read)
-    sentences = (offer_contexts(unused), name_media(unused), name_columns(unused), name_keys(unused))
-    notes.read_as.extend(f"{content.shown}: {sentence}" for sentence in sentences if sentence)
 
 
 def offer_contexts(unused: Unused) -> str:
@@ -247,7 +254,7 @@ def name_keys(unused: Unused) -> str:
     """Name the keys of turns that are not used; "" without any."""
     if not unused.keys:
         return ""
-    ranked = sorted(unused.keys.items(), key=lambda of: -of[1])
+    ranked = sorted(unused.keys.items(), key=lambda counted: -counted[1])
     named = ", ".join(f"{key!r} ({pluralize(n, 'turn')})" for key, n in ranked)
     thoughts = "; thoughts are neither shown nor trained on: to train on them, write them into the content"
     return f"keys of turns that are not used: {named}" + (thoughts if THOUGHTS & unused.keys.keys() else "")
@@ -257,58 +264,27 @@ def _in_rows(n: int, n_rows: int) -> str:
     return "" if n == n_rows else f", in {count(n)} of {pluralize(n_rows, 'row')}"
 
 
-def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
-    names, fields = row.fields, task.fields
-    roles = find_reading_roles(task, layout, names)
-    asking, answering = {*roles.questions}, {*roles.answers}
-    asks_by_layout = "{messages}" in fields.prompt or fields.prompt == Fields().prompt
-    if layout is None and asks_by_layout and {"prompt", "messages"} <= names.keys():
-        asking -= {"messages" if is_plain(names["messages"]) else "prompt"}
-    if roles.answers == PAIRS.answers:
-        asking -= {*PAIRS.questions}
-        whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
-        if whole and not isinstance(names.get("input"), dict):
-            asking |= {whole}
-        else:
-            question = "question" if names.get("question") else "instruction"
-            asking |= {question, "input", "preferred_output", "non_preferred_output"}
-    if layout is not None and asks_by_layout:
-        asking |= {*SYSTEMS} | ({HISTORY} if list_history(row) else set())
-    elif task.kind != "bits_per_byte":
-        asking |= {*list_systems(fields.prompt)}
-    if layout is not None and layout.name == "prompt and completion":
-        answering |= {"label"}
-    if layout is None or layout.name == "multiple choice":
-        answering |= {*list_choice_columns(names)} if layout else {"choices"}
-    documents = {"documents"} if task.data.documents else set()
-    of_feedback = {*FEEDBACK_ORIGIN, "marked_by"} if names.keys() >= {*FEEDBACK_ORIGIN} else set()
-    return asking | answering | documents | {*TOOL_FIELDS} | of_feedback
-
-
-def _base_template(task: Task, layout: Layout | None, first: Sequence[_Read]) -> str:
-    """Return the task's template of the prompt; `{messages}` stands for several columns of a layout."""
-    default = Fields().prompt
-    if task.fields.prompt != default:
-        return task.fields.prompt
-    names = {name for read in first for name, value in read.fields.items() if value not in (None, "")}
-    if layout is None:
-        return "{messages}" if "messages" in names else default
-    asking = [name for name in find_reading_roles(task, layout, names).questions if name in names]
-    is_one = len(asking) == 1 and layout.is_text and not {*SYSTEMS, HISTORY} & names
-    are_texts = is_one and all(isinstance(read.fields.get(asking[0]), str) for read in first)
-    return f"{{{asking[0]}}}" if are_texts else "{messages}"
-
-
 def _find_contexts(
-    rows: Sequence[_Read], columns: Sequence[str], filled: Mapping[str, int]
+    rows: Sequence[_Read], names: Sequence[str], filled: Mapping[str, int]
 ) -> Iterator[ContextColumn]:
     """Find columns that may hold a question's context: long texts, or texts that explain the answers."""
-    for name in columns:
+    for name in names:
         filling = [row for row in rows if row.fields.get(name) not in (None, "", [], {})]
-        texts, head = [text_of(row.fields[name]) for row in filling], find_head(name)
-        if len(filling) < _FEWEST or head in TELLING or head.removesuffix("s") in TELLING:
+        texts, head = [turns.text_of(row.fields[name]) for row in filling], columns.find_head(name)
+        if len(filling) < _FEWEST or head in columns.TELLING or head.removesuffix("s") in columns.TELLING:
             continue
-        if _is_derived(texts, filling) or _shows_question(texts, filling):
+        pairs = list(zip(texts, filling, strict=True))
+        # A column that copies the answer, or follows from it as its group does, is no context.
+        by_answer, n_copied, n_asking = defaultdict[str, list[str]](list), 0, 0
+        for text, row in pairs:
+            by_answer[_answer(row)].append(text)
+            question, folded = _fold(row.question), _fold(text)
+            n_copied += folded == _fold(_answer(row))
+            longest = _fold(max((p for p in row.question.split("\n\n") if p.strip()), key=len, default=""))
+            n_asking += folded in question or (bool(longest) and longest in folded)
+        repeated = [group for group in by_answer.values() if len(group) > 1]
+        follows = 2 * sum(map(len, repeated)) > len(filling) and all(len({*group}) == 1 for group in repeated)
+        if follows or 2 * max(n_copied, n_asking) > len(filling):
             continue
         is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
         are_words = 2 * sum(" " in text.strip() or not text.isascii() for text in texts) > len(texts)
@@ -338,38 +314,11 @@ def _describe_held(texts: Sequence[str], rows: Sequence[_Read]) -> str:
     answers = [_fold(_answer(row)) for row in rows]
     lacking = [i for i, answer in enumerate(answers) if len(answer) > 2 and answer not in questions[i]]
     folded = [_fold(text) for text in texts]
-    own = sum(answers[i] in folded[i] for i in lacking)
-    other = sum(answers[i] in folded[i - 1] for i in lacking)
-    if own < _FEWEST or own - other < _HELD * len(rows):
+    n_own = sum(answers[i] in folded[i] for i in lacking)
+    n_other = sum(answers[i] in folded[i - 1] for i in lacking)
+    if n_own < _FEWEST or n_own - n_other < _HELD * len(rows):
         return ""
-    return f"it holds the answer in {percent(own / len(rows))} % of rows"
-
-
-def _is_derived(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
-    """Tell whether a column follows from the answer, as its name or its group does."""
-    by_answer = defaultdict[str, list[str]](list)
-    for text, row in zip(texts, rows, strict=True):
-        by_answer[_answer(row)].append(text)
-    repeated = [of for of in by_answer.values() if len(of) > 1]
-    is_copy = 2 * sum(_fold(t) == _fold(_answer(row)) for t, row in zip(texts, rows, strict=True)) > len(rows)
-    return is_copy or (2 * sum(map(len, repeated)) > len(rows) and all(len({*of}) == 1 for of in repeated))
-
-
-def _shows_question(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
-    """Tell whether most texts contain the question, or are part of it."""
-    n = 0
-    for text, row in zip(texts, rows, strict=True):
-        question, shown = _fold(row.question), _fold(text)
-        parts = [part for part in row.question.split("\n\n") if part.strip()]
-        longest = _fold(max(parts, key=len, default=""))
-        n += shown in question or (bool(longest) and longest in shown)
-    return 2 * n > len(rows)
-
-
-def _is_media(name: str, value: object) -> bool:
-    cells = value.values() if isinstance(value, dict) else [value]
-    holds_bytes = any(isinstance(cell, bytes) for cell in cells)
-    return holds_bytes or (name.lower() in MEDIA and value not in (None, "", [], {}))
+    return f"it holds the answer in {percent(n_own / len(rows))} % of rows"
 
 
 def _answer(row: _Read) -> str:

@@ -1,28 +1,33 @@
 """Augmentation of training rows: paraphrases, translations there and back, or new questions with answers.
 
-Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question. The same
-model, texts, prompts and seed give the same rows.
+Invariant: evaluated rows are never shown to the model, and no new row has an evaluated question. A paraphrase
+changes only the question and the id; one that loses a number or the words of the answer is left out, and so
+is any row that repeats or contradicts another one. The same model, texts, prompts and seed give one result.
 Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709, and Yu et al. 2018,
 https://arxiv.org/abs/1804.09541, section 3; Self-Instruct, Wang et al. 2023,
 https://arxiv.org/abs/2212.10560, section 2.2 (here only rows are shown, no new questions).
 """
 
+import json
 import random
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import count as count_up
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from harness.data import contamination, formats
-from harness.data.columns import Roles, read_question_and_answers
+from harness.data.columns import CONTEXT, Roles, read_question_and_answers
 from harness.data.contamination import overlaps
-from harness.data.edit.augment import WrittenQuestion, augment, find_question
 from harness.data.edit.changes import Change, EditedRow, PlacedText, label_places, put_text
+from harness.data.edit.dedup import dedup, stand_on_same
 from harness.data.edit.mix import draw
 from harness.data.examples import read_example
 from harness.data.guessed_columns import label_set
-from harness.data.multiple_choice import list_choices
+from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
+from harness.data.row_forms import list_choices
+from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of
@@ -30,12 +35,55 @@ from harness.evaluation.session import MeasuredTask
 from harness.experiment import writers
 from harness.formatting import count, pluralize
 from harness.progress import Progress
-from harness.records import Limits, Message, Output, fold_text, match_label
+from harness.records import Limits, Message, fold_text, match_label
 
 NEW_QUESTION = "Write a question with its answer, of the same kind as the others but about something else."
 SHOWN = 4  # rows in a prompt
 CUT = "was cut at --max-new-tokens"
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_USER = ("user", "human", "prompter")
+_SAID = ("content", "value", "text")
 _MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECASE | re.MULTILINE)
+
+
+class WrittenQuestion(NamedTuple):
+    """Question that a model wrote for a row; `failure` is why there is none, `of` the row it repeats.
+
+    A paraphrase has the answer of its row. A new question has all its `fields`, and `shown` are the other
+    questions that the model saw.
+    """
+
+    text: str
+    failure: str = ""
+    of: str = ""
+    fields: Mapping[str, Any] | None = None
+    shown: tuple[str, ...] = ()
+
+    def put(self, fields: Mapping[str, Any], original: PlacedText) -> dict[str, Any]:
+        """Return the fields of the new row."""
+        return {**(self.fields or put_text(fields, original.keys, self.text))}
+
+
+def find_question(row: Row, roles: Roles) -> PlacedText | None:
+    """Find the question of a row: its first question column, the user's last turn, or a tree's root."""
+    if is_augmented(row):
+        return None
+    for column in roles.questions:
+        value = row.fields.get(column)
+        if isinstance(value, str) and value.strip() and column != CONTEXT:
+            return PlacedText(value, (column,))
+        if isinstance(value, list):
+            turns = [(i, turn) for i, turn in enumerate(value) if isinstance(turn, dict)]
+            of_user = [(i, turn) for i, turn in turns if {*_USER} & {turn.get("role"), turn.get("from")}]
+            place, last = of_user[-1] if of_user else (0, {})
+            key = next((name for name in _SAID if isinstance(last.get(name), str)), "")
+            return PlacedText(last[key], (column, place, key)) if key and last[key].strip() else None
+        if isinstance(value, dict):
+            text, replies = value.get("text"), value.get("replies")
+            is_question = value.get("role") in _USER and isinstance(replies, list) and replies
+            is_asked = is_question and isinstance(text, str) and text.strip()
+            return PlacedText(str(text), (column, "text")) if is_asked else None
+    return None
 
 
 class SeedRow(NamedTuple):
@@ -60,17 +108,14 @@ class ShownRows(NamedTuple):
         about = [f"All questions are about this text:\n{context}"] if context else []
         about += [f"Each answer is one of: {'; '.join(labels)}"] if labels else []
         turns: list[Message] = []
-        for one in (*self.others, self.seed):
-            said = f"Question: {one.question.text.strip()}\nAnswer: {one.answer.text.strip()}"
-            turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}]
+        for row in (*self.others, self.seed):
+            written = f"Question: {row.question.text.strip()}\nAnswer: {row.answer.text.strip()}"
+            turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": written}]
         first: Message = {"role": "user", "content": "\n\n".join((*about, prompt))}
         return (first, *turns[1:], {"role": "user", "content": prompt})
 
     def read(self, text: str, *, cut: bool) -> WrittenQuestion:
-        """Take the first question and its answer out of a text that a model wrote.
-
-        If no shown row has an empty line, only what precedes the first one is read.
-        """
+        """Take the first question and its answer out of a text that a model wrote."""
         seed, marks = self.seed, [*_MARK.finditer(text)]
         names = [mark[1].lower() for mark in marks]
         ends = [*(mark.start() for mark in marks[1:]), len(text)]
@@ -78,10 +123,8 @@ class ShownRows(NamedTuple):
         if cut and (not at or ends[at] == len(text)):
             return WrittenQuestion("", CUT)
         question, answer = (text[marks[i].end() : ends[i]].strip() for i in (at - 1, at)) if at else ("", "")
-        shown = "\n".join(
-            of.text.strip() for one in (seed, *self.others) for of in (one.question, one.answer)
-        )
-        if "\n\n" not in shown:
+        shown = [text.text.strip() for row in (seed, *self.others) for text in (row.question, row.answer)]
+        if not any("\n\n" in text for text in shown):
             question, answer = (part.partition("\n\n")[0].strip() for part in (question, answer))
         if not question or not answer:
             return WrittenQuestion("", "lacks a question or its answer" if text.strip() else "is empty")
@@ -97,36 +140,11 @@ class ShownRows(NamedTuple):
         fields = {
             name: value
             for name, value in put_text(seed.row.fields, seed.question.keys, question).items()
-            if name in own or all(one.row.fields.get(name) == value for one in self.others)
+            if name in own or all(row.row.fields.get(name) == value for row in self.others)
         }
         fields = put_text(fields, seed.answer.keys, int(label) if type(answered) is int else label)
-        texts = tuple(one.question.text for one in self.others)
+        texts = tuple(row.question.text for row in self.others)
         return WrittenQuestion(question, fields=fields, shown=texts)
-
-
-def find_seeds(
-    rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
-) -> dict[int, SeedRow]:
-    """Return the rows that can be shown, by index."""
-    seeds: dict[int, SeedRow] = {}
-    for i, question in questions.items():
-        row = rows[i]
-        asked, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
-        answers = [one for one in label_places(row.fields, roles) if one.keys[0] in roles.answers]
-        is_whole = asked.question.strip() == question.text.strip()  # no turns before, no second column
-        if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
-            continue
-        own_labels = tuple(map(str, choices)) if asked.choices else labels
-        if match_label(answers[0].text, own_labels) is None:
-            own_labels = ()
-        if asked.choices and not own_labels:  # a letter or a number, which says nothing to a model
-            continue
-        setting = (asked.context, asked.system, asked.choices, asked.tools)
-        seeds[i] = SeedRow(row, question, answers[0], setting, own_labels)
-    free = [seed for seed in seeds.values() if not seed.labels]
-    texts = [seed.answer.text for seed in free], [seed.question.text for seed in free]
-    known = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
-    return {i: seed if seed.labels else seed._replace(labels=known) for i, seed in seeds.items()}
 
 
 By = Literal["paraphrase", "back-translation", "new-questions"]
@@ -166,10 +184,6 @@ def _request(how: Rewriting, text: str, variant: int, messages: tuple[Message, .
     return writers.PromptRequest(messages, limits, seed_of(how.seed, text, variant) if drawn else None)
 
 
-def _ask(prompt: str, text: str) -> tuple[Message, ...]:
-    return ({"role": "user", "content": prompt.replace(TEXT, text)},)
-
-
 class EvaluatedQuestions(NamedTuple):
     """Evaluated questions, folded, with their places, and how to read a training row to compare."""
 
@@ -200,22 +214,29 @@ def choose_rows(
     labels: tuple[str, ...] = (),
 ) -> Augmentation:
     """Choose the rows to start from: all suitable rows that are not evaluated, or a sample of `n_rows`."""
-    found = {i: one for i, row in enumerate(content.rows) if (one := find_question(row, roles))}
-    evaluated_at = {
-        i: next((at for of in evaluated if (at := of.questions.get(of.question_of(content.rows[i])))), "")
-        for i in found
-    }
-    left = [
-        Change(content.rows[i].where, "reported", ("not used: it is evaluated",), at)
-        for i, at in evaluated_at.items()
-        if at
-    ]
-    able = {i: found[i] for i, at in evaluated_at.items() if not at}
-    seeds = find_seeds(content.rows, roles, able, labels) if how.by == "new-questions" else {}
-    indices = list(seeds if how.by == "new-questions" else able)
+    questions: dict[int, PlacedText] = {}
+    left: list[Change] = []
+    for i, row in enumerate(content.rows):
+        if question := find_question(row, roles):
+            places = (known.questions.get(known.question_of(row)) for known in evaluated)
+            if place := next(filter(None, places), ""):
+                left.append(Change(row.where, "reported", ("not used: it is evaluated",), place))
+            else:
+                questions[i] = question
+    is_new = how.by == "new-questions"
+    seeds = _find_seeds(content.rows, roles, questions, labels) if is_new else {}
+    indices = list(seeds if is_new else questions)
     chosen = indices if n_rows is None else draw(indices, min(n_rows, len(indices)), f"{how.seed}/augment")
     if not chosen:
-        raise UserError(_phrase_none(content, how, len(left), able))
+        layout = formats.recognise(content.rows)
+        of_layout = f" of the layout {layout.name} ({layout.form})" if layout else ""
+        what = "one answer as a text to one question" if questions else "a question as a text of its own"
+        of_these = f", {count(len(left))} of them evaluated, and none of the others" if left else ", none"
+        found = f"{pluralize(len(content.rows), 'row')}{of_layout}{of_these} with {what}"
+        expected = "rows to train on, each with a question and an answer as a text"
+        step = "name the columns: --prompt COLUMN --reference COLUMN, or other rows to train on"
+        step = "write the question as a text in prompt, or as turns in messages" if layout else step
+        raise UserError(Problem(content.shown, found, expected, step))
     # For each row and variant, other chosen rows of the same setting are shown.
     alike = defaultdict[tuple[str, ...], list[int]](list)
     for i in chosen if seeds else ():
@@ -226,144 +247,231 @@ def choose_rows(
         drawn = random.Random(f"{how.seed}/shown/{i}/{k}").sample(pool, min(SHOWN, len(pool)))
         others = [seeds[other] for other in drawn if other != i]
         shown[i, k] = ShownRows(seeds[i], tuple(others[: SHOWN - 1]))
-    return Augmentation(content, roles, {i: found[i] for i in chosen}, shown, tuple(left), tuple(evaluated))
+    texts = {i: questions[i] for i in chosen}
+    return Augmentation(content, roles, texts, shown, tuple(left), tuple(evaluated))
 
 
-def _phrase_none(content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[int, PlacedText]) -> Problem:
-    n = pluralize(len(content.rows), "row")
-    expected = "a row to train on, with a question as a text"
-    found = f"{n}, none with a question as a text of its own"
-    step = "name the column: --prompt COLUMN"
-    if layout := formats.recognise(content.rows):
-        found = f"{n} of the layout {layout.name} ({layout.form})"
-        step = "write the question as a text in prompt, or as turns in messages"
-    if n_evaluated:
-        found = (
-            f"{n}, {count(n_evaluated)} of them evaluated, and none of the others has a question as a text"
-        )
-        step = "name rows to train on, or another file --against"
-    if able and how.by == "new-questions":
-        found = f"{n}, none with one answer as a text to one question"
-        expected = "rows to show, each with a question and an answer"
-        step = "name the answer's column: --reference COLUMN, or --by paraphrase"
-    return Problem(content.shown, found, expected, step)
+def _find_seeds(
+    rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
+) -> dict[int, SeedRow]:
+    """Return the rows that can be shown, by index."""
+    seeds: dict[int, SeedRow] = {}
+    for i, question in questions.items():
+        row = rows[i]
+        asked, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
+        answers = [text for text in label_places(row.fields, roles) if text.keys[0] in roles.answers]
+        is_whole = asked.question.strip() == question.text.strip()  # no turns before, no second column
+        if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
+            continue
+        row_labels = tuple(map(str, choices)) if asked.choices else labels
+        if match_label(answers[0].text, row_labels) is None:
+            row_labels = ()
+        if asked.choices and not row_labels:  # a letter or a number, which says nothing to a model
+            continue
+        setting = (asked.context, asked.system, asked.choices, asked.tools)
+        seeds[i] = SeedRow(row, question, answers[0], setting, row_labels)
+    free = [seed for seed in seeds.values() if not seed.labels]
+    texts = [seed.answer.text for seed in free], [seed.question.text for seed in free]
+    known = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
+    return {i: seed if seed.labels else seed._replace(labels=known) for i, seed in seeds.items()}
 
 
-def _first_requests(of: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
-    asked = {
-        at: shown.messages(how.prompts[0]) if (shown := of.shown.get(at)) else _ask(how.prompts[0], text.text)
-        for i, text in of.texts.items()
-        for at in ((i, k) for k in range(how.variants))
-    }
-    return {(i, k): _request(how, of.texts[i].text, k, messages) for (i, k), messages in asked.items()}
+def _first_requests(chosen: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
+    requests: dict[tuple[int, int], writers.PromptRequest] = {}
+    for (i, text), k in product(chosen.texts.items(), range(how.variants)):
+        shown, prompt = chosen.shown.get((i, k)), how.prompts[0]
+        messages = shown.messages(prompt) if shown else _ask(prompt, text.text)
+        requests[i, k] = _request(how, text.text, k, messages)
+    return requests
 
 
-def plan(of: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.WriterPlan:
+def _ask(prompt: str, text: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": prompt.replace(TEXT, text)},)
+
+
+def plan(chosen: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.WriterPlan:
     """Count what the new rows take, before anything is sent."""
-    first, later = writers.plan_requests(writer, [*_first_requests(of, how).values()]), how.prompts[1:]
+    first, later = writers.plan_requests(writer, [*_first_requests(chosen, how).values()]), how.prompts[1:]
     read = sum(costs.tokens(prompt) + costs.CHAT_TOKENS + how.max_new_tokens for prompt in later)
     read = first.read + read * first.requests
     generated = first.generated + len(later) * first.requests * how.max_new_tokens
-    return writers.WriterPlan(
-        first.requests * len(how.prompts), first.known, read, generated, writer.planned(read, generated)
-    )
-
-
-def _read(of: Augmentation, at: tuple[int, int], output: Output) -> WrittenQuestion:
-    cut = output.finish_reason == "length"
-    if output.finish_reason == "error":
-        return WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
-    if shown := of.shown.get(at):
-        return shown.read(output.text, cut=cut)
-    if cut:
-        return WrittenQuestion("", CUT)
-    text = output.text.strip()
-    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
-        text = text[1:-1].strip()
-    return WrittenQuestion(text, "" if text else "is empty")
+    n_requests = first.requests * len(how.prompts)
+    return writers.WriterPlan(n_requests, first.known, read, generated, writer.planned(read, generated))
 
 
 def make_rows(
-    of: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
+    chosen: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
 ) -> tuple[list[EditedRow], writers.WriterUsage]:
-    """Let a model write rows; return all rows, each followed by those made from it, and their cost.
-
-    Raises:
-        CandidateFailed: the model cannot be asked, or the cost limit is reached.
-    """
+    """Let a model write rows; return all rows, each followed by those made from it, and their cost."""
     budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
-    requests, written = _first_requests(of, how), dict[tuple[int, int], WrittenQuestion]()
+    requests, written = _first_requests(chosen, how), dict[tuple[int, int], WrittenQuestion]()
     for number in range(1, len(how.prompts) + 1):
         label = f"{how.by} by {writer.name}"
         label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
-        outputs = budgeted.answers([*requests.values()], label)
-        written |= {at: _read(of, at, output) for at, output in zip(requests, outputs, strict=True)}
+        for at, output in zip(requests, budgeted.answers([*requests.values()], label), strict=True):
+            cut, text = output.finish_reason == "length", output.text.strip()
+            if output.finish_reason == "error":
+                written[at] = WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
+            elif shown := chosen.shown.get(at):
+                written[at] = shown.read(output.text, cut=cut)
+            else:
+                is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+                text = text[1:-1].strip() if is_quoted else text
+                failure = CUT if cut else "" if text else "is empty"
+                written[at] = WrittenQuestion("" if cut else text, failure)
         requests = {
-            (i, k): _request(how, of.texts[i].text, k, _ask(how.prompts[number], one.text))
-            for (i, k), one in written.items()
-            if number < len(how.prompts) and not one.failure
+            (i, k): _request(how, chosen.texts[i].text, k, _ask(how.prompts[number], answer.text))
+            for (i, k), answer in written.items()
+            if number < len(how.prompts) and not answer.failure
         }
-    spent = budgeted.usage
-    by_row = _mark_contaminated(of, written)
-    outcomes = augment(of.content.rows, of.roles, by_row, by=how.by, what=how.what, in_columns=in_columns)
+    # Texts with an evaluated question have failed.
+    rows = chosen.content.rows
+    fit = [at for at, answer in written.items() if not answer.failure]
+    made = [rows[i]._replace(fields=written[i, k].put(rows[i].fields, chosen.texts[i])) for i, k in fit]
+    for evaluated in chosen.evaluated:
+        questions = [evaluated.question_of(row) for row in made]
+        known, places = list(evaluated.questions), list(evaluated.questions.values())
+        same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
+        for n, place in [*((o.training, places[o.evaluated]) for o in overlaps(questions, known)), *same]:
+            written[fit[n]] = WrittenQuestion("", "is evaluated", place)
+    by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in chosen.texts}
+    for (i, _), answer in written.items():
+        by_row[i].append(answer)
+    outcomes = augment(rows, chosen.roles, by_row, by=how.by, what=how.what, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]
     if not any(change.kind == "added" for change in changes):
         reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
         found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
         step = "another model, or a higher --temperature"
         raise UserError(Problem("harness data augment", found, "rows to train on", step))
-    left = {change.where: change for change in of.left}
-    told = [
-        outcome
-        if outcome.change or outcome.row is None
-        else outcome._replace(change=left.get(outcome.row.where))
-        for outcome in outcomes
-    ]
-    return told, spent
+    left = {change.where: change for change in chosen.left}
+    for index, (row, change) in enumerate(outcomes):
+        if row is not None and change is None:
+            outcomes[index] = EditedRow(row, left.get(row.where))
+    return outcomes, budgeted.usage
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
     """Return the evaluated rows of all tasks; the first one is the target."""
     task = tasks[0].task
-    own = writers.list_evaluated(tasks)
     choice = task.kind == "choice"
 
     def question_of(row: Row) -> str:
         layout = formats.layout_of(task, Rows(row.where, "", [row]))
         return contamination.key(read_example(task, layout, row), choice)
 
-    return EvaluatedQuestions(
-        {contamination.key(row.example, choice): row.where for row in reversed(own)}, question_of
-    )
+    rows = reversed(writers.list_evaluated(tasks))
+    questions = {contamination.key(row.example, choice): row.where for row in rows}
+    return EvaluatedQuestions(questions, question_of)
 
 
 def read_evaluated(content: Rows, roles_of_test: Roles, roles: Roles) -> EvaluatedQuestions:
     """Return what a file evaluates, compared with rows as they are written."""
-    questions = {
-        fold_text(read_question_and_answers(row, roles_of_test).whole): row.where
-        for row in reversed(content.rows)
-    }
-    return EvaluatedQuestions(questions, lambda row: fold_text(read_question_and_answers(row, roles).whole))
+
+    def fold(row: Row, columns: Roles) -> str:
+        return fold_text(read_question_and_answers(row, columns).whole)
+
+    questions = {fold(row, roles_of_test): row.where for row in reversed(content.rows)}
+    return EvaluatedQuestions(questions, lambda row: fold(row, roles))
 
 
-def _mark_contaminated(
-    of: Augmentation, written: Mapping[tuple[int, int], WrittenQuestion]
-) -> dict[int, list[WrittenQuestion]]:
-    """Return the written texts by row; those with an evaluated question have failed."""
-    by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in of.texts}
-    for (i, _), one in written.items():
-        by_row[i].append(one)
-    fit = [(i, k) for (i, k), one in written.items() if not one.failure]
-    own = of.content.rows
-    rows = [own[i]._replace(fields=written[i, k].put(own[i].fields, of.texts[i])) for i, k in fit]
-    for evaluated in of.evaluated:
-        questions = [evaluated.question_of(row) for row in rows]
-        places = list(evaluated.questions.values())
-        alike = [
-            (one.training, places[one.evaluated]) for one in overlaps(questions, list(evaluated.questions))
-        ]
-        same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
-        for place, at in [*alike, *same]:
-            i, k = fit[place]
-            by_row[i][k] = WrittenQuestion("", "is evaluated", at)
-    return by_row
+def augment(
+    rows: Sequence[Row],
+    roles: Roles,
+    written: Mapping[int, Sequence[WrittenQuestion]],
+    *,
+    by: str,
+    what: str = "a rewording",
+    in_columns: bool = False,
+) -> list[EditedRow]:
+    """Return every row unchanged, followed by the rows made from it; `written` is by the row's index."""
+    made = list(_make_rows(rows, roles, written))
+    # A made row may repeat or contradict an earlier one.
+    fit = [row._replace(where=f"{row.where}, new") for _, row, why_not, _ in made if not why_not]
+    judged = iter(_judge(rows, fit, roles))
+    by_row: dict[int, list[EditedRow]] = defaultdict(list)
+    for i, row, why_not, repeats in made:
+        change = Change(row.where, "dropped", (f"{what} that {why_not}",), repeats)
+        if not why_not:
+            found = next(judged)
+            change = Change(row.where, "added", (f"a row by {by}",))
+            if found and found.kind == "dropped":
+                change = found._replace(where=row.where, reasons=(f"{what}: {found.reason}",))
+        fields = {**dict.fromkeys(rows[i].fields if in_columns else ()), **row.fields}
+        added = row._replace(fields=fields) if change.kind == "added" else None
+        by_row[i].append(EditedRow(added, change))
+    outcomes: list[EditedRow] = []
+    new = (*_marks(rows), ORIGIN) if in_columns else ()
+    for i, row in enumerate(rows):
+        empty = {name: None for name in new if name not in row.fields}
+        outcomes += [EditedRow(row._replace(fields=row.fields | empty)), *by_row[i]]
+    return outcomes
+
+
+def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change | None]:
+    """Judge made rows by `dedup`, and by other answers to nearly the same question."""
+    # Without their origins: originals stay here even if another row repeats them.
+    every = [*rows, *(row._replace(fields=row.fields | {ORIGIN: ""}) for row in fit)]
+    read = [read_question_and_answers(row, roles) for row in every]
+
+    def same(i: int, j: int) -> bool:
+        return stand_on_same(read[i], read[j])
+
+    changes = [outcome.change for outcome in dedup(every, roles, conflicts="drop")]
+    for kept, others in near_duplicates([qa.question for qa in read], same=same):
+        for i, similarity in others:
+            if changes[i] is None:
+                reason = ("another answer to nearly the same question",)
+                changes[i] = Change(every[i].where, "dropped", reason, every[kept].where, similarity)
+    return changes[len(rows) :]
+
+
+def _make_rows(
+    rows: Sequence[Row], roles: Roles, written: Mapping[int, Sequence[WrittenQuestion]]
+) -> Iterator[tuple[int, Row, str, str]]:
+    """Yield the index of an original, a row made from it, its problem if any, and the row it repeats."""
+    known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
+    read = [read_question_and_answers(row, roles) for row in rows]
+    answers = [set(filter(None, map(fold_text, qa.answers))) for qa in read]
+    times = Counter(answer for row_answers in answers for answer in row_answers)
+    labels = {answer for answer, n in times.items() if n > 1}
+    for i, questions in written.items():
+        row = rows[i]
+        if (original := find_question(row, roles)) is None:
+            continue
+        for question in questions:
+            fields, texts = question.put(row.fields, original), [original.text, *question.shown]
+            origin = json.dumps(texts, ensure_ascii=False) if question.shown else original.text
+            fields |= {**marks, ORIGIN: origin}
+            ident = row.fields.get("id")
+            if isinstance(ident, int):  # a new id of the same type
+                fields["id"] = 1 + max(number for number in known if isinstance(number, int))
+            elif ident is not None:
+                names = (f"{ident}-augmented-{k}" for k in count_up(1))
+                fields["id"] = next(name for name in names if name not in known)
+            known.add(fields.get("id"))
+            why_not = question.failure
+            if question.fields is None and not why_not:
+                why_not = _unfit(question.text, original.text, answers[i] - labels)
+            yield i, Row(row.where, fields), why_not, question.of
+
+
+def _marks(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the source columns of an augmented row; none if rows have such a column already."""
+    taken = any(SOURCE in row.fields for row in rows if not is_augmented(row))
+    return {} if taken else {SOURCE: AUGMENTED}
+
+
+def _unfit(text: str, original: str, spans: Collection[str]) -> str:
+    """Return why a paraphrase may not have its original's answer; "" if it may."""
+    if not text.strip():
+        return "is empty"
+    if fold_text(text) == fold_text(original) or are_alike(text, original, THRESHOLD):
+        return "repeats its original"
+    if Counter(_NUMBER.findall(text)) != Counter(_NUMBER.findall(original)):
+        return "has other numbers than its original"
+    for span in spans:
+        held = [re.search(rf"(?<!\w){re.escape(span)}(?!\w)", fold_text(whole)) for whole in (original, text)]
+        if held[0] and not held[1]:
+            return "lacks the answer, which its original holds"
+    return ""

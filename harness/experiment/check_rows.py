@@ -8,17 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from harness.data import ColumnCells, count_cells, find_mixed_columns, formats, readers
-from harness.data.check import (
-    MOST_MODELLED,
-    CheckContext,
-    Finding,
-    ReadingOptions,
-    RowTable,
-    Tokenizer,
-    check_rows,
-    read_table,
-)
+from harness.data import ColumnCells, check, count_cells, find_mixed_columns, formats, readers
 from harness.data.columns import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
@@ -51,7 +41,7 @@ class RowCheck(NamedTuple):
     reference: str | None = None
     date: str | None = None
     only: Sequence[str] | None = None
-    most: int = MOST_MODELLED
+    most: int = check.MOST_MODELLED
     embeddings: str | None = None
     date_format: str | None = None
     pages: Mapping[str, str] = MappingProxyType({})
@@ -61,8 +51,8 @@ class RowCheck(NamedTuple):
 class CheckReport(NamedTuple):
     """Rows and their findings, the worst first."""
 
-    table: RowTable
-    findings: tuple[Finding, ...]
+    table: check.RowTable
+    findings: tuple[check.Finding, ...]
 
 
 class Brief(NamedTuple):
@@ -77,41 +67,35 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
     if twice := readers.find_repeated(options.files):
         found, step = "a file that is named twice", "leave out all but one of them"
         raise UserError(Problem(", ".join(twice), found, "every file once", step))
-    reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
-    if not options.test:
-        of_test = reading
-    else:
+    reading = of_test = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
+    if options.test:
         first = _read_first_rows([absolute(path) for path in options.test])
-        names = first.names
-        fields = reading.task.fields
+        names, fields = first.names, reading.task.fields
         needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
         is_alike = formats.layout_of(reading.task, first) is reading.layout
-        if reading.task.kind == "bits_per_byte" or (is_alike and (reading.layout or needed <= names)):
-            own = reading
-        else:
-            own = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
-        of_test = own._replace(date=reading.date if reading.date in names else None)
-    return examine_table(options, reading, of_test, progress)
+        if reading.task.kind != "bits_per_byte" and not (is_alike and (reading.layout or needed <= names)):
+            of_test = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
+        of_test = of_test._replace(date=reading.date if reading.date in names else None)
+    return _examine(options, reading, of_test, progress)
 
 
-def examine_table(
-    options: RowCheck, reading: ReadingOptions, of_test: ReadingOptions, progress: Progress | None
+def _examine(
+    options: RowCheck, reading: check.ReadingOptions, of_test: check.ReadingOptions, progress: Progress | None
 ) -> CheckReport:
-    """Run the checks on files whose rows, and test rows (`of_test`), are read in a known way."""
     with (progress or SilentProgress()).stage(f"checking {', '.join(options.files)}") as advance:
         encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
         problems: list[Problem] = []
-        tables: list[RowTable] = []
+        tables: list[check.RowTable] = []
         given_files = (options.files, "train", reading), (options.test, "test", of_test)
-        for files, split, of in given_files:
+        for files, split, way in given_files:
             with gather(problems):
-                tables += [read_table([absolute(path) for path in files], of, split)] if files else []
+                tables += [check.read_table([absolute(path) for path in files], way, split)] if files else []
         refuse(problems)
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
         score = answer_scorer(options.base, perplexity=options.perplexity)
-        context = CheckContext(test, tokenizer, options.most, encode, score, options.perplexity)
-        found = check_rows(tables[0], context, options.only, advance)
+        context = check.CheckContext(test, tokenizer, options.most, encode, score, options.perplexity)
+        found = check.check_rows(tables[0], context, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
     return CheckReport(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))
@@ -124,28 +108,31 @@ def check_briefly(options: RowCheck, progress: Progress | None = None) -> Brief:
 
 def check_target(task: Task, progress: Progress | None = None) -> Brief | None:
     """Describe the worst findings of a task's training rows against its test rows; None if none."""
-    options = _check_task(task)
-    return _brief(options, examine_target(task, _MOST_BRIEFLY, progress=progress)) if options.files else None
+    if not task.data.source("train"):
+        return None
+    return _brief(_target_check(task), examine_target(task, _MOST_BRIEFLY, progress=progress))
+
+
+def _target_check(task: Task) -> RowCheck:
+    fields, files = task.fields, [task.data.source("train") or ""]
+    tested = [task.data.test] if task.data.test else []
+    named = option_text(fields.prompt, Fields().prompt), option_text(fields.reference, Fields().reference)
+    return RowCheck(files, tested, prompt=named[0], reference=named[1], pages={files[0]: ""})
 
 
 def examine_target(
-    task: Task, most: int = MOST_MODELLED, embeddings: str | None = None, progress: Progress | None = None
+    task: Task,
+    most: int = check.MOST_MODELLED,
+    embeddings: str | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Check a task's training rows, as the task reads them, against its test rows."""
-    options = _check_task(task)._replace(most=most, embeddings=embeddings)
-    first = _read_first_rows([absolute(path) for path in options.files])
-    layout = formats.layout_of(task, first)
-    reading = ReadingOptions(task, layout, prompt=options.prompt, reference=options.reference)
-    tested = _read_first_rows([absolute(path) for path in options.test]) if options.test else first
-    return examine_table(options, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
-
-
-def _check_task(task: Task) -> RowCheck:
-    train, tested = task.data.source("train"), [task.data.test] if task.data.test else []
-    prompt = option_text(task.fields.prompt, Fields().prompt)
-    reference = option_text(task.fields.reference, Fields().reference)
-    files = [train] if train else []
-    return RowCheck(files, tested, prompt=prompt, reference=reference, pages=dict.fromkeys(files, ""))
+    options = _target_check(task)._replace(most=most, embeddings=embeddings)
+    files = (options.files, options.test or options.files)
+    rows, tested = (_read_first_rows([absolute(path) for path in paths]) for paths in files)
+    layout, of_test = formats.layout_of(task, rows), formats.layout_of(task, tested)
+    reading = check.ReadingOptions(task, layout, prompt=options.prompt, reference=options.reference)
+    return _examine(options, reading, reading._replace(layout=of_test), progress)
 
 
 def _brief(options: RowCheck, checked: CheckReport) -> Brief:
@@ -155,20 +142,18 @@ def _brief(options: RowCheck, checked: CheckReport) -> Brief:
     return Brief(tuple(short_lines(checked.findings)), f"harness data check {' '.join(words)}")
 
 
-def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
+def recognise(options: RowCheck, first: readers.Rows) -> check.ReadingOptions:
     """Recognise layout and columns by the first rows; rows with a single text are texts to read."""
     named = {"prompt": options.prompt, "reference": options.reference}
-    unknown = [  # a template over columns is read as it is
-        Problem(
-            f"--{key}", f"the column {column!r}", "a column of the rows", did_you_mean(column, first.names)
-        )
-        for key, column in named.items()
-        if column and "{" not in column and column not in first.names
-    ]
+    problems, expected = list[Problem](), "a column of the rows"
+    for key, column in named.items():  # a template over columns is read as it is
+        if column and "{" not in column and column not in first.names:
+            hint = did_you_mean(column, first.names)
+            problems.append(Problem(f"--{key}", f"the column {column!r}", expected, hint))
     cells: dict[str, ColumnCells] = {}
     for row in first.rows:
         count_cells(cells, row)
-    refuse([*unknown, *find_mixed_columns(cells)])
+    refuse([*problems, *find_mixed_columns(cells)])
     request = Request(Path(), options.files[0], prompt=options.prompt, reference=options.reference)
     columns = first.names - {"id"}
     holds_objects = any(isinstance(row.fields.get(name), dict) for row in first.rows for name in columns)
@@ -176,11 +161,12 @@ def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
         fields = {"reference": f"{{{columns.pop()}}}"}
         task = Task.model_validate({**_TASK, "kind": "bits_per_byte", "fields": fields})
         refuse(unusable_templates(task.fields, first))
-        return ReadingOptions(task)
+        return check.ReadingOptions(task)
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)
-    return ReadingOptions(task, layout, options.date, options.prompt, options.reference, options.date_format)
+    named_as = options.date, options.prompt, options.reference, options.date_format
+    return check.ReadingOptions(task, layout, *named_as)
 
 
 def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
@@ -197,15 +183,15 @@ def _read_first_rows(paths: Sequence[str]) -> readers.Rows:
                 row._replace(fields={k: v for k, v in row.fields.items() if k != "id"}) for row in rows
             ]
             return readers.Rows(readers.display_path(path), "row", without)
-        problems.append(readers.phrase_no_rows(path, "at least one row", "add rows, or leave the file out"))
+        problems.append(readers.phrase_no_rows(path, "add rows, or leave the file out"))
     raise UserError(problems)
 
 
-def tokenizer_of(base: str) -> Tokenizer:
+def tokenizer_of(base: str) -> check.Tokenizer:
     """Return the tokenizer of a base and its context length in tokens."""
     source = hub.resolve(base, where="--base")
     special = tuple(hub.list_special_tokens(source))
-    return Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
+    return check.Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
 
 
 def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
@@ -230,6 +216,6 @@ def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> li
     sizes = [len(e.context) + len(e.continuation) if e.continuation else inf for e in encoded]
     fitting = [i for i, size in enumerate(sizes) if size <= candidate.max_context]
     scored = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fitting])
-    nats = dict(zip(fitting, (one.logprob for one in scored), strict=True))
+    nats = dict(zip(fitting, (score.logprob for score in scored), strict=True))
     n_bytes = [len(row.answers[0].encode()) for row in rows]
     return [-nats[i] / log(2) / n if i in nats and n else None for i, n in enumerate(n_bytes)]

@@ -8,6 +8,7 @@ prompts written by a model from a few examples, Zhou et al. 2023, https://arxiv.
 
 import json
 import random
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import pluralize
-from harness.metrics import Metric, normalize
+from harness.metrics import normalize
 from harness.records import Example, Limits, Message, Output, fold_text
 from harness.spec import Fields, Task
 
@@ -79,39 +80,41 @@ class PreparedDistillation(NamedTuple):
     writer: writers.Writer
     rows: list[SourcedExample]
     prompts: list[writers.PromptRequest]
-
-    @property
-    def plan(self) -> writers.WriterPlan:
-        """Count the requests, before one is sent."""
-        return writers.plan_requests(self.writer, self.prompts)
+    plan: writers.WriterPlan
 
     def distill(self, out: str) -> DistilledRows:
-        """Let the teacher answer or rewrite the rows, and return those usable for training.
-
-        Raises:
-            UserError: a row has an evaluated question, or no row is left.
-            CandidateFailed: the teacher cannot be asked, or the cost limit is reached.
-        """
-        session, candidate, request, writer, rows, prompts = self
+        """Let the teacher answer or rewrite the rows; CandidateFailed if it cannot, or costs too much."""
+        session, candidate, request, writer, rows, prompts, _ = self
         name, target = candidate.name, session.target
         notes = writers.check_contamination(session.tasks, rows, "train", request.prompts or out)
         budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
         answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
-        once = {prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}
-        spent = writers.sum_usage(writer, [one for one in once.values() if one.finish_reason != "error"])
-        metric = None if target.judged else target.primary
-        scores = [
-            _score(metric, row.example, answer.text)
-            if metric and answer.finish_reason != "error" and not request.rewrite
-            else None
-            for row, answer in zip(rows, answers, strict=True)
-        ]
+        once = {prompt.key: answer for prompt, answer in zip(prompts, answers, strict=True)}
+        spent = writers.sum_usage(writer, [a for a in once.values() if a.finish_reason != "error"])
+        metric = target.primary
         file = request.prompts or target.task.data.source("train") or ""
-        own = {row.where: row for row in readers.read(file, "train").rows}
-        written = [Row(row.where, _fields(row.example, own.get(row.where))) for row in rows]
-        if target.task.fields != Fields():  # in the columns that the task names
-            written = [own[row.where] for row in rows]
-        outcomes = [_outcome(target.task, *of, request) for of in zip(written, answers, scores, strict=True)]
+        sources = {row.where: row for row in readers.read(file, "train").rows}
+        outcomes: list[EditedRow] = []
+        scored: list[float] = []
+        for (example, where, _), answer in zip(rows, answers, strict=True):
+            source = sources.get(where)
+            score: float | None = None
+            if not target.judged and answer.finish_reason != "error" and not request.rewrite:
+                with suppress(Unscored):
+                    text = Output(answer.text.strip())
+                    parts = metric.score(text, example) if example.references else None
+                    if parts is not None:
+                        score = float(metric.aggregate(np.array([parts]), np.ones(1)))
+            scored += [] if score is None else [score]
+            if target.task.fields != Fields():  # in the columns that the task names
+                written = sources[where]
+            else:
+                question, groups = writers.write_question(example)
+                marks = (splits.SOURCE, splits.ORIGIN) if source and splits.is_augmented(source) else ()
+                groups |= {name: source.fields[name] for name in marks if source and name in source.fields}
+                documents = {"documents": list(example.documents)} if example.documents else {}
+                written = Row(where, {**question, **groups, **documents})
+            outcomes.append(_outcome(target.task, written, answer, score, request))
         if not any(outcome.row for outcome in outcomes):
             reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
             found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
@@ -131,7 +134,6 @@ class PreparedDistillation(NamedTuple):
             "leak_check": writers.record_contamination(session.tasks, notes),
         }
         edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
-        scored = [score for score in scores if score is not None]
         agreement = float(np.mean(scored)) if scored else None
         return DistilledRows(edit, outcomes, spent, agreement, notes)
 
@@ -174,15 +176,8 @@ def prepare_distillation(session: Session, name: str, request: Distillation) -> 
             messages = step_to(example).messages
         seed = seed_of(request.seed, example.id, 0) if request.temperature > 0 else None
         prompts.append(writers.PromptRequest(messages, limits, seed))
-    return PreparedDistillation(session, candidate, request, writer, rows, prompts)
-
-
-def _score(metric: Metric, example: Example, text: str) -> float | None:
-    try:
-        parts = metric.score(Output(text.strip()), example) if example.references else None
-    except Unscored:
-        return None
-    return None if parts is None else float(metric.aggregate(np.array([parts]), np.ones(1)))
+    planned = writers.plan_requests(writer, prompts)
+    return PreparedDistillation(session, candidate, request, writer, rows, prompts, planned)
 
 
 def _outcome(task: Task, row: Row, answer: Output, score: float | None, request: Distillation) -> EditedRow:
@@ -202,15 +197,8 @@ def _outcome(task: Task, row: Row, answer: Output, score: float | None, request:
     column = found[1] if found else "reference"
     kept = {name: value for name, value in row.fields.items() if name != "references" or name == column}
     fields = {**kept, column: labels.get(normalize(text), text)}
-    said = "rewritten by the teacher" if request.rewrite else "labelled by the teacher"
-    return EditedRow(Row(row.where, fields), Change(row.where, "changed", (said,)))
-
-
-def _fields(example: Example, own: Row | None) -> dict[str, Any]:
-    question, groups = writers.write_question(example)
-    marks = (splits.SOURCE, splits.ORIGIN) if own and splits.is_augmented(own) else ()
-    groups |= {name: own.fields[name] for name in marks if own and name in own.fields}
-    return {**question, **groups, **({"documents": list(example.documents)} if example.documents else {})}
+    reason = "rewritten by the teacher" if request.rewrite else "labelled by the teacher"
+    return EditedRow(Row(row.where, fields), Change(row.where, "changed", (reason,)))
 
 
 _ASK = """\
@@ -252,31 +240,21 @@ class PreparedProposal(NamedTuple):
     writer: writers.Writer
     shown: list[Example]
     prompts: list[writers.PromptRequest]
-
-    @property
-    def plan(self) -> writers.WriterPlan:
-        """Count the requests, before one is sent."""
-        return writers.plan_requests(self.writer, self.prompts)
+    plan: writers.WriterPlan
 
     def propose(self) -> ProposedPrompts:
-        """Let the candidate propose system texts for the target.
-
-        Raises:
-            CandidateFailed: it cannot be asked, or the cost limit is reached.
-        """
-        session, name, request, writer, shown, prompts = self
-        task, budgeted = (
-            session.target.task,
-            writers.BudgetedWriter(writer, request.max_cost, session.progress),
-        )
+        """Let the candidate propose system texts; CandidateFailed if it cannot, or costs too much."""
+        session, name, request, writer, shown, prompts, _ = self
+        task = session.target.task
+        budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
         outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
-        answers = [one for one in outputs if one.finish_reason != "error"]
-        whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
+        answers = [output for output in outputs if output.finish_reason != "error"]
         first: dict[str, str] = {}
-        for text in whole:
-            first.setdefault(fold_text(text), text)
+        for answer in answers:
+            if answer.finish_reason != "length" and (text := answer.text.strip()):
+                first.setdefault(fold_text(text), text)
         if not first:
-            failed = dict.fromkeys(one.error for one in outputs if one.error)
+            failed = dict.fromkeys(output.error for output in outputs if output.error)
             reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
             step = "a larger --max-new-tokens, or another model"
             raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
@@ -318,11 +296,12 @@ def prepare_proposal(session: Session, name: str, request: PromptProposal) -> Pr
         )
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
         prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
-    return PreparedProposal(session, name, request, writer, shown, prompts)
+    planned = writers.plan_requests(writer, prompts)
+    return PreparedProposal(session, name, request, writer, shown, prompts, planned)
 
 
 def recipe_text(made: ProposedPrompts) -> str:
     """Write a candidate with the texts as a grid of harness.yaml; a comment says who proposed them."""
-    said = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()]
+    comments = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()]
     texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in made.texts]
-    return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
+    return "\n".join([*comments, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])

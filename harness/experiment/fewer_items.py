@@ -24,8 +24,8 @@ from harness.experiment.run_candidate import make_run
 from harness.experiment.stored_rows import Reader, Runs, base_arm, list_measured_bases
 from harness.formatting import count
 from harness.progress import PrefixedProgress
-from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
-from harness.spec import GatePolicy, Margin, Recipe
+from harness.records import BLOCK, Run, SamplingRecord, digest
+from harness.spec import Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
 _SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
@@ -53,7 +53,7 @@ def run_interim_analyses(
         runs = make_all(runs)
         _keep_settled(session, runs)
         said = "fewer items: no task is large enough to draw from, so all items were evaluated"
-        return [said, *_name_settled_runs(session.settled, runs, session.experiment.gate.alpha)], runs
+        return _describe_runs(session, said, runs)
     progress = session.progress
     for analysis in analyses:
         gate = session.experiment.gate.model_copy(update={"alpha": analysis.sampling.alpha})
@@ -69,15 +69,11 @@ def run_interim_analyses(
         if is_settled(facts):
             break
     session.progress = progress
-    return [analysis.said, *_name_settled_runs(session.settled, runs, session.experiment.gate.alpha)], runs
+    return _describe_runs(session, analysis.said, runs)
 
 
 def answer_all_items(session: Session, run: Run) -> Run:
-    """Let the weights of a run of sampled items answer whole tasks, and its bases too; trains nothing.
-
-    Raises:
-        IncompatibleRuns: the file has another recipe of the candidate now, or its weights are gone.
-    """
+    """Let the weights of a run of sampled items, and its bases, answer whole tasks, if unchanged."""
     candidate = session.candidates.get(run.candidate)
     if candidate is None or Recipe.model_validate(run.recipe) != candidate.recipe:
         raise IncompatibleRuns(
@@ -100,20 +96,23 @@ def answer_all_items(session: Session, run: Run) -> Run:
 def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:
     """Plan the interim analyses from the base's row sets by task; none if all items are evaluated."""
     gate = session.experiment.gate
-    rows = {
-        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
-        for m in session.suites
-    }
-    pools = {m.task.name: pool for m in session.suites if (pool := _pool(gate, m, rows[m.task.name]))}
+    sizes = {m.task.name: m.size("test") for m in session.suites}
+    rows = {name: store.read_rows(session.store, base_rows[name], n) for name, n in sizes.items()}
+    counted = [m for m in session.suites if _counts(m)]
+    drawn = [m for m in counted if not is_named_critical(m.task, m.suite, gate)]
+    found = {m.task.name: sampling.pool_of(rows[m.task.name], m.primary, m.task.chance) for m in drawn}
+    pools = {name: pool for name, pool in found.items() if pool}
     if not pools:
         return []
-    full = [len(rows[m.task.name]) for m in session.suites if _counts(m) and m.task.name not in pools]
-    plan = sampling.plan(
-        pools,
-        full,
-        _margin(gate.macro, [m for m in session.suites if m.task.name in pools], rows),
-        gate.alpha,
-    )
+    full = [len(rows[m.task.name]) for m in counted if m.task.name not in pools]
+    margin, skills = margin_share(gate.macro), list[float]()
+    for m in drawn if is_relative(gate.macro) else ():  # a share of the drawn tasks' mean skill
+        if m.task.name in pools:
+            parts = [row.parts[m.primary.name] for row in rows[m.task.name]]
+            scores = [values[0] for values in parts if values is not None]
+            skills.append(sum(scores) / len(scores) - m.task.chance)
+    margin *= max(sum(skills) / len(skills), _LEAST_SKILL) if skills else 1.0
+    plan = sampling.plan(pools, full, margin, gate.alpha)
     seeds = {name: [name, session.source.weights_digest, session.first_seed] for name in pools}
     orders = {
         name: sampling.order_items(pool, plan.drawn[name], int(digest(seeds[name]), 16))
@@ -122,12 +121,10 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
     whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
     n_all, analyses = count(sum(pool.n for pool in pools.values())), []
     for k, alpha in enumerate(plan.alphas):
-        suites = tuple(
-            _sample_task(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
-            if m.task.name in pools
-            else m
-            for m in session.suites
-        )
+        sampled = list(session.suites)
+        for i, name in ((i, m.task.name) for i, m in enumerate(sampled) if m.task.name in pools):
+            sampled[i] = _sample_task(sampled[i], pools[name], plan.drawn[name][k], orders[name])
+        suites = tuple(sampled)
         name = f"interim analysis {k + 1} of {len(plan.alphas)}"
         said = (
             f"fewer items: {count(sum(plan.n(task, k) for task in pools))} of {n_all} items of "
@@ -158,26 +155,6 @@ def _counts(m: MeasuredTask) -> bool:
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
-def _pool(gate: GatePolicy, m: MeasuredTask, rows: Sequence[SampleResult]) -> ItemStrata | None:
-    if is_named_critical(m.task, m.suite, gate) or not _counts(m):
-        return None
-    return sampling.pool_of(rows, m.primary, m.task.chance)
-
-
-def _margin(
-    margin: Margin, drawn: Sequence[MeasuredTask], rows: Mapping[str, Sequence[SampleResult]]
-) -> float:
-    """Return the macro's margin in points; a relative one as a share of the drawn tasks' mean skill."""
-    if not is_relative(margin):
-        return margin_share(margin)
-    skills = []
-    for m in drawn:
-        parts = [row.parts[m.primary.name] for row in rows[m.task.name]]
-        scores = [of[0] for of in parts if of is not None]
-        skills.append(sum(scores) / len(scores) - m.task.chance)
-    return margin_share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
-
-
 def _sample_task(
     m: MeasuredTask, pool: ItemStrata, drawn: Mapping[str, int], order: tuple[str, ...]
 ) -> MeasuredTask:
@@ -204,11 +181,12 @@ def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
     return judged.facts
 
 
-def _name_settled_runs(settled: Mapping[str, InterimVerdict], runs: Runs, last_alpha: float) -> list[str]:
-    """Name the runs that were evaluated on fewer items than the last analysis takes."""
-    verdicts = [(run, settled[run.run_id]) for run in runs if run.run_id in settled]
-    return [
-        f"{run.label}: its verdict was settled on {count(verdict.n)} items, at alpha {verdict.alpha:.2g}"
-        for run, verdict in verdicts
-        if verdict.alpha != last_alpha
+def _describe_runs(session: Session, said: str, runs: list[Run]) -> tuple[list[str], list[Run]]:
+    """Add the runs whose verdict was settled on fewer items than the last analysis takes."""
+    settled = [(run.label, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
+    notes = [
+        f"{label}: its verdict was settled on {count(verdict.n)} items, at alpha {verdict.alpha:.2g}"
+        for label, verdict in settled
+        if verdict.alpha != session.experiment.gate.alpha
     ]
+    return [said, *notes], runs

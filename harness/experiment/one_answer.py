@@ -10,10 +10,10 @@ from typing import NamedTuple
 from harness import store
 from harness.errors import CandidateFailed, HarnessError, Problem, UserError
 from harness.evaluation import prompt_text
-from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.candidates import refuse_silent
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import open_weights
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_candidate import row_sets
 from harness.models import encode_all
@@ -31,10 +31,7 @@ _ROOM = 80_000  # characters of all shown prompts of a task, as often as a page 
 
 
 class SentPrompt(NamedTuple):
-    """A prompt as sent: its messages, and the text of its tokens with special ones.
-
-    `digest` is that of the tokens, by which a stored answer tells whether it was asked so.
-    """
+    """A prompt as sent: its messages, the text of its tokens with special ones, and their digest."""
 
     messages: tuple[Message, ...]
     passages: tuple[str, ...]
@@ -62,21 +59,23 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         raise UserError(Problem(f"candidate {name}", f"no {what}", "what an answer needs", step))
     sets = row_sets(session, candidate, weights, seed)
     if item:  # by its id, or by TASK/ID where several tasks have one of that id
-        items = [(rows, example) for rows in sets for example in rows.measured.examples(rows.split)]
-        found = [
-            (rows, example)
-            for rows, example in items
-            if item in (example.id, f"{rows.measured.task.name}/{example.id}")
-        ]
-        if len(found) != 1:
-            named = ", ".join(f"{rows.measured.task.name}/{example.id}" for rows, example in found[:4])
-            first = items[0][1].id if items else "ID"
-            step = f"name one of {named}" if found else f"such as --item {first}"
+        known = [(rows, example) for rows in sets for example in rows.measured.examples(rows.split)]
+        names = [f"{rows.measured.task.name}/{example.id}" for rows, example in known]
+        places = [i for i, name in enumerate(names) if item in (name, known[i][1].id)]
+        if len(places) != 1:
+            named = ", ".join(names[i] for i in places[:4])
+            step = f"name one of {named}" if places else f"such as --item {known[0][1].id if known else 'ID'}"
             expected = "one of an evaluated task"
-            raise UserError(Problem(f"--item {item}", f"{len(found)} such items", expected, step))
-        rows, example = found[0]
+            raise UserError(Problem(f"--item {item}", f"{len(places)} such items", expected, step))
+        rows, example = known[places[0]]
     else:
-        rows, example = sets[1], _question(session.target, candidate, text)
+        items = session.target.items.test
+        choices = items[0].choices if has_closed_labels(items) else ()
+        if candidate.recipe.answer == "rank" and not choices:
+            found, step = "a text, and an answer that is chosen among each item's choices", "--item ID"
+            raise UserError(Problem(f"candidate {name}", found, "an item with its choices", step))
+        asked: Message = {"role": "user", "content": text}
+        rows, example = sets[1], Example(_QUESTION, (asked,), choices[:1], choices)
     prompted = _prompting(session, candidate.recipe, seed, rows)(example)
     job = rows.answers.job(examples=(prompted,))
     if not item:
@@ -88,11 +87,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
 
 
 def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[str]) -> dict[str, SentPrompt]:
-    """Make the prompts of stored answers again from the current files, by their items.
-
-    Raises:
-        HarnessError: the run's weights, the task or an item are not there now.
-    """
+    """Make the prompts of stored answers again from the current files; HarnessError if they lack one."""
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
         raise CandidateFailed(f"it takes the weights of {recipe.weights_of}, which is not a candidate now")
@@ -101,18 +96,17 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
     if weights is None:
         raise CandidateFailed("its weights are not stored here, or its recipe is another one now")
     sets = row_sets(session, candidate, weights, run.seed)
-    rows = next((one for one in sets if one.name == f"{task}/test"), None)
+    rows = next((row_set for row_set in sets if row_set.name == f"{task}/test"), None)
     if rows is None:
         raise CandidateFailed(f"{task} is not a task of the experiment now")
     if rows.measured.task.lm_eval:
         raise CandidateFailed("lm-eval puts its prompt together; only its question is stored")
-    examples = {one.id: one for one in rows.measured.examples("test") if one.id in items}
+    examples = {e.id: e for e in rows.measured.examples("test") if e.id in items}
     if absent := [item for item in items if item not in examples]:
         raise CandidateFailed(f"{task} has no item {absent[0]} now")
     put = _prompting(session, recipe, run.seed, rows)
-    return dict(
-        zip(items, _sent(session.source, weights, rows, [put(examples[item]) for item in items]), strict=True)
-    )
+    prompts = _sent(session.source, weights, rows, [put(examples[item]) for item in items])
+    return dict(zip(items, prompts, strict=True))
 
 
 def add_prompts(
@@ -125,9 +119,9 @@ def add_prompts(
     """
     run_ids = tuple(f.run_id for f in report.facts)
     if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:
-        kept = {(one.task, one.item): one.prompts for one in earlier.answers}
-        if any(kept.values()) and {(one.task, one.item) for one in report.answers} == kept.keys():
-            answers = (replace(one, prompts=kept[one.task, one.item]) for one in report.answers)
+        kept = {(item.task, item.item): item.prompts for item in earlier.answers}
+        if any(kept.values()) and {(item.task, item.item) for item in report.answers} == kept.keys():
+            answers = (replace(item, prompts=kept[item.task, item.item]) for item in report.answers)
             return replace(report, answers=tuple(answers))
     runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])
     by_label = {f.label: runs[f.run_id] for f in report.facts if f.run_id in runs}
@@ -138,7 +132,7 @@ def add_prompts(
 
 
 def _add_to_task(session: Session, runs: Mapping[str, Run], items: Sequence[ShownItem]) -> list[ShownItem]:
-    task, ids = items[0].task, [one.item for one in items[:_ITEMS]]
+    task, ids = items[0].task, [entry.item for entry in items[:_ITEMS]]
     made: dict[tuple[str, str], ShownPrompt] = {}
     columns_of: dict[tuple[str, str], list[str]] = {}
     key = f"{task}/test"
@@ -160,22 +154,13 @@ def _add_to_task(session: Session, runs: Mapping[str, Run], items: Sequence[Show
             columns_of.setdefault((item, row.prompt_digest), []).append(column)
     prompts: dict[str, list[ShownPrompt]] = {item: [] for item in ids}
     room = _ROOM
-    for (item, sent), columns in sorted(columns_of.items(), key=lambda one: ids.index(one[0][0])):
+    for (item, sent), columns in sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0])):
         if prompt := made.get((item, sent)):
             room -= len(prompt.text) * len(columns)
             if room >= 0:
                 was_sent = prompt.digest == sent
                 prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
-    return [replace(one, prompts=tuple(prompts.get(one.item, ()))) for one in items]
-
-
-def _question(target: MeasuredTask, candidate: ResolvedCandidate, text: str) -> Example:
-    items = target.items.test
-    choices = items[0].choices if has_closed_labels(items) else ()
-    if candidate.recipe.answer == "rank" and not choices:
-        found, step = "a text, and an answer that is chosen among each item's choices", "--item ID"
-        raise UserError(Problem(f"candidate {candidate.name}", found, "an item with its choices", step))
-    return Example(_QUESTION, ({"role": "user", "content": text},), choices[:1], choices)
+    return [replace(entry, prompts=tuple(prompts.get(entry.item, ()))) for entry in items]
 
 
 def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Step:

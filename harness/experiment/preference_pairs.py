@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import plugins
-from harness.data import SourcedExample
 from harness.data.edit.changes import Change, EditedRow
 from harness.data.edit.save import Edit
 from harness.data.text_files import Row
@@ -54,17 +53,14 @@ class Ranking(NamedTuple):
 def open_ranking(
     session: Session, written: str, left_usd: Callable[[], float | None] = lambda: None
 ) -> Ranking:
-    """Open a ranking: by a candidate's reward model, a judge of the target, a metric or a file.
-
-    `left_usd` returns the remaining budget for a judge, None for no limit.
-    """
+    """Open a ranking by a reward model, a judge (with `left_usd` for its grades), a metric or a file."""
     name = metric_name(written) if written else session.target.primary.name
     if written in session.candidates:
         return _rank_by_reward_model(session, session.candidates[written])
     if name in session.target.judged:
         return _rank_by_judge(session, session.target.judged[name], left_usd)
     known = {*plugins.names("metrics"), *session.target.judged}
-    known |= {one for one, candidate in session.candidates.items() if not candidate.method.answers}
+    known |= {other for other, candidate in session.candidates.items() if not candidate.method.answers}
     if not is_path(written or name) and metric_plugin(written or name) not in known:
         found, hint = f"unknown {written or name!r}", did_you_mean(written or name, known)
         expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
@@ -99,15 +95,12 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
 
 
 def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
-    limited = judged.judges if left_usd() is not None else ()
-    step = "usd_per_million_tokens: {input: …, output: …} in the rubric"
-    unpriced = [
-        f"{judged.metric} by {judge.name}, an endpoint without prices"
-        for judge in limited
-        if judge.settings and judge.prices is None
-    ]
-    problems = [Problem("--max-cost", found, "prices to hold it against", step) for found in unpriced]
-    refuse([*key_problems([judged]), *problems])
+    problems, step = [*key_problems([judged])], "usd_per_million_tokens: {input: …, output: …} in the rubric"
+    for judge in judged.judges if left_usd() is not None else ():
+        if judge.settings and judge.prices is None:
+            found = f"{judged.metric} by {judge.name}, an endpoint without prices"
+            problems.append(Problem("--max-cost", found, "prices to hold it against", step))
+    refuse(problems)
     metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
 
     def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
@@ -115,9 +108,8 @@ def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[]
         bound = reader.bind({judged.metric: metric})[judged.metric]
         parts = [bound.score(Output(text), e) for e, text in zip(examples, answers, strict=True)]
         sign = metric.unit.sign
-        return reader, [
-            None if p is None else sign * float(item_scores(metric, np.array([p]))[0]) for p in parts
-        ]
+        scores = [None if p is None else item_scores(metric, np.array([p]))[0] for p in parts]
+        return reader, [None if score is None else sign * float(score) for score in scores]
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         reader, scores = read(examples, answers)
@@ -125,7 +117,7 @@ def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[]
         if not reader.ungraded:
             return scores
         limited = judged._replace(limit=account.limit(left_usd()))
-        grade_answers(session, [one._replace(judged=limited) for one in reader.ungraded])
+        grade_answers(session, [answer._replace(judged=limited) for answer in reader.ungraded])
         return read(examples, answers)[1]
 
     by = {"judge": judged.metric, "books": [judge.book for judge in judged.judges]}
@@ -165,43 +157,41 @@ class MadePairs(NamedTuple):
 
 
 def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
-    """Sample a candidate's answers to its training prompts, rank them, and pair the best with the worst.
-
-    Raises:
-        UserError: a pair has an evaluated question, or no prompt gives a pair.
-        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice.
-    """
+    """Sample a candidate's answers to its training prompts, rank them, and pair the best with the worst."""
     candidate = session.candidates[name]
     refuse_folds(session.folds, "harness pairs make", "in which every training row is tested too")
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else session.training_data(candidate.source)).items
     rows = writers.draw_prompts(items.list_sourced("train"), drawing.n_prompts, drawing.seed)
     writer = writers.candidate_writer(session, name, drawing.max_cost)
-    budgeted = writers.BudgetedWriter(
-        writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples
-    )
+    together = _TOGETHER * drawing.samples
+    budgeted = writers.BudgetedWriter(writer, drawing.max_cost, session.progress, together=together)
     most_usd = drawing.max_cost
     left_usd = lambda: None if most_usd is None else most_usd - (budgeted.usage.cost_usd or 0.0)  # noqa: E731
     ranking = open_ranking(session, drawing.rank, left_usd)
-    answers = _draw(
-        session.target.task,
-        session.prompting_step(candidate.recipe, session.first_seed),
-        budgeted,
-        [row.example for row in rows],
-        drawing,
-        name,
-    )
+    step_to, task = session.prompting_step(candidate.recipe, session.first_seed), session.target.task
+    answers = _draw(task, step_to, budgeted, [row.example for row in rows], drawing, name)
     # All answers are scored together.
     flat = [(row.example, text) for row, (texts, _) in zip(rows, answers, strict=True) for text in texts]
     scores = iter(ranking.score([example for example, _ in flat], [text for _, text in flat]) if flat else ())
     outcomes = []
-    for row, (texts, left_out) in zip(rows, answers, strict=True):
+    for (example, where, _), (texts, reason) in zip(rows, answers, strict=True):
         scored = [(score, text) for text in texts if (score := next(scores)) is not None]
-        outcomes.append(_none(row, left_out) if len(texts) < 2 else _pair(row, scored, drawing.gap))
+        best = max(scored, key=itemgetter(0), default=(0.0, ""))
+        worst = min(scored, key=itemgetter(0), default=(0.0, ""))
+        if len(texts) > 1:
+            reason = "answers that could not be scored" if len(scored) < 2 else ""
+            reason = reason or ("a tie" if best[0] - worst[0] <= drawing.gap else "")
+        if reason:
+            outcomes.append(EditedRow(None, Change(where, "dropped", (f"no pair: {reason}",))))
+            continue
+        question, groups = writers.write_question(example)
+        pair = {"chosen": best[1], "rejected": worst[1], "chosen_score": best[0], "rejected_score": worst[0]}
+        outcomes.append(EditedRow(Row(where, {**question, **pair, **groups})))
     if not any(outcome.row for outcome in outcomes):
         reasons = Counter(o.change.reason.removeprefix("no pair: ") for o in outcomes if o.change)
-        said = ", ".join(f"{reason} ({count(n)})" for reason, n in reasons.most_common())
-        found = f"{pluralize(len(outcomes), 'prompt')}, and none gives a pair: {said}"
+        why = ", ".join(f"{reason} ({count(n)})" for reason, n in reasons.most_common())
+        found = f"{pluralize(len(outcomes), 'prompt')}, and none gives a pair: {why}"
         step = "more --samples, a higher --temperature, or another --rank"
         step = f"a larger --max-new-tokens, {step}" if _CUT in reasons else step
         raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))
@@ -209,7 +199,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     notes = writers.check_contamination(session.tasks, paired, "pairs", out)
     spent, ranking_usd = budgeted.usage, ranking.cost_usd()
     paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
-    task, recipe = session.target.task, candidate.recipe
+    recipe = candidate.recipe
     engine = () if candidate.is_remote else session.engine(candidate.served_base)
     computed = [*engine, session.machine.precision, session.machine.device]
     used = {
@@ -227,8 +217,8 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     }
     known = spent.cost_usd is not None and ranking_usd is not None
     total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if known else None
-    own = (session.target.task.data.source("train") or "",)
-    files = own if candidate.method.draws_from == "pairs" else row_files(task, candidate.source) or own
+    files = () if draws_pairs else row_files(task, candidate.source)
+    files = files or (task.data.source("train") or "",)
     edit = Edit("make", used, files, command="harness pairs make", cost_usd=total)
     return MadePairs(edit, outcomes, spent, ranking_usd, notes)
 
@@ -249,7 +239,7 @@ def _draw(
         for place in range(by.samples)
     ]
     outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {name}"))
-    found = []
+    answers = []
     for _ in examples:
         drawn = [next(outputs) for _ in range(by.samples)]
         kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
@@ -259,22 +249,5 @@ def _draw(
             reason = writers.TOO_LONG
         elif not whole:
             reason = _CUT if kept else "answers that failed or are empty"
-        found.append((list(dict.fromkeys(o.text.strip() for o in whole)), reason))
-    return found
-
-
-def _pair(row: SourcedExample, scored: Sequence[tuple[float, str]], gap: float) -> EditedRow:
-    if len(scored) < 2:
-        return _none(row, "answers that could not be scored")
-    best, worst = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
-    if best[0] - worst[0] <= gap:
-        return _none(row, "a tie")
-    question, groups = writers.write_question(row.example)
-    scores = {"chosen_score": best[0], "rejected_score": worst[0]}
-    return EditedRow(
-        Row(row.where, {**question, "chosen": best[1], "rejected": worst[1], **scores, **groups})
-    )
-
-
-def _none(row: SourcedExample, reason: str) -> EditedRow:
-    return EditedRow(None, Change(row.where, "dropped", (f"no pair: {reason}",)))
+        answers.append((list(dict.fromkeys(o.text.strip() for o in whole)), reason))
+    return answers

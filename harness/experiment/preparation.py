@@ -14,9 +14,9 @@ from harness import config, plugins
 from harness.config import LoadedExperiment
 from harness.config.rubrics import JudgingCandidate
 from harness.data import SPLITS, PartName, TaskItems, load_task, readers
-from harness.data.cells import cut_special, find_special
 from harness.data.contamination import open_encoder
 from harness.data.edit.row_files import name_output
+from harness.data.text_files import cut_special, find_special
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note

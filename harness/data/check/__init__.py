@@ -2,10 +2,9 @@
 
 Invariant: nothing is changed; the same files, columns and tokenizer give the same findings. A check NAME is a
 function `check_NAME(table, given)` that yields findings; its docstring states how often clean rows raise an
-alarm. Tests against chance are at `ALPHA` for the whole file, by Bonferroni.
-
-Files are read once, in bounded memory: for every row its place, digests of question and answer and empty
-columns, some 40 bytes; texts up to about `HELD` bytes, beyond that those of a uniform, repeatable draw.
+alarm. Tests against chance are at `ALPHA` for the whole file, by Bonferroni. Files are read once, in bounded
+memory: for every row its place and digests of question and answer, some 100 bytes; texts up to about `HELD`
+bytes, beyond that those of a uniform, repeatable draw.
 """
 
 import hashlib
@@ -22,14 +21,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data import cells, columns, examples, formats, readers
-from harness.data.cells import ColumnCells
-from harness.data.columns import (
-    QuestionAndAnswers,
-    Roles,
-    find_reading_roles,
-    read_question_and_answers,
-)
+from harness.data import columns, examples, formats, readers, text_files
+from harness.data.columns import QuestionAndAnswers, Roles, find_reading_roles, read_question_and_answers
 from harness.data.contamination import Encode
 from harness.data.edit.changes import list_written_answers
 from harness.data.edit.dedup import fold_row
@@ -38,7 +31,7 @@ from harness.data.formats import Layout
 from harness.data.guessed_columns import label_set
 from harness.data.row_traits import ScoreAnswers
 from harness.data.splits import is_augmented
-from harness.data.text_files import Row, cap_problems
+from harness.data.text_files import ColumnCells, Row, cap_problems
 from harness.data.unused import Unused, UnusedCounter
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
 from harness.records import Example
@@ -96,12 +89,11 @@ class TableEntry(NamedTuple):
     spaced: tuple[str, ...] = ()
     is_augmented: bool = False
 
-
-class Unusable(NamedTuple):
-    """A row that no comparison could read, and why."""
-
-    where: str
-    why: str
+    @property
+    def n_bytes(self) -> int:
+        """About how much memory its texts take."""
+        texts = self.question, self.answer, self.qa.question, *self.qa.answers, *self.spaced
+        return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
 
 
 @dataclass(frozen=True)
@@ -109,17 +101,17 @@ class RowTable:
     """Rows of one or several files.
 
     `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
-    answer of all usable rows; `place(i)` names the i-th of these.
+    answer of all usable rows; `places` are those of these.
     """
 
     files: tuple[str, ...]
     n: int
     per_file: Mapping[str, int]
     entries: Sequence[TableEntry]
-    unusable: Sequence[Unusable]
+    unusable: Sequence[Problem]
     columns: Mapping[str, ColumnCells]
     digests: NDArray[np.uint64]
-    places: "_Places"
+    places: Sequence[str]
     reading: ReadingOptions
     unused: Unused
 
@@ -154,77 +146,29 @@ class RowTable:
         return [self.entries[i] for i in sorted(chosen)[:most]]
 
 
-class _Places:
-    """Places of rows in few bytes: the line of each, and the beginning of the place where that changes."""
-
-    def __init__(self) -> None:
-        self._lines, self._heads = array("Q"), list[tuple[int, str]]()
-
-    def append(self, where: str) -> None:
-        head = where.rstrip("0123456789")
-        if not self._heads or self._heads[-1][1] != head:
-            self._heads.append((len(self._lines), head))
-        self._lines.append(int(where[len(head) :] or 0))
-
-    def __call__(self, index: int) -> str:
-        head = next(head for first, head in reversed(self._heads) if first <= index)
-        return f"{head}{self._lines[index]}"
-
-
 class _Maker:
     def __init__(self, reading: ReadingOptions, held: int) -> None:
         self.reading, self.held = reading, held
         self.entries: list[TableEntry] = []
-        self.unusable: list[Unusable] = []
+        self.unusable: list[Problem] = []
         self.columns: dict[str, ColumnCells] = {}
-        self.per_file: Counter[str] = Counter()
-        self.digests, self.places = array("Q"), _Places()
+        self.digests, self.places = array("Q"), list[str]()
         self.no_dates: list[Problem] = []
         self.roles: dict[tuple[str, ...], Roles] = {}
         self.unused = UnusedCounter(reading.task, reading.layout)
         self.rng, self.share, self.size = random.Random("table"), 1.0, 0
 
-    def read(self, paths: Sequence[str], split: str) -> RowTable:
-        problems: list[Problem] = []
-        answer = FIELD.fullmatch(self.reading.task.fields.reference)
-        for path in paths:
-            shown, n = readers.display_path(path), 0
-            with gather(problems):
-                rows = self._count_cells(readers.stream(path, split))
-                for row in cells.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
-                    n += 1
-                    self._add(row)
-                self.per_file[shown] = n
-                if not n:
-                    step = "add rows, or leave the file out"
-                    raise UserError(readers.phrase_no_rows(path, "at least one row", step))
-        column = self.reading.date
-        if column and self.columns and column not in self.columns:
-            found, step = f"the column {column!r}", did_you_mean(column, self.columns)
-            problems.append(Problem("--date", found, "a column of the rows", step))
-        files = ", ".join(self.per_file)
-        problems += cells.find_mixed_columns(self.columns)
-        problems += cap_problems(self.no_dates, files, "dates that cannot be read")
-        refuse(problems)
-        if not self.entries:
-            step = "name the columns: --prompt COLUMN --reference COLUMN"
-            unused = [Problem(row.where, row.why, "a question and an answer", step) for row in self.unusable]
-            raise UserError(cap_problems(unused, files, "rows that cannot be used"))
-        digests, n = np.frombuffer(self.digests, np.uint64).reshape(-1, 2), self.per_file.total()
-        held = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
-        return RowTable(*held, self.places, self.reading, self.unused.find())
-
-    def _count_cells(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def count_cells(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
-            cells.count_cells(self.columns, row)
+            text_files.count_cells(self.columns, row)
             yield row
 
-    def _add(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         try:
             example = examples.read_example(self.reading.task, self.reading.layout, row)
         except UserError as error:
             self.unused.add(row, None)
-            self.unusable.append(Unusable(row.where, error.problems[0].found))
+            self.unusable.append(error.problems[0])
             return
         self.unused.add(row, example)
         turns = [m["content"] for m in example.messages if m["role"] != "system"]
@@ -238,37 +182,36 @@ class _Maker:
         if qa.question == question:  # an equal text is kept once
             qa = qa._replace(question=question)
         folded = fold_row(qa)
-        compared = (*folded.setting, folded.question), folded.answers
-        for compared_texts in compared:
+        for compared_texts in ((*folded.setting, folded.question), folded.answers):
             digest = hashlib.blake2b("\n".join(compared_texts).encode(), digest_size=8).digest()
             self.digests.append(int.from_bytes(digest, "big"))
         self.places.append(row.where)
         draw = self.rng.random()
         if draw >= self.share:
             return
-        when = self._date(row)
+        when = self.read_date(row)
         texts = [written.text for written in list_written_answers(row.fields, roles)]
         spaced = tuple(text for text in texts if text.strip() not in ("", text))
         entry = TableEntry(row.where, example, question, answer, qa, when, draw, spaced, is_augmented(row))
         self.entries.append(entry)
-        self.size += _size(entry)
+        self.size += entry.n_bytes
         while self.size > self.held:
             self.share /= 2
             self.entries = [entry for entry in self.entries if entry.draw < self.share]
-            self.size = sum(map(_size, self.entries))
+            self.size = sum(entry.n_bytes for entry in self.entries)
 
-    def _date(self, row: Row) -> datetime | None:
+    def read_date(self, row: Row) -> datetime | None:
         value = row.fields.get(self.reading.date) if self.reading.date else None
         if value in (None, ""):
             return None
         try:
-            moment = cells.read_moment(value, self.reading.date_format)
-            if moment.is_number and abs(moment.at) < 1e8:  # eight digits or fewer are no seconds
+            seconds, is_number = text_files.read_moment(value, self.reading.date_format)
+            if is_number and abs(seconds) < 1e8:  # eight digits or fewer are no seconds
                 raise ValueError(value)
-            return datetime.fromtimestamp(moment.at, UTC).replace(tzinfo=None)
+            return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
         except (ValueError, OSError, OverflowError):
             found = f"{str(value)[:40]!r} in {self.reading.date!r}"
-            expected = f"a date: {self.reading.date_format or cells.FORMS}"
+            expected = f"a date: {self.reading.date_format or text_files.FORMS}"
             step = "name its form, such as --date-format %d.%m.%Y, or leave --date out"
             self.no_dates.append(Problem(row.where, found, expected, step))
             return None
@@ -277,17 +220,34 @@ class _Maker:
 def read_table(
     paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
 ) -> RowTable:
-    """Read files, in one pass.
-
-    Raises:
-        UserError: with the problems of all files at once, or no row can be used.
-    """
-    return _Maker(reading, held).read(paths, split)
-
-
-def _size(entry: TableEntry) -> int:
-    texts = entry.question, entry.answer, entry.qa.question, *entry.qa.answers, *entry.spaced
-    return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
+    """Read files, in one pass; a UserError names the problems of all of them, or that no row can be used."""
+    maker, per_file, problems = _Maker(reading, held), Counter[str](), list[Problem]()
+    answer = FIELD.fullmatch(reading.task.fields.reference)
+    for path in paths:
+        shown, n = readers.display_path(path), 0
+        with gather(problems):
+            rows = maker.count_cells(readers.stream(path, split))
+            for row in text_files.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
+                n += 1
+                maker.add(row)
+            per_file[shown] = n
+            if not n:
+                raise UserError(readers.phrase_no_rows(path, "add rows, or leave the file out"))
+    if reading.date and maker.columns and reading.date not in maker.columns:
+        found, step = f"the column {reading.date!r}", did_you_mean(reading.date, maker.columns)
+        problems.append(Problem("--date", found, "a column of the rows", step))
+    files = ", ".join(per_file)
+    problems += text_files.find_mixed_columns(maker.columns)
+    problems += cap_problems(maker.no_dates, files, "dates that cannot be read")
+    refuse(problems)
+    if not maker.entries:
+        step = "name the columns: --prompt COLUMN --reference COLUMN"
+        expected = "a question and an answer"
+        unused = [replace(problem, expected=expected, next_step=step) for problem in maker.unusable]
+        raise UserError(cap_problems(unused, files, "rows that cannot be used"))
+    digests = np.frombuffer(maker.digests, np.uint64).reshape(-1, 2)
+    made = maker.entries, maker.unusable, maker.columns, digests, maker.places, reading, maker.unused.find()
+    return RowTable(tuple(per_file), per_file.total(), per_file, *made)
 
 
 Severity = Literal["error", "warning", "note"]
@@ -296,8 +256,10 @@ ALPHA = 0.001  # chance that a check which tests against chance raises an alarm 
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
 _CHECKS = {
-    "figures": ("amount", "missing_values", "traits", "edge_cases"),
-    "labels": ("class_balance", "label_markers", "suspect_labels"),
+    "figures": (
+        *("amount", "missing_values", "traits", "edge_cases"),
+        *("class_balance", "label_markers", "suspect_labels"),
+    ),
     "texts": (
         *("repeated_rows", "conflicting_answers", "test_leaks"),
         *("answer_formats", "encoding_damage", "personal_data", "quality"),
@@ -350,8 +312,8 @@ class Tokenizer(NamedTuple):
 class CheckContext:
     """Inputs of a check besides the rows: test rows, a tokenizer and others.
 
-    `most` rows are judged by classifiers, drawn by class. `encode` gives embeddings of texts, to find
-    duplicates and contamination. `score` scores the quality of answers, with `perplexity` also by that.
+    `most` rows are judged by classifiers, drawn by class. `encode` gives embeddings of texts. `score` scores
+    the quality of answers, with `perplexity` also by that.
     """
 
     test: RowTable | None = None

@@ -1,20 +1,25 @@
-"""Checks of a file as a whole: missing values, amount and lengths of rows, and traits.
+"""Checks of a file as a whole: missing values, amount, lengths, traits, and labels.
 
-Source: Lopez-Paz & Oquab 2017, Revisiting Classifier Two-Sample Tests; Friedman & Dieng 2023, Vendi Score.
+A label in several spellings is one label here; the check of answers' formats lists its spellings.
+Source: Lopez-Paz & Oquab 2017, Revisiting Classifier Two-Sample Tests; Friedman & Dieng 2023, Vendi Score;
+Hill 1973; Gururangan et al. 2018, Annotation Artifacts in NLI Data; Gardner et al. 2021, Competency Problems;
+Northcutt, Jiang & Chuang 2021, Confident Learning, https://arxiv.org/abs/1911.00068.
 """
 
 import random
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from math import comb
+from math import comb, exp, log
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry
+from harness.data.check import ALPHA, DECIDE, HELD, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.edit.row_files import find_grouping_column
+from harness.data.edit.changes import unify_spellings
+from harness.data.edit.row_files import manifest_of
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
 from harness.data.row_traits import RULES, edge_tests, is_reported
@@ -34,18 +39,17 @@ _FEWEST_COMPARED = 20  # rows of each side
 def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List rows that no comparison can use, repeated ids, empty cells, and columns of texts and numbers.
 
-    False alarms: a long text that was written when the answer was known is listed as a possible context; all
-    else are counts.
+    False alarms: a long text that was written when the answer was known is listed as a possible context.
     """
-    if down := tuple(row.where for row in table.unusable if row.why == THUMB_DOWN):
+    if down := tuple(problem.where for problem in table.unusable if problem.found == THUMB_DOWN):
         meaning = "no right answers, but for methods that learn from thumbs"
         yield Finding("note", "answers with a thumb down", meaning, down, of=table.n)
-    if unusable := [row for row in table.unusable if row.why != THUMB_DOWN]:
-        kinds = Counter(row.why for row in unusable).most_common(3)
+    if unusable := [problem for problem in table.unusable if problem.found != THUMB_DOWN]:
+        kinds = Counter(problem.found for problem in unusable).most_common(3)
         title = "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds)
         meaning = "compare stops at such a row, unless it is told to leave it out"
-        places = tuple(row.where for row in unusable)
-        example = f"{unusable[0].where}: {unusable[0].why}"
+        places = tuple(problem.where for problem in unusable)
+        example = f"{unusable[0].where}: {unusable[0].found}"
         step = "harness data clean FILE --out OUT"
         yield Finding("error", title, meaning, places, example, step, of=table.n)
     first: dict[tuple[str, str], TableEntry] = {}
@@ -83,8 +87,9 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
 
 def _list_unused(table: RowTable) -> Iterator[Finding]:
     unused = table.unused
+    check = f"harness data check {' '.join(map(as_argument, table.files))}"
     if unused.contexts:
-        command = f"harness data check {' '.join(map(as_argument, table.files))} {unused.options()}"
+        command = f"{check} {unused.options()}"
         explains = any(context.explains for context in unused.contexts)
         severity: Severity = "error" if explains else "warning"
         meaning = f"without it a question may have no answer; {OFFER}, write {unused.line()} in the suite"
@@ -92,7 +97,7 @@ def _list_unused(table: RowTable) -> Iterator[Finding]:
         yield Finding(severity, name_contexts(unused), meaning, command=command, steps=steps)
     for other in unused.others:
         if getattr(table.reading, other.option) is None:
-            command = f"harness data check {' '.join(map(as_argument, table.files))} {other.options}"
+            command = f"{check} {other.options}"
             yield Finding("note", other.sentence, "where it does, name that column", command=command)
     if media := name_media(unused):
         yield Finding("warning", media, "without it a question may have no answer")
@@ -104,10 +109,9 @@ def _list_unused(table: RowTable) -> Iterator[Finding]:
 
 
 def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Count rows, show how long they are, and list those beyond the model's context.
+    """Count rows, show how long they are, and list those beyond the model's context. False alarms: none.
 
-    A text has at most as many tokens as bytes, so only rows with more bytes than the context has tokens are
-    counted in tokens; the histogram is of a draw. False alarms: none; every figure is a count.
+    A text has at most as many tokens as bytes, so only rows with more bytes than that are counted in tokens.
     """
     files = ", ".join(f"{name} {n:,}" for name, n in table.per_file.items())
     memory = f"as many as {HELD / 1e9:g} GB of memory holds"
@@ -121,36 +125,33 @@ def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     drawn = table.draw(given.most)
     if given.tokenizer:
         lengths = given.tokenizer.lengths([f"{entry.question}\n{entry.answer}" for entry in drawn])
-        yield _show_lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
+        what = f"tokens a row by {given.tokenizer.name}"
     else:
-        words = [len(pieces(entry.question)) + len(pieces(entry.answer)) for entry in drawn]
-        yield _show_lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
-    if given.tokenizer is None or (context := given.tokenizer.context) is None:
-        return
-    texts = ((entry, f"{entry.question}\n{entry.answer}") for entry in table.entries)
-    long = [(entry, text) for entry, text in texts if len(text.encode()) > context]
-    counts = given.tokenizer.lengths([text for _, text in long])
-    if beyond := [entry for (entry, _), n in zip(long, counts, strict=True) if n > context]:
-        title = f"longer than the {context:,} tokens of {given.tokenizer.name}'s context"
-        meaning = "a training leaves such rows out or cuts them, and the model cannot read them"
-        places = tuple(entry.where for entry in beyond)
-        example = f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}"
-        step = "shorten the rows, or take a base with a longer context"
-        yield Finding("error", title, meaning, places, example, step)
-
-
-def _show_lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
+        lengths = [len(pieces(entry.question)) + len(pieces(entry.answer)) for entry in drawn]
+        what = "words a row (no model named: --base counts tokens)"
     ordered = sorted(lengths)
-    at = {q: ordered[int(q * (n - 1))] for q in (0.5, 0.95, 1.0)}
-    drawn = f", of {n:,} sampled rows" if n < len(table.digests) else ""
-    title = f"{what}: median {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {at[1.0]:,}{drawn}"
+    half, most = (ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.95))
+    sampled = f", of {len(ordered):,} sampled rows" if len(ordered) < len(table.digests) else ""
     # A histogram, as bars between the shortest and the longest.
     low, high, counts = ordered[0], ordered[-1], [0] * _BINS
     for length in ordered:
         counts[min(_BINS - 1, (length - low) * _BINS // max(1, high - low))] += 1
     bars = "".join(_BARS[-(-7 * n // max(counts))] if n else " " for n in counts)
+    title = f"{what}: median {half:,}, 95 % up to {most:,}, longest {high:,}{sampled}"
     drawing = f"all {low:,}" if low == high else f"{low:,} {bars} {high:,}"
-    return Finding("note", title, "how long rows are", example=drawing)
+    yield Finding("note", title, "how long rows are", example=drawing)
+    if given.tokenizer is None or (context := given.tokenizer.context) is None:
+        return
+    texts = ((entry, f"{entry.question}\n{entry.answer}") for entry in table.entries)
+    long = [(entry, text) for entry, text in texts if len(text.encode()) > context]
+    lengths = given.tokenizer.lengths([text for _, text in long])
+    if beyond := [entry for (entry, _), n in zip(long, lengths, strict=True) if n > context]:
+        title = f"longer than the {context:,} tokens of {given.tokenizer.name}'s context"
+        meaning = "a training leaves such rows out or cuts them, and the model cannot read them"
+        places = tuple(entry.where for entry in beyond)
+        example = f"{max(lengths):,} tokens: {excerpt(beyond[0].question, 60)}"
+        step = "shorten the rows, or take a base with a longer context"
+        yield Finding("error", title, meaning, places, example, step)
 
 
 def check_edge_cases(table: RowTable, given: CheckContext) -> Iterator[Finding]:
@@ -179,8 +180,7 @@ def check_edge_cases(table: RowTable, given: CheckContext) -> Iterator[Finding]:
 def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Report each trait that the rows allow; label accuracy, the fifth, is among the suspect labels.
 
-    False alarms: only representativeness raises an alarm, by a Mann-Whitney test at `ALPHA`; not if training
-    and test have no group in common, because rows of a group are not independent.
+    False alarms: representativeness, by a Mann-Whitney test at `ALPHA` unless the split was by groups.
     """
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST_COMPARED:
@@ -202,8 +202,10 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         return
     test = given.test.draw(_MOST)
     if min(len(drawn), len(test)) >= _FEWEST_COMPARED:
-        columns = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
-        yield from _compare_with_test(drawn, test, columns.pop() if len(columns) == 1 else None)
+        manifests = [manifest_of(file) or {} for file in (*table.files, *given.test.files)]
+        is_split = all(found.get("command") == "harness data split" for found in manifests)
+        groups = {(found.get("parameters") or {}).get("group") for found in manifests}
+        yield from _compare_with_test(drawn, test, groups.pop() if is_split and len(groups) == 1 else None)
 
 
 def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
@@ -218,11 +220,7 @@ def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
 def _compare_with_test(
     train: Sequence[TableEntry], test: Sequence[TableEntry], split_by: str | None
 ) -> Iterator[Finding]:
-    """Report the similarity of test items to training rows, and whether a classifier distinguishes them.
-
-    It is trained on half of both and tested on the other half. `split_by` is the column whose values training
-    and test do not share.
-    """
+    """Report how alike test and training rows are; they share no value of `split_by`."""
     from scipy import stats
     from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression
@@ -252,3 +250,195 @@ def _compare_with_test(
         yield Finding("warning", title, meaning, command="harness data split FILE --out OUT")
     else:
         yield Finding("note", title, "0.5 is alike: test items look like training rows")
+
+
+_FEWEST_OF_LABEL = 5  # rows of a class, one for each fold, or of a form that is tested
+_GIVES, _AT_ONE_END = 0.9, 0.9
+_SHOWN = 5
+_SIGN = re.compile(r"[^\w\s]")
+_NAMED = re.compile(r"(?:first|last) (?:word|sign) ['\"](.*)['\"]")
+_FOLDS = 5
+_EXPECTED, _OWN, _OTHER = 0.025, 0.02, 0.6
+_SKILL = 0.7
+_FEATURES = 10_000
+# Words, single letters of scripts without blanks (Thai, Kana, Han), and signs: "+" may be the point.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+_TOKEN = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
+
+
+def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """Show the balance; warn of one answer, of small classes, and of labels and slices that only test has.
+
+    The effective number of classes is the exponential of Shannon's entropy (Hill 1973). False alarms: none.
+    """
+    answers = {entry.answer for entry in table.entries if entry.question}
+    if len(answers) == 1 and answers != {""} and len(table.entries) >= _FEWEST_OF_LABEL:
+        title = f"all rows have the same answer, {answers.pop()[:60]!r}"
+        meaning = "always giving it is right, so no comparison can show that anything was learned"
+        yield Finding("warning", title, meaning, command="add rows with other answers, or name their column")
+    trained = {entry.example.slice for entry in table.entries}
+    if given.test and trained != {""} and not table.is_drawn:
+        tested = Counter(entry.example.slice for entry in given.test.entries)
+        if untrained := {name: n for name, n in tested.items() if name not in trained}:
+            title = "slices of test that no training row has: " + ", ".join(map(repr, [*untrained][:5]))
+            meaning, n = "a fine-tune meets them for the first time in test", sum(untrained.values())
+            yield Finding("warning", title, meaning, command="add rows of them", count=n, of=tested.total())
+    if not table.labels:
+        return
+    labels = unify_spellings([entry.answer for entry in table.entries])
+    counts, n = Counter(labels), len(labels)
+    effective = exp(-sum(k / n * log(k / n) for k in counts.values()))
+    (most, k), (least, j) = counts.most_common(1)[0], counts.most_common()[-1]
+    extremes = f"{most!r} {k:,} rows, {least!r} {j:,}"
+    title = f"{len(counts):,} labels, worth {effective:.1f} of equal size: {extremes}"
+    yield Finding("note", title, f"always answering {most!r} scores {100 * k / n:.1f} %")
+    small = {label for label, m in counts.items() if m < _FEWEST_OF_LABEL}
+    if small:
+        rows = tuple(e.where for e, label in zip(table.entries, labels, strict=True) if label in small)
+        title = f"{len(small):,} labels with fewer than {_FEWEST_OF_LABEL} rows"
+        meaning = "validation or test may hold none of them, so nothing is known of them"
+        example = ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5])
+        step = "collect more rows of them"
+        yield Finding("warning", title, meaning, rows, example, step, of=n)
+    if given.test:
+        test = Counter(entry.answer for entry in given.test.entries)
+        if unknown := [label for label in test if label not in table.labels]:
+            title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
+            meaning, n = "no training row shows them, so a fine-tune cannot answer them", test.total()
+            of_them = sum(test[label] for label in unknown)
+            yield Finding("error", title, meaning, command="add rows of them", count=of_them, of=n)
+
+
+def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """List the forms that determine a label, the most frequent first: how a question begins and ends.
+
+    A marker gives the label in nine of ten of its rows. False alarms: Fisher's exact test (one-sided) of each
+    form and label, at `ALPHA` by Bonferroni.
+    """
+    from scipy import stats
+
+    if not table.labels:
+        return
+    rows: dict[str, list[TableEntry]] = defaultdict(list)
+    words: Counter[str] = Counter()
+    for entry in table.entries:
+        words.update(set(map(_bare, entry.question.split())) | set(_SIGN.findall(entry.question)))
+        for form in forms(entry.question):
+            rows[form].append(entry)
+    labels = Counter(entry.answer for entry in table.entries)
+    tested = {form: marked for form, marked in rows.items() if len(marked) >= _FEWEST_OF_LABEL}
+    found: list[tuple[str, str, float]] = []  # form, label and p
+    for form, marked in tested.items():
+        label, n = Counter(entry.answer for entry in marked).most_common(1)[0]
+        word = named[1] if (named := _NAMED.fullmatch(form)) else ""
+        if n < _GIVES * len(marked) or (word and len(marked) < _AT_ONE_END * words[word]):
+            continue
+        p = float(stats.hypergeom.sf(n - 1, len(table.entries), labels[label], len(marked)))
+        if p < ALPHA / max(1, len(tested) * len(labels)):
+            found.append((form, label, p))
+    # Of forms of the same rows the first is kept, a word before its sign.
+    once = {tuple(entry.where for entry in rows[marker[0]]): marker for marker in reversed(found)}
+    for form, label, p in sorted(once.values(), key=lambda f: -len(rows[f[0]]))[:_SHOWN]:
+        marked = rows[form]
+        n = sum(entry.answer == label for entry in marked)
+        title = f"{form} gives the label {label!r} in {n:,} of {len(marked):,} rows (p = {p:.1g})"
+        meaning = "a model may learn the mark in place of the meaning, and fail where it is absent"
+        places = tuple(entry.where for entry in marked)
+        example = repr(excerpt(marked[0].question, 80))
+        step = "remove the mark from the rows, if it is none of the question"
+        yield Finding("warning", title, meaning, places, example, step)
+
+
+def forms(question: str) -> Iterator[str]:
+    """Yield the forms of a question, each in words."""
+    tokens = question.split()
+    if not tokens:
+        return
+    yield f"first word {_bare(tokens[0])!r}"
+    yield f"last word {_bare(tokens[-1])!r}"
+    for place, sign in (("first", tokens[0][0]), ("last", tokens[-1][-1])):
+        if _SIGN.fullmatch(sign) and len(tokens[0 if place == "first" else -1]) > 1:
+            yield f"{place} sign {sign!r}"
+
+
+def _bare(token: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", token.lower()) or token  # a sign is kept
+
+
+def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """List the suspect rows, the most suspect first, with the proposed label.
+
+    A classifier judges none if it predicts less than `_SKILL` of the labels that the majority class gets
+    wrong. False alarms: a binomial test at `ALPHA` that more than the share `_EXPECTED` of the labels surely
+    differ: the row's own has a probability below `_OWN`, another one above `_OTHER`. Of 202 draws with right
+    labels 1 raises an alarm (docs/howto/check_data.md).
+    """
+    from cleanlab.filter import find_label_issues
+    from scipy import stats
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    drawn = table.draw(given.most) if table.labels else []
+    labels = unify_spellings([entry.answer for entry in drawn])
+    counts = Counter({label: n for label, n in Counter(labels).items() if n >= _FEWEST_OF_LABEL})
+    spelt = (entry._replace(answer=label) for entry, label in zip(drawn, labels, strict=True))
+    drawn = [entry for entry in spelt if entry.answer in counts]
+    if len(counts) < 2:
+        return
+    # Each row is judged by a classifier of the others.
+    names = sorted(counts)
+    own = np.array([names.index(entry.answer) for entry in drawn])
+    features = {"max_features": _FEATURES, "token_pattern": _TOKEN}
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **features)
+    regression = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, tol=None, random_state=0)
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+    texts = [entry.question if entry.question.strip() else "-" for entry in drawn]
+    p = cross_val_predict(make_pipeline(words, regression), texts, own, cv=folds, method="predict_proba")
+    how = {"filter_by": "low_self_confidence", "return_indices_ranked_by": "self_confidence"}
+    best = p.argmax(axis=1)
+    suspects = [
+        (drawn[i], names[best[i]], float(p[i, own[i]]), float(p[i, best[i]]))
+        for i in find_label_issues(own, p, n_jobs=1, **how)
+        if best[i] != own[i]
+    ]
+    accuracy = float((best == own).mean())
+    n_sure = int(((best != own) & (p[np.arange(len(own)), own] < _OWN) & (p.max(axis=1) > _OTHER)).sum())
+    common, most = counts.most_common(1)[0]
+    share = most / len(drawn)
+    if accuracy - share < _SKILL * (1 - share):
+        yield Finding(
+            "note",
+            f"labels are not judged: a classifier of words gives {100 * accuracy:.1f} % of them, "
+            f"always answering {common!r} {100 * share:.1f} %",
+            "too weak to tell a wrong label from its own errors: few rows of a label, or no matter of words",
+        )
+        return
+    n = len(drawn)
+    is_alarm = stats.binomtest(n_sure, n, _EXPECTED, alternative="greater").pvalue < ALPHA
+    percent_suspect, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
+    sampled = f", of {n:,} judged (sampled by class, of labels with {_FEWEST_OF_LABEL} rows or more)"
+    sampled = sampled if n < len(table.digests) else ""
+    title = (
+        f"label accuracy: about {100 - percent_suspect:.1f} %{sampled}"
+        if is_alarm
+        else f"label accuracy: {percent_suspect:.1f} % of the labels are suspect, {hardly}{sampled}"
+    )
+    meaning = (
+        f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
+        f"where all labels are right in up to {100 * _EXPECTED:.1f} %"
+    )
+    yield Finding("note", title, meaning)
+    if suspects:
+        worst, likelier, p_own, p_likelier = suspects[0]
+        severity: Severity = "warning" if is_alarm else "note"
+        title = f"suspect labels{sampled}" + ("" if is_alarm else f", {hardly}")
+        meaning = "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong"
+        places = tuple(entry.where for entry, *_ in suspects)
+        example = (
+            f"{worst.where}: {excerpt(worst.question, 70)!r} is {worst.answer!r} "
+            f"({100 * p_own:.0f} %), more likely {likelier!r} ({100 * p_likelier:.0f} %)"
+        )
+        proposed = tuple(label for _, label, *_ in suspects)
+        yield Finding(severity, title, meaning, places, example, DECIDE, proposed, of=n)

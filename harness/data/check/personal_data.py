@@ -42,11 +42,7 @@ def find_personal_data(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _find_persons(text: str, region: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the pieces in the plain form of the text.
-
-    Phone numbers are those with a country code and those of the US written with separators; with `region`,
-    an ISO 3166 code, all numbers that are valid in that country.
-    """
+    """Yield the pieces in the plain form of the text."""
     text = text.translate(_PLAIN)
     if "@" in text:
         yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))
@@ -84,11 +80,7 @@ def _is_of_a_machine(address: str) -> bool:
 
 
 def check_region(region: str) -> str:
-    """Return the code of a country whose phone numbers are known, or "".
-
-    Raises:
-        UserError: no country has this code.
-    """
+    """Return the code of a country whose phone numbers are known, or ""."""
     import phonenumbers
 
     if region and region not in phonenumbers.SUPPORTED_REGIONS:

@@ -1,11 +1,9 @@
 """Changes of a row with reasons, the places of its answers, spellings of labels, and decisions on rows.
 
-Invariant: every row that is read has an outcome, in the order of the file. A label keeps its most frequent
-spelling, or the first of equally frequent ones. The answers of a conversation are the assistant's turns, of a
-message tree its replies, of a pair both answers.
-
-Decisions of the dashboard's Data page are valid only for the reviewed content and answer column. Decisions on
-other content are kept under another name, and foreign files are never overwritten.
+Invariant: a label keeps its most frequent spelling, or the first of equally frequent ones. The answers of a
+conversation are the assistant's turns, of a message tree its replies, of a pair both answers. Decisions of
+the dashboard's Data page are valid only for the reviewed content and answer column; those on other content
+are kept under another name, and foreign files are never overwritten.
 """
 
 import json
@@ -18,9 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from harness.data import readers
-from harness.data.columns import Roles, are_rated, columns_of
-from harness.data.multiple_choice import CHOICES, has_choices, list_choice_columns
-from harness.data.rated_rows import PREFERRED, is_transcript
+from harness.data.columns import RATED, Roles, columns_of
+from harness.data.row_forms import CHOICES, PREFERRED, has_choices, is_transcript, list_choice_columns
 from harness.data.text_files import Row
 from harness.data.turns import answer_places
 from harness.errors import Problem, UserError, refuse
@@ -45,9 +42,9 @@ class Change(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """Return the plain form for a manifest, without unknown values."""
-        plain: dict[str, Any] = {"row": self.where, "change": self.kind, "reason": self.reason}
-        plain |= {"of": self.of} if self.of else {}
-        return plain | ({} if self.similarity is None else {"similarity": round(self.similarity, 3)})
+        plain: dict[str, Any] = {"row": self.where, "change": self.kind, "reason": self.reason, "of": self.of}
+        plain["similarity"] = None if self.similarity is None else round(self.similarity, 3)
+        return {key: value for key, value in plain.items() if value not in ("", None)}
 
     @property
     def reason(self) -> str:
@@ -55,7 +52,6 @@ class Change(NamedTuple):
         return "; ".join(self.reasons)
 
     def __str__(self) -> str:
-        """Render as one line: `file:line: dropped, the reason`."""
         alike = "" if self.similarity is None else f" ({self.similarity:.2f})"
         return f"{self.where}: {self.kind}, {self.reason}{f' of {self.of}' if self.of else ''}{alike}"
 
@@ -79,7 +75,7 @@ def several_spellings(answers: Iterable[str]) -> list[list[tuple[str, int]]]:
         # Normalised like labels, and without separators of words and final punctuation.
         folded = re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(answer).rstrip(".,;:"))
         counts.setdefault(folded, Counter())[answer] += 1
-    return [of.most_common() for folded, of in counts.items() if folded and len(of) > 1]
+    return [spelt.most_common() for folded, spelt in counts.items() if folded and len(spelt) > 1]
 
 
 def commonest_spellings(labels: Iterable[Sequence[tuple[str, int]]]) -> dict[str, str]:
@@ -150,13 +146,13 @@ def put_text(fields: Any, keys: Keys, text: str | int) -> Any:
         return text
     first, rest = keys[0], keys[1:]
     if isinstance(fields, list):
-        return [put_text(of, rest, text) if i == first else of for i, of in enumerate(fields)]
+        return [put_text(inner, rest, text) if i == first else inner for i, inner in enumerate(fields)]
     return {**fields, first: put_text(fields.get(first), rest, text)}
 
 
 def _are_turns(value: Any) -> bool:
-    objects = [of for of in value if isinstance(of, dict)] if isinstance(value, list) else []
-    return any({"role", "from"} & of.keys() for of in objects)
+    entries = value if isinstance(value, list) else []
+    return any(isinstance(entry, dict) and {"role", "from"} & entry.keys() for entry in entries)
 
 
 def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[PlacedText]:
@@ -202,47 +198,38 @@ class RowDecisions(NamedTuple):
     column: str | None = None
 
 
-def decisions_file(path: str) -> Path:
-    """Return the file next to the rows that stores decisions on them."""
-    return Path(f"{path}.decisions.json")
-
-
-def set_aside_file(path: str, digest: str) -> Path:
-    """Return the file for decisions on an earlier content of the rows."""
-    return Path(f"{path}.decisions.{digest[:8]}.json")
+def decisions_file(path: str, digest: str = "") -> Path:
+    """Return the file next to the rows that stores decisions on them, or those on content of a digest."""
+    return Path(f"{path}.decisions.{digest[:8]}.json" if digest else f"{path}.decisions.json")
 
 
 def read_decisions(path: str) -> dict[int, RowDecision]:
-    """Read the stored decisions on a file's current content, by line.
-
-    Raises:
-        UserError: a foreign file is in their place.
-    """
+    """Read the stored decisions on a file's current content, by line; a foreign file is refused."""
     kept = _read_kept(path, checksum(Path(path)))
     return kept.rows if kept else {}
+
+
+def _read_kept(path: str, digest: str) -> RowDecisions | None:
+    files = decisions_file(path), decisions_file(path, digest)
+    return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)
 
 
 def keep_decision(
     path: str, line: int, decision: RowDecision, digest: str, column: str | None = None
 ) -> None:
-    """Add a decision on the content with a digest to the stored ones; `column` is the answer column.
-
-    Raises:
-        UserError: the rows have changed, stored decisions are on another column's answers, or a foreign
-            file is in their place.
-    """
+    """Add a decision on the content with a digest to the stored ones; `column` is the answer column."""
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
         raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it again"))
     before = _read_kept(path, digest) or RowDecisions(digest, {}, column)
-    if any(of.decision == "relabel" for of in before.rows.values()) and before.column != column:
+    if any(made.decision == "relabel" for made in before.rows.values()) and before.column != column:
         found, expected = f"decisions on the column {before.column!r}", f"those on the column {column!r}"
         raise UserError(Problem(shown, found, expected, f"apply them, or move {decisions_file(path)}"))
     rows = {**before.rows, line: decision}
     target = decisions_file(path)
     earlier = _read(target)
     if earlier and not digest.startswith(earlier.digest):
-        aside = set_aside_file(path, earlier.digest)
+        aside = decisions_file(path, earlier.digest)
         _read(aside)
         target.replace(aside)
     plain = {str(n): {k: text for k, text in rows[n]._asdict().items() if text} for n in sorted(rows)}
@@ -250,11 +237,6 @@ def keep_decision(
     fresh = target.with_name(f"{target.name}.{os.getpid()}.part")
     fresh.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     fresh.replace(target)
-
-
-def _read_kept(path: str, digest: str) -> RowDecisions | None:
-    files = decisions_file(path), set_aside_file(path, digest)
-    return next((kept for kept in map(_read, files) if kept and digest.startswith(kept.digest)), None)
 
 
 def _read(file: Path) -> RowDecisions | None:
@@ -282,11 +264,7 @@ def line_of(row: Row) -> int:
 
 
 def open_decisions(file: Path, path: str) -> RowDecisions:
-    """Read a file of decisions on the rows of another file.
-
-    Raises:
-        UserError: there is no such file, it is malformed, or its decisions are of another content.
-    """
+    """Read a file of decisions, which have to be on the current content of another file's rows."""
     shown = readers.display_path(str(file))
     kept = _read(file)
     if kept is None:
@@ -300,11 +278,7 @@ def open_decisions(file: Path, path: str) -> RowDecisions:
 
 
 def decisions_by_line(kept: RowDecisions, path: str, roles: Roles) -> dict[int, RowDecision]:
-    """Return decisions by line, checked against the rows and their answer column.
-
-    Raises:
-        UserError: decisions match no row, or relabel another column than the one that answers.
-    """
+    """Return decisions by line; they must match rows and relabel the column that answers."""
     where = f"decisions on {readers.display_path(path)}"
     lines = {line_of(row) for row in readers.stream(path, "train")} if kept.rows else set[int]()
     step = "look at the rows again"
@@ -314,7 +288,7 @@ def decisions_by_line(kept: RowDecisions, path: str, roles: Roles) -> dict[int, 
         if line not in lines
     ]
     relabels = any(decision.decision == "relabel" for decision in kept.rows.values())
-    if relabels and (len(roles.answers) != 1 or are_rated(roles)):
+    if relabels and (len(roles.answers) != 1 or roles in RATED):
         found, step = "relabel, where not one column answers", "drop the row, or fix it by hand"
         problems.append(Problem(where, found, "drop or keep", step))
     elif relabels and columns_of(kept.column, roles.answers) != roles.answers:

@@ -10,23 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.data import formats
-from harness.data.cells import find_objects, remove_special
 from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit import changes
 from harness.data.edit.mix import NEW_ID, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
-from harness.data.multiple_choice import CHOICES
+from harness.data.row_forms import CHOICES
 from harness.data.row_traits import ScoreAnswers
-from harness.data.text_files import Row, names_labels
+from harness.data.text_files import Row, compile_special, cut_special, find_objects, names_labels
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
-
-if TYPE_CHECKING:
-    from ftfy import TextFixerConfig
 
 _SIGNS = "control characters or line ends fixed"
 _LOST = "\ufffd"
@@ -61,10 +57,7 @@ def clean(
     drop_lost: bool = False,
     mending: CleaningOptions = _NOTHING_MORE,
 ) -> Iterator[changes.EditedRow]:
-    """Clean row by row; `decisions` are applied first: they drop a row or replace its answer.
-
-    Rows that the file's `layout` cannot read are dropped, with `drop_lost` also rows with U+FFFD.
-    """
+    """Clean row by row; `decisions` are applied first: they drop a row or replace its answer."""
     objects, rows = find_objects(() if layout else roles.answers, rows, _FIRST)
     for row in rows:
         decision = (decisions or {}).get(changes.line_of(row))
@@ -102,13 +95,7 @@ def clean(
 
 
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
-    """Map the rarer spellings of cleaned labels to the most frequent one.
-
-    A row's label is the first answer of its column, the last one of turns, or the chosen answer of a pair.
-
-    Raises:
-        UserError: no column answers, or the answers are not labels.
-    """
+    """Map the rarer spellings of cleaned labels to the most frequent one; other answers are refused."""
     where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
     answers = [label for row in rows for label in _labels(row, roles)]
     if not answers:
@@ -160,10 +147,10 @@ def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool,
     question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
-    lacks_one = roles.answers == ("chosen", "rejected") and not all(answer.strip() for answer in answers)
-    if roles.answers and not may_be_empty and (lacks_one or not any(answer.strip() for answer in answers)):
+    written, is_pair = [" ".join(answer.split()) for answer in answers], roles.answers == PAIRS.answers
+    if roles.answers and not may_be_empty and not (all if is_pair else any)(written):
         return "an empty answer"
-    if roles.answers == ("chosen", "rejected") and len({" ".join(answer.split()) for answer in answers}) == 1:
+    if is_pair and len({*written}) == 1:
         return "two equal answers"
     if drop_lost and _LOST in join_texts([question, *answers]):
         return "lost signs (U+FFFD)"
@@ -174,12 +161,12 @@ def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool,
     return ""
 
 
-def _clean_value(
-    value: Any, name: str, reasons: dict[str, None], special: tuple[str, ...] | None = None
-) -> Any:
+def _clean_value(value: Any, name: str, reasons: dict[str, None], special: tuple[str, ...] | None) -> Any:
     """Clean the texts of a value, also within lists and objects; note the fixes by column."""
     if isinstance(value, str):
-        without = value if special is None else remove_special(value, special)
+        without = value
+        if special is not None:
+            without = compile_special(special).sub("", cut_special(value, special))
         cleaned, done = clean_text(without)
         done = ["special tokens removed", *done] if without != value else done
         reasons.update(dict.fromkeys(f"{reason} in {name!r}" for reason in done))
@@ -192,10 +179,7 @@ def _clean_value(
 
 
 def clean_text(text: str) -> tuple[str, list[str]]:
-    """Return the cleaned text and the applied fixes.
-
-    Steps are repeated until nothing changes, because one fix may uncover other damage.
-    """
+    """Return the cleaned text and the applied fixes, repeated because one may uncover other damage."""
     done: dict[str, None] = {}
     before = None
     while text != before and not (text.isascii() and text.isprintable() and text[-1:] != " "):
@@ -223,14 +207,8 @@ def mend_signs(text: str) -> str:
 def _steps() -> dict[str, Any]:
     import ftfy
 
-    signs: TextFixerConfig = ftfy.TextFixerConfig(
-        unescape_html=False,
-        fix_encoding=False,
-        fix_latin_ligatures=False,
-        fix_character_width=False,
-        uncurl_quotes=False,
-        normalization=None,
-    )
+    off = ("unescape_html", "fix_encoding", "fix_latin_ligatures", "fix_character_width", "uncurl_quotes")
+    signs = ftfy.TextFixerConfig(**dict.fromkeys(off, False), normalization=None)
     return {
         "encoding fixed": mend_encoding,
         _SIGNS: lambda text: ftfy.fix_text(text, signs),

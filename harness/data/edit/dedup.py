@@ -7,7 +7,7 @@ duplicate rows stays, and each dropped row names the one it repeats.
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
@@ -24,10 +24,7 @@ _OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
 
 
 class NormalizedRow(NamedTuple):
-    """Question and answers of a row, letter case and spaces aside; those of equal rows are equal.
-
-    `setting` is the system prompt, tools and choices: with others the same words are another question.
-    """
+    """Folded question and answers of a row, and `setting`: its system prompt, choices and tools."""
 
     question: str
     answers: tuple[str, ...]
@@ -35,8 +32,9 @@ class NormalizedRow(NamedTuple):
 
 
 def fold_row(qa: QuestionAndAnswers) -> NormalizedRow:
-    """Fold the question and answers of a row."""
-    return NormalizedRow(_fold(qa.whole), tuple(map(_fold, (*qa.answers, qa.thumb))), _list_settings(qa))
+    """Fold the question and answers of a row, and what they depend on."""
+    setting = fold_text(qa.system), fold_text(qa.choices), qa.tools
+    return NormalizedRow(_fold(qa.whole), tuple(map(_fold, (*qa.answers, qa.thumb))), setting)
 
 
 def _fold(text: str) -> str:
@@ -52,10 +50,7 @@ def _marks(text: str) -> tuple[str, ...]:
 
 
 def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -> list[DuplicateGroup]:
-    """Group rows whose questions are alike (Jaccard index of shingles, in (0, 1]) and whose answers are.
-
-    The others of a group repeat its first row.
-    """
+    """Group rows whose questions are alike (Jaccard index of shingles, in (0, 1]) and whose answers are."""
 
     def have_same_answer(i: int, j: int) -> bool:
         row, earlier = rows[i], rows[j]
@@ -73,22 +68,10 @@ def near_repeats(rows: Sequence[QuestionAndAnswers], alike: float = THRESHOLD) -
 def stand_on_same(row: QuestionAndAnswers, earlier: QuestionAndAnswers) -> bool:
     """Return whether two questions have one setting, one thumb and, if both have a context, one context."""
     contexts = {fold_text(row.context), fold_text(earlier.context)} - {""}
-    return len(contexts) < 2 and _list_settings(row) == _list_settings(earlier) and row.thumb == earlier.thumb
+    settings = {(fold_text(qa.system), fold_text(qa.choices), qa.tools, qa.thumb) for qa in (row, earlier)}
+    return len(contexts) < 2 and len(settings) == 1
 
 
-def _list_settings(qa: QuestionAndAnswers) -> tuple[str, ...]:
-    return fold_text(qa.system), fold_text(qa.choices), qa.tools
-
-
-class DedupEntry(NamedTuple):
-    """Row with its question and answer, and both without letter case and spaces."""
-
-    row: Row
-    qa: QuestionAndAnswers
-    folded: NormalizedRow
-
-
-_Changes = dict[int, EditedRow]
 _SAYS_NOTHING = "nothing in the columns of prompt and answer"
 
 
@@ -105,29 +88,40 @@ def dedup(
     Two rows are near duplicates if their questions and their answers are `alike` (Jaccard index of shingles,
     in (0, 1]), with one context; with 1 only equal rows are.
     """
-    entries = [_entry(row, roles) for row in rows]
-    changes: _Changes = {}
-    augmented = origins(rows)
-
-    def left() -> dict[int, DedupEntry]:
-        return {i: e for i, e in enumerate(entries) if i not in changes or changes[i].row is not None}
-
-    changes |= _drop_evaluated(left(), [_entry(*of) for of in against])
-    changes |= _drop_equal(left())
-    changes |= _report_conflicts(left(), drop_them=conflicts == "drop")
-    indices = list(left())
-    for kept, others in near_repeats([entries[i].qa for i in indices], alike) if alike < 1 else ():
+    read = [read_question_and_answers(row, roles) for row in rows]
+    folded = list(map(fold_row, read))
+    changes = _drop_evaluated(rows, read, against)
+    first: dict[NormalizedRow, int] = {}
+    by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        if i in changes:
+            continue
+        if not folded[i].question and not any(folded[i].answers):
+            changes[i] = EditedRow(row, Change(row.where, "reported", (_SAYS_NOTHING,)))
+        elif (kept := first.setdefault(folded[i], i)) != i:
+            changes[i] = drop(row, "a duplicate", rows[kept].where)
+        else:
+            by_question[folded[i].setting, folded[i].question].append(i)
+    kind: Kind = "dropped" if conflicts == "drop" else "reported"
+    for (_, question), members in by_question.items():
+        for i in members if question and len(members) > 1 else ():
+            other = rows[next(j for j in members if j != i)].where
+            change = Change(rows[i].where, kind, ("another answer to the question",), other)
+            changes[i] = EditedRow(None if kind == "dropped" else rows[i], change)
+    indices = [i for i in range(len(rows)) if i not in changes or changes[i].row is not None]
+    for kept, others in near_repeats([read[i] for i in indices], alike) if alike < 1 else ():
         earlier = rows[indices[kept]].where
         for i, similarity in others:
             changes[indices[i]] = drop(rows[indices[i]], "a near duplicate", earlier, similarity)
     # A duplicate of a dropped row gets the reason of that one, and the row it names.
     dropped = {rows[i].where: found.change for i, found in changes.items() if found.row is None}
-    for i, (row, change) in list(changes.items()):
-        is_duplicate = change and row is None and change.reason == "a duplicate"
-        first = dropped.get(change.of) if change and is_duplicate else None
-        if first and first.of != rows[i].where:
-            changes[i] = drop(rows[i], first.reason, first.of, first.similarity)
+    for i, outcome in list(changes.items()):
+        is_duplicate = outcome.change and outcome.change.reason == "a duplicate"
+        original = dropped.get(outcome.change.of) if outcome.change and is_duplicate else None
+        if original and original.of != rows[i].where:
+            changes[i] = drop(rows[i], original.reason, original.of, original.similarity)
     # An augmented row is dropped with all rows of a text that it was made from.
+    augmented = origins(rows)
     for i, row in enumerate(rows):
         lost = [o for o in augmented.get(row.where, ()) if o.places and dropped.keys() >= set(o.places)]
         if lost and row.where not in dropped:
@@ -135,54 +129,22 @@ def dedup(
     return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 
-def _entry(row: Row, roles: Roles) -> DedupEntry:
-    qa = read_question_and_answers(row, roles)
-    return DedupEntry(row, qa, fold_row(qa))
-
-
-def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry]) -> _Changes:
+def _drop_evaluated(
+    rows: Sequence[Row], read: Sequence[QuestionAndAnswers], against: Sequence[tuple[Row, Roles]]
+) -> dict[int, EditedRow]:
     """Drop rows with a question of a test file, exactly or by the measures of the contamination check."""
-    if not tests:
-        return {}
-    indices, rows = list(left), list(left.values())
-    answers = ["\n".join(entry.qa.answers) for entry in rows]
-    changes: _Changes = {}
-    for o in overlaps([e.qa.whole for e in rows], [e.qa.whole for e in tests], answers=answers):
-        row, where = rows[o.training].row, tests[o.evaluated].row.where
-        changes[indices[o.training]] = drop(row, f"in the test file by {o.measure}", where, o.similarity)
+    changes: dict[int, EditedRow] = {}
+    if not against:
+        return changes
+    tests = [(test.where, read_question_and_answers(test, roles).whole) for test, roles in against]
+    questions, answers = [qa.whole for qa in read], ["\n".join(qa.answers) for qa in read]
+    for o in overlaps(questions, [question for _, question in tests], answers=answers):
+        where, reason = tests[o.evaluated][0], f"in the test file by {o.measure}"
+        changes[o.training] = drop(rows[o.training], reason, where, o.similarity)
     # Equal questions, also with other indentation, which a comparison refuses.
-    first = {question: e.row.where for e in reversed(tests) if (question := fold_text(e.qa.whole))}
-    for i, entry in left.items():
-        if (question := fold_text(entry.qa.whole)) in first:
-            changes[i] = drop(entry.row, "a question of the test file", first[question])
-    return changes
-
-
-def _drop_equal(left: Mapping[int, DedupEntry]) -> _Changes:
-    first: dict[NormalizedRow, DedupEntry] = {}
-    changes: _Changes = {}
-    for i, entry in left.items():
-        if not entry.folded.question and not any(entry.folded.answers):
-            changes[i] = EditedRow(entry.row, Change(entry.row.where, "reported", (_SAYS_NOTHING,)))
-            continue
-        kept = first.setdefault(entry.folded, entry)
-        if kept is not entry:
-            changes[i] = drop(entry.row, "a duplicate", kept.row.where)
-    return changes
-
-
-def _report_conflicts(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Changes:
-    by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
-    for i, entry in left.items():
-        by_question[entry.folded.setting, entry.folded.question].append(i)
-    changes: _Changes = {}
-    for (_, question), members in by_question.items():
-        if not question or len(members) < 2:
-            continue
-        for i in members:
-            row = left[i].row
-            other = left[next(j for j in members if j != i)].row.where
-            kind: Kind = "dropped" if drop_them else "reported"
-            change = Change(row.where, kind, ("another answer to the question",), other)
-            changes[i] = EditedRow(None if drop_them else row, change)
+    first = {fold_text(question): where for where, question in reversed(tests)}
+    first.pop("", None)
+    for i, question in enumerate(map(fold_text, questions)):
+        if question in first:
+            changes[i] = drop(rows[i], "a question of the test file", first[question])
     return changes

@@ -8,14 +8,16 @@ section 3.5.2, https://arxiv.org/abs/1910.10683: p_i ∝ n_i^(1/T).
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import count
 from typing import NamedTuple
 
 from harness.data import formats
 from harness.data.columns import find_roles
 from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow, drop
-from harness.data.multiple_choice import settle_forms
+from harness.data.row_forms import settle_forms
 from harness.data.splits import ORIGIN
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError, refuse
@@ -27,10 +29,7 @@ _READ = {"id", ORIGIN, *OWN}  # columns that describe a row for its readers
 
 
 class RowMixture(NamedTuple):
-    """Weights of the files, or None for shares by their sizes at a temperature; and how rows are drawn.
-
-    Without `n_rows` it is the largest number for which every file is large enough.
-    """
+    """Weights of the files (None: by their sizes at a temperature) and number of rows (None: the most)."""
 
     weights: tuple[float, ...] | None = None
     temperature: float = 1.0
@@ -41,11 +40,7 @@ class RowMixture(NamedTuple):
 
 
 def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
-    """Sample each file by its share; repeated rows get new ids, if rows have ids.
-
-    Raises:
-        UserError: shares do not add up, a file is too small for its share, or rows have the column already.
-    """
+    """Sample each file by its share; repeated rows get new ids. A taken `column` is refused."""
     numbers, column = row_numbers(files, mixture), mixture.column
     if column in _READ or not column.strip():
         found, expected = repr(column), "a name that says nothing else of a row"
@@ -73,51 +68,35 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
 
 
 def refuse_other_layouts(files: Sequence[Rows]) -> None:
-    """Refuse files with different layouts, because a mixture is read with one layout."""
-    first, *others = files
+    """Refuse files with other layouts, or columns of question and answer, than the first."""
+
+    def describe(content: Rows) -> tuple[str, formats.Layout | None]:
+        layout = formats.recognise(content.rows)
+        if not layout:
+            return f"rows of {', '.join([*content.names][:8])}", None
+        forms = settle_forms(content.rows)
+        numbers = f" whose numbers are {' or '.join(forms.numbers)}" if forms.has_numbers else ""
+        return f"{layout.name} rows{numbers}", layout
+
+    expected, layout = describe(first := files[0])
     step = "let a candidate read each as it is: train: [a, b], or mix: of them"
-    problems = [
-        Problem(content.shown, _describe_rows(content), f"{_describe_rows(first)}, as in {first.shown}", step)
-        for content in others
-        if not _are_read_alike(content, first)
-    ]
+    problems = []
+    for content in files[1:]:
+        found, other = describe(content)
+        is_alike = layout is other and (found == expected or layout is None)
+        if layout is other is None:
+            with suppress(UserError):  # the columns are named when the mixture is read
+                roles, names = find_roles(first), content.names
+                find_roles(content)
+                asking, answering = ({*read, *OWN} if OWN & {*read} else {*read} for read in roles)
+                is_alike = bool(asking & names) and (bool(answering & names) or not answering)
+        if not is_alike:
+            problems.append(Problem(content.shown, found, f"{expected}, as in {first.shown}", step))
     refuse(problems)
 
 
-def _are_read_alike(content: Rows, first: Rows) -> bool:
-    """Tell whether rows have the layout of the first file, or its question and answer columns."""
-    layouts = [formats.recognise(content.rows), formats.recognise(first.rows)]
-    if layouts[0] or layouts[1]:
-        return layouts[0] is layouts[1] and _numbers_of(content) == _numbers_of(first)
-    try:
-        roles, _ = find_roles(first), find_roles(content)
-    except UserError:  # the columns are named when the mixture is read
-        return True
-    names = content.names
-    questions, answers = ({*columns, *OWN} if OWN & {*columns} else {*columns} for columns in roles)
-    return bool(questions & names) and (bool(answers & names) or not answers)
-
-
-def _numbers_of(content: Rows) -> tuple[str, ...]:
-    """Return how numeric answers to choices are read, such as positions from 0."""
-    forms = settle_forms(content.rows)
-    return forms.numbers if forms.has_numbers else ()
-
-
-def _describe_rows(content: Rows) -> str:
-    layout = formats.recognise(content.rows)
-    names = content.names
-    if layout and (numbers := _numbers_of(content)):
-        return f"{layout.name} rows whose numbers are {' or '.join(numbers)}"
-    return f"{layout.name} rows" if layout else f"rows of {', '.join(list(names)[:8])}"
-
-
 def shares(sizes: Sequence[int], mixture: RowMixture) -> list[float]:
-    """Return the share of each file, in [0, 1]; together they are 1.
-
-    Raises:
-        UserError: the weights are not one a file, or do not add up to 1; or the temperature is not positive.
-    """
+    """Return the share of each file, in [0, 1]; together they are 1. Other weights are refused."""
     if mixture.weights is not None:
         wrong = [weight for weight in mixture.weights if not 0 < weight < math.inf]
         if len(mixture.weights) != len(sizes) or wrong:
@@ -142,10 +121,7 @@ def row_numbers(
     """Return how many rows are drawn of each file: the largest remainders are rounded up.
 
     `step` says what to do about a file that is too small; its braces get the largest possible number of rows.
-
-    Raises:
-        UserError: a file is too small for its share, or its share for a row; or the number with replacement
-            is not named.
+    A share that draws no row is refused, too.
     """
     sizes = [len(content.rows) for content in files]
     parts = shares(sizes, mixture)
@@ -181,33 +157,22 @@ class RowIds:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         known = [ident for row in rows if isinstance(ident := row.fields.get("id"), str | int)]
-        self._known = set(map(str, known))
-        self._written: set[str] = set()
-        self._numbers: Counter[str] = Counter()
-        self._next = 1 + max((ident for ident in known if isinstance(ident, int)), default=0)
+        self._known, self._written = set(map(str, known)), set[str]()
+        self._next = count(1 + max((ident for ident in known if isinstance(ident, int)), default=0))
+        self._copies: dict[str, Iterator[int]] = defaultdict(lambda: count(2))
 
     def give(self, ident: str | int) -> str | int:
         """Return an id that no other row has: itself, a number above all, or a text with a number."""
         if str(ident) not in self._written:
             self._written.add(str(ident))
             return ident
-        while True:
-            if isinstance(ident, int):
-                fresh: str | int = self._next
-                self._next += 1
-            else:
-                self._numbers[ident] += 1
-                fresh = f"{ident}-{self._numbers[ident] + 1}"
-            if str(fresh) not in self._known:
-                return fresh
+        if isinstance(ident, int):
+            return next(n for n in self._next if str(n) not in self._known)
+        return next(new for n in self._copies[ident] if (new := f"{ident}-{n}") not in self._known)
 
 
 def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[EditedRow]:
-    """Sample rows; balanced, with equal numbers of each value of a column (the first may have one more).
-
-    Raises:
-        UserError: there are fewer rows, or a class has fewer than its part, or none would be drawn of one.
-    """
+    """Sample rows; balanced, with equal numbers of each value of a column (the first may have one more)."""
     classes: dict[str, list[int]] = {}
     for i, row in enumerate(content.rows):
         classes.setdefault(str(row.fields.get(balance)) if balance else "", []).append(i)
@@ -220,9 +185,8 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[E
     where, problems = f"{content.shown}, --balance {balance}" if balance else content.shown, list[Problem]()
     for name, n in wanted.items():
         if n > len(classes[name]):
-            of_class = f" of the class {name!r}" if balance else ""
-            found, expected = pluralize(len(classes[name]), "row"), f"at least {n:,} to draw from"
-            problems.append(Problem(where, f"{found}{of_class}", expected, f"--rows {most} at most"))
+            found = pluralize(len(classes[name]), "row") + (f" of the class {name!r}" if balance else "")
+            problems.append(Problem(where, found, f"at least {n:,} to draw from", f"--rows {most} at most"))
     refuse(problems)
     drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
     return [EditedRow(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]

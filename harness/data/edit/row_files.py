@@ -11,19 +11,16 @@ import itertools
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import IO, Any, NamedTuple, cast
 
 from harness.data import readers
-from harness.data.text_files import Row, is_csv
+from harness.data.text_files import Row, is_csv, text_of_cell
 from harness.errors import Problem, UserError
 from harness.records import checksum, parse_json
 from harness.spec import HUB
-
-if TYPE_CHECKING:
-    import pyarrow
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BATCH = 10_000
@@ -71,17 +68,16 @@ def _free(start: str, ending: str = "", taken: Collection[str] = ()) -> str:
 
 
 def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[str]) -> None:
-    """Write rows in the format of a suffix; `sources` are the files that they come from.
-
-    JSON is written row by row, and so are CSV and Parquet if the rows come from one file of that kind.
-
-    Raises:
-        UserError: a row has a value that the format cannot store.
-    """
+    """Write rows, read from `sources`, in the format of a suffix; values that it cannot hold are refused."""
     if suffix == ".parquet":
         _write_parquet(file, rows, sources)
         return
-    with _text(file, suffix.endswith(".gz")) as out:
+    with ExitStack() as stack:
+        raw: IO[bytes] = stack.enter_context(file.open("wb"))
+        if suffix.endswith(".gz"):  # without name and date
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
+            raw = cast("IO[bytes]", stack.enter_context(packed))
+        out = stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
         if suffix.startswith((".csv", ".tsv")):
             are_read = [is_csv(source) for source in sources]
             rows = iter(rows) if are_read == [True] else list(rows)
@@ -96,17 +92,6 @@ def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[s
         else:
             lines = (f"{',' if i else ''}\n{_json(row)}" for i, row in enumerate(rows))
             out.writelines(itertools.chain("[", lines, "\n]\n"))
-
-
-@contextmanager
-def _text(file: Path, gz: bool) -> Iterator[TextIO]:
-    """Open a text file for writing; gzip files get neither name nor date."""
-    with ExitStack() as stack:
-        raw: IO[bytes] = stack.enter_context(file.open("wb"))
-        if gz:
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
-            raw = cast("IO[bytes]", stack.enter_context(packed))
-        yield stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
 
 
 def _json(row: Row) -> str:
@@ -130,15 +115,10 @@ def _cell(row: Row, name: str, *, is_read: bool) -> str:
         return ""
     if is_read and isinstance(value, list):  # read from a Python literal
         return str(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return str(value)
-    try:
-        return _as_text(value)
-    except TypeError as error:
-        found, expected = f"{error} in {name!r}", "values that CSV can hold"
-        raise UserError(Problem(row.where, found, expected, "write a .jsonl file")) from None
+    if (text := text_of_cell(value)) is None:
+        found, expected = f"a {type(value).__name__} in {name!r}", "values that CSV can hold"
+        raise UserError(Problem(row.where, found, expected, "write a .jsonl file"))
+    return text.lower() if isinstance(value, bool) else text
 
 
 def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> None:
@@ -151,8 +131,7 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
         try:
             schema = pyarrow.unify_schemas([pyarrow.parquet.read_schema(source) for source in sources])
         except pyarrow.ArrowException as error:
-            found = f"columns of other types ({str(error).splitlines()[0]})"
-            shown = ", ".join(sources)
+            found, shown = f"columns of other types ({str(error).splitlines()[0]})", ", ".join(sources)
             raise UserError(Problem(shown, found, "equal types", "write a .jsonl file")) from None
         first = list(itertools.islice(rows := iter(rows), _BATCH))
         names = list(dict.fromkeys(itertools.chain(schema.names, *(row.fields for row in first[:1]))))
@@ -160,10 +139,15 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
             schema = schema.append(pyarrow.field(name, pyarrow.string()))
         batches = itertools.chain([first], iter(lambda: list(itertools.islice(rows, _BATCH)), []))
     else:
-        first = list(rows)
-        columns = dict.fromkeys(name for row in first for name in row.fields)
-        schema = pyarrow.schema([(name, _column_type(first, name)) for name in columns])
-        batches = iter([first])
+        first, fields = list(rows), list[Any]()
+        for name in dict.fromkeys(name for row in first for name in row.fields):
+            try:
+                fields.append((name, pyarrow.array([row.fields.get(name) for row in first]).type))
+            except (OverflowError, pyarrow.ArrowException) as error:
+                found = f"values in {name!r} that Parquet cannot hold ({str(error).splitlines()[0]})"
+                step = "fix the rows, or write a .jsonl file"
+                raise UserError(Problem(first[0].where, found, "one type a column", step)) from None
+        schema, batches = pyarrow.schema(fields), iter([first])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
             try:
@@ -173,18 +157,6 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
                 where = f"{batch[0].where} and the rows after it"
                 raise UserError(Problem(where, found, "the column's type", "write a .jsonl file")) from None
             writer.write_table(table)
-
-
-def _column_type(rows: Sequence[Row], name: str) -> "pyarrow.DataType":
-    import pyarrow
-
-    values = [row.fields.get(name) for row in rows]
-    try:
-        return pyarrow.array(values).type
-    except (OverflowError, pyarrow.ArrowException) as error:
-        found = f"values in {name!r} that Parquet cannot hold ({str(error).splitlines()[0]})"
-        step = "fix the rows, or write a .jsonl file"
-        raise UserError(Problem(rows[0].where, found, "one type a column", step)) from None
 
 
 MANIFEST = ".manifest.json"
@@ -218,57 +190,26 @@ def join_payments(payments: Iterable[Payment]) -> tuple[Payment, ...]:
 
 def total_usd(payments: Iterable[Payment]) -> float:
     """Add up payments in USD, those for the same rows once."""
-    return sum(one.cost_usd * one.share for one in join_payments(payments))
-
-
-class _SplitPart(NamedTuple):
-    """File that an edit wrote, with its number of rows and the digest of its content."""
-
-    file: str
-    rows: int
-    sha256: str
+    return sum(payment.cost_usd * payment.share for payment in join_payments(payments))
 
 
 def manifest_of(path: str) -> dict[str, Any] | None:
-    """Read the manifest of a file, of the file it was compressed from, or of its split.
+    """Read the manifest of a file, of the file it was packed from, or of its split; a damaged one is refused.
 
     A split's manifest covers the files that it names and files with the same content. For a link, the
     manifest next to the link is used, or else that of its target.
-
-    Raises:
-        UserError: the manifest cannot be read.
     """
     if path.startswith(HUB):
         return None
     for file in dict.fromkeys((Path(path), Path(path).resolve())):
         for name in dict.fromkeys((file.name, file.name.removesuffix(".gz"))):
-            if (there := file.with_name(name + MANIFEST)).is_file():
-                return _read_manifest(there)
-        if (there := file.with_name(SPLIT_MANIFEST)).is_file():
-            found = _read_manifest(there)
+            if (named := file.with_name(name + MANIFEST)).is_file():
+                return _read_manifest(named)
+        if (named := file.with_name(SPLIT_MANIFEST)).is_file():
+            found = _read_manifest(named)
             if _part_of(file, found):
                 return found
     return None
-
-
-def licenses_of(path: str) -> list[str]:
-    """List the licences of a file by its manifest, or of a data set by its card."""
-    if found := manifest_of(path):
-        return list(found["licenses"])
-    if not (path.startswith(HUB) or Path(path).is_dir()):
-        return []
-    from huggingface_hub import hf_hub_download, metadata_load
-
-    # The metadata in the data set's README.md.
-    source, card = readers.hub_source(path)[0] if path.startswith(HUB) else path, dict[str, Any]()
-    file = Path(source, "README.md")
-    with suppress(OSError, ValueError):  # an unreadable card does not matter
-        if not Path(source).is_dir():
-            file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
-        card = metadata_load(file) or {}
-    stated = card.get("license") or []
-    stated = stated if isinstance(stated, list) else [stated]
-    return [str(card.get("license_name") or one) if one == "other" else str(one) for one in stated]
 
 
 def is_taught(path: str) -> bool:
@@ -281,51 +222,39 @@ def payments_for(path: str) -> tuple[Payment, ...]:
     found = manifest_of(path)
     if not found:
         return ()
-    parts, own = _parts(found), _part_of(Path(path), found)
-    share = own.rows / sum(part.rows for part in parts) if own and len(parts) > 1 else 1.0
-    return take_share(_payments(found), share)
+    outputs, part = found["outputs"], _part_of(Path(path), found)
+    share = part["rows"] / sum(output["rows"] for output in outputs) if part and len(outputs) > 1 else 1.0
+    return take_share([Payment(**paid) for paid in found.get("paid", ())], share)
 
 
 def n_rows_of(path: str) -> int | None:
     """Return the number of rows of a file by its manifest; None without one."""
     found = manifest_of(path)
-    if not found:
-        return None
-    return (_part_of(Path(path), found) or _parts(found)[0]).rows
+    return int((_part_of(Path(path), found) or found["outputs"][0])["rows"]) if found else None
 
 
-def find_grouping_column(path: str) -> str | None:
-    """Return the column by which a split kept rows together, if the file is a part of one."""
-    found = manifest_of(path) or {}
-    is_split = found.get("command") == "harness data split"
-    return (found.get("parameters") or {}).get("group") if is_split else None
-
-
-def _part_of(file: Path, found: dict[str, Any]) -> _SplitPart | None:
-    parts = _parts(found)
-    named = next((part for part in parts if part.file == file.name), None)
+def _part_of(file: Path, found: dict[str, Any]) -> dict[str, Any] | None:
+    """Find the output of a manifest that a file is: its name, number of rows and digest of the content."""
+    named: dict[str, Any] | None = next((p for p in found["outputs"] if p["file"] == file.name), None)
     if named is None and file.is_file():
         content = checksum(file)
-        named = next((part for part in parts if part.sha256 == content), None)
+        named = next((part for part in found["outputs"] if part["sha256"] == content), None)
     return named
 
 
-def _parts(found: dict[str, Any]) -> tuple[_SplitPart, ...]:
-    return tuple(_SplitPart(**one) for one in found["outputs"])
-
-
-def _payments(found: dict[str, Any]) -> tuple[Payment, ...]:
-    return tuple(Payment(**one) for one in found.get("paid", ()))
-
-
-def _read_manifest(there: Path) -> dict[str, Any]:
+def _read_manifest(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = parse_json(there.read_bytes())
-        lists = [found["licenses"], found["notes"], found["outputs"]] if _parts(found) else []
-        _payments(found)
-    except (ValueError, LookupError, TypeError):
-        lists = []
-    if not lists or not all(isinstance(value, list) for value in lists):
+        found: dict[str, Any] = parse_json(file.read_bytes())
+        are_lists = [isinstance(found[key], list) for key in ("licenses", "notes", "outputs")]
+        parts = [
+            {"file": str, "rows": int, "sha256": str} == {k: type(v) for k, v in part.items()}
+            for part in found["outputs"]
+        ]
+        [Payment(**paid) for paid in found.get("paid", ())]
+        is_whole = all(are_lists) and bool(parts) and all(parts)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
         expected, step = "a manifest as harness data writes them", "remove it, or write it again"
-        raise UserError(Problem(readers.display_path(str(there)), "a damaged manifest", expected, step))
+        raise UserError(Problem(readers.display_path(str(file)), "a damaged manifest", expected, step))
     return found

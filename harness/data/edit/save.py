@@ -13,7 +13,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -31,8 +31,9 @@ from harness.data.text_files import Row
 from harness.errors import Problem, UserError, as_argument
 from harness.provenance import versions_of
 from harness.records import canonical_json, checksum
+from harness.spec import HUB
 
-_BESIDE = (row_files.MANIFEST, ".decisions.json")
+_KEPT_NAMES = (row_files.MANIFEST, ".decisions.json")
 _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # libraries whose version may change the output
 
 
@@ -61,44 +62,42 @@ class SavedEdit(NamedTuple):
 
 
 def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> None:
-    """Refuse an output that exists or cannot be written.
-
-    Raises:
-        UserError: the output is one of the inputs, also by a link, exists, is of no known kind, or its folder
-            is missing.
-    """
-    shown = readers.display_path(str(out))
+    """Refuse an output that is one of the inputs, exists, is of no known kind, or has no folder."""
+    shown = f"--out {readers.display_path(str(out))}"
+    is_taken = out.resolve() == Path.cwd() or out.is_symlink() or (out.exists() and not out.is_dir())
     if out.exists() and any(Path(path).exists() and out.samefile(path) for path in inputs):
         found, expected = "the file that is read", "a new file: rows are never changed in place"
-        raise UserError(Problem(f"--out {shown}", found, expected, "name another file"))
-    if not out.absolute().parent.is_dir():
+        step = "name another file"
+    elif not out.absolute().parent.is_dir():
+        found, expected = f"no folder {out.parent}", "an existing folder"
         step = f"mkdir -p {as_argument(str(out.parent))}"
-        raise UserError(Problem(f"--out {shown}", f"no folder {out.parent}", "an existing folder", step))
-    if inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
-        found = f"a file in the folder that is read, {inside}"
-        raise UserError(Problem(f"--out {shown}", found, "a place outside", "name another folder"))
-    if folder:
-        is_taken = out.resolve() == Path.cwd() or out.is_symlink() or (out.exists() and not out.is_dir())
-        if is_taken or (out.is_dir() and any(out.iterdir())):
-            found, step = "an existing file, or a folder in use", "name another folder, or remove that one"
-            raise UserError(Problem(f"--out {shown}", found, "a new folder", step))
+    elif inside := next((path for path in inputs if Path(path).resolve() in out.resolve().parents), None):
+        found, expected = f"a file in the folder that is read, {inside}", "a place outside"
+        step = "name another folder"
+    elif folder and (is_taken or (out.is_dir() and any(out.iterdir()))):
+        found, expected = "an existing file, or a folder in use", "a new folder"
+        step = "name another folder, or remove that one"
+    elif folder:
         return
-    if out.name.endswith(_BESIDE):
+    elif out.name.endswith(_KEPT_NAMES):
         found, expected = "a name that is kept for the files next to rows", "a name of rows"
-        raise UserError(Problem(f"--out {shown}", found, expected, "such as --out new.jsonl"))
-    if not row_files.row_suffix(out.name):
+        step = "such as --out new.jsonl"
+    elif not row_files.row_suffix(out.name):
+        found = f"a file of the kind {out.suffix!r}"
         expected = f"a name that ends with {', '.join(row_files.KINDS)} (all but the last also .gz)"
         step = f"such as --out {as_argument(f'{out.stem}.jsonl')}"
-        raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected, step))
-    for there in (out, out.with_name(out.name + row_files.MANIFEST)):
-        refuse_existing(there)
+    else:
+        refuse_existing(out)
+        refuse_existing(out.with_name(out.name + row_files.MANIFEST))
+        return
+    raise UserError(Problem(shown, found, expected, step))
 
 
-def refuse_existing(there: Path) -> None:
+def refuse_existing(file: Path, found: str = "a file that is there already") -> None:
     """Refuse to write over a file."""
-    if os.path.lexists(there):
-        found, step = "a file that is there already", "name another file, or remove that one"
-        raise UserError(Problem(f"--out {readers.display_path(str(there))}", found, "a new file", step))
+    if os.path.lexists(file):
+        step = "name another file, or remove that one"
+        raise UserError(Problem(f"--out {readers.display_path(str(file))}", found, "a new file", step))
 
 
 @contextmanager
@@ -122,72 +121,64 @@ def _end_on_signals() -> Iterator[None]:
 
 @_end_on_signals()
 def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool = False) -> SavedEdit:
-    """Write the remaining rows and the manifest; a dry run only counts.
-
-    Raises:
-        UserError: a row has a value that the format cannot store, or no row is left.
-    """
+    """Write the remaining rows, at least one, and the manifest; a dry run only counts."""
     changes: list[Change] = []
     counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
     persons: Counter[str] = Counter()
-    rows = _count_persons(_tally(outcomes, changes, counts), persons)
+
+    def tally() -> Iterator[Row]:
+        before = ""
+        for row, change in outcomes:
+            where = row.where if row else change.where if change else ""
+            counts["read"] += where != before  # a row that is drawn again was read once
+            before = where
+            if change:
+                changes.append(change)
+                counts[change.kind] += 1
+            if row is not None:
+                counts["written"] += 1
+                yield row
+
+    rows, named = _count_persons(tally(), persons), out.with_name(out.name + row_files.MANIFEST)
     data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", row_files.MANIFEST))
     try:
         if dry_run:
             for _ in rows:
                 pass
-        else:
-            row_files.write_rows(data, row_files.row_suffix(out.name), rows, edit.inputs)
-        if not counts["written"] and not dry_run:
+            return SavedEdit(manifest(edit, [], counts, changes, persons), changes)
+        row_files.write_rows(data, row_files.row_suffix(out.name), rows, edit.inputs)
+        if not counts["written"]:
             raise phrase_no_rows(edit, counts["dropped"])
-        outputs = [] if dry_run else [_output(out.name, data, counts["written"])]
-        made = manifest(edit, outputs, counts, changes, persons)
-        if not dry_run:
-            told.write_text(manifest_text(made), encoding="utf-8")
-            sync(told)
-            sync(data)
-            _appear((told, out.with_name(out.name + row_files.MANIFEST)), (data, out))
+        output = {"file": out.name, "rows": counts["written"], "sha256": checksum(data)}
+        made = manifest(edit, [output], counts, changes, persons)
+        told.write_text(manifest_text(made), encoding="utf-8")
+        sync(told)
+        sync(data)
+        _link(told, named)
+        try:
+            _link(data, out)
+        except UserError:
+            named.unlink()
+            raise
+        sync(out.absolute().parent)
     finally:
         data.unlink(missing_ok=True)
         told.unlink(missing_ok=True)
     return SavedEdit(made, changes)
 
 
-def _appear(*files: tuple[Path, Path]) -> None:
-    """Rename files to their final names, or none of them if a name has been taken meanwhile."""
-    made: list[Path] = []
-    for scratch, name in files:
-        try:
-            _link(scratch, name)
-        except FileExistsError:
-            for earlier in made:
-                earlier.unlink()
-            found, step = "a file that came while this one was made", "name another file"
-            problem = Problem(f"--out {readers.display_path(str(name))}", found, "a new file", step)
-            raise UserError(problem) from None
-        made.append(name)
-    sync(made[-1].absolute().parent)
-
-
 def _link(scratch: Path, name: Path) -> None:
     """Name a file without replacing another; without hard links, the name is checked first."""
     try:
         name.hardlink_to(scratch)
-    except FileExistsError:
-        raise
-    except OSError:  # no hard links here
-        if os.path.lexists(name):
-            raise FileExistsError(name) from None
+    except OSError:  # another file came, or there are no hard links here
+        refuse_existing(name, "a file that came while this one was made")
         scratch.replace(name)
 
 
 @_end_on_signals()
 def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdit:
-    """Write the parts of a split and one manifest into a new folder, atomically.
-
-    Raises:
-        UserError: a row has a value that the format cannot store.
-    """
+    """Write the parts of a split and one manifest into a new folder, atomically."""
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     scratch.mkdir()
     try:
@@ -195,7 +186,7 @@ def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdi
         for name, rows in found.parts.items():
             file = scratch / f"{name}{suffix}"
             row_files.write_rows(file, suffix, _count_persons(rows, persons), edit.inputs)
-            outputs.append(_output(file.name, file, len(rows)))
+            outputs.append({"file": file.name, "rows": len(rows), "sha256": checksum(file)})
         n_written, n_dropped = sum(map(len, found.parts.values())), len(found.changes)
         counts = {"read": n_written + n_dropped, "written": n_written, "dropped": n_dropped}
         made = manifest(edit, outputs, counts, found.changes, persons)
@@ -214,8 +205,7 @@ def phrase_no_rows(edit: Edit, n_dropped: int) -> UserError:
     if n_dropped:
         shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
         return UserError(Problem(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step))
-    step = "name a file with rows"
-    return UserError([readers.phrase_no_rows(path, "at least one row", step) for path in edit.inputs])
+    return UserError([readers.phrase_no_rows(path, "name a file with rows") for path in edit.inputs])
 
 
 def manifest(
@@ -225,13 +215,7 @@ def manifest(
     changes: Sequence[Change],
     persons: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return the manifest of an edit in plain types, with every change by file and line.
-
-    `persons` counts the written rows with personal data of each kind.
-
-    Raises:
-        UserError: the manifest of an input cannot be read.
-    """
+    """Return the manifest of an edit in plain types, with every change by file and line."""
     before = {path: row_files.manifest_of(path) for path in edit.inputs}
     inputs = []
     for path in edit.inputs:
@@ -257,39 +241,43 @@ def manifest(
         "outputs": list(outputs),
         "counts": dict(counts),
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
-        "licenses": _join_unique(map(row_files.licenses_of, edit.inputs), edit.licenses),
-        "notes": _join_unique((b["notes"] for b in before.values() if b), edit.notes),
+        "licenses": list(
+            dict.fromkeys([*chain(*map(_list_licenses, before, before.values())), *edit.licenses])
+        ),
+        "notes": list(dict.fromkeys([*chain(*(m["notes"] for m in before.values() if m)), *edit.notes])),
         **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
-        **({"cost_usd": row_files.total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
+        **(
+            {"cost_usd": row_files.total_usd(paid), "paid": [payment._asdict() for payment in paid]}
+            if paid
+            else {}
+        ),
         **({"labels": row_files.TAUGHT} if is_taught else {}),
         "rows": [change.plain() for change in changes],
     }
 
 
+def _list_licenses(path: str, found: Mapping[str, Any] | None) -> list[str]:
+    """List the licences of a file by its manifest, or of a data set by the metadata in its README.md."""
+    if found or not (path.startswith(HUB) or Path(path).is_dir()):
+        return list(found["licenses"]) if found else []
+    from huggingface_hub import hf_hub_download, metadata_load
+
+    source, card = readers.hub_source(path)[0] if path.startswith(HUB) else path, dict[str, Any]()
+    file = Path(source, "README.md")
+    with suppress(OSError, ValueError):  # an unreadable card does not matter
+        if not Path(source).is_dir():
+            file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
+        card = metadata_load(file) or {}
+    stated = card.get("license") or []
+    stated = stated if isinstance(stated, list) else [stated]
+    return [str(card.get("license_name") or name) if name == "other" else str(name) for name in stated]
+
+
 def manifest_text(made: Mapping[str, Any]) -> str:
     """Write a manifest as JSON, one row a line."""
-    beside_rows = {key: value for key, value in made.items() if key != "rows"}
-    head = json.dumps(beside_rows, indent=2, ensure_ascii=False)
+    head = json.dumps({k: value for k, value in made.items() if k != "rows"}, indent=2, ensure_ascii=False)
     rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in made["rows"])
     return f'{head[:-2]},\n  "rows": [{f"{chr(10)}{rows}{chr(10)}  " if rows else ""}]\n}}\n'
-
-
-def _output(name: str, written: Path, n_rows: int) -> dict[str, Any]:
-    return {"file": name, "rows": n_rows, "sha256": checksum(written)}
-
-
-def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter[str]) -> Iterator[Row]:
-    before = ""
-    for row, change in outcomes:
-        where = row.where if row else change.where if change else ""
-        counts["read"] += where != before  # a row that is drawn again was read once
-        before = where
-        if change:
-            changes.append(change)
-            counts[change.kind] += 1
-        if row is not None:
-            counts["written"] += 1
-            yield row
 
 
 def _count_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
@@ -309,7 +297,3 @@ def digest_of(path: str) -> str:
     for row in readers.stream(path, "train"):
         rows.update(json.dumps(row.fields, sort_keys=True, default=str).encode())
     return rows.hexdigest()
-
-
-def _join_unique(before: Iterable[Sequence[str]], given: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(chain(*before, given)))

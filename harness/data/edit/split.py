@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import splits
-from harness.data.cells import FORMS, are_days, read_moment
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.edit.changes import Change
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
-from harness.data.text_files import Row, Rows, cap_problems
+from harness.data.text_files import EIGHT_DIGITS, FORMS, Row, Rows, cap_problems, is_day, read_moment
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import plain, pluralize
 from harness.records import Example, fold_text
@@ -67,24 +66,18 @@ class SplitRows(NamedTuple):
 
 
 def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
-    """Split rows.
-
-    Raises:
-        UserError: shares do not add up, a class is too small for a part, rows that belong together are too
-            many, or a time cannot be read.
-    """
+    """Split rows; parts that cannot be made as the options say are refused."""
     check_way(way)
-    own = content._replace(rows=[row for row in content.rows if not splits.is_augmented(row)])
-    if not own.rows:
+    source = content._replace(rows=[row for row in content.rows if not splits.is_augmented(row)])
+    if not source.rows:
         raise UserError(splits.phrase_only_augmented(content.shown))
-    if way.folds and len(own.rows) < len(content.rows):
+    if way.folds and len(source.rows) < len(content.rows):
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
-    questions = [read_question_and_answers(row, roles).whole for row in own.rows]
-    found = _split_by_time(own, questions, way) if way.time else _split_at_random(own, questions, way)
+    questions = [read_question_and_answers(row, roles).whole for row in source.rows]
+    found = _split_by_time(source, questions, way) if way.time else _split_at_random(source, questions, way)
     found = _place_augmented(found, content, roles, way)
-    problems = list(_problems(content.shown, found, way))
-    refuse(cap_problems(problems, content.shown, "classes that are too small"))
+    _refuse_empty_parts(content.shown, found, way)
     return found
 
 
@@ -131,21 +124,18 @@ def check_way(way: SplitOptions) -> None:
     elif way.folds < 2:
         raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
     elif way.time or shares != SHARES:
-        found = (
-            f"--time {way.time} as well" if way.time else f"--shares {','.join(map(plain, shares))} as well"
-        )
-        raise UserError(Problem("--folds", found, "folds of one size", "leave one of the two out"))
+        option = f"--time {way.time}" if way.time else f"--shares {','.join(map(plain, shares))}"
+        raise UserError(Problem("--folds", f"{option} as well", "folds of one size", "leave one out"))
 
 
 def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
     """Name parts that are far from their shares because groups cannot be divided."""
-    own = {name: sum(not splits.is_augmented(row) for row in rows) for name, rows in found.parts.items()}
-    n = sum(own.values())
-    for name, n_own in own.items():
-        share = way.parts[name]
-        if n and abs(n_own / n - share) > _FAR:
+    sizes = {name: sum(not splits.is_augmented(row) for row in rows) for name, rows in found.parts.items()}
+    for name, share in way.parts.items():
+        actual = sizes[name] / max(1, sum(sizes.values()))
+        if abs(actual - share) > _FAR:
             yield (
-                f"{name} has {100 * n_own / n:.0f} % of the rows, not {100 * share:.0f} %: "
+                f"{name} has {100 * actual:.0f} % of the rows, not {100 * share:.0f} %: "
                 "rows that belong together cannot be parted"
             )
 
@@ -158,7 +148,7 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
         for other in others:
             kinds[other.row] = kept
     folded = map(fold_text, questions)
-    kinds = [equal.setdefault(of, kinds[i]) if of else kinds[i] for i, of in enumerate(folded)]
+    kinds = [equal.setdefault(text, kinds[i]) if text else kinds[i] for i, text in enumerate(folded)]
     while True:
         parts = _draw_parts(content, kinds, way)
         joined = list(_alike_across(parts, questions, way.alike))
@@ -181,13 +171,14 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
     # Rows as examples: the kind is the question, the group the cluster, the class the slice.
     rows = list[SourcedExample]()
     for i, row in enumerate(content.rows):
-        cluster = f"group {group}" if (group := _group(row, way)) else f"row {i}"
+        group = way.group and row.fields.get(way.group)
+        cluster = f"row {i}" if group in (None, "") else f"group {group}"
         stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
         question = ({"role": "user", "content": str(kinds[i])},)
         rows.append(SourcedExample(Example(str(i), question, cluster=cluster, slice=stratum), row.where))
-    n_groups, named = len(splits.groups_of([row.example for row in rows])), list(way.parts)
-    if n_groups < len(named):
-        found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
+    groups, named = splits.groups_of([row.example for row in rows]), list(way.parts)
+    if len(groups) < len(named):
+        found = f"{pluralize(len(groups), 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
     if way.folds:
@@ -201,29 +192,19 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
             left -= way.parts[name]
         dealt.insert(0, train)
     if way.stratify:
-        dealt = splits.spread_labels(rows, dealt)
-        problems = list(_class_problems(content.shown, rows, dealt, way))
+        dealt, problems = splits.spread_labels(rows, dealt), list[Problem]()
+        counts = [Counter(row.example.slice for row in part) for part in dealt]
+        labels = splits.labels_of(rows, groups)
+        for value, n in sorted(sum(counts, Counter[str]()).items()):
+            if lacking := [name for name, count in zip(named, counts, strict=True) if not count[value]]:
+                n_groups = pluralize(sum(value in group for group in labels), "group")
+                found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking)}"
+                expected = f"every class in every part; rows that belong together give {n_groups} of it"
+                step = "add rows of it, drop or rename the class, or leave out --stratify"
+                where = f"{content.shown}, --stratify {way.stratify}"
+                problems.append(Problem(where, found, expected, step))
         refuse(cap_problems(problems, content.shown, "classes that are too small"))
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
-
-
-def _class_problems(
-    shown: str, rows: Sequence[SourcedExample], parts: Sequence[Sequence[SourcedExample]], way: SplitOptions
-) -> Iterator[Problem]:
-    counts = [Counter(row.example.slice for row in part) for part in parts]
-    groups = splits.labels_of(rows, splits.groups_of([row.example for row in rows]))
-    for value, n in sorted(sum(counts, Counter[str]()).items()):
-        if lacking := [name for name, count in zip(way.parts, counts, strict=True) if not count[value]]:
-            n_groups = pluralize(sum(value in group for group in groups), "group")
-            found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {', '.join(lacking)}"
-            expected = f"every class in every part; rows that belong together give {n_groups} of it"
-            step = "add rows of it, drop or rename the class, or leave out --stratify"
-            yield Problem(f"{shown}, --stratify {way.stratify}", found, expected, step)
-
-
-def _group(row: Row, way: SplitOptions) -> str:
-    group = row.fields.get(way.group) if way.group else None
-    return "" if group is None else str(group)
 
 
 def _alike_across(
@@ -232,9 +213,9 @@ def _alike_across(
     """Yield rows of two parts whose questions are alike, each with the nearest of an earlier part."""
     before: list[int] = []
     for part in parts.values():
-        mine, known = ([questions[i] for i in of] for of in (part, before))
-        found = _nearest(mine, known, alike, questions)
-        yield from ((i, before[one.row]) for i, one in zip(part, found, strict=True) if one)
+        asked, known = ([questions[i] for i in indices] for indices in (part, before))
+        found = _nearest(asked, known, alike, questions)
+        yield from ((i, before[match.row]) for i, match in zip(part, found, strict=True) if match)
         before += part
 
 
@@ -244,7 +225,7 @@ def _nearest(
     """Return for each question the most similar known one; with `alike` 1 the first equal one."""
     if alike < 1:
         return nearest(questions, known, threshold=alike, among=among)
-    first = {of: i for i, question in reversed(list(enumerate(known))) if (of := fold_text(question))}
+    first = {text: i for i, question in reversed(list(enumerate(known))) if (text := fold_text(question))}
     places = (first.get(fold_text(question)) for question in questions)
     return [None if place is None else TextMatch(place, 1.0) for place in places]
 
@@ -255,23 +236,24 @@ def _split_by_time(content: Rows, questions: list[str], way: SplitOptions) -> Sp
     order = sorted(range(len(times)), key=times.__getitem__)
     parts: dict[str, list[int]] = {}
     start, share = 0, 0.0
-    for name, own in way.parts.items():
-        share += own
+    for name, part_share in way.parts.items():
+        share += part_share
         end = round(share * len(order))
         while 0 < end < len(order) and times[order[end]] == times[order[end - 1]]:
             end += 1
         parts[name], start = sorted(order[start:end]), max(start, end)
     changes: dict[int, Change] = {}
     alike = dict(_alike_across(parts, questions, way.alike))
+    written = [way.group and row.fields.get(way.group) for row in content.rows]
+    groups = ["" if group is None else str(group) for group in written]
     first: dict[str, int] = {}  # row of each group in an earlier part
     for part in parts.values():
-        groups = {i: _group(content.rows[i], way) for i in part}
         for i in part:
-            of = alike.get(i, first.get(groups[i]))
-            if of is not None:
+            earlier = alike.get(i, first.get(groups[i]))
+            if earlier is not None:
                 reason = "alike to a question of an earlier part" if i in alike else _IN_EARLIER_GROUP
-                changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[of].where)
-        first = {group: i for i, group in groups.items() if group} | first
+                changes[i] = Change(content.rows[i].where, "dropped", (reason,), content.rows[earlier].where)
+        first = {groups[i]: i for i in part if groups[i]} | first
     kept = {name: [content.rows[i] for i in part if i not in changes] for name, part in parts.items()}
     return SplitRows(kept, [changes[i] for i in sorted(changes)])
 
@@ -281,7 +263,7 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
     times, problems = [], []
     kinds: dict[bool, str] = {}
     values = [row.fields.get(way.time or "") for row in content.rows]
-    with_days = are_days(values)
+    with_days = all(map(is_day, filter(EIGHT_DIGITS.fullmatch, map(str, values))))
     for row, value in zip(content.rows, values, strict=True):
         try:
             time, is_number = read_moment(value, way.time_format, with_days=with_days)
@@ -299,27 +281,21 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
     return times
 
 
-def _problems(shown: str, split_up: SplitRows, way: SplitOptions) -> Iterator[Problem]:
-    parts, reasons = split_up.parts, Counter(change.reason for change in split_up.changes)
+def _refuse_empty_parts(shown: str, found: SplitRows, way: SplitOptions) -> None:
+    reasons = Counter(change.reason for change in found.changes)
     left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())
-    step = "add rows, or fewer parts"
-    if way.time and reasons:
-        step = "add newer rows, or --alike 1, which drops equal questions alone"
-    if _IN_EARLIER_GROUP in reasons:
-        step = "name another --group, or leave it out"
-    for name, rows in parts.items():
-        if not rows:
-            found = f"no row for {name}{f' ({left_out})' if left_out else ''}"
-            yield Problem(shown, found, "rows in every part", step)
-    if not (way.stratify and way.time):
-        return
-    column = way.stratify
-    counts = {name: Counter(str(row.fields.get(column)) for row in rows) for name, rows in parts.items()}
-    total = sum(counts.values(), Counter[str]())
-    for name in way.parts:
-        for value, n in sorted(total.items()):
-            if parts[name] and not counts[name][value]:
-                found = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
-                expected = "some of it in the time of each part"
-                step = "name other --shares, or leave out --stratify"
-                yield Problem(f"{shown}, --stratify {way.stratify}", found, expected, step)
+    step = "add newer rows, or --alike 1, which drops equal questions alone" if way.time and reasons else ""
+    step = "name another --group, or leave it out" if _IN_EARLIER_GROUP in reasons else step
+    problems, step = list[Problem](), step or "add rows, or fewer parts"
+    for name in (name for name, rows in found.parts.items() if not rows):
+        lacking = f"no row for {name}{f' ({left_out})' if left_out else ''}"
+        problems.append(Problem(shown, lacking, "rows in every part", step))
+    if column := way.stratify if way.time else None:
+        counts = {n: Counter(str(row.fields.get(column)) for row in rows) for n, rows in found.parts.items()}
+        expected, step = "some of it in the time of each part", "name other --shares, or leave out --stratify"
+        for name, count in counts.items():
+            for value, n in sorted(sum(counts.values(), Counter[str]()).items()):
+                if count and not count[value]:
+                    lacking = f"{pluralize(n, 'row')} of the class {value!r}, none of them in {name}"
+                    problems.append(Problem(f"{shown}, --stratify {column}", lacking, expected, step))
+    refuse(cap_problems(problems, shown, "classes that are too small"))

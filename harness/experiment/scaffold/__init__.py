@@ -15,34 +15,20 @@ from typing import Any, NamedTuple
 from harness import plugins
 from harness.analysis.explain import USUAL_AMOUNTS
 from harness.config import json_schema, read_suites
-from harness.data import TaskItems, load_task, readers
+from harness.data import Notes, TaskItems, load_task, readers
+from harness.data.columns import CONTEXTS, columns_of, find_head, find_reading_roles, is_id
+from harness.data.examples import FIELD
+from harness.data.examples import examples as read_examples
 from harness.data.guessed_columns import NAME_THEM
-from harness.data.unused import name_keys, name_media, offer_contexts
+from harness.data.row_forms import list_choice_columns
+from harness.data.unused import Unused, find_unused, name_keys, name_media, offer_contexts
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import wrap_prompt
-from harness.experiment.scaffold.method_choice import Resources, describe_base, propose_candidates
-from harness.experiment.scaffold.proposal_files import (
-    PUBLIC,
-    SCHEMA,
-    SUITES,
-    bound_time,
-    experiment_text,
-    load_proposal,
-    propose_gate,
-    propose_public,
-    suite_text,
-    time_sentence,
-)
-from harness.experiment.scaffold.recognition import AnswerForm, Kind, RecognizedRows, Request, absolute, look
-from harness.experiment.scaffold.task_proposal import (
-    FOLDS,
-    check_task,
-    describe_columns,
-    list_unused,
-    propose_task,
-    warn_of_unread,
-)
-from harness.formatting import pluralize, seconds
+from harness.experiment.scaffold import proposal_files, recognition
+from harness.experiment.scaffold.method_choice import Resources, propose_candidates
+from harness.experiment.scaffold.recognition import Request
+from harness.experiment.scaffold.task_proposal import FOLDS, check_task, propose_task
+from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.chat_templates import render_chat
 from harness.models.hub import NAMES as EMBEDDED
@@ -56,7 +42,7 @@ _TOO_FEW = (
     " % confidence; next: more rows, so that some hundred are for test"
 )
 
-_FORMS: dict[AnswerForm, str] = {
+_FORMS: dict[recognition.AnswerForm, str] = {
     "choice": "multiple choice, where the choices of a row are ranked by their log-likelihoods",
     "labels": "a closed set of {n} labels, so they can be ranked, and a plain classifier can be trained",
     "joined labels": "several of {n} labels, joined by {separator!r}",
@@ -69,7 +55,7 @@ _FORMS: dict[AnswerForm, str] = {
     "short": "short free text, which a judge may score too",
     "long": "free text, which a judge may score too",
 }
-_KINDS: dict[Kind, str] = {
+_KINDS: dict[recognition.Kind, str] = {
     "question": "questions whose contexts become documents, to compare retrieval with closed book: ",
     "preference": "preference pairs, where the chosen answer is the reference: ",
 }
@@ -79,7 +65,7 @@ class SetupProposal(NamedTuple):
     """A task and its candidates, the texts of the files to write, what to say of them and warn of."""
 
     name: str
-    kind: Kind
+    kind: recognition.Kind
     task: Task
     candidates: dict[str, dict[str, Any]]
     files: dict[Path, str]
@@ -98,12 +84,17 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     proposed, instructions = propose_task(request, seen, name, base)
     task, items, unfolded = check_task(proposed, has_thumbs=bool(seen.thumbs_down))
     choice, candidates = propose_candidates(seen.kind, items, task, base, here, instructions)
-    gate = propose_gate(load_proposal(request, task, candidates).experiment)
-    remarks, late = [describe_base(request.base_model), f"{choice.name}: {choice.why}"], [choice.warning]
+    gate = proposal_files.propose_gate(proposal_files.load_proposal(request, task, candidates).experiment)
+    trial = ", the embedded model, which is for trying; --base-model NAME takes your own"
+    named_base = f"base: {request.base_model}{trial if request.base_model in EMBEDDED else ''}"
+    remarks, late = [named_base, f"{choice.name}: {choice.why}"], [choice.warning]
     if request.minutes is not None and base is not None:
-        bounded = bound_time(request, task, candidates, here.machine, request.minutes)
+        bounded = proposal_files.bound_time(request, task, candidates, here.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)
-        remarks.append(f"time: {time_sentence(bounded, request.minutes)}")
+        within = f"bounded to {request.minutes:g} min"
+        within = within if bounded.time_s <= 60 * request.minutes else "as short as these rows allow"
+        cut = f", {within} by {', '.join(bounded.cuts)}; --minutes sets another bound" if bounded.cuts else ""
+        remarks.append(f"time: about {seconds(bounded.time_s)} on this machine{cut}")
         if bounded.time_s > 60 * request.minutes:
             late.append(
                 f"about {seconds(bounded.time_s)} on this machine, although {request.minutes:g} min were "
@@ -115,35 +106,36 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
-    public = propose_public(items, on_gpu=here.machine.device == "cuda")
+    public = proposal_files.propose_public(items, on_gpu=here.machine.device == "cuda")
     remarks.append(public.said)
-    suites = (*SUITES, public.name) if public.listed else SUITES
+    suites = (*proposal_files.SUITES, public.name) if public.listed else proposal_files.SUITES
     files = {
-        path: experiment_text(request, name, candidates, gate, remarks, suites),
-        suite: suite_text(request, task, suite.parent),
-        **({suite.with_name(f"{PUBLIC}.yaml"): public.text} if public.text else {}),
-        request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
+        path: proposal_files.experiment_text(request, name, candidates, gate, remarks, suites),
+        suite: proposal_files.suite_text(request, task, suite.parent),
+        **({suite.with_name(f"{proposal_files.PUBLIC}.yaml"): public.text} if public.text else {}),
+        request.folder / proposal_files.SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
-    unused = list_unused(task, seen)
-    named = filter(None, (describe_columns(task, seen, unused), name_keys(unused)))
+    content = readers.Rows(seen.shown, "row", seen.rows)
+    unused = find_unused(task, content, read_examples(task, content, Notes([], []), problems=[]))
+    named = filter(None, (_describe_columns(task, seen, unused), name_keys(unused)))
     sentences = _sentences(seen, task, items, candidates, unfolded)
     said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate[1]
     warnings = (
         *filter(None, [offer_contexts(unused), name_media(unused)]),
-        *warn_of_unread(seen, task, request, unused),
+        *_warn_of_unread(seen, task, request, unused),
         *([_TOO_FEW.format(pluralize(len(items.test), "item"))] if len(items.test) < _FEWEST_TEST else []),
         *filter(None, late),
     )
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
 
-def _recognise(request: Request) -> RecognizedRows:
+def _recognise(request: Request) -> recognition.RecognizedRows:
     problems: list[Problem] = []
     content = None
     # The other files are only read to find their problems.
     for file in filter(None, (request.data, request.pairs, request.documents)):
         try:
-            read = readers.read(absolute(file), "train")
+            read = readers.read(recognition.absolute(file), "train")
         except UserError as error:
             problems += error.problems
         else:
@@ -155,9 +147,9 @@ def _recognise(request: Request) -> RecognizedRows:
         expected = "the embedded model's name, a folder that save_pretrained wrote, or org/name"
         hint = did_you_mean(name, EMBEDDED) if "/" not in name else "check the path"
         problems.append(Problem(f"--base-model {name}", "no such folder or hub id", expected, hint))
-    seen: RecognizedRows | None = None
+    seen: recognition.RecognizedRows | None = None
     with gather(problems):
-        seen = look(request, content) if content else None
+        seen = recognition.look(request, content) if content else None
     if problems or seen is None:
         command = f"harness init {as_argument(str(request.folder))} --data {as_argument(request.data)} "
         raise UserError([replace(p, next_step=p.next_step.replace(NAME_THEM, command)) for p in problems])
@@ -196,7 +188,11 @@ def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iter
 
 
 def _sentences(
-    seen: RecognizedRows, task: Task, items: TaskItems, candidates: Mapping[str, Any], unfolded: str
+    seen: recognition.RecognizedRows,
+    task: Task,
+    items: TaskItems,
+    candidates: Mapping[str, Any],
+    unfolded: str,
 ) -> Iterator[str]:
     layout = f"{seen.layout.name} rows ({seen.layout.form})" if seen.layout else "rows"
     yield f"{seen.shown}: {len(seen.rows):,} {layout}"
@@ -234,12 +230,90 @@ def _sentences(
             yield f"{name}: general rows are replayed, {replay:g} for each training row"
 
 
+def _describe_columns(task: Task, seen: recognition.RecognizedRows, unused: Unused) -> str:
+    """Name every column with what becomes of it."""
+    names = list(dict.fromkeys(name for row in seen.rows for name in row.fields))
+    roles = find_reading_roles(task, seen.layout, names)
+    has_choices = seen.layout is not None and seen.layout.name == "multiple choice"
+    rows = seen.rows if has_choices else []
+    choices = {name for row in rows for name in list_choice_columns(row.fields)}
+    groups = columns_of(task.fields.cluster or "{cluster}", names)
+    asks_more = len({*roles.questions} & {*names}) > 1
+    unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
+    label = "label" if seen.answers.form == "labels" else "answer"
+
+    def tell(name: str) -> str:
+        if name in roles.answers:
+            return "question and answer" if name in roles.questions else label
+        if name in choices:
+            return "choice"
+        if name in roles.questions:
+            return "context" if asks_more and find_head(name) in CONTEXTS else "question"
+        if name in groups:
+            return "group, for the split"
+        if name in unread:
+            return "not used"
+        is_empty = all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows)
+        return "id" if is_id(name) else "empty" if is_empty else "read as the layout says"
+
+    columns_by_role: dict[str, list[str]] = {}
+    for name in names:
+        columns_by_role.setdefault(tell(name), []).append(name)
+    named = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
+    columns = dict.fromkeys(name.partition(".")[0] for name in named if "." in name)
+    held = [(c, value) for c in columns for row in seen.rows if isinstance(value := row.fields.get(c), dict)]
+    parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
+    columns_by_role.setdefault("not used", []).extend(part for part in parts if part not in named)
+    told = [f"{', '.join(names)} → {role}" for role, names in columns_by_role.items() if names]
+    return f"columns: {'; '.join(told)}"
+
+
+_SPLITS = ("split", "subset", "partition", "set", "dataset_split")
+_PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
+
+
+def _warn_of_unread(
+    seen: recognition.RecognizedRows, task: Task, request: Request, unused: Unused
+) -> Iterator[str]:
+    """Warn of columns that may ask or answer too, of labels that are numbers, and of parts of a split."""
+    is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
+    labels = {*seen.answers.labels} - {"none"}
+    are_numbers = bool(labels) and all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+    if is_guessed and are_numbers and "within_one" not in task.metrics and not request.instruction:
+        yield (
+            "the labels are numbers, codes or steps of a rating, which tell a prompt nothing; next: write"
+            " names in their place, name their column by --reference, or explain them by --instruction TEXT"
+        )
+    else:
+        others = (other for other in unused.others if getattr(request, other.option) is None)
+        yield from (f"{other.sentence}; next: where it does, {other.options}" for other in others)
+    for column in unused.columns:
+        values = [str(row.fields.get(column)) for row in seen.rows]
+        parts = list(dict.fromkeys(values))
+        if column.lower() in _SPLITS and len(parts) > 1 and {part.lower() for part in parts} <= _PARTS:
+            counted = ", ".join(f"{part} ({count(values.count(part))})" for part in parts)
+            yield (
+                f"the column {column!r} parts the rows into {counted}, and is not read: they are split "
+                "again; next: to keep these parts, write each to a file, and name these as train, validation "
+                "and test under data: of the suite"
+            )
+    if request.data.startswith(HUB) or Path(request.data).expanduser().is_dir():
+        data = recognition.absolute(request.data)
+        unread_parts = [part for part in readers.list_parts(data) if part in ("validation", "test")]
+        if unread_parts:
+            named_parts = ", ".join(f"{part}: {json.dumps(data)}" for part in ("train", *unread_parts))
+            yield (
+                f"{request.data}: its {' and '.join(unread_parts)} rows are not read, train is split again; "
+                f"next: to keep these parts, write data: {{{named_parts}}} in the suite"
+            )
+
+
 def _name_of(request: Request) -> str:
     """Name the task by the file, or a hub set by its last part, unlike every task of the suites."""
     stem = request.data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
-    suites = [suite for suite in read_suites(request.folder / "suites") if suite.name in SUITES]
-    taken = {PUBLIC, *(task.name for suite in suites for task in suite.tasks)}
+    suites = [s for s in read_suites(request.folder / "suites") if s.name in proposal_files.SUITES]
+    taken = {proposal_files.PUBLIC, *(task.name for suite in suites for task in suite.tasks)}
     return f"{name}-target" if name in taken else name
 
 
@@ -266,6 +340,5 @@ _EXAMPLE = (
 
 def describe_existing_file(path: Path) -> Problem:
     """Return the problem of a file that would be overwritten."""
-    return Problem(
-        str(path), "a file that is there already", "a new file", "choose another folder, or move it away"
-    )
+    step = "choose another folder, or move it away"
+    return Problem(str(path), "a file that is there already", "a new file", step)

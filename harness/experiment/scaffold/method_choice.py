@@ -18,7 +18,6 @@ from harness.experiment.scaffold.task_proposal import count_tokens
 from harness.formatting import count, pluralize, size
 from harness.models import hub, memory
 from harness.models.hardware import Machine, Memory
-from harness.models.hub import NAMES as EMBEDDED
 from harness.models.hub import ModelSource, context_length, is_packed
 from harness.models.shapes import Shape
 from harness.records import Example
@@ -45,42 +44,25 @@ class MethodChoice(NamedTuple):
     warning: str = ""
 
 
-class _TrainingMemory(NamedTuple):
-    """Memory that a training takes in GB, and the parameters that it trains."""
-
-    gb: float
-    n_trained: float
-
-    def __str__(self) -> str:
-        return size(self.gb * 1e9)
-
-
 def fit_batches(
     recipes: Mapping[str, dict[str, Any]], base: ModelSource | None, here: Resources, longest: int
 ) -> dict[str, dict[str, Any]]:
-    """Reduce the batch size of trainings that would not fit in memory, with the same rows per step.
-
-    Returns the recipes unchanged if the base's size is unknown.
-    """
-    shape = None if base is None else hub.shape(base)
+    """Reduce the batch size of trainings that would not fit in memory, with the same rows per step."""
+    shape, fitted = None if base is None else hub.shape(base), dict(recipes)
     if shape is None:
-        return dict(recipes)
-    fitted = {}
+        return fitted
+    free = here.room.free_gib * _GIB
     for name, recipe in recipes.items():
-        own = recipe.get("params", {})
-        usual = plugins.method(name).params(**own)
+        given = recipe.get("params", {})
+        usual = plugins.method(name).params(**given)
         rows, steps = (getattr(usual, key) for key in _BATCH)
-        fitted[name] = tried = recipe
-        while not _fits(_need(name, tried, shape, here, longest), here.room) and rows % 2 == 0:
+        tried = recipe
+        while _need(name, tried, shape, here, longest)[0] > free and rows % 2 == 0:
             rows, steps = rows // 2, steps * 2
-            tried = {**recipe, "params": {**own, **dict(zip(_BATCH, (rows, steps), strict=True))}}
-        if _fits(_need(name, tried, shape, here, longest), here.room):
+            tried = {**recipe, "params": {**given, **dict(zip(_BATCH, (rows, steps), strict=True))}}
+        if _need(name, tried, shape, here, longest)[0] <= free:
             fitted[name] = tried
     return fitted
-
-
-def _fits(need: _TrainingMemory, room: Memory) -> bool:
-    return need.gb <= room.free_gib * _GIB
 
 
 def choose_method(
@@ -89,36 +71,39 @@ def choose_method(
     """Choose among recipes by the names of their methods; `longest` is the tokens of the longest row."""
     shape = None if base is None else hub.shape(base)
     is_small = shape is not None and shape.n_parameters <= AS_SMALL_AS_AN_ADAPTER
-
-    def rank(name: str) -> tuple[bool, bool]:
-        method = plugins.method(name)
-        return (method.makes == "model") != is_small, bool(method.quantization)
-
-    ordered = sorted(recipes, key=rank)
+    methods = {name: plugins.method(name) for name in recipes}
+    ordered = sorted(
+        recipes,
+        key=lambda name: ((methods[name].makes == "model") != is_small, bool(methods[name].quantization)),
+    )
     if shape is None:
         why = "the size of the base is not known here, and an adapter needs the least memory"
         return MethodChoice(ordered[0], why)
     needs = {name: _need(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
-    free = f"{size(here.room.free_gib * _GIB * 1e9)} of {here.room.of} are free"
-    name = next((name for name in ordered if _fits(needs[name], here.room)), None)
+    takes = {name: size(gb * 1e9) for name, (gb, _) in needs.items()}
+    room = here.room.free_gib * _GIB
+    free = f"{size(room * 1e9)} of {here.room.of} are free"
+    name = next((name for name in ordered if needs[name][0] <= room), None)
     if name is None:
-        name = min(ordered, key=lambda one: needs[one].gb)
-        said = f"training {name} takes about {needs[name]}, and {free}"
-        return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
-    method, fits = plugins.method(name), f"about {needs[name]}, and {free}"
-    n_whole = _millions(shape.n_parameters)
-    if method.makes == "model":
+        name = min(ordered, key=lambda other: needs[other][0])
+        reason = f"training {name} takes about {takes[name]}, and {free}"
+        return MethodChoice(name, reason, f"{reason}; next: a smaller --base-model, or more memory")
+    fits = f"about {takes[name]}, and {free}"
+    n_whole, n_trained = (
+        f"{count(n / 1e6)} million" if n >= 1e6 else count(n) for n in (shape.n_parameters, needs[name][1])
+    )
+    if methods[name].makes == "model":
         why = f"all {n_whole} parameters, no more than an adapter usually has; {fits}"
-    elif method.quantization and name != ordered[0]:
+    elif methods[name].quantization and name != ordered[0]:
         why = (
-            f"on the base in 4 bits, because {ordered[0]} would take {needs[ordered[0]]}; {fits}; "
+            f"on the base in 4 bits, because {ordered[0]} would take {takes[ordered[0]]}; {fits}; "
             "it answers more slowly than the base in 16 bits"
         )
     else:
-        whole = [needs[other] for other in ordered if plugins.method(other).makes == "model"]
+        whole = [takes[other] for other in ordered if methods[other].makes == "model"]
         otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
-        trained = f"{_millions(needs[name].n_trained)} of {n_whole} parameters"
-        why = f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
+        why = f"trains {n_trained} of {n_whole} parameters in {fits}; merged, it answers as fast as the base"
+        why += otherwise
     rows, steps = (recipes[name].get("params", {}).get(key) for key in _BATCH)
     if steps:  # fewer rows at a time than usual
         why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
@@ -127,12 +112,12 @@ def choose_method(
 
 def _need(
     name: str, recipe: Mapping[str, Any], shape: Shape, here: Resources, longest: int
-) -> _TrainingMemory:
-    """Estimate what a training takes; a CPU keeps quantised weights unpacked, and has no checkpointing."""
+) -> tuple[float, float]:
+    """Estimate the memory of a training in GB, and the parameters that it trains."""
     method, on_gpu = plugins.method(name), here.machine.device == "cuda"
     params = method.params(**recipe.get("params", {}))
     n_trained = method.adapter.n_parameters(shape, params) or shape.n_parameters
-    gb = memory.training_peak(
+    memory_gb = memory.training_peak(
         shape,
         n_trained,
         params.per_device_train_batch_size * min(longest, params.max_length),
@@ -141,17 +126,7 @@ def _need(
         checkpointing=on_gpu,
         in_tiles=on_gpu,
     ).total
-    return _TrainingMemory(gb, n_trained)
-
-
-def _millions(n: float) -> str:
-    return f"{count(n / 1e6)} million" if n >= 1e6 else count(n)
-
-
-def describe_base(name: str) -> str:
-    """Name the base that is written, and whether it is only for trying."""
-    trial = ", the embedded model, which is for trying; --base-model NAME takes your own"
-    return f"base: {name}{trial if name in EMBEDDED else ''}"
+    return memory_gb, n_trained
 
 
 MOST_SHOTS, LONGEST_SHOTS = 8, 3000  # the second in characters, all shots together
@@ -166,52 +141,55 @@ def propose_candidates(
     here: Resources,
     instructions: Sequence[str] = (),
 ) -> tuple[MethodChoice, dict[str, dict[str, Any]]]:
-    """List all alternatives that a decision on such a task needs, the cheap ones first.
+    """List all alternatives that a decision on such a task needs, the cheap ones first."""
 
-    The plain prompt is the best on validation among the task's instruction and others.
-    """
+    def long_row(lengths: Sequence[int]) -> int:  # nine of ten are not longer
+        return max(sorted(lengths)[int(0.9 * (len(lengths) - 1))], 1)
+
+    def list_methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
+        recipes = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
+        return {name: {"method": name, **recipe} for name, recipe in recipes.items() if recipe is not None}
+
     lengths = [len(e.prompt) + max(map(len, e.references), default=0) for e in items.train]
-    n_shots = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
+    n_shots = max(1, min(MOST_SHOTS, LONGEST_SHOTS // long_row(lengths)))
+    n_tokens = _count_tokens(items.train, base)
     if base and not is_packed(base) and (context := context_length(base)):
         whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
         prompts = [replace(e, references=()) for e in whole]
         room = context - task.max_new_tokens - max(_count_tokens(prompts, base))
-        n_shots = min(n_shots, max(0, room // max(_most(_count_tokens(items.train, base)), 1)))
+        n_shots = min(n_shots, max(0, room // long_row(n_tokens)))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
-    size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
-    ways = {bool(pair.references) for pair in items.pairs}
-    pairs, thumbs = bool(task.data.pairs) and is_whole, not is_whole and len(ways) > 1
-    situation = plugins.Situation(kind == "labels", pairs, size, thumbs=thumbs)
-    proposed = _methods(situation)
+    thumbs = not is_whole and len({bool(pair.references) for pair in items.pairs}) > 1
+    size = base.n_parameters if base else None
+    situation = plugins.Situation(kind == "labels", bool(task.data.pairs) and is_whole, size, thumbs=thumbs)
+    proposed = list_methods(situation)
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
-    untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
-    longest = max(_count_tokens(items.train, base))
+    longest = max(n_tokens)
     # Raise max_length to the longest row, estimated with a quarter to spare, if it would be dropped.
     room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
     for name, recipe in on_rows.items():
-        own = recipe.get("params", {})
-        if room > plugins.method(name).params(**own).max_length:
-            on_rows[name] = {**recipe, "params": {**own, "max_length": room}}
+        given = recipe.get("params", {})
+        if room > plugins.method(name).params(**given).max_length:
+            on_rows[name] = {**recipe, "params": {**given, "max_length": room}}
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
-    makes_adapter = plugins.method(choice.name).makes == "adapter"
-    beside = _methods(situation._replace(adapter=choice.name if makes_adapter else ""))
-    others = {name: recipe for name, recipe in beside.items() if name not in on_rows}
     tried = {"sweep": {"system": [None, *instructions]}} if instructions else {}
     found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot", **tried}}
     if n_shots:
         found |= {"fixed": {"prompting": fixed}, "knn": {"prompting": nearest}}
     if kind == "labels":
         found["ranked"] = {"prompting": nearest if n_shots else "zero_shot", "answer": "rank"}
-    found |= untrained
+    found |= {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     rag = {"rag": {"retriever": "bm25", "top_k": 2}}
     if task.data.documents:
         found["rag"] = {"prompting": rag}
     found[choice.name] = on_rows[choice.name]
     if task.data.documents:
         found["hybrid"] = {"weights_of": choice.name, "prompting": rag}
-    return choice, found | others
+    is_adapter = plugins.method(choice.name).makes == "adapter"
+    others = list_methods(situation._replace(adapter=choice.name if is_adapter else ""))
+    return choice, found | {name: recipe for name, recipe in others.items() if name not in on_rows}
 
 
 def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int]:
@@ -220,13 +198,3 @@ def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int
     texts = ["\n".join([*(m["content"] for m in e.messages), *e.references[:1]]) for e in rows]
     counts = zip(count_tokens(texts, base), rows, strict=True)
     return [n + costs.CHAT_TOKENS * (len(e.messages) + 1) for n, e in counts]
-
-
-def _most(lengths: Sequence[int]) -> int:
-    """Return the length that nine of ten do not exceed."""
-    return sorted(lengths)[int(0.9 * (len(lengths) - 1))]
-
-
-def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
-    proposals = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
-    return {name: {"method": name, **recipe} for name, recipe in proposals.items() if recipe is not None}

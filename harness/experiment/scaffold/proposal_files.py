@@ -30,7 +30,7 @@ from harness.evaluation.session import join_items
 from harness.experiment.preflight import Estimates
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.scaffold.recognition import Request
-from harness.formatting import pluralize, seconds
+from harness.formatting import pluralize
 from harness.models.hardware import Machine
 from harness.progress import SilentProgress
 from harness.spec import HUB, Experiment, GatePolicy, ItemLimits, Recipe, Task
@@ -110,17 +110,12 @@ def experiment_text(
 def suite_text(request: Request, task: Task, folder: Path) -> str:
     """Write the suite; files near the folder are named relative to it."""
     written = task.model_dump(exclude_defaults=True, mode="json")
-    data = {
-        key: os.path.relpath(value, folder.resolve())
-        if key in _FILES
-        and isinstance(value, str)
-        and not value.startswith(HUB)
-        and Path(value).is_relative_to(request.folder.resolve().parent)
-        else value
-        for key, value in written["data"].items()
-    }
+    data = written["data"]
+    for key in (key for key in _FILES if isinstance(data.get(key), str) and not data[key].startswith(HUB)):
+        if Path(data[key]).is_relative_to(request.folder.resolve().parent):
+            data[key] = os.path.relpath(data[key], folder.resolve())
     lines = [f"name: {flow(task.name)}", "role: target", "tasks:"]
-    for i, (key, value) in enumerate({**written, "data": data}.items()):
+    for i, (key, value) in enumerate(written.items()):
         lines.append(f"{'  - ' if i == 0 else '    '}{key}: {flow(value, width=100)}")
     return "\n".join(lines) + "\n"
 
@@ -188,11 +183,7 @@ STEPS = (
 
 
 class BoundedSetup(NamedTuple):
-    """A task and its candidates within a bound, their estimated time, and what was left out.
-
-    `cuts` says each part with how much of how much it is; empty where all is kept. `folds_s` is the time that
-    folds would take, where they were left out for it.
-    """
+    """A task and its candidates within a bound, their time, what was cut, and the time of left-out folds."""
 
     task: Task
     candidates: dict[str, dict[str, Any]]
@@ -204,33 +195,36 @@ class BoundedSetup(NamedTuple):
 def bound_time(
     request: Request, task: Task, candidates: Candidates, machine: Machine, minutes: float
 ) -> BoundedSetup:
-    """Take the first step whose estimate is within the bound, or the last one.
-
-    Folds, which test on all of a few rows, stay as long as one value of each sweep keeps them in the bound.
-    """
+    """Take the first step whose estimate is within the bound, or the last one."""
     steps = (STEPS[0], STEPS[0]._replace(sweeps=False)) if task.data.folds else STEPS
     loaded = load_proposal(request, task, candidates)
     session = replace(prepare_session(loaded, Scope(dry_run=True), SilentProgress()), machine=machine)
-    whole = load_task(_limit_task(task, {}), session.first_seed)
+    unlimited = task.data.model_copy(update={"limits": ItemLimits()})
+    whole = load_task(task.model_copy(update={"data": unlimited}), session.first_seed)
+    sizes: dict[str, int] = {split: len(getattr(whole, split)) for split in SPLITS}
     for step in steps:
-        limits: dict[str, int] = {
-            split: getattr(step, split)
-            for split in SPLITS
-            if getattr(step, split) < len(getattr(whole, split))
-        }
-        narrow = _limit_task(task, limits)
-        kept = {name: _keep_swept(recipe, step) for name, recipe in candidates.items()}
-        rows = [f"{n:,} of {len(getattr(whole, split)):,} {_ROWS[split]}" for split, n in limits.items()]
-        swept = [item for recipe in candidates.values() for item in recipe.get("sweep", {}).items()]
-        tried = [f"one {key} instead of {len(values)}" for key, values in swept if not step.keeps(key)]
+        limits: dict[str, int] = {split: n for split in SPLITS if (n := getattr(step, split)) < sizes[split]}
+        data = task.data.model_copy(update={"limits": ItemLimits(**limits)})
+        narrow = task.model_copy(update={"data": data})
+        cuts = [f"{n:,} of {sizes[split]:,} {_ROWS[split]}" for split, n in limits.items()]
+        kept: dict[str, dict[str, Any]] = {}
+        for name, recipe in candidates.items():
+            sweep = recipe.get("sweep", {})
+            left = {key: values for key, values in sweep.items() if step.keeps(key)}
+            cuts += [f"one {key} instead of {len(tried)}" for key, tried in sweep.items() if key not in left]
+            first = {key: values[0] for key, values in sweep.items() if key not in left and key != "system"}
+            kept[name] = {key: value for key, value in recipe.items() if key != "sweep"}
+            kept[name] |= {"params": {**recipe.get("params", {}), **first}} if first else {}
+            kept[name] |= {"sweep": left} if left else {}
         recipes = {name: Recipe.model_validate(recipe) for name, recipe in kept.items()}
         experiment = session.experiment.model_copy(update={"target": narrow})
-        target = join_items(narrow, "target", narrow.name, _spread(whole, limits))
-        bounded = replace(session, experiment=experiment, target=target).with_candidates(recipes)
-        estimates = Estimates(bounded)
+        # Rows from all over the file are as long as those that are drawn.
+        rows = {split: getattr(whole, split)[:: -(-sizes[split] // n)] for split, n in limits.items()}
+        target = join_items(narrow, "target", narrow.name, replace(whole, **rows))
+        estimates = Estimates(replace(session, experiment=experiment, target=target).with_candidates(recipes))
         time_s = sum(estimates.seconds(estimates.work(recipes)).values())
-        found = BoundedSetup(narrow, kept, time_s, (*rows, *tried))
-        if found.time_s <= 60 * minutes:
+        found = BoundedSetup(narrow, kept, time_s, tuple(cuts))
+        if time_s <= 60 * minutes:
             return found
     if not task.data.folds:
         return found
@@ -251,38 +245,6 @@ def load_proposal(request: Request, task: Task, candidates: Candidates) -> Loade
 _ROWS = {"train": "rows to train on", "validation": "for validation", "test": "for test"}
 
 
-def _spread(whole: TaskItems, limits: Mapping[str, int]) -> TaskItems:
-    """Take as many rows of each split as its limit allows, from all over the file: as long as those drawn."""
-    rows = {split: getattr(whole, split) for split in limits}
-    return replace(whole, **{split: rows[split][:: -(-len(rows[split]) // n)] for split, n in limits.items()})
-
-
-def _limit_task(task: Task, limits: Mapping[str, int]) -> Task:
-    data = task.data.model_copy(update={"limits": ItemLimits(**limits)})
-    return task.model_copy(update={"data": data})
-
-
-def _keep_swept(recipe: Mapping[str, Any], step: BoundStep) -> dict[str, Any]:
-    sweep = recipe.get("sweep", {})
-    kept = {key: values for key, values in sweep.items() if step.keeps(key)}
-    first = {key: values[0] for key, values in sweep.items() if key not in kept and key != "system"}
-    whole = {key: value for key, value in recipe.items() if key != "sweep"}
-    params = {"params": {**recipe.get("params", {}), **first}} if first else {}
-    return {**whole, **params, **({"sweep": kept} if kept else {})}
-
-
-def time_sentence(bounded: BoundedSetup, minutes: float) -> str:
-    """Say how long a comparison takes here, and what was left out for it."""
-    if not bounded.cuts:
-        return f"about {seconds(bounded.time_s)} on this machine"
-    within = bounded.time_s <= 60 * minutes
-    bound = f"bounded to {minutes:g} min" if within else "as short as these rows allow"
-    return (
-        f"about {seconds(bounded.time_s)} on this machine, {bound} by {', '.join(bounded.cuts)}; "
-        "--minutes sets another bound"
-    )
-
-
 PUBLIC = "public"
 _MOST_S = 3.0
 _LIMIT = 300  # items of a task in another language
@@ -290,10 +252,7 @@ _KEYS = {"lm_eval", "limit", "num_fewshot", "primary", "chance", "margin"}
 
 
 class PublicTasks(NamedTuple):
-    """A suite of public tasks: its name, its file's text if it is none of ours, and what to say of it.
-
-    It is `listed` in harness.yaml where its data can be had and a GPU answers it.
-    """
+    """A suite of public tasks, the text of its file if it is new, and whether harness.yaml lists it."""
 
     name: str
     text: str
@@ -353,8 +312,8 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
             )
         return False
 
-    there = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
-    return ("the copies on this machine" if there else ""), there
+    known = set(filter(is_here, tasks)) if mirror or any(cache.glob("datasets--*")) else set()
+    return ("the copies on this machine" if known else ""), known
 
 
 def _reaches_hub() -> bool:

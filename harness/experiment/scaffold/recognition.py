@@ -8,22 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.data import formats, readers
-from harness.data.columns import (
-    GROUPS,
-    MESSAGES,
-    answer_column,
-    columns_of,
-    find_filled_columns,
-    find_missing_header,
-    name_in,
-    require_column,
-)
+from harness.data import columns, formats, readers
 from harness.data.examples import Notes
 from harness.data.examples import examples as read_examples
 from harness.data.formats import Layout
 from harness.data.guessed_columns import MOST_LABELS, SQL, add_contexts, guess_columns, label_set
-from harness.data.multiple_choice import CHOICE_QUESTIONS, find_column, settle_forms
+from harness.data.row_forms import CHOICE_QUESTIONS, find_column, settle_forms
 from harness.data.text_files import Row
 from harness.data.turns import find_fields
 from harness.errors import Problem, UserError, refuse
@@ -85,13 +75,8 @@ class RecognizedRows(NamedTuple):
 
 
 def look(request: Request, content: readers.Rows) -> RecognizedRows:
-    """Recognise rows.
-
-    Raises:
-        UserError: no columns clearly ask and answer, the rows are not of the kind that was named, or the
-            first line of a CSV file is probably a row.
-    """
-    refuse(find_missing_header(content, is_named=bool(request.prompt or request.reference)))
+    """Recognise rows; those of another kind than was named, or without clear columns, are refused."""
+    refuse(columns.find_missing_header(content, is_named=bool(request.prompt or request.reference)))
     layout = formats.recognise(content.rows)
     fields = _fields(request, content, layout)
     if layout and layout.name == "multiple choice":
@@ -100,15 +85,75 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         fields |= {"answers_are": forms.numbers[0]} if forms.has_numbers else {}
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
-    names = content.names
-    column = name_in(answer_column(task, layout, names)).rpartition(".")[2]
+    column = columns.name_in(columns.answer_column(task, layout, content.names)).rpartition(".")[2]
     kind = request.kind or _kind(layout, examples, column)
-    if found := _misfit(kind, layout, content.rows, examples):
+    form, misfit = layout.name if layout else "prompt and reference", ""
+    if kind == "labels":
+        references = list_references(examples)
+        if len(references) < 2 or any(len(e.references) > 1 for e in examples):
+            misfit = f"{pluralize(len(references), 'different reference')}, or several a row"
+    elif kind == "choice" and not _has_choices(examples):
+        misfit = f"{form} rows without choices of their own"
+    elif kind == "question" and not any(row.fields.get("context") for row in content.rows):
+        misfit = f"{form} rows without a context"
+    elif kind == "preference" and form not in formats.PAIRED:
+        misfit = f"{form} rows"
+    if misfit:
         step = "leave --task out, or name another kind"
-        raise UserError(Problem(f"{content.shown}, --task {kind}", found, NEEDS[kind], step))
+        raise UserError(Problem(f"{content.shown}, --task {kind}", misfit, NEEDS[kind], step))
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
     answers = _recognise_answers(kind, examples, column)
     return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, thumbs)
+
+
+def _kind(layout: Layout | None, examples: Sequence[Example], column: str) -> Kind:
+    if layout is not None and layout.name in formats.PAIRED:
+        return "preference"
+    if _has_choices(examples):
+        return "choice"
+    labels = tuple(list_references(examples))
+    is_code = are_calls(labels) or _are_json(labels) or all(map(SQL.match, labels))
+    if is_code or len(labels) > MOST_LABELS or any(len(e.references) != 1 for e in examples):
+        return "text"
+    answers = [match_label(e.references[0], labels) or "" for e in examples]
+    is_set = label_set(answers, column, (e.prompt for e in examples))
+    return "labels" if is_set and not _find_joined_labels(answers, column) else "text"
+
+
+def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> Answers:
+    if kind == "choice":
+        return Answers("choice")
+    if kind == "labels":
+        return Answers("labels", tuple(list_references(examples)))
+    references = [max(example.references, key=len) for example in examples if example.references]
+    if not references:
+        return Answers("long")
+    # JSON lists, or lists by key, of pieces of the prompt.
+    lists: list[tuple[str, Any]] = [
+        (example.prompt.casefold(), spans)
+        for example in examples
+        for value in map(_read_json, example.references)
+        for spans in (value.values() if isinstance(value, dict) else [value])
+    ]
+    are_lists = any(spans for _, spans in lists) and all(isinstance(spans, list) for _, spans in lists)
+    if are_lists and all(_is_span(span, text) for text, spans in lists for span in spans):
+        return Answers("spans")
+    if are_calls(references):
+        return Answers("calls")
+    if _are_json(references):
+        return Answers("json")
+    if all(map(_FINAL.search, references)):
+        return Answers("reasoned")
+    if joined := _find_joined_labels(references, column):
+        return joined
+    if all(map(SQL.match, references)):
+        return Answers("sql")
+    n_words = sorted(len(pieces(reference)) for reference in references)
+    if n_words[int(0.9 * (len(n_words) - 1))] > 8 or any("\n" in text.strip() for text in references):
+        return Answers("long")
+    return Answers(
+        "number" if kind == "text" and all(map(_BEGINS_WITH_NUMBER.match, references)) else "short"
+    )
 
 
 def examples_of(task: Task, content: readers.Rows) -> list[Any]:
@@ -117,29 +162,25 @@ def examples_of(task: Task, content: readers.Rows) -> list[Any]:
 
 
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
-    given = {
-        key: text.replace("\\n", "\n") if text else None
-        for key, text in (("prompt", request.prompt), ("reference", request.reference))
-    }
-    names = content.names
+    named, names = (("prompt", request.prompt), ("reference", request.reference)), content.names
+    given = {key: text.replace("\\n", "\n") for key, text in named if text}
     for key, text in given.items():
-        known = names | {MESSAGES} if layout else names
-        for column in columns_of(text, names) if text not in names else ():
-            require_column(content.shown, known, column, f"--{key}")
-    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items() if text}
-    columns = find_filled_columns(content.rows)
+        known = names | {columns.MESSAGES} if layout else names
+        for column in columns.columns_of(text, names) if text not in names else ():
+            columns.require_column(content.shown, known, column, f"--{key}")
+    fields = {key: text if "{" in text else f"{{{text}}}" for key, text in given.items()}
+    filled = columns.find_filled_columns(content.rows)
     formed = {name for row in content.rows for name in find_fields(row)}
-    if layout is None and not (
-        columns & formed & {"prompt", "messages"} and columns & {"reference", "references", "constraints"}
-    ):
-        fields = guess_columns(content, columns, fields)
+    is_asked, answers = filled & formed & {"prompt", "messages"}, {"reference", "references", "constraints"}
+    if layout is None and not (is_asked and filled & answers):
+        fields = guess_columns(content, filled, fields)
     if layout and layout.name in ("question", "multiple choice") and "prompt" not in fields:
-        asking = f"{{{find_column(dict.fromkeys(columns, ''), CHOICE_QUESTIONS)}}}"
+        asking = f"{{{find_column(dict.fromkeys(filled, ''), CHOICE_QUESTIONS)}}}"
         whole = add_contexts(asking, "", content.rows)
         is_nested = any(isinstance(row.fields.get("context"), dict) for row in content.rows)
         by_layout = f"{{context}}\n\n{asking}" if layout.name == "question" and not is_nested else asking
         fields |= {} if whole in (asking, by_layout) else {"prompt": whole}
-    for group in GROUPS if "cluster" not in columns else ():
+    for group in columns.GROUPS if "cluster" not in filled else ():
         # A field that holds a few rows together: filled everywhere, repeated, of several values.
         values = [row.fields.get(group) for row in content.rows]
         is_filled = all(isinstance(value, str | int) and value != "" for value in values)
@@ -149,22 +190,8 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
     return fields
 
 
-def _kind(layout: Layout | None, examples: Sequence[Example], column: str) -> Kind:
-    if layout is not None and layout.name in formats.PAIRED:
-        return "preference"
-    if _has_choices(examples):
-        return "choice"
-    labels = tuple(references_of(examples))
-    is_code = are_calls(labels) or _are_json(labels) or all(map(SQL.match, labels))
-    if is_code or len(labels) > MOST_LABELS or any(len(e.references) != 1 for e in examples):
-        return "text"
-    answers = [match_label(e.references[0], labels) or "" for e in examples]
-    is_set = label_set(answers, column, (e.prompt for e in examples))
-    return "labels" if is_set and not _find_joined_labels(answers, column) else "text"
-
-
 def _has_choices(examples: Sequence[Example]) -> bool:
-    """Tell whether each row has choices, which are not the same in all rows; those would be labels."""
+    """Tell whether each row has choices that are not the same in all rows; those would be labels."""
     return bool(examples) and all(e.choices for e in examples) and not has_closed_labels(examples)
 
 
@@ -177,20 +204,7 @@ NEEDS: dict[Kind, str] = {
 }
 
 
-def _misfit(kind: Kind, layout: Layout | None, content: Sequence[Row], examples: Sequence[Example]) -> str:
-    form = layout.name if layout else "prompt and reference"
-    if kind == "labels" and (
-        len(references_of(examples)) < 2 or any(len(e.references) > 1 for e in examples)
-    ):
-        return f"{pluralize(len(references_of(examples)), 'different reference')}, or several a row"
-    if kind == "choice" and not _has_choices(examples):
-        return f"{form} rows without choices of their own"
-    if kind == "question" and not any(row.fields.get("context") for row in content):
-        return f"{form} rows without a context"
-    return f"{form} rows" if kind == "preference" and form not in formats.PAIRED else ""
-
-
-def references_of(examples: Sequence[Example]) -> list[str]:
+def list_references(examples: Sequence[Example]) -> list[str]:
     """List every reference once, sorted; of those that are one label to metrics, the commonest spelling."""
     return list_labels(reference for example in examples for reference in example.references)
 
@@ -206,43 +220,14 @@ _KINDS = {"type", "label", "tag", "kind", "category", "class", "entity_type", "e
 _SEPARATORS = (";", "|", ",")
 
 
-def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> Answers:
-    if kind == "choice":
-        return Answers("choice")
-    if kind == "labels":
-        return Answers("labels", tuple(references_of(examples)))
-    references = [max(example.references, key=len) for example in examples if example.references]
-    # JSON lists, or lists by key, of pieces of the prompt.
-    lists: list[tuple[str, Any]] = [
-        (example.prompt.casefold(), spans)
-        for example in examples
-        for value in map(_read_json, example.references)
-        for spans in (value.values() if isinstance(value, dict) else [value])
-    ]
-    are_lists = any(spans for _, spans in lists) and all(isinstance(spans, list) for _, spans in lists)
-    if are_lists and all(_is_span(span, text) for text, spans in lists for span in spans):
-        return Answers("spans")
-    if references and are_calls(references):
-        return Answers("calls")
-    if references and _are_json(references):
-        return Answers("json")
-    if references and all(map(_FINAL.search, references)):
-        return Answers("reasoned")
-    if joined := _find_joined_labels(references, column):
-        return joined
-    if references and all(map(SQL.match, references)):
-        return Answers("sql")
-    n_words = sorted(len(pieces(reference)) for reference in references)
-    is_one_line = not any("\n" in reference.strip() for reference in references)
-    if not n_words or n_words[int(0.9 * (len(n_words) - 1))] > 8 or not is_one_line:
-        return Answers("long")
-    return Answers("number" if kind == "text" and _are_numbers(references) else "short")
-
-
 def are_calls(texts: Sequence[str]) -> bool:
     """Tell whether texts are calls of tools, as chat rows are read: one a line, or an empty list for none."""
     read = [[_read_json(line) for line in text.splitlines()] for text in texts]
-    return any(map(_has_calls, read)) and all(_has_calls(values) or values == [[]] for values in read)
+    has_calls = [
+        bool(values) and all(isinstance(v, dict) and v.keys() == {"name", "arguments"} for v in values)
+        for values in read
+    ]
+    return any(has_calls) and all(has or values == [[]] for has, values in zip(has_calls, read, strict=True))
 
 
 def _are_json(texts: Sequence[str]) -> bool:
@@ -257,26 +242,15 @@ def _is_span(value: object, text: str) -> bool:
     return isinstance(value, str) and value.casefold() in text
 
 
-def _are_numbers(texts: Sequence[str]) -> bool:
-    return all(map(_BEGINS_WITH_NUMBER.match, texts))
-
-
 def _find_joined_labels(texts: Sequence[str], column: str) -> Answers | None:
-    """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone.
-
-    The comma of numbers is a decimal's.
-    """
+    """Find labels that answers join, as in `billing; delivery`: fewer than different answers, some alone."""
     values = {text.strip() for text in texts}
-    for separator in _SEPARATORS[:2] if _are_numbers(texts) else _SEPARATORS:
+    for separator in _SEPARATORS[:2] if all(map(_BEGINS_WITH_NUMBER.match, texts)) else _SEPARATORS:
         parts = [part.strip() for text in texts for part in text.split(separator) if part.strip()]
         labels = label_set(parts, column)
         if len(values) > len(labels) and values & {*labels}:
             return Answers("joined labels", labels, separator)
     return None
-
-
-def _has_calls(values: Sequence[object]) -> bool:
-    return bool(values) and all(isinstance(v, dict) and v.keys() == {"name", "arguments"} for v in values)
 
 
 def _read_json(text: str) -> object:

@@ -1,52 +1,31 @@
-"""Proposal of a task: its fields, metrics and limits, read once as a comparison will read it.
+"""Proposal of a task: its fields, metrics and limits, and a draft of its system text.
 
-It also names the columns and parts of a set that are not read, and doubts about the task.
+The task is read once as a comparison will read it. The draft says what to do and in which form, from the
+names of the columns and the answers.
 """
 
-import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
 from harness.data import OF_RATINGS, SPLITS, Notes, TaskItems, load_task, readers
-from harness.data.columns import (
-    CONTEXTS,
-    column_options,
-    columns_of,
-    find_head,
-    find_reading_roles,
-    is_id,
-    option_text,
-)
+from harness.data.columns import CONTEXTS, column_options, find_head, find_reading_roles, option_text
 from harness.data.edit.row_files import new_name
-from harness.data.examples import FIELD, examples, pairs
-from harness.data.multiple_choice import list_choice_columns
-from harness.data.turns import defines_tools_alone
-from harness.data.unused import Unused, find_unused
+from harness.data.examples import FIELD, pairs
+from harness.data.guessed_columns import spell
+from harness.data.turns import TOOL_USE
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
-from harness.experiment.scaffold.instruction import (
-    PromptColumns,
-    draft_instruction,
-    is_rating,
-    vary_instruction,
-)
+from harness.experiment.scaffold import recognition
 from harness.experiment.scaffold.proposal_files import STEPS
-from harness.experiment.scaffold.recognition import (
-    AnswerForm,
-    Answers,
-    RecognizedRows,
-    Request,
-    absolute,
-    examples_of,
-)
 from harness.formatting import count
 from harness.models.hub import ModelSource
-from harness.records import Example
-from harness.spec import HUB, Fields, Task
+from harness.records import Example, parse_json
+from harness.spec import Fields, Task
 
 FEW, FOLDS = 300, 5  # rows that are tested in folds
 _UNUSABLE_SHARE = 0.05
@@ -54,18 +33,16 @@ _LEAST_TOKENS, _MOST_TOKENS = 64, 256  # of an answer; a base that is only promp
 
 
 def propose_task(
-    request: Request, seen: RecognizedRows, name: str, base: ModelSource | None
+    request: recognition.Request, seen: recognition.RecognizedRows, name: str, base: ModelSource | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Write the task as a mapping, paths absolute, and the draft of its instruction in other words.
-
-    Answers may be as long as the base's tokenizer says.
-    """
+    """Write the task as a mapping, paths absolute, and the draft of its instruction in other words."""
     task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
-    data: dict[str, Any] = {"all": absolute(request.data)}
+    data: dict[str, Any] = {"all": recognition.absolute(request.data)}
     has_pairs = seen.kind == "preference" or seen.thumbs_down
     pairs = request.pairs or (request.data if has_pairs else None)
     documents = request.documents or (request.data if seen.kind == "question" else None)
-    data |= {key: absolute(path) for key, path in (("pairs", pairs), ("documents", documents)) if path}
+    named = {"pairs": pairs, "documents": documents}
+    data |= {key: recognition.absolute(path) for key, path in named.items() if path}
     data |= {"invalid_rows": "drop"} if seen.thumbs_down else {}  # they are no right answers
     most = STEPS[0]
     limits = {split: getattr(most, split) for split in SPLITS}
@@ -74,12 +51,12 @@ def propose_task(
         task["fields"] = seen.fields
     content = readers.Rows(seen.shown, "row", seen.rows)
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
-    sourced = examples_of(reading, content)
-    if where := next((one.where for one in sourced if not one.example.references), ""):
+    sourced = recognition.examples_of(reading, content)
+    if where := next((row.where for row in sourced if not row.example.references), ""):
         found, expected = "constraints and no reference", "an answer to show and to train on"
         step = "add references, or write a suite with metrics: [follows], on which nothing is trained"
         raise UserError(Problem(where, found, expected, step))
-    examples = [one.example for one in sourced]
+    examples = [row.example for row in sourced]
     if seen.layout and seen.layout.column:
         columns = PromptColumns(("messages",), "messages")
     elif seen.layout and seen.layout.name == "tokens and tags":
@@ -90,20 +67,7 @@ def propose_task(
         shown = FIELD.findall(seen.fields.get("prompt", "")) or [c for c in names if c in roles.questions]
         answer = FIELD.findall(seen.fields.get("reference", "")) or roles.answers
         columns = PromptColumns(tuple(shown), next(iter(answer), ""))
-    task |= _propose_answers(seen.answers, columns, examples, base)
-    said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
-    if request.instruction:
-        return {**task, "system": request.instruction}, []
-    if not all(map(defines_tools_alone, said)):  # rows say what to do themselves
-        return task, []
-    draft = draft_instruction(seen.answers, columns, examples)
-    return {**task, "system": draft}, vary_instruction(draft, seen.answers)
-
-
-def _propose_answers(
-    answers: Answers, columns: PromptColumns, examples: Sequence[Example], base: ModelSource | None
-) -> dict[str, Any]:
-    references = [max(example.references, key=len) for example in examples]
+    answers, references = seen.answers, [max(example.references, key=len) for example in examples]
     metrics = _METRICS[answers.form]
     if is_rating(columns, answers.labels):
         metrics = ["exact_match", *OF_RATINGS]
@@ -112,16 +76,27 @@ def _propose_answers(
     elif answers.form in ("short", "long"):  # an overlap of words needs words of Latin
         letters = [sign for text in references[:200] for sign in text if sign.isalpha()]
         metrics = metrics if 2 * sum(sign < "ɐ" for sign in letters) >= len(letters) else ["chrf"]
+    task["metrics"] = metrics
     if answers.form == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
-        return {"kind": "choice", "metrics": metrics, "chance": round(chance, 4)}
-    whole = answers.form in ("labels", "calls", "json", "spans", "sql", "joined labels")
-    proposed: dict[str, Any] = {"labels": list(answers.labels)} if answers.form == "labels" else {}
-    proposed |= {"metrics": metrics, "max_new_tokens": _longest(references, base, 1.0 if whole else 0.95)}
-    return proposed | ({"truncated_scores": True} if answers.form == "long" else {})
+        task |= {"kind": "choice", "chance": round(chance, 4)}
+    else:  # half again the tokens of the longer answers
+        is_whole = answers.form in ("labels", "calls", "json", "spans", "sql", "joined labels")
+        lengths = sorted(count_tokens(references, base))
+        longer = lengths[int((1.0 if is_whole else 0.95) * (len(lengths) - 1))]
+        task["max_new_tokens"] = min(_MOST_TOKENS, max(_LEAST_TOKENS, -(-3 * longer // 16) * 8))
+        task |= {"labels": list(answers.labels)} if answers.form == "labels" else {}
+        task |= {"truncated_scores": True} if answers.form == "long" else {}
+    systems = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
+    if request.instruction:
+        return {**task, "system": request.instruction}, []
+    if not all(text.startswith(TOOL_USE) for text in systems):  # rows say what to do themselves
+        return task, []
+    draft = draft_instruction(seen.answers, columns, examples)
+    return {**task, "system": draft}, vary_instruction(draft, seen.answers)
 
 
-_METRICS: dict[AnswerForm, list[str]] = {
+_METRICS: dict[recognition.AnswerForm, list[str]] = {
     "choice": ["accuracy", "bits_per_byte"],
     "labels": ["exact_match", "macro_f1"],
     "calls": ["tool_call", "token_f1"],
@@ -134,13 +109,6 @@ _METRICS: dict[AnswerForm, list[str]] = {
     "short": ["token_f1", "exact_match"],
     "long": ["token_f1", "rouge"],
 }
-
-
-def _longest(references: Sequence[str], base: ModelSource | None, share: float) -> int:
-    """Return half again the tokens of the longer answers, within `_LEAST_TOKENS` and `_MOST_TOKENS`."""
-    lengths = sorted(count_tokens(references, base))
-    longer = lengths[int(share * (len(lengths) - 1))]
-    return min(_MOST_TOKENS, max(_LEAST_TOKENS, -(-3 * longer // 16) * 8))
 
 
 def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
@@ -159,17 +127,14 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
     tokenizer.no_truncation()  # a file may ask for both
     tokenizer.no_padding()
     encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)
-    return [len(one.ids) for one in encoded]
+    return [len(encoding.ids) for encoding in encoded]
 
 
 def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems, str]:
     """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
 
     With `has_thumbs` an answer with a thumb can be used too. A task of a few rows is tested in folds, or the
-    reason against it is returned too.
-
-    Raises:
-        UserError: more than a few rows cannot be used, or something else is wrong.
+    reason against it is returned too. More than a few rows of no use are refused.
     """
     read_as = Task.model_validate(task)
     problems: Sequence[Problem] = ()
@@ -184,8 +149,8 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
             raise error from None
     if problems or has_thumbs:
         content = readers.read(task["data"]["all"], "train")
-        usable = {one.where for one in examples_of(read_as, content)}
-        usable |= {one.where for one in pairs(read_as, content, Notes([], []))} if has_thumbs else set()
+        usable = {row.where for row in recognition.examples_of(read_as, content)}
+        usable |= {row.where for row in pairs(read_as, content, Notes([], []))} if has_thumbs else set()
         n_rows, n_unusable = len(content.rows), len(content.rows) - len(usable)
         if n_unusable > _UNUSABLE_SHARE * n_rows:
             shown = readers.display_path(read_as.data.source("train") or "")
@@ -205,84 +170,201 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
         return read_as, items, error.problems[0].found
 
 
-_SPLITS = ("split", "subset", "partition", "set", "dataset_split")
-_PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
-
-
-def list_unused(task: Task, seen: RecognizedRows) -> Unused:
-    """Find what a proposed task does not read of the rows."""
-    content = readers.Rows(seen.shown, "row", seen.rows)
-    return find_unused(task, content, examples(task, content, Notes([], []), problems=[]))
-
-
-def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
-    """Name every column with what becomes of it."""
-    names = list(dict.fromkeys(name for row in seen.rows for name in row.fields))
-    roles = find_reading_roles(task, seen.layout, names)
-    has_choices = seen.layout is not None and seen.layout.name == "multiple choice"
-    choices = (
-        {name for row in seen.rows for name in list_choice_columns(row.fields)} if has_choices else set()
+RATINGS = ("rating", "ratings", "stars", "star", "score", "grade", "points")
+_MOST_LISTED = 2_000  # characters of labels that a prompt lists
+_MOST_VALUES = 12  # different values of a key that a prompt lists
+_NOTHING_ELSE = "and nothing else"
+_LISTED = f"{_NOTHING_ELSE}:"  # precedes labels
+_QUESTIONS = ("question", "questions", "query", "nl")
+_NOUNS = (
+    *("review", "dialogue", "conversation", "article", "document", "message", "email", "ticket", "tweet"),
+    *("comment", "post", "passage", "story", "description", "utterance", "sentence", "problem", "report"),
+    *("note", "abstract", "letter", "complaint", "request", "instruction", "headline", "premise", "goal"),
+    "essay",
+)
+_OTHER_NOUNS = {"body": "message", "subject": "message", "prompt": "request", "inputs": "request"}
+_OTHER_NOUNS |= {"messages": "message", "conversations": "message"}
+_GENERIC = (
+    *("label", "labels", "category", "class", "target", "targets", "answer", "answers", "tags"),
+    *("reference", "output"),
+    *("response", "completion", "references", "messages", "conversations", "chosen", "decision", "value"),
+)
+_SUMMARIES = ("summary", "highlights", "abstract", "tldr", "headline", "title")
+_CODE = ("code", "program", "function", "script")
+_LANGUAGES = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        "ar=Arabic bg=Bulgarian cs=Czech da=Danish de=German el=Greek en=English es=Spanish et=Estonian"
+        " fa=Persian fi=Finnish fr=French he=Hebrew hi=Hindi hr=Croatian hu=Hungarian id=Indonesian"
+        " it=Italian ja=Japanese ko=Korean lt=Lithuanian lv=Latvian nl=Dutch no=Norwegian pl=Polish"
+        " pt=Portuguese ro=Romanian ru=Russian sk=Slovak sl=Slovenian sv=Swedish th=Thai tr=Turkish"
+        " uk=Ukrainian vi=Vietnamese zh=Chinese",
     )
-    groups = columns_of(task.fields.cluster or "{cluster}", names)
-    asks_more = len({*roles.questions} & {*names}) > 1
-    unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
-    label = "label" if seen.answers.form == "labels" else "answer"
-
-    def tell(name: str) -> str:
-        if name in roles.answers:
-            return "question and answer" if name in roles.questions else label
-        if name in choices:
-            return "choice"
-        if name in roles.questions:
-            return "context" if asks_more and find_head(name) in CONTEXTS else "question"
-        if name in groups:
-            return "group, for the split"
-        if name in unread:
-            return "not used"
-        is_empty = all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows)
-        return "id" if is_id(name) else "empty" if is_empty else "read as the layout says"
-
-    columns_by_role: dict[str, list[str]] = {}
-    for name in names:
-        columns_by_role.setdefault(tell(name), []).append(name)
-    named = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
-    columns = dict.fromkeys(name.partition(".")[0] for name in named if "." in name)
-    held = [(c, value) for c in columns for row in seen.rows if isinstance(value := row.fields.get(c), dict)]
-    parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
-    columns_by_role.setdefault("not used", []).extend(part for part in parts if part not in named)
-    return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in columns_by_role.items() if of)
+)
 
 
-def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: Unused) -> Iterator[str]:
-    """Warn of columns that may ask or answer too, of labels that are numbers, and of parts of a split."""
-    unread = list(unused.columns)
-    is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
-    labels = {*seen.answers.labels} - {"none"}
-    are_numbers = bool(labels) and all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
-    if is_guessed and are_numbers and "within_one" not in task.metrics and not request.instruction:
-        yield (
-            "the labels are numbers, codes or steps of a rating, which tell a prompt nothing; next: write"
-            " names in their place, name their column by --reference, or explain them by --instruction TEXT"
-        )
-    else:
-        others = (other for other in unused.others if getattr(request, other.option) is None)
-        yield from (f"{other.sentence}; next: where it does, {other.options}" for other in others)
-    for column in unread:
-        values = [str(row.fields.get(column)) for row in seen.rows]
-        parts = list(dict.fromkeys(values))
-        if column.lower() in _SPLITS and len(parts) > 1 and {part.lower() for part in parts} <= _PARTS:
-            counted = ", ".join(f"{part} ({count(values.count(part))})" for part in parts)
-            yield (
-                f"the column {column!r} parts the rows into {counted}, and is not read: they are split "
-                "again; next: to keep these parts, write each to a file, and name these as train, validation "
-                "and test under data: of the suite"
-            )
-    if request.data.startswith(HUB) or Path(request.data).expanduser().is_dir():
-        data = absolute(request.data)
-        unread_parts = [part for part in readers.list_parts(data) if part in ("validation", "test")]
-        if unread_parts:
-            named_parts = ", ".join(f"{part}: {json.dumps(data)}" for part in ("train", *unread_parts))
-            yield (
-                f"{request.data}: its {' and '.join(unread_parts)} rows are not read, train is split again; "
-                f"next: to keep these parts, write data: {{{named_parts}}} in the suite"
-            )
+class PromptColumns(NamedTuple):
+    """Columns that a prompt shows, in their order, and the one that answers; of nested ones all parts."""
+
+    questions: tuple[str, ...]
+    answer: str
+
+    @property
+    def noun(self) -> str:
+        """Noun for the input: the question, the review, the dialogue."""
+        heads = [find_head(part).rstrip("12") for name in self.questions for part in name.split(".")]
+        if any(head in _QUESTIONS for head in heads):
+            return "question"
+        words = [word for name in reversed(self.questions) for word in re.findall(r"[a-z]+", name.lower())]
+        known = next((word for word in words if word in _NOUNS), None)
+        return known or next((_OTHER_NOUNS[word] for word in words if word in _OTHER_NOUNS), "text")
+
+    @property
+    def compared(self) -> str:
+        """The input, or the two that are compared, as in `text1` and `text2`."""
+        stems = {name[:-1] for name in self.questions if name[-1:] in "12ab"}
+        is_pair = len(stems) == 1 < len(self.questions)
+        return f"the two {self.noun}s" if is_pair else f"the {self.noun}"
+
+    @property
+    def task(self) -> str:
+        """Sentence that asks for an answer, from the context if there is one."""
+        heads = [find_head(name.partition(".")[0]) for name in self.questions]
+        held = next((head for head in heads if head in CONTEXTS), "")
+        name = held if held in _NOUNS or held == "schema" else "context"
+        return f"Answer the question{f' from the {name}' if held else ''}"
+
+
+def draft_instruction(
+    answers: recognition.Answers, columns: PromptColumns, examples: Sequence[Example]
+) -> str:
+    """Write what a practitioner would ask with."""
+    references = [max(example.references, key=len) for example in examples if example.references]
+    if answers.form == "labels":
+        if is_rating(columns, answers.labels):
+            steps = sorted(answers.labels, key=float)
+            scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest)"
+            return f"Rate the {columns.noun} {scale}. Reply with the number {_NOTHING_ELSE}."
+        listed = ", ".join(answers.labels)
+        if len(listed) > _MOST_LISTED:
+            return f"{_classify(columns)} Reply with the name of the category {_NOTHING_ELSE}."
+        return f"{_classify(columns)} Reply with one of these labels {_LISTED} {listed}."
+    if answers.form == "joined labels":
+        several = f"{_classify(columns)} Reply with all that apply of: {', '.join(answers.labels)}."
+        return f"{several} Write {answers.separator!r} between them."
+    if answers.form == "choice":
+        return f"{columns.task}." if columns.noun == "question" else f"Complete the {columns.noun}."
+    names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
+    found = [_LANGUAGES.get(name, name.title()) for name in names]
+    if len(found) == 2 and {*found} <= {*_LANGUAGES.values()}:  # from columns such as `translation.de`
+        source, target = found
+        return f"Translate the text from {source} to {target}. Reply with the translation {_NOTHING_ELSE}."
+    if answers.form == "calls":
+        return f"Call the tools that the request needs. Reply with the calls {_NOTHING_ELSE}."
+    if answers.form == "reasoned" and any("\\boxed{" in text for text in references):
+        return "Think step by step, and write the final answer into \\boxed{} at the end."
+    if answers.form == "reasoned":
+        return "Think step by step, then write the final answer on a last line of its own, behind ####."
+    if answers.form == "sql":
+        heads = [head for head in map(find_head, columns.questions) if head in ("schema", "context")]
+        tables = f" on the tables of the {heads[0]}" if heads else ""
+        query = f"Write one SQL query{tables} that answers the question."
+        return f"{query} Reply with the query {_NOTHING_ELSE}."
+    if answers.form in ("json", "spans"):
+        return _ask_for_json(columns, references)
+    return (_ask_for_number if answers.form == "number" else _ask_for_text)(columns, references)
+
+
+def vary_instruction(draft: str, answers: recognition.Answers) -> list[str]:
+    """Write a draft in other words: with a role, with its form stressed, and in short or labels first."""
+    short, _, reply = draft.partition(" Reply with ")
+    if _LISTED in reply:
+        listed = reply.partition(f"{_LISTED} ")[2]
+        short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
+    elif answers.form == "joined labels":
+        short = draft  # which names the labels
+    role = f"You are an expert, and your answers are used as they stand. {draft}"
+    stressed = f"{draft} {_STRESSED.get(answers.form, 'Give the answer alone, without any other word.')}"
+    return [text for text in dict.fromkeys((role, stressed, short)) if text != draft]
+
+
+_STRESSED: dict[recognition.AnswerForm, str] = {
+    "reasoned": "Keep each step to one short line, and check the result before you write it.",
+    "long": "Begin at once: no greeting, no remark on the task, no heading.",
+    **dict.fromkeys(("sql", "json", "spans", "calls"), "Begin at once: no explanation, no code fence."),
+}
+
+
+def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
+    """Tell whether numeric labels are ratings: whole or half steps that are named so, or of reviews."""
+    are_steps = len(labels) > 2 and all(re.fullmatch(r"\d+(\.[05]0*)?", label) for label in labels)
+    is_of_review = columns.noun == "review" and "0" not in labels
+    return are_steps and (find_head(columns.answer) in RATINGS or is_of_review)
+
+
+def _classify(columns: PromptColumns) -> str:
+    heads = {find_head(name) for name in columns.questions}
+    if {"premise", "hypothesis"} <= heads:
+        return "Decide whether the hypothesis follows from the premise."
+    if columns.noun == "question" and re.search("answer|decision", columns.answer):
+        return f"{columns.task}."
+    if columns.compared.startswith("the two"):
+        return f"Compare {columns.compared}."
+    is_word = re.fullmatch(r"[^\W\d]{3,}", columns.answer.replace(" ", "_")) is not None
+    by = f" by its {spell(columns.answer)}" if is_word and find_head(columns.answer) not in _GENERIC else ""
+    return f"Classify {columns.compared}{by}."
+
+
+def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
+    read: list[Any] = [parse_json(text) for text in references]
+    are_lists = any(isinstance(value, list) for value in read)
+    entries = [entry for value in read for entry in (value if isinstance(value, list) else [value])]
+    objects = [entry for entry in entries if isinstance(entry, dict)]
+    keys = []
+    for key in dict.fromkeys(key for entry in objects for key in entry):
+        values = [entry[key] for entry in objects if key in entry]
+        texts = Counter(value for value in values if isinstance(value, str))
+        is_whole = 1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and texts.total() == len(values)
+        listed = is_whole and max(map(len, texts)) <= 30
+        keys.append(f"{key} (one of {' | '.join(sorted(texts))})" if listed else key)
+    named = f" with the keys {', '.join(keys)}" if keys else ""
+    what = "the data" if find_head(columns.answer) in _GENERIC else f"the {spell(columns.answer)}"
+    form = f"a JSON list{' of objects' if objects else ''}" if are_lists else "one JSON object"
+    none = "; an empty list where there are none" if are_lists else ""
+    what = f"Extract {what} from the {columns.noun} as {form}{named}{none}"
+    return f"{what}. Reply with the JSON {_NOTHING_ELSE}."
+
+
+_NUMBER = re.compile(r"\W*?(-?\d+(?:\.\d+)?)")
+
+
+def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
+    values = [float(number[1]) for text in references if (number := _NUMBER.match(text))]
+    alone = all(_NUMBER.fullmatch(text.strip()) for text in references)
+    ends = f", between {min(values):g} and {max(values):g}," if values and alone else ""
+    name = "value" if find_head(columns.answer) in _GENERIC else spell(columns.answer)
+    what = f"Estimate the {name} from {columns.compared}"
+    what = columns.task if columns.noun == "question" else what
+    return f"{what}. Reply with one {'number' if alone else 'number with its unit'}{ends} {_NOTHING_ELSE}."
+
+
+def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
+    head, n = find_head(columns.answer), median(len(text.split()) for text in references)
+    length = f"in about {count(5 * round(n / 5) if n < 50 else 10 * round(n / 10))} words"
+    length = "in a few words" if n <= 8 else length
+    if head in _SUMMARIES:
+        made = head if head in ("headline", "title") else "summary"
+        what = "Summarize" if made == "summary" else f"Write a {made} for"
+        return f"{what} the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
+    if head in _CODE:
+        return f"Write the {head} that is asked for. Reply with the {head} {_NOTHING_ELSE}."
+    if columns.noun == "question":
+        return f"{columns.task} {length}. Reply with the answer {_NOTHING_ELSE}."
+    if columns.noun == "instruction":
+        return f"Follow the instruction. Reply {length}."
+    if columns.noun in ("message", "request", "email", "ticket", "letter", "utterance"):
+        return f"Reply to the {columns.noun} {length}, {_NOTHING_ELSE}."
+    if head in _GENERIC:
+        return f"Answer the {columns.noun} {length}. Reply with the answer {_NOTHING_ELSE}."
+    made = spell(columns.answer)
+    return f"Write the {made} to the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
