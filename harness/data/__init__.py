@@ -298,8 +298,7 @@ def load_training_rows(
 ) -> TaskItems:
     """Return the items of a task with other training rows: those of `train`, or sampled by `mix`.
 
-    With `pairs` they replace the task's preference pairs. Rows that were held out from the task's training
-    rows are dropped and counted. A file that cannot be used, or is too small for its share, is refused.
+    With `pairs` they replace the task's preference pairs. Rows held out from the task's are dropped.
     """
     notes, problems = Notes([], []), list[Problem]()
     files: list[list[SourcedExample]] = []

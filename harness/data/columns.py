@@ -74,11 +74,7 @@ RATED = (
 
 
 def find_roles(content: Rows, prompt: str | None = None, reference: str | None = None) -> Roles:
-    """Find the question and answer columns; `prompt` and `reference`, columns or templates, come first.
-
-    A UserError says that no row has a named column, that no columns are clearly question and answer, or that
-    the first line of a CSV file is probably a row.
-    """
+    """Find the question and answer columns; `prompt` and `reference`, columns or templates, come first."""
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
     names = [*content.names]
     given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}

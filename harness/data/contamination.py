@@ -153,11 +153,9 @@ def overlaps(
 ) -> list[Overlap]:
     """Find the training rows that ask what is evaluated, exactly or in other words, the most similar first.
 
-    `training` and `evaluated` are questions; `answers` are those of the training rows, in which an evaluated
-    text may occur as well. Each row gets the first measure that reaches its threshold: words in common (the
-    Jaccard index of `near_duplicates.similarity`), 8-grams (the share of the item's that the row has), words
-    in a part (words in common with at least half of the row, or of the item, without clauses around it), and
-    with `encode` the cosine of embeddings.
+    `training` and `evaluated` are questions; `answers` are those of the training rows. Each row gets the
+    first measure that reaches its threshold: words in common (Jaccard index of shingles), 8-grams (the share
+    of the item's that the row has), words in a part of the row or item, and with `encode` the cosine.
     """
     words, items = list(map(_cut, training)), list(map(_cut, evaluated))
     whole = words

@@ -71,10 +71,8 @@ def examples(
 ) -> list[SourcedExample]:
     """Make the examples of a split, without those of unknown labels if the task drops them.
 
-    With `documents` a question's context is left to retrieval, and named as the document that holds the
-    answer if it is one of them. `all_rows` are those of all files of the task, which together show whether
-    places of choices count from 0 or 1. Problems of rows, at most ten of each kind, are added to `problems`
-    if it is given, and raised as a UserError otherwise.
+    With `documents` a question's context is left to retrieval. `all_rows` of the task together show whether
+    places of choices count from 0 or 1. Problems are added to `problems`, or else raised as a UserError.
     """
     refuse(unusable_templates(task.fields, content))
     layout, known = formats.layout_of(task, content), {document.id for document in documents}

@@ -78,12 +78,11 @@ SQL = re.compile(
 
 
 def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> dict[str, str]:
-    """Guess which columns ask and which one answers.
+    """Guess which columns ask and which one answers, besides the known templates in `fields`.
 
     Names decide; of two other columns the one with fewer values answers, or the later one. Objects and lists
     answer by their name alone; messages of a bot or an agent (`bot_message`) answer if no column does by its
-    name. `fields` holds the known templates for `prompt` and `reference`, as the result does. A UserError
-    says that no column is clearly the question or the answer, or that such a column mixes lists and texts.
+    name. Columns that are not clearly question or answer are refused.
     """
     cells = {c: [v for row in content.rows if (v := row.fields.get(c)) is not None] for c in columns}
     plain = {c for c, values in cells.items() if None not in map(text_files.text_of_cell, values)}

@@ -203,8 +203,7 @@ _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
 def read(path: str, split: str) -> Rows:
     """Read a file, a folder in the hub's layout, or `hub:owner/name[:config[:split]]`.
 
-    `split` is the part that is read if a folder or hub id names none. A UserError names a file that is
-    missing, empty, malformed, not UTF-8 or of an unknown kind.
+    `split` is the part that is read if a folder or hub id names none. A file of no use is a UserError.
     """
     file = Path(path)
     shown = display_path(path)
@@ -223,8 +222,7 @@ def phrase_no_rows(path: str, next_step: str) -> Problem:
 def stream(path: str, split: str) -> Iterator[Row]:
     """Yield the rows that `read` returns, with only a part of a long file in memory.
 
-    A JSON list and parts such as `train[:100]` or `train+test` are read whole. Malformed rows are listed at
-    the end of the file; an empty one is not refused.
+    A JSON list and parts such as `train[:100]` are read whole; malformed rows are listed at the end.
     """
     file = Path(path)
     shown = display_path(path)

@@ -1,9 +1,5 @@
 """Questions with choices as public sets have them, and rows that prefer an answer.
 
-Choices are a list (`choices`, `options`, `endings`), or columns: `A`, `B`, …, `option1`, `opa`, `Answer A`,
-or the right one and the wrong ones (`distractor1`). Preferences are rated or ranked answers, or a chosen and
-a rejected one.
-
 Invariant: what an answer is (the choice itself, its label as in ARC, its place from 0 as in MMLU or from 1)
 is a property of all rows of a task: the form that fits every row. If two forms fit and give different
 choices, nothing is read until the task says which (`answers_are`). An answer is better only if its rating is

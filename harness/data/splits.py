@@ -192,8 +192,7 @@ def keep_with_origins(
 ) -> list[SourcedExample]:
     """Return the kept rows and the augmented ones whose originals are kept, in the order of the file.
 
-    Rows whose originals are not in the file stay if `without_original`. No row stays whose question or
-    original is evaluated, also if an evaluated prompt only begins or ends with a missing original.
+    Rows whose originals are not in the file stay if `without_original`. No row or original is evaluated.
     """
     if not any(row.origins for row in rows):
         return list(kept)
@@ -241,9 +240,7 @@ def deal(
 ) -> list[list[SourcedExample]]:
     """Deal rows into k folds by whole groups, every label (or slice) by its share, in the order of the file.
 
-    Two folds differ by at most the rows of the largest group. The largest groups come first, of equal ones
-    those with the rarest label; each goes to the fold that lacks its labels most. Fewer groups than folds are
-    a UserError.
+    Two folds differ by at most the rows of the largest group; fewer groups than folds are a UserError.
     """
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) < k:

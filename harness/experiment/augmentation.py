@@ -49,8 +49,7 @@ _MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECAS
 class WrittenQuestion(NamedTuple):
     """Question that a model wrote for a row; `failure` is why there is none, `of` the row it repeats.
 
-    A paraphrase has the answer of its row. A new question has all its `fields`, and `shown` are the other
-    questions that the model saw.
+    A new question has all its `fields`, and `shown` are the other questions that the model saw.
     """
 
     text: str
@@ -192,10 +191,7 @@ class EvaluatedQuestions(NamedTuple):
 
 
 class Augmentation(NamedTuple):
-    """Rows to start from: their texts by index, and the reasons why others are excluded.
-
-    `shown` maps row and variant to the rows shown for a new question; empty for rewordings.
-    """
+    """Rows to start from, by index, rows `shown` for new questions, and why others are left out."""
 
     content: Rows
     roles: Roles

@@ -29,10 +29,7 @@ _FIRST = 2_000  # rows by which columns and layout are recognised
 
 
 class RowCheck(NamedTuple):
-    """Files to check, test rows to compare them with, and the user's columns and model.
-
-    `pages` maps a file that the dashboard's Data page shows to the option that names its experiment.
-    """
+    """Files to check, test rows, columns and model; `pages` maps files to the option of their experiment."""
 
     files: Sequence[str]
     test: Sequence[str] = ()

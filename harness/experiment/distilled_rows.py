@@ -44,10 +44,9 @@ Answer:
 
 
 class Distillation(NamedTuple):
-    """Work of a teacher: the rows to answer, how, and the cost limit.
+    """Work of a teacher: the rows to answer, or by the instruction `rewrite` to rewrite, and limits.
 
-    With `rewrite`, an instruction, it rewrites the rows' answers. `prompts` is a file of rows that need no
-    answer. `min_score` keeps only answers with at least this score by the target's metric.
+    `prompts` is a file of rows that need no answer. `min_score` is by the target's metric.
     """
 
     rewrite: str = ""

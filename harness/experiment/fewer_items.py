@@ -44,8 +44,7 @@ def run_interim_analyses(
 ) -> tuple[list[str], list[Run]]:
     """Make all runs on the items of each interim analysis, until one settles the verdicts.
 
-    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs, except those given to it,
-    whose verdict is settled. The session stays as the last analysis left it. Returns notes and the runs.
+    `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs that it is not given.
     """
     analyses = plan_interim_analyses(session, base_rows)
     runs: list[Run] = []

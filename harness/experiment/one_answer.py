@@ -112,10 +112,9 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
 def add_prompts(
     session: Session, report: ExperimentReport, earlier: ExperimentReport | None = None
 ) -> ExperimentReport:
-    """Add the prompts as sent to the items that a report shows.
+    """Add the prompts as sent to the items that a report shows, where files and room allow.
 
-    Prompts that the current files cannot reproduce, or for which there is no room, are left out. Those of an
-    `earlier` report of the same runs and items are reused, because making one loads a tokenizer.
+    Those of an `earlier` report of the same runs are reused, because making one loads a tokenizer.
     """
     run_ids = tuple(f.run_id for f in report.facts)
     if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:

@@ -75,8 +75,7 @@ class ReadingOptions(NamedTuple):
 class TableEntry(NamedTuple):
     """A row that can be used: its place, question and answer, and its draw in [0, 1).
 
-    `qa` is the row in the form of `data dedup`: the question without its context, and all answers. `spaced`
-    are the answers with white space at an end.
+    `qa` is the row in the form of `data dedup`. `spaced` are the answers with white space at an end.
     """
 
     where: str
@@ -312,8 +311,7 @@ class Tokenizer(NamedTuple):
 class CheckContext:
     """Inputs of a check besides the rows: test rows, a tokenizer and others.
 
-    `most` rows are judged by classifiers, drawn by class. `encode` gives embeddings of texts. `score` scores
-    the quality of answers, with `perplexity` also by that.
+    `most` rows are judged by classifiers. `encode` gives embeddings; `score` the quality of answers.
     """
 
     test: RowTable | None = None

@@ -83,11 +83,7 @@ def dedup(
     conflicts: Literal["keep", "drop"] = "keep",
     against: Sequence[tuple[Row, Roles]] = (),
 ) -> list[EditedRow]:
-    """Drop duplicates, and rows that are in `against` by the measures of the contamination check.
-
-    Two rows are near duplicates if their questions and their answers are `alike` (Jaccard index of shingles,
-    in (0, 1]), with one context; with 1 only equal rows are.
-    """
+    """Drop rows whose questions and answers are `alike` (Jaccard index in (0, 1]), or that `against` asks."""
     read = [read_question_and_answers(row, roles) for row in rows]
     folded = list(map(fold_row, read))
     changes = _drop_evaluated(rows, read, against)

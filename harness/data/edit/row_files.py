@@ -196,8 +196,7 @@ def total_usd(payments: Iterable[Payment]) -> float:
 def manifest_of(path: str) -> dict[str, Any] | None:
     """Read the manifest of a file, of the file it was packed from, or of its split; a damaged one is refused.
 
-    A split's manifest covers the files that it names and files with the same content. For a link, the
-    manifest next to the link is used, or else that of its target.
+    A split's manifest covers the files that it names and files with the same content.
     """
     if path.startswith(HUB):
         return None

@@ -28,9 +28,8 @@ Kind = Literal["labels", "choice", "question", "preference", "text"]
 class Request(NamedTuple):
     """Request of the user: the folder, the rows, and what belongs to them.
 
-    `prompt` and `reference` are columns or templates, `kind` is the kind of task, where they are not to be
-    guessed. `minutes` bounds the estimated time of a comparison on this machine. `instruction` is the system
-    text that takes the place of the draft.
+    `prompt` and `reference` are columns or templates, `kind` is the kind of task, None to guess them.
+    `minutes` bounds the time of a comparison; `instruction` is the system text in place of the draft.
     """
 
     folder: Path
@@ -60,10 +59,7 @@ class Answers(NamedTuple):
 
 
 class RecognizedRows(NamedTuple):
-    """Rows, the layout they are in, the templates that read them, the kind of task and the form of answers.
-
-    `thumbs_down` of the rows are answers with a thumb down: not right ones, but `kto` learns from them.
-    """
+    """Rows, their layout, templates, kind of task and form of answers; `thumbs_down` are no right ones."""
 
     shown: str
     rows: list[Row]

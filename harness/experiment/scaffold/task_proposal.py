@@ -131,10 +131,10 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
 
 
 def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems, str]:
-    """Read the data as `compare` will; a few rows that cannot be used are left out, and said.
+    """Read the data as `compare` will; a few rows that cannot be used are left out, more are refused.
 
-    With `has_thumbs` an answer with a thumb can be used too. A task of a few rows is tested in folds, or the
-    reason against it is returned too. More than a few rows of no use are refused.
+    With `has_thumbs` an answer with a thumb can be used too. Few rows are tested in folds, or the reason
+    against it is returned too.
     """
     read_as = Task.model_validate(task)
     problems: Sequence[Problem] = ()
