@@ -254,17 +254,12 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
-_CHECKS = {
-    "figures": (
-        *("amount", "missing_values", "traits", "edge_cases"),
-        *("class_balance", "label_markers", "suspect_labels"),
-    ),
-    "texts": (
-        *("repeated_rows", "conflicting_answers", "test_leaks"),
-        *("answer_formats", "encoding_damage", "personal_data", "quality"),
-    ),
+MODULES = {
+    **dict.fromkeys(("amount", "missing_values", "traits", "edge_cases"), "figures"),
+    **dict.fromkeys(("class_balance", "label_markers", "suspect_labels"), "figures"),
+    **dict.fromkeys(("repeated_rows", "conflicting_answers", "test_leaks"), "texts"),
+    **dict.fromkeys(("answer_formats", "encoding_damage", "personal_data", "quality"), "texts"),
 }
-MODULES = {check: module for module, checks in _CHECKS.items() for check in checks}
 MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 
