@@ -8,7 +8,7 @@ import streamlit as st
 from harness import stats
 from harness.formatting import UNKNOWN, percent, points, score
 from harness.report import WORDS, front_file
-from harness.report.pareto_front import Point, points_of
+from harness.report.pictures import Point, points_of
 from parts import controls, project, safe_text
 
 _REFERENCE = (0.0, -1.0)  # nothing right on the target, all of the capability suite lost

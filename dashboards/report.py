@@ -3,7 +3,7 @@
 import streamlit as st
 
 from harness.report import CAPTION, experiment_document, front_file
-from harness.report.pareto_front import NARROW
+from harness.report.pictures import NARROW
 from parts import controls, project, safe_text
 
 

@@ -73,7 +73,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     _draw_losses(records)
     for name, record in records.items():
         if diagnosis := diagnose(record):
-            st.text(f"{name} {diagnosis.sentence}.")
+            st.text(f"{name} {diagnosis[1]}.")
     _draw_points({name: record for name, record in records.items() if record.tracked})
     sign = report.unit.sign if report else 1
     safe_text.say_all(

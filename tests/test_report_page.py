@@ -32,8 +32,7 @@ from harness.report import (
 )
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
-from harness.report.pareto_front import front
-from harness.report.pictures import heat
+from harness.report.pictures import front, heat
 
 EVIL = (
     "<script>alert(1)</script> <img src=http://evil.example/x onerror=alert(2)> ![x](http://evil.example/y) "

@@ -23,7 +23,7 @@ from harness.records import RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
-from harness.report.pareto_front import front, points_of
+from harness.report.pictures import front, points_of
 from harness.report.wording import best_first
 from tests.fake_rows import EXACT, rows
 

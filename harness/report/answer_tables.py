@@ -196,7 +196,6 @@ def label_sentences(c: MetricCalibration) -> Iterator[str]:
 
 
 def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str:
-    """Describe whether a metric prefers the longer of two answers, and other explanations."""
     share = f"{pair.new}'s are {figure(of.ratio)} times as long as {pair.base}'s"
     share += f", the longer ones on {percent(of.new_longer)} % of items"
     if of.favour.low <= 0 <= of.favour.high:
@@ -211,7 +210,6 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
 
 
 def _confusion(metric: str, arm: ArmCalibration) -> str:
-    """Describe the confusion of judge and people on labelled answers, and the corrected rate."""
     assert arm.confusion is not None
     both, judge_alone, people_alone, neither = map(count, arm.confusion)
     errors = f"sensitivity {score_text(arm.sensitivity)}, specificity {score_text(arm.specificity)}"
@@ -225,7 +223,6 @@ def _confusion(metric: str, arm: ArmCalibration) -> str:
 
 
 def _say_better(pair: PairCalibration, corrected: Estimate) -> str:
-    """Name the better arm by the corrected difference, or the number of labels that would probably decide."""
     found = f"{pair.new} − {pair.base}: corrected {change_text(corrected)} points"
     if pair.more_labels == 0:
         return f"{found}, which people's labels show"

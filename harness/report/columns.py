@@ -14,19 +14,8 @@ from harness.analysis.estimators import Comparison, Estimate
 from harness.formatting import RATE, UNKNOWN, Unit, count, figure, points
 from harness.metrics import short_name
 from harness.records import SERVING, Run
+from harness.report import wording
 from harness.report.experiment_report import ExperimentReport
-from harness.report.wording import (
-    answered_text,
-    arm_texts,
-    best_first,
-    change_text,
-    find_shown_figure,
-    flips_text,
-    print_measured,
-    target_text,
-    unread_mark,
-    verdict_word,
-)
 
 Row = TypeVar("Row")
 Kind = Literal["text", "number", "interval"]
@@ -66,7 +55,6 @@ def _shown(
     text: Callable[[Any], str] = str,
     kind: Kind = "text",
 ) -> Column[Row]:
-    """Return a column whose text depends on its value alone."""
 
     def print_value(row: Row, tight: bool) -> str:
         found = value(row)
@@ -80,16 +68,13 @@ def _stored(name: str, meaning: str, text: Callable[[str], str] = str) -> Column
 
 
 def _figure(name: str, heading: str, meaning: str) -> Column[Result]:
-    """Return the column of a measured figure; disturbed measurements are marked."""
 
     def text(row: Result, tight: bool) -> str:
-        return print_measured(row.facts, name, tight=tight)
+        return wording.print_measured(row.facts, name, tight=tight)
 
-    return Column(name, heading, meaning, lambda row: find_shown_figure(row.facts, name), text, "number")
-
-
-def _gain_text(row: Result, tight: bool) -> str:
-    return "(this one)" if row.is_reference else change_text(gain(row.facts.vs_untrained), whole=tight)
+    return Column(
+        name, heading, meaning, lambda row: wording.find_shown_figure(row.facts, name), text, "number"
+    )
 
 
 def _forgetting(f: CandidateFacts) -> Estimate | None:
@@ -110,13 +95,12 @@ def _forgetting_text(row: Result, tight: bool) -> str:
 
 
 def _is_unjudged_baseline(f: CandidateFacts) -> bool:
-    """Tell whether a trained run is the gates' baseline, and so is not judged."""
     return f.state != "failed" and f.baseline and f.trained
 
 
 def _flips(f: CandidateFacts) -> str | None:
     judged = f.verdict if is_fine_tuned(f) else None
-    return flips_text(judged.lost, judged.gained) if judged else None
+    return wording.flips_text(judged.lost, judged.gained) if judged else None
 
 
 def _by_name(*columns: Column[Row]) -> Mapping[str, Column[Row]]:
@@ -139,12 +123,16 @@ CANDIDATE_COLUMNS = _by_name(
     _shown("verdict", "verdict",
         "the gate's: PASS where the items show that no loss is beyond your margin, and that the gain"
         " is as large as gate.target asks for; FAIL where they show a loss beyond it or a smaller gain,"
-        " UNDECIDED where they cannot tell; with 95 % confidence", lambda r: verdict_word(r.facts)),
+        " UNDECIDED where they cannot tell; with 95 % confidence", lambda r: wording.verdict_word(r.facts)),
     Column("target", "target\n{metric}", "score on the test items", lambda r: r.facts.target,
-        lambda r, tight: target_text(r.facts, tight=tight) + unread_mark(r.facts), "interval"),
+        lambda r, tight: wording.target_text(r.facts, tight=tight) + wording.unread_mark(r.facts),
+        "interval"),
     Column("gain", "{gain}vs best\nuntrained",
         "paired difference from `this one`, the best on validation of those that train no language model",
-        lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained), _gain_text, "interval"),
+        lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained),
+        lambda r, tight: (
+            "(this one)" if r.is_reference else wording.change_text(gain(r.facts.vs_untrained), whole=tight)
+        ), "interval"),
     Column("forgetting", "other skills", "average change over the capability tasks, in points,"
         " below 0 where skills were lost; – without a language model",
         lambda r: _forgetting(r.facts), _forgetting_text, "interval"),
@@ -183,14 +171,15 @@ COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
     _shown("n_errors", "errors", "answers that failed", lambda c: c.errors.new + c.errors.both, count,
         "number"),
     Column("base", "base", "score of what it is compared with",
-        lambda c: Estimate(c.base, c.base_low, c.base_high, c.n, c.unit), lambda c, _: arm_texts(c)[0],
-        "interval"),
+        lambda c: Estimate(c.base, c.base_low, c.base_high, c.n, c.unit),
+        lambda c, _: wording.arm_texts(c)[0], "interval"),
     Column("score", "new", "score of the candidate",
-        lambda c: Estimate(c.new, c.new_low, c.new_high, c.n, c.unit), lambda c, _: arm_texts(c)[1],
-        "interval"),
-    Column("delta", "change", "paired difference", lambda c: c, lambda c, _: change_text(c), "interval"),
+        lambda c: Estimate(c.new, c.new_low, c.new_high, c.n, c.unit),
+        lambda c, _: wording.arm_texts(c)[1], "interval"),
+    Column("delta", "change", "paired difference", lambda c: c,
+        lambda c, _: wording.change_text(c), "interval"),
     _shown("lost_gained", "lost/gained", "items that got worse/better",
-        lambda c: flips_text(len(c.lost), len(c.gained))),
+        lambda c: wording.flips_text(len(c.lost), len(c.gained))),
     _shown("lost", "lost", "items that got worse", lambda c: len(c.lost), count, "number"),
     _shown("gained", "gained", "items that got better", lambda c: len(c.gained), count, "number"),
 )
@@ -213,7 +202,7 @@ def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:
 def metric_column(metric: str) -> Column[Result]:
     """Return the column of scores by another metric of the target."""
     name, title, meaning = f"by {metric}", metric.replace("_", " "), CANDIDATE_COLUMNS["target"].meaning
-    return _shown(name, title, meaning, lambda row: row.others.get(metric), answered_text, "interval")
+    return _shown(name, title, meaning, lambda row: row.others.get(metric), wording.answered_text, "interval")
 
 
 def heading(column: Column[Any], metric: str = "", unit: Unit = RATE) -> str:
@@ -231,7 +220,7 @@ def result_headings(report: ExperimentReport) -> dict[str, str]:
 def result_rows(report: ExperimentReport, *, tight: bool = False) -> list[dict[str, str]]:
     """Format the result table, the best candidates first and failed ones last; `tight` shortens cells."""
     reference = best_untrained(report.facts)
-    rows = [Result(facts=f, is_reference=f.name == reference) for f in best_first(report)]
+    rows = [Result(facts=f, is_reference=f.name == reference) for f in wording.best_first(report)]
     return [{column.name: column.text(row, tight) for column in RESULT_TABLE} for row in rows]
 
 

@@ -92,11 +92,7 @@ def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict
 
 
 def refuse_page(file: Path) -> None:
-    """Refuse to write a page over any other file, such as rows, also by a link.
-
-    Raises:
-        UserError: another file is there already, or no folder for a new one.
-    """
+    """Refuse to write a page over any file but an earlier page of a check, also by a link."""
     if not file.parent.is_dir():
         step = f"mkdir -p {as_argument(str(file.parent))}"
         found, expected = f"no folder {file.parent}", "a folder that is there"
@@ -154,11 +150,7 @@ def fill_commands(
     columns: Container[str] = (),
     pages: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Finding]:
-    """Put files, and the options that name columns, into the commands of findings.
-
-    `named` are the user's options, `named_of_all` those that also read another column. `pages` maps files
-    that the dashboard's Data page shows to the option that names the experiment.
-    """
+    """Put files and the options that name columns into commands; `pages` has files of the dashboard."""
     alarms = [f for f in findings if f.severity != "note"]
     steps = _chain(alarms, files, named, named_of_all or named, columns)
     return [_fill(f, files, steps, named, pages) for f in findings]
@@ -194,7 +186,6 @@ def _fill(
 
 
 def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages: Mapping[str, str]) -> str:
-    """Write the commands that open the dashboard to decide on a file's rows, and that apply the decisions."""
     # Where no experiment reads the rows, one is made of the cleaned ones: `init` refuses some that are not.
     dashboard, options = f"{_DASHBOARD}{pages.get(file, '')}", steps.cleaned.get(file, ())
     if file not in pages:
@@ -218,7 +209,6 @@ def _chain(
     named_of_all: Sequence[str],
     columns: Container[str],
 ) -> _Steps:
-    """Write the commands of all alarms, each verb once for each file."""
     wanted: dict[tuple[str, str], list[_CommandStep]] = {}
     for finding in alarms:
         if step := _step(finding):
@@ -260,7 +250,6 @@ def _step(finding: Finding) -> _CommandStep | None:
 
 
 def _options(text: str) -> tuple[str, ...]:
-    """Split options, each with its value, quoted for a shell."""
     out: list[str] = []
     for word in shlex.split(text):
         if word.startswith("--"):

@@ -19,7 +19,7 @@ from harness.report import wording
 from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
-from harness.report.pareto_front import NARROW, front
+from harness.report.pictures import NARROW, front
 from harness.report.result_tables import wins_sentence
 from harness.spec import PEOPLE
 
@@ -76,7 +76,28 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
         yield Reason("Gain", _gain_sentence(report, run))
         yield Reason("Forgetting", _describe_forgetting(report, run))
         yield from (Reason("Not judged", sentence) for sentence in list_unjudged_losses(report))
-        yield Reason("How sure", _certainty(report, run))
+        n_items = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
+        parts = [f"measured on {n_items} test items"]
+        if (against := run.vs_untrained) and against.n_clusters < against.n:
+            parts[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
+        if miss := _nearest(run):
+            lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
+            parts.append(f"the gate lets a loss of {lost} on every task pass in {chance} of cases")
+        if report.family.size > 1:
+            parts.append(
+                f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged"
+            )
+        of = next((s for s in report.seeds if s.candidate == run.name), None)
+        seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
+        if candidate_facts.is_cross_validated(run):
+            parts.append(
+                "each item answered by a model that did not see it; the gain's interval includes their spread"
+            )
+        elif of is not None and of.score is not None:
+            parts.append(f"{seeds}, and the gain's interval includes their spread")
+        else:
+            parts.append(f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)")
+        yield Reason("How sure", f"{'; '.join(parts)}.")
         return
     name = candidate_facts.best_untrained(report.facts)
     run = next((f for f in report.facts if f.name == name), None)
@@ -126,7 +147,18 @@ def _describe_forgetting(report: ExperimentReport, run: candidate_facts.Candidat
         found = f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
     named = [r.numbers.get("vetoed") for r in verdict.rules if r.name in ("each", "safety")]
     vetoed = [task for tasks in named if isinstance(tasks, list | tuple) for task in tasks]
-    lost = ", ".join(worst_tasks(report, run, vetoed)[:_TASKS_NAMED])
+    by_task = report.task_comparisons(run.label)
+    known = [(by_task[t], report.spans.get(t, 1.0)) for t in map(str, vetoed) if t in by_task]
+    known.sort(key=lambda of: of[0].unit.sign * of[0].delta / of[1])
+    changes = (
+        formatting.change(c.unit, c.delta)
+        if span == 1
+        else f"{formatting.points(c.delta / span)} of its range"
+        for c, span in known
+    )
+    lost = ", ".join(
+        f"{c.task} {change}" for (c, _), change in zip(known[:_TASKS_NAMED], changes, strict=False)
+    )
     worst = f", worst on {lost}" if lost else ""
     why = "" if verdict.outcome == "pass" else f" ({name_reasons(verdict)})"
     text = f"the other capabilities of {run.label} changed by {found}{worst}"
@@ -152,45 +184,6 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
         of = ", ".join(f"{task} by {rise:.2f} ({label})" for task, (rise, label) in rises.items())
         parts.append(f"bits per byte rose on {of}, an early sign of loss; gate.drift would judge it.")
     return parts
-
-
-def worst_tasks(
-    report: ExperimentReport, run: candidate_facts.CandidateFacts, tasks: Sequence[object]
-) -> list[str]:
-    """Describe the change of each task, the worst first, as a share of the metric's range."""
-    found = report.task_comparisons(run.label)
-    known = [(found[t], report.spans.get(t, 1.0)) for t in map(str, tasks) if t in found]
-    known.sort(key=lambda of: of[0].unit.sign * of[0].delta / of[1])
-    return [
-        f"{c.task} {formatting.change(c.unit, c.delta)}"
-        if span == 1
-        else f"{c.task} {formatting.points(c.delta / span)} of its range"
-        for c, span in known
-    ]
-
-
-def _certainty(report: ExperimentReport, run: candidate_facts.CandidateFacts) -> str:
-    """Describe the evidence: items, seeds, error rates of the gate, number of fine-tunes."""
-    n = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
-    parts = [f"measured on {n} test items"]
-    if (against := run.vs_untrained) and against.n_clusters < against.n:
-        parts[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
-    if miss := _nearest(run):
-        lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
-        parts.append(f"the gate lets a loss of {lost} on every task pass in {chance} of cases")
-    if report.family.size > 1:
-        parts.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
-    of = next((s for s in report.seeds if s.candidate == run.name), None)
-    seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
-    if candidate_facts.is_cross_validated(run):
-        parts.append(
-            "each item answered by a model that did not see it; the gain's interval includes their spread"
-        )
-    elif of is not None and of.score is not None:
-        parts.append(f"{seeds}, and the gain's interval includes their spread")
-    else:
-        parts.append(f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)")
-    return f"{'; '.join(parts)}."
 
 
 def nearest_miss(run: candidate_facts.CandidateFacts) -> str:

@@ -7,7 +7,6 @@ report that is read back prints the same. Source: JUnit's XML as GitHub, GitLab 
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from math import inf, isfinite
@@ -107,11 +106,7 @@ def to_plain(value: Any) -> Any:
 
 
 def read(path: Path) -> ExperimentReport:
-    """Read one report.
-
-    Raises:
-        UserError: the file is no report.
-    """
+    """Read one report; a UserError says why a file is none."""
     try:
         found = restore(ExperimentReport, parse_json(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -121,13 +116,6 @@ def read(path: Path) -> ExperimentReport:
     if isinstance(found, ExperimentReport):
         return found
     raise UserError(Problem(str(path), "no report", "what harness compare wrote", "harness report"))
-
-
-def read_kept(path: Path) -> ExperimentReport | None:
-    """Read the report that the next one of the same name replaces; None if there is none."""
-    with suppress(UserError):
-        return read(path)
-    return None
 
 
 def paths(folder: Path) -> list[Path]:

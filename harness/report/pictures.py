@@ -1,25 +1,28 @@
-"""Shapes, axes and colours of a report's SVG pictures, and its heat map.
+"""SVG pictures of a report: shapes, axes, colours, the heat map, and the Pareto front of gain and forgetting.
 
 Invariant: every text is cleaned and escaped here; colour never says anything alone. Coordinates are pixels, y
 grows downwards. A picture names classes only, so it fits a light page, a dark page and paper.
-Source: Okabe & Ito 2008, colour universal design (blue, vermilion, orange, bluish green).
+A candidate that another one matches in both and beats in one is grey.
+Source: Pareto 1906; Okabe & Ito 2008, colour universal design (blue, vermilion, orange, bluish green).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, log10
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.cells import cell_len
 
-from harness import formatting
+from harness import formatting, stats
 from harness.analysis.candidate_facts import is_fine_tuned
-from harness.analysis.estimators import orient
+from harness.analysis.estimators import Estimate, orient
 from harness.formatting import tick
-from harness.report.escape import clean
+from harness.report.document import CLASSES
+from harness.report.escape import clean, shorten, shorten_for_picture
 from harness.report.experiment_report import ExperimentReport
-from harness.report.wording import best_first
+from harness.report.wording import best_first, verdict_word
 
 # Pixels: the mean width of a letter by the class of its text, in DejaVu Sans, the widest of the fonts.
 _WIDTHS = {"": 7.3, "strong": 8.2, "small": 6.7}
@@ -90,11 +93,6 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def rect(x: float, y: float, width: float, height: float, class_: str) -> str:
-    """Draw a rectangle."""
-    return tag("rect", x=x, y=y, width=max(width, 0.0), height=max(height, 0.0), class_=class_)
-
-
 def path(points: Iterable[tuple[float, float]], class_: str) -> str:
     """Draw straight lines from point to point."""
     return tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=class_)
@@ -115,11 +113,16 @@ def group(said: str, *parts: str, class_: str = "") -> str:
     return tag("g", tag("title", escape(clean(said))) + "".join(parts), class_=class_)
 
 
-def picture(width: float, height: float, title: str, body: Iterable[str]) -> str:
-    """Return an SVG of these elements; screen readers read the title."""
+def picture(width: float, height: float, title: str, body: Iterable[str], *, alone: bool = False) -> str:
+    """Return an SVG of these elements; one that stands `alone` has its own rules and a white ground."""
+    box, ground = f'viewBox="0 0 {width:.0f} {height:.0f}"', ""
+    if alone:
+        box = f'viewBox="-24 -16 {width + 48:.0f} {height + 32:.0f}" width="{width + 48:.0f}"'
+        white = '<rect class="ground" x="-24" y="-16" width="100%" height="100%"/>'
+        ground = f"<style>{_LIGHT}{rules()}</style>{white}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'aria-label="{escape(clean(title))}" class="picture">{"".join(body)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="{escape(clean(title))}" '
+        f'class="picture">{ground}{"".join(body)}</svg>'
     )
 
 
@@ -131,18 +134,6 @@ def width_of(content: str, class_: str = "") -> float:
 def rules() -> str:
     """Return the rules of all pictures, for a page that defines the colours."""
     return Path(__file__).with_name("picture.css").read_text(encoding="utf-8")
-
-
-def standalone(picture: str) -> str:
-    """Turn a picture into a file with its own rules and a white ground; an empty one stays empty."""
-    if not picture:
-        return ""
-    head, _, body = picture.partition(">")
-    ground = '<rect class="ground" x="-24" y="-16" width="100%" height="100%"/>'
-    width, height = (float(part) for part in head.partition('viewBox="0 0 ')[2].partition('"')[0].split())
-    padded = f'viewBox="-24 -16 {width + 48:.0f} {height + 32:.0f}" width="{width + 48:.0f}"'
-    head = head.replace(f'viewBox="0 0 {width:.0f} {height:.0f}"', padded)
-    return f"{head}><style>{_LIGHT}{rules()}</style>{ground}{body}\n"
 
 
 class Cell(NamedTuple):
@@ -182,3 +173,216 @@ def heat(report: ExperimentReport) -> Heat:
             strength = max(-1.0, min(1.0, better.delta / _FULL_COLOUR))
             cells.append(Cell(change, interval, sentence, strength, better.low > 0 or better.high < 0))
     return Heat(labels, tuple((task, tuple(cells)) for task, cells in rows.items()))
+
+
+_SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond", "even": "dot"}
+_LEGEND_ROW = 18.0  # pixels
+_CLASSES = {**CLASSES, formatting.UNKNOWN: "even"}  # weights of the base have no verdict
+_MEANINGS = {
+    "PASS": "passes the gate",
+    "FAIL": "fails the gate",
+    "UNDECIDED": "undecided",
+    "DRIFT": "the harness drifted",
+    formatting.UNKNOWN: "base weights",
+}
+
+
+class Point(NamedTuple):
+    """A candidate: its score on the target, and its change on the capability suite, with intervals."""
+
+    label: str
+    target: Estimate
+    kept: Estimate
+    verdict: str
+    on_front: bool
+    recommended: bool
+
+
+class Frame(NamedTuple):
+    """The size of a picture and the ends of its axes, in pixels, and the longest name in it, in cells."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    longest: int
+
+
+WIDE = Frame(860.0, 460.0, 62.0, 840.0, 92.0, 388.0, 34)  # a file of its own
+NARROW = Frame(500.0, 458.0, 44.0, 488.0, 64.0, 350.0, 20)  # beside a table
+Lines = Sequence[Sequence[Point]]  # each the scales of one adapter, in order
+
+
+class Box(NamedTuple):
+    """The room that a label takes, in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlaps(self, other: "Box") -> bool:
+        """Tell whether two boxes share room."""
+        beside = self.right <= other.left or other.right <= self.left
+        return not beside and self.top < other.bottom and other.top < self.bottom
+
+
+def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = (), *, alone: bool = False) -> str:
+    """Draw the target against the kept capability, and lines through scales of adapters; empty if unknown."""
+    points = points_of(report)
+    if not points:
+        return ""
+    rate, everything = report.unit.scale, [*points, *(p for family in lines for p in family)]
+    ends = (frame.left, frame.right)
+    left_right = ends if report.unit.higher_is_better else ends[::-1]  # right is better
+    low, high = pad_range(rate * end for p in everything for end in (p.target.low, p.target.high))
+    x = AxisScale(*((low, high) if rate == 1 else (max(low, -2.0), min(high, 100.0))), *left_right)
+    changes = [100 * end for p in everything for end in (p.kept.low, p.kept.high)]
+    lowest, highest = pad_range([0.0, -100 * (report.macro_margin or 0.0), *changes])
+    y = AxisScale(lowest, highest, frame.bottom, frame.top)
+    at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
+    target = f"target: {report.metric.replace('_', ' ')}{report.unit.axis} →"
+    body = [
+        text(0, 18, "capability suite: change of the mean of the tasks that count, points ↑", "head"),
+        text(frame.right, frame.bottom + 38, target, "head", "end"),
+    ]
+    values, step = marks(y.low, y.high)
+    for value in values:
+        class_ = "zero" if abs(value) < step / 2 else "grid"
+        body.append(line(frame.left, y(value), frame.right, y(value), class_))
+        body.append(
+            text(frame.left - 8, y(value) + 4, formatting.tick(value, step, sign=True), "tick", "end")
+        )
+    values, step = marks(x.low, x.high, 10)
+    for value in values:
+        body.append(line(x(value), frame.bottom, x(value), frame.bottom + 5, "zero"))
+        body.append(text(x(value), frame.bottom + 18, formatting.tick(value, step), "tick", "middle"))
+    if report.macro_margin is not None:
+        beyond = y(-100 * report.macro_margin)
+        sentence = f"margin of the gate: {formatting.points(-report.macro_margin)} points"
+        body += [
+            tag(
+                "rect",
+                x=frame.left,
+                y=beyond,
+                width=max((frame.right - frame.left), 0.0),
+                height=max((frame.bottom - beyond), 0.0),
+                class_="beyond",
+            ),
+            line(frame.left, beyond, frame.right, beyond, "margin"),
+            text(frame.left + 6, beyond + 16, sentence, "small"),
+        ]
+    # The front as steps: a candidate also stands for everything left of and below it.
+    corners = sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)
+    steps = corners[:1]
+    for (_, y0), (x1, y1) in pairwise(corners):
+        steps += [(x1, y0), (x1, y1)]
+    body += [path(steps, "front")] if len(corners) > 1 else []
+    for family in lines:
+        scales = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in family]
+        sentence = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
+        dots = (mark("dot", *xy, "dominated") for xy in scales)
+        body.append(group(sentence, path(scales, "leader"), *dots))
+    for p, (at_x, at_y) in zip(points[::-1], at[::-1], strict=True):
+        class_ = f"whisker {_class(p)}"
+        body.append(line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_))
+        body.append(line(at_x, y(100 * p.kept.low), at_x, y(100 * p.kept.high), class_))
+    body += [
+        *(_mark(report, p, *xy) for p, xy in zip(points[::-1], at[::-1], strict=True)),
+        *_labels(points, frame, at),
+        *_legend(report, frame, points, bool(lines)),
+    ]
+    title = "Score on the target against the change on the capability suite"
+    return picture(frame.width, frame.height, title, body, alone=alone)
+
+
+def front_file(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> str:
+    """Draw the picture as a file of its own, on white, as a README shows it; empty where there is none."""
+    drawn = front(report, frame, lines, alone=True)
+    return f"{drawn}\n" if drawn else ""
+
+
+def points_of(report: ExperimentReport) -> list[Point]:
+    """List what can be drawn, the front first."""
+    drawn = [
+        (f, f.target, f.verdict.macro)
+        for f in best_first(report)
+        if f.state == "done" and f.target and f.verdict and f.verdict.macro
+    ]
+    goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn]
+    best = set(stats.pareto_front(goals)) if goals else set()
+    chosen = report.decision.candidate if report.decision and not report.smoke else None
+    points = [
+        Point(f.label, target, kept, verdict_word(f), i in best, f.name == chosen)
+        for i, (f, target, kept) in enumerate(drawn)
+    ]
+    return sorted(points, key=lambda p: not p.on_front)
+
+
+def _class(p: Point) -> str:
+    return _CLASSES[p.verdict] if p.on_front else "dominated"
+
+
+def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
+    score = formatting.score(report.unit, *p.target[:3])
+    kept = formatting.points(*p.kept[:3])
+    words = f"{p.label}: target {score}, capability suite {kept} points, {p.verdict}"
+    ring = [tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
+    return group(words, *ring, mark(_SHAPES[_CLASSES[p.verdict]], x, y, _class(p)))
+
+
+def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, float]]) -> list[str]:
+    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in at]
+    lines, names = [], []
+    short = shorten_for_picture([p.label for p in points], frame.longest)
+    for p, shown, (x, y) in zip(points, short, at, strict=True):
+        name = shown + (" (recommended)" if p.recommended else "")
+        box, moved = _free(width_of(name, "strong" if p.on_front else ""), x, y, frame, taken)
+        taken.append(box)
+        if moved:
+            start, end = (y - 7, box.bottom) if box.bottom < y else (y + 7, box.top)
+            lines.append(line(x, start, min(max(x, box.left + 6), box.right - 6), end, "leader"))
+        names.append(text(box.left + 2, box.bottom - 4, name, "over strong" if p.on_front else "over quiet"))
+    return [*lines, *names]
+
+
+def _free(width: float, x: float, y: float, frame: Frame, taken: Sequence[Box]) -> tuple[Box, bool]:
+    """Find room above a mark, the nearest first, then below it; say whether a line has to lead there."""
+    tops = [y - 28 - 17 * i for i in range(20)] + [y + 12 + 17 * i for i in range(20)]
+    for top in tops:
+        for left in (x - width / 2, x - 10, x + 10 - width):
+            box = Box(left, top, left + width + 4, top + 16)
+            is_inside = box.left >= 2 and box.right <= frame.width and 24 <= box.top <= frame.bottom - 16
+            if is_inside and not any(box.overlaps(other) for other in taken):
+                return box, top not in (tops[0], tops[20])
+    return Box(x + 12, y - 10, x + 16 + width, y + 6), False
+
+
+def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], scaled: bool) -> list[str]:
+    words = {p.verdict for p in points}
+    shapes = {word: _CLASSES[word] for word in _MEANINGS if word in words}
+    # Each entry is a mark's shape, empty for a line, its class and its meaning.
+    keys = [(_SHAPES[class_], class_, _MEANINGS[word]) for word, class_ in shapes.items()]
+    keys += [] if all(p.on_front for p in points) else [("dot", "dominated", "dominated")]
+    keys += [("", "front", "front"), *([("", "leader", "one fine-tune, scaled")] if scaled else [])]
+    rows: list[list[tuple[str, str, str, float]]] = [[]]
+    for shape, class_, said in keys:
+        width = width_of(said, "small") + (26 if shape else 44)
+        if sum(used for *_, used in rows[-1]) + width > frame.right:
+            rows.append([])
+        rows[-1].append((shape, class_, said, width))
+    top, out = frame.height - 10 - _LEGEND_ROW * (len(rows) - 1), []
+    for i, row in enumerate(rows):
+        x, y = 8.0, top + _LEGEND_ROW * i
+        for shape, class_, said, width in row:
+            sample = line(x - 6, y - 4, x + 12, y - 4, class_)
+            out += [mark(shape, x, y - 4, class_) if shape else sample]
+            out += [text(x + (12 if shape else 18), y, said, "small")]
+            x += width
+    shown = {p.label for p in points}
+    if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
+        sentence = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
+        out.append(text(2.0, top - _LEGEND_ROW, sentence, "small"))
+    return out

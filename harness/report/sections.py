@@ -1,8 +1,19 @@
-"""Documents of an experiment and of a gate's verdict: sections in the order in which they are shown."""
+"""Documents of an experiment and of a gate's verdict, the HTML page, and the report on the terminal.
 
-from collections.abc import Iterator, Sequence
+Invariant: the terminal's table has at most 100 columns, and different candidates have different names in it.
+Texts from models and files are never read as markup.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from harness import formatting, plugins
 from harness.analysis import gating
@@ -14,14 +25,21 @@ from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.row_traits import RULES
 from harness.formatting import UNKNOWN
-from harness.report import answer_tables, result_tables, training_tables, wording
-from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
-from harness.report.document import ResultDocument, Section
-from harness.report.escape import clean
-from harness.report.experiment_report import ExperimentReport
-from harness.report.first_page import first_page, nearest_miss
+from harness.records import TrainingRecord
+from harness.report import answer_tables, pictures, result_tables, training_tables, wording
+from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table, result_headings, result_rows
+from harness.report.document import CAPTION, CLASSES, STYLES, ResultDocument, Section, terminal_lines
+from harness.report.escape import (
+    clean,
+    clean_lines,
+    page_environment,
+    shorten,
+    shorten_for_picture,
+    shorten_for_table,
+)
+from harness.report.experiment_report import RIGHT, WRONG, ExperimentReport, describe_prompt
+from harness.report.first_page import find_judged, first_page, labels_note, nearest_miss, next_steps, reasons
 from harness.report.interchange import junit, to_plain
-from harness.report.pictures import heat
 
 _LOST_LISTED = 10
 _EVIDENCE = 10  # sentences before the appendix
@@ -61,7 +79,7 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     yield Section("evidence", "Evidence", notes=_list_reasons(report)[:_EVIDENCE])
     yield result_tables.wins_section(done, report.declared)
     yield from answer_tables.label_sections(report.labels)
-    found, rows = heat(report), []
+    found, rows = pictures.heat(report), []
     for task, cells in found.rows:
         rows.append([task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)])
     yield Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
@@ -119,7 +137,6 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show base → new on every capability task and metric, and name lost items."""
     comparisons = report.comparisons.get(f.label, ())
     primary = report.task_comparisons(f.label)
     columns, rows = print_table(FORGETTING_TABLE, comparisons)
@@ -143,7 +160,6 @@ def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 
 def _scan(f: CandidateFacts) -> Section:
-    """Show by type which matrices a scan of their signal and noise chose to be trained."""
     columns = ("type of matrix", "trained", "of", "least ratio of a trained one", "largest of the others")
     rows = []
     for one in f.training.scan:
@@ -229,3 +245,138 @@ def gate_json(judged: GateResult) -> dict[str, Any]:
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),
     }
+
+
+_FOLDER = Path(__file__).parent
+_BRIEF_ANSWER = 60  # characters of an answer that is not opened
+
+
+def html(report: ExperimentReport) -> str:
+    """Render the report as one HTML file that needs nothing else; its own policy forbids scripts."""
+    from markupsafe import Markup, escape
+
+    environment = page_environment(_FOLDER)
+    environment.filters |= {"lines": lambda text: escape(clean_lines(text)), "drawn": Markup}
+    environment.filters["brief"] = lambda text: shorten(clean(" ".join(text[:400].split())), _BRIEF_ANSWER)
+    shown = experiment_document(report)
+    chapters: list[dict[str, Any]] = [
+        {"id": f"s{i}", "section": section} for i, section in enumerate(shown.sections)
+    ]
+    return environment.get_template("page.html").render(
+        report=report,
+        document=shown,
+        body=[c for c in chapters if not c["section"].appendix],
+        appendix=[c for c in chapters if c["section"].appendix],
+        caption=CAPTION,
+        curves=list(filter(None, _curves(wording.best_first(report)))),
+        heat=pictures.heat(report),
+        answers=[(task, list(of)) for task, of in groupby(report.answers, key=lambda item: item.task)],
+        marks={RIGHT: "right", WRONG: "wrong"},
+        describe_prompt=describe_prompt,
+        verdict_classes=CLASSES,
+        verdict_words=WORDS,
+        colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + pictures.rules()),
+    )
+
+
+def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
+    trainings: list[TrainingRecord] = []
+    labels: list[str] = []
+    for f in facts:
+        if f.training in trainings:
+            labels[trainings.index(f.training)] += f", {f.label}"
+        else:
+            trainings.append(f.training)
+            labels.append(f.label)
+    titles = shorten_for_picture(labels, training_tables.LONGEST)
+    return list(map(training_tables.curves, labels, trainings, titles))
+
+
+WIDTH = 100
+_NOTES = 5  # number of notes unless all are requested
+
+
+def terminal(report: ExperimentReport, console: Console, *, verbose: bool = False) -> None:
+    """Print the table of candidates, five notes (all, with tables, if `verbose`), and the decision last."""
+    console.print(terminal_table(report))
+    notes = _list_notes(report)
+    console.print()
+    bullets = Table.grid(padding=(0, 1, 0, 0))  # with hanging indents
+    for note in notes if verbose else notes[:_NOTES]:
+        bullets.add_row(Text(" -"), Text(clean(note)))
+    console.print(bullets)
+    if verbose:
+        whole = experiment_document(report)
+        brief = [s for s in whole.sections if not s.detail]
+        for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line=""), WIDTH):
+            console.print(line)
+    elif (more := len(notes) - _NOTES) > 0:
+        text = f"{formatting.pluralize(more, 'more note')}: see the report, or --verbose"
+        console.print(Text(f" - {text}", style="dim"))
+    console.print()
+    print_last(report, console)
+
+
+def _list_notes(report: ExperimentReport) -> list[str]:
+    judged, best = find_judged(report), wording.best_first(report)
+    notes = [wording.failure_line(f) for f in best if f.state == "failed"]
+    notes += [*wording.describe_unread(best, report.metric), labels_note(report)]
+    if not report.smoke:
+        notes += wording.describe_stopped(f for f in best if judged is None or f.run_id != judged.run_id)
+        notes += (f"{reason.about.lower()}: {reason.sentence}" for reason in reasons(report))
+        for f in filter(is_fine_tuned, best):
+            if at := f.corrected or f.verdict:
+                settle = f"; {report.settling(at).text}" if at.items_needed else ""
+                notes.append(f"{f.label}: {wording.verdict_word(f)}: {at.sentence}{settle}")
+        notes += report.decision.reasons if report.decision else ()
+    notes += (answer_tables.collapse_sentence(label, found) for label, found in report.diversity.items())
+    notes += (f"{f.label}: {text}" for f in best if (text := answer_tables.retrieval_text(f)))
+    return list(dict.fromkeys(filter(None, [*notes, *report.notes])))
+
+
+def print_last(report: ExperimentReport, console: Console) -> None:
+    """Print the decision and next commands without breaking lines."""
+    console.print(Text(clean(wording.last_line(report)), style="bold"), soft_wrap=True)
+    for step in next_steps(report):
+        console.print(Text(clean(f"next: {step.text}")), soft_wrap=True)
+
+
+def terminal_table(report: ExperimentReport) -> Table:
+    """Return the table of candidates in at most 100 columns, the best first."""
+    # Use the widest layout that fits: then a narrower gap, shorter cells, the metric below, shorter names.
+    for tight, gap, stacked in ((False, 2, False), (False, 1, False), (True, 1, False), (True, 1, True)):
+        broken, rows = result_headings(report), result_rows(report, tight=tight)
+        heads = {name: head.replace("\n", " ") for name, head in broken.items()}
+        rows = [row | {"candidate": clean(row["candidate"])} for row in (heads, *rows)]
+        least = cell_len(rows[0]["candidate"])
+        if stacked and _count_free(rows, gap) < least:
+            # The metric's name is cut to the width of the scores, so that no verdict is.
+            word, _, metric = broken["target"].partition("\n")
+            metric = shorten(metric, max(cell_len(row["target"]) for row in rows[1:]))
+            rows[0] = broken | {"target": f"{word}\n{metric}"}
+        free = _count_free(rows, gap)
+        if free >= max(cell_len(row["candidate"]) for row in rows):
+            break
+    name_width = max(free, least)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
+    )
+    if report.smoke:
+        table.title = Text(f"{clean(report.experiment)}: {wording.SMOKE}")
+        table.caption = Text(wording.SMOKE)
+    first, *others = rows[0].values()
+    # Without a minimal width, rich would shrink the wrapping column to nothing next to wide ones.
+    table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
+    for heading in others:
+        table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
+    shown = shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
+    for name, row in zip(shown, rows[1:], strict=True):
+        cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
+        table.add_row(Text(name), *list(cells)[1:])
+    return table
+
+
+def _count_free(rows: Sequence[dict[str, str]], gap: int) -> int:
+    others = list(zip(*(row.values() for row in rows), strict=True))[1:]
+    lines = ([line for cell in column for line in cell.split("\n")] for column in others)
+    return WIDTH - sum(max(map(cell_len, of)) for of in lines) - gap * len(others)

@@ -144,7 +144,6 @@ def list_tracked_runs(
 
 
 def _list_files(folder: Path) -> tuple[Path, ...]:
-    """List the files of weights and their record, or the record alone of weights that are large."""
     found = [path for path in sorted(folder.glob("*")) if path.is_file()]
     found += [path for path in sorted(folder.glob("*/*")) if path.is_file()]
     is_large = sum(path.stat().st_size for path in found) > _LARGEST

@@ -8,7 +8,7 @@ steps, which has rows of every length. Source: Goodfellow, Bengio and Courville 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness import formatting
 from harness.analysis.ablation import TrainingSets
@@ -65,14 +65,13 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     ]
     kinds = {is_of_preferences(f.training) for f in trained if smooth(f.training)}
     found = ((f.label, diagnose(f.training)) for f in trained)
-    notes = [f"{label} {of.sentence}." for label, of in found if of]
+    notes = [f"{label} {of[1]}." for label, of in found if of]
     notes += [f"{f.label} {sentence}." for f in trained if (sentence := describe_forgetting(f.training))]
     notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 
 
 def _figures(training: TrainingRecord) -> dict[str, Any]:
-    """Return the shown figures of a training: the loss as means of rounds, and the overfitting gap."""
     found = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
     if mean := smooth(training):
         found["loss"] = mean
@@ -142,7 +141,7 @@ def compare_rates(trials: Sequence[Trial]) -> str:
     sound = []
     for loss, trial in ends:
         diagnosis = diagnose(TrainingRecord(loss=trial.loss, validation_loss=trial.validation_loss))
-        if diagnosis is None or diagnosis.kind != "overfits":
+        if diagnosis is None or diagnosis[0] != "overfits":
             sound.append((loss, trial))
     if not sound:
         return f"{sentence}; all of them overfit: a lower rate, fewer epochs or more rows may help."
@@ -199,15 +198,11 @@ def sets_section(of: TrainingSets, unit: Unit) -> Section:
     return Section("training sets", title, columns, rows, notes=[note])
 
 
-class Diagnosis(NamedTuple):
-    """Kind of a training (`underfits`, `overfits`, `memorizes` or `fits`), and a sentence that says why."""
+def diagnose(training: TrainingRecord) -> tuple[str, str] | None:
+    """Return a training's kind (`underfits`, `overfits`, `memorizes` or `fits`), and a sentence on it.
 
-    kind: str
-    sentence: str
-
-
-def diagnose(training: TrainingRecord) -> Diagnosis | None:
-    """Diagnose a training; None for preferences, smoothed labels, or fewer than two rounds of steps."""
+    None for preferences, smoothed labels, or fewer than two rounds of steps.
+    """
     train, span = smooth(training), round_length(training)
     if is_of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
         return None
@@ -221,20 +216,20 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
             why = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
             why += f" {plain(then[-1])} to {plain(last)}; fewer epochs, more rows or, of LoRA,"
             why += " a lower r and lora_alpha or lora_dropout may help"
-            return Diagnosis("overfits", f"overfits after step {count(step)}: {why}")
+            return "overfits", f"overfits after step {count(step)}: {why}"
     if last > first * (1 - _CHANGE):
         why = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
-        return Diagnosis("underfits", f"underfits: {why}")
+        return "underfits", f"underfits: {why}"
     if last > _KNOWN_BY_HEART and last < before * (1 - 2 * _CHANGE):
         why = f"training loss was still falling, from {plain(before)} to {plain(last)} in the last round"
-        return Diagnosis("underfits", f"underfits: {why}; more epochs may help")
+        return "underfits", f"underfits: {why}; more epochs may help"
     if validation and last < _KNOWN_BY_HEART and validation[-1][1] > 2 * last + _CHANGE:
         why = f"training loss {plain(last)}, validation loss {plain(validation[-1][1])}"
-        return Diagnosis("memorizes", f"knows its training rows by heart: {why}; more rows would do more")
+        return "memorizes", f"knows its training rows by heart: {why}; more rows would do more"
     why = f"training loss levelled off at {plain(last)}"
     why += f", validation loss {plain(validation[-1][1])}" if validation else ""
     why += ", which holds none of the rows replayed" if training.n_replayed else ""
-    return Diagnosis("fits", f"neither underfits nor overfits: {why}")
+    return "fits", f"neither underfits nor overfits: {why}"
 
 
 def describe_forgetting(training: TrainingRecord) -> str:

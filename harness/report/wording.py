@@ -109,17 +109,12 @@ def target_text(f: CandidateFacts, *, tight: bool = False) -> str:
 
 
 def miss_text(m: MissRate) -> str:
-    """Format one line of the gate's operating characteristic."""
-    return f"{miss_what(m)}: {formatting.chance(m.probability)}"
-
-
-def miss_what(m: MissRate) -> str:
-    """Name the error of a line of the operating characteristic; `what` names the rule."""
-    if m.what == "equal":
-        return "a fine-tune that lost nothing would not pass"
+    """Format one line of the gate's operating characteristic; `what` names the rule."""
     where = " on every task" if m.what == "macro" else " on a single task"
-    lost = abs(100 * m.delta)
-    return f"a real loss of {lost:g} point{'' if lost == 1 else 's'}{where} would pass"
+    lost, what = abs(100 * m.delta), "a fine-tune that lost nothing would not pass"
+    if m.what != "equal":
+        what = f"a real loss of {lost:g} point{'' if lost == 1 else 's'}{where} would pass"
+    return f"{what}: {formatting.chance(m.probability)}"
 
 
 def family_text(n_members: int, alpha: float) -> str:
