@@ -84,7 +84,7 @@ OFFERED = {
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api pass_costs prefix_cache shapes supervision vllm weight_files",
     # What happens to a run: a module each. Of `label_file` and `pair_file` a command loads one; the `write` of
     # `scheduler` is of files for cron and systemd.
-    "lifecycle": "corrections feedback label_file nightly pair_file production release rescue scheduler",
+    "lifecycle": "champions corrections feedback label_file nightly pair_file production release rescue scheduler",
     # `clean` is of a text; few have findings or trackers.
     "report": "escape findings trackers",
     # The functions of `frames` are `harness.frames`, loaded when it is first read.

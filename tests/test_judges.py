@@ -287,7 +287,7 @@ def test_labels_by_other_criteria_are_refused_and_those_of_two_possible_scales_w
     assert "--scale 1,5 where they are the rubric's grades, else --scale 0,1" in str(refused.value)
     assert store.list_labels(d.store) == []
     for scale, meant in (((1.0, 5.0), 0.0), ((0.0, 1.0), 1.0)):
-        assert import_labels(d.path, file, rater="ann", scale=scale).n_labels == N
+        assert import_labels(d.path, file, rater="ann", scale=scale)["n_labels"] == N
         assert {one.label for one in store.list_labels(d.store)[-1].labels} == {meant}
 
 

@@ -489,7 +489,7 @@ def test_sides_are_drawn_and_the_longer_prompt_is_not_shown(project):
     found = pair_file.export_pairs(path, project / "all.csv", n_items=200, candidates=("prompt", "shots"))
     written, (_, texts) = read(project / "all.csv"), texts_of(project)
     firsts = [row["left"] in {a for a, _ in texts.values()} for row in written]
-    assert found.n_pairs == len(written) > 20
+    assert found["n_pairs"] == len(written) > 20
     assert 0 < sum(firsts) < len(firsts)
     assert all("Letter" in row["question"] and row["question"].count("Letter") == 1 for row in written)
 

@@ -12,7 +12,7 @@ from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, s
 from harness import store as stores
 from harness.errors import HarnessError, UserError
 from harness.lifecycle import nightly_state as state
-from harness.lifecycle import release
+from harness.lifecycle import champions
 from harness.progress import SilentProgress
 
 HOSTILE_NAMES = ["../../../precious", "..", "", "a/b", "a\\b", "~root", "a\0b", "x" * 300]
@@ -163,7 +163,7 @@ SWEPT = """\
 
 
 def list_unused(store, **options):
-    found = release.list_unreferenced(store, **options)
+    found = champions.list_unreferenced(store, **options)
     return {str(one.path.relative_to(store.folder)) for one in found.removable}
 
 
@@ -237,10 +237,10 @@ def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
 def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
     complete(store, OTHER, make_rows(3))
     stores.begin(store, "desk-lora-s0")
-    found = release.remove_unreferenced(store)
+    found = champions.remove_unreferenced(store)
     assert (found.removable, found.wanted_by) == ((), ("desk-lora-s0",))
     assert store.parquet(OTHER.digest) in {one.path / "rows.parquet" for one in found.kept}
-    release.remove_unreferenced(store, unfinished=True)
+    champions.remove_unreferenced(store, unfinished=True)
     assert not store.rows(OTHER.digest).exists()
     assert stores.list_begun(store) == []
 
@@ -248,13 +248,13 @@ def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_n
 def test_nothing_is_removed_while_a_run_cannot_be_read_and_weights_behind_another_outlive_theirs(run_store):
     write_fit(run_store, "lost", "l")
     stores.save_run(run_store, make_run("b", [], training={"fit_key": "lost"}))
-    release.remove_run(run_store, "b")
+    champions.remove_run(run_store, "b")
     assert run_store.weights("lost").exists()
 
     (run_store.folder / "torn").mkdir()
     (run_store.folder / "torn" / "run.json").write_text("{")
     with pytest.raises(HarnessError, match="readable run files"):
-        release.remove_unreferenced(run_store)
+        champions.remove_unreferenced(run_store)
 
 
 class InterruptAtStage(SilentProgress):
@@ -273,11 +273,11 @@ class InterruptAtStage(SilentProgress):
 def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
     tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT), "suites=[]")
     assert len(list((store.folder / "weights").iterdir())) == 3
-    found = release.list_unreferenced(store)
+    found = champions.list_unreferenced(store)
     assert (found.removable, found.wanted_by) == ((), ())
     for one in stores.list_runs(store):
-        release.remove_run(store, one.run_id)
-    release.remove_unreferenced(store)
+        champions.remove_run(store, one.run_id)
+    champions.remove_unreferenced(store)
     assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
 
@@ -306,12 +306,12 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     write_champion(store, "b")
     with pytest.raises(UserError, match=r"b, a champion of desk.*retire it first"):
-        release.remove_run(store, "b")
-    release.remove_run(store, "a")
+        champions.remove_run(store, "b")
+    champions.remove_run(store, "a")
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
     kept = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
     write_champion(store, "a run of another folder", **kept)
-    release.remove_run(store, "b")
+    champions.remove_run(store, "b")
     assert store.parquet(OTHER.digest).exists()
     assert (store.weights("fit-b") / "adapter.bin").exists()
 
@@ -321,8 +321,8 @@ def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     complete(store, OTHER, make_rows(3))
     for remove in (
-        lambda: release.remove_run(store, "b"),
-        lambda: release.remove_unreferenced(store),
+        lambda: champions.remove_run(store, "b"),
+        lambda: champions.remove_unreferenced(store),
     ):
         with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
             remove()

@@ -20,6 +20,8 @@ from harness.lifecycle import nightly_state
 from harness.records import Run
 from harness.store import Champion, ChampionEntry, Leftover, Store
 
+_OF_RUN = ["run_id", "candidate", "seed", "experiment", "weights_digest", "base_digest", "created", "recipe"]
+
 
 def promote(
     stored: Study, run: Run, judged: Verdict | str, despite: str, *, by: str = ""
@@ -43,17 +45,10 @@ def promote(
         numbers = [rule.numbers.get(name) for name in names] if rule else list((judged.macro or ())[:4])
     champion = Champion(
         target=stored.experiment.target.name,
-        run_id=run.run_id,
-        candidate=run.candidate,
-        seed=run.seed,
-        experiment=run.experiment,
+        **{name: getattr(run, name) for name in _OF_RUN},
         base_model=Path(run.base_model).name,
-        weights_digest=run.weights_digest,
-        base_digest=run.base_digest,
-        created=run.created,
         rows=dict(sorted(run.rows.items())),
         scores={key: [round(x, 6) for x in e[:4]] for key, e in scores.items()},
-        recipe=run.recipe,
         verdict=judged.outcome if isinstance(judged, Verdict) else "",
         sentence=judged.sentence if isinstance(judged, Verdict) else judged,
         despite=despite,
@@ -165,11 +160,7 @@ def remove_run(at: Store, run_id: str) -> None:
 
 
 def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
-    """List files that no run, champion or night uses.
-
-    Files of unfinished work cannot be told from leftovers, so while there is such work nothing may be removed
-    unless its files are requested too, with `unfinished`.
-    """
+    """List files that no run, champion or night uses; unfinished work keeps all, unless requested."""
     runs = store.all_runs(at)
     behind, unneeded = store.split_trials(at, runs)
     wanted = store.run_references(runs) | behind | _kept_references(at)

@@ -77,22 +77,16 @@ def _make(
         raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
     region = session.experiment.feedback.region
     evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
-    leaks = _find_leaks(rows, evaluated)
-    n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
+    leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
+    outcomes, kept = list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # newest first
-        place, made = Row(row.source, {}), answers(row)
-        if leak := leaks.get(row.row_id):
-            outcomes.append(drop(place, f"asks what is evaluated{leak.how}", leak.where))
-        elif isinstance(made, str):
-            outcomes.append(drop(place, made))
-        elif row.sender and n_of_sender[row.sender] >= per_sender:
-            outcomes.append(drop(place, _SENDERS_CAP))
-        elif (fields := _fields(row, prompt, made)) is None:
-            outcomes.append(drop(place, f"several turns, which the column {prompt!r} cannot hold"))
-        else:
+        made = answers(row)
+        if row.sender and n_of_sender[row.sender] >= per_sender and not isinstance(made, str):
+            made = _SENDERS_CAP
+        outcomes.append(_edit_row(row, prompt, made, leaks, "asks what is evaluated"))
+        if outcomes[-1].change is None:
             n_of_sender[row.sender] += 1
             kept.append(_sourced(row))
-            outcomes.append(EditedRow(place._replace(fields=fields)))
     if not kept:
         reasons = Counter(one.change.reasons[0] for one in outcomes if one.change)
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
@@ -107,21 +101,31 @@ def _make(
     return FeedbackEdit(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
 
 
-class _Leak(NamedTuple):
-    where: str
-    how: str
+_Leaks = dict[str, tuple[str, str]]  # by id of a stored row: the place of the row that it repeats, and how
 
 
-def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -> dict[str, _Leak]:
-    """Map ids of stored rows to the row of `others` with the same question, exactly or reworded."""
+def _edit_row(row: FeedbackRow, prompt: str, answers: _Answers | str, leaks: _Leaks, leak: str) -> EditedRow:
+    """Return a row with its answers, or dropped for their reason, for a leak or for several turns."""
+    place = Row(row.source, {})
+    if row.row_id in leaks:
+        where, how = leaks[row.row_id]
+        return drop(place, f"{leak}{how}", where)
+    if isinstance(answers, str):
+        return drop(place, answers)
+    if (fields := _fields(row, prompt, answers)) is None:
+        return drop(place, f"several turns, which the column {prompt!r} cannot hold")
+    return EditedRow(place._replace(fields=fields))
+
+
+def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -> _Leaks:
     sourced = [_sourced(row) for row in rows]
     questions, asked = ([key(row.example) for row in part] for part in (sourced, others))
     leaks = {
-        rows[alike.training].row_id: _Leak(others[alike.evaluated].where, " in other words")
+        rows[alike.training].row_id: (others[alike.evaluated].where, " in other words")
         for alike in overlaps(questions, asked)
     }
     exact = find_contaminated_rows(sourced, others)
-    return leaks | {leak.training.example.id: _Leak(leak.evaluated.where, "") for leak in exact}
+    return leaks | {leak.training.example.id: (leak.evaluated.where, "") for leak in exact}
 
 
 def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
@@ -153,21 +157,15 @@ def make_test_items(
     refuse(readers.cap_problems(problems, readers.display_path(marks), "marks that cannot be used"))
     trained_rows = _mask_rows(region, target.items.list_sourced("train"))
     trained = _find_leaks([row for row, _, _ in chosen], trained_rows)
-    outcomes = []
-    for row, text, marked_by in chosen:
-        fields = _fields(row, prompt, {reference: text, "marked_by": marked_by})
-        if leak := trained.get(row.row_id):
-            outcomes.append(drop(Row(row.source, {}), f"asked in training too{leak.how}", leak.where))
-        elif fields is None:
-            outcomes.append(drop(Row(row.source, {}), f"several turns, which {prompt!r} cannot hold"))
-        else:
-            outcomes.append(EditedRow(Row(row.source, fields)))
+    outcomes = [
+        _edit_row(row, prompt, {reference: text, "marked_by": by}, trained, "asked in training too")
+        for row, text, by in chosen
+    ]
     used = {"marks": {"file": readers.display_path(marks), "sha256": digest_of(marks)}}
     return FeedbackEdit(Edit("rows", used, (), command="harness feedback rows --test-items"), outcomes, ())
 
 
 def _columns(task: Task) -> tuple[str, str]:
-    """Return the columns of question and answer in the target's files; templates are refused."""
     if task.fields == Fields():
         return "prompt", "reference"
     found = [FIELD.fullmatch(template) for template in (task.fields.prompt, task.fields.reference)]

@@ -1,22 +1,28 @@
-"""Evaluation logs of other evaluators, by task: items with scores, prompts and settings.
+"""Evaluation logs of other evaluators, by task: items with scores, prompts and settings; samples of lm-eval.
 
 Invariant: an arm has the evaluations of one model, and each task once. Two arms are comparable only with the
 same items, prompts and settings, and different answers; values unknown for one of them are ignored.
+
+lm-eval (`--log_samples`) writes a folder with one file of samples per task, and the results; `harness eval
+-s` writes the same without a date in the names. An evaluation has the samples of one date in one folder.
+Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py`.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from math import isfinite
+from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness.analysis.admission import Measurement
-from harness.errors import Problem, UserError, as_argument
+from harness.data.text_files import open_text
+from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.metrics import mean_metric
-from harness.records import SampleResult, Status, digest
+from harness.records import SampleResult, Status, digest, parse_json, read_object
 from harness.spec import Kind, Task, TaskData
 
 _SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions may share one
@@ -32,10 +38,7 @@ NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
-    """One item: its score within the task's bounds, and named digests of its prompt.
-
-    `answer` is the digest of the model's answer; `n_choices` is 0 if there are no choices.
-    """
+    """One item: its score, digests of its prompt and of the answer; `n_choices` is 0 without choices."""
 
     score: float
     digests: Mapping[str, str]
@@ -46,11 +49,7 @@ class LoggedItem(NamedTuple):
 
 
 class TaskLog(NamedTuple):
-    """One task as answered by one model; `settings` are None if unknown.
-
-    `kind` is "generate" if the items say which answers were truncated or refused. If the direction is not
-    logged, the metric's name decides it.
-    """
+    """One task as answered by one model; unknown `settings` are None, `same_items` is advice."""
 
     task: str
     metric: str
@@ -65,11 +64,7 @@ class TaskLog(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One evaluation logged by another evaluator; `file` names it unless it is a whole folder.
-
-    `identity` is equal for evaluations of the same model, None if the model is not named. `tasks` maps each
-    task to a reader of its samples, or of the reason why it cannot be compared; `unfinished` have no samples.
-    """
+    """One evaluation: `identity` is equal for the same model, `tasks` read samples, or why they are none."""
 
     file: Path
     model: str
@@ -83,10 +78,7 @@ class Evaluation(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """Logged tasks of one model, over all its evaluations; other fields are those of the newest one.
-
-    `names` are the finished tasks; `tasks` has those that were read and can be compared.
-    """
+    """Logged tasks of one model; `names` are the finished ones, `tasks` those read that can be compared."""
 
     model: str
     identity: Mapping[str, Any] | None
@@ -148,6 +140,19 @@ def refuse_large(path: Path) -> None:
         raise UserError(Problem(str(path), found, expected, "log fewer tasks or samples to a file"))
 
 
+def refuse_unscored(path: Path, metric: str, unscored: Sequence[str], n: int, step: str) -> None:
+    """Refuse items without a score, whose absence on one side alone would change the other's mean."""
+    if unscored:
+        found = f"{len(unscored)} of {n} items without a number as {metric} (id {', '.join(unscored[:5])})"
+        raise UserError(Problem(str(path), found, "a finite score of every item", step))
+
+
+def refuse_missing(path: Path, n: int, expected: object, step: str) -> None:
+    """Refuse a log with fewer samples than it counts, as of a copy that was cut."""
+    if isinstance(expected, int) and expected > n:
+        raise UserError(Problem(str(path), f"{n} of {expected} samples", "all of them", step))
+
+
 def digest_logged(value: object) -> str:
     """Return the digest of a logged value, which may contain NaN."""
     return digest(json.dumps(value, sort_keys=True))
@@ -181,25 +186,13 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
     chance = 1 / fmean(n_choices) if min(n_choices) > 1 else 0.0
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=chance)
-    base, now = (
-        [
-            SampleResult(
-                task=name,
-                split="test",
-                example_id=item,
-                position=at,
-                status=logged.status,
-                text="",
-                prompt="",
-                references=(),
-                parts={metric.name: (logged.score,)},
-                cluster=logged.cluster,
-                prompt_digest=logged.digests.get("prompt_hash", ""),
-            )
-            for at, (item, logged) in enumerate(arm.items.items())
-        ]
-        for arm in (old, new)
-    )
+
+    def row(position: int, item: str, logged: LoggedItem) -> SampleResult:
+        scores, prompt_hash = {metric.name: (logged.score,)}, logged.digests.get("prompt_hash", "")
+        known = (name, "test", item, position, logged.status, "", "", (), scores, logged.cluster)
+        return SampleResult(*known, prompt_digest=prompt_hash)
+
+    base, now = ([row(at, *one) for at, one in enumerate(arm.items.items())] for arm in (old, new))
     documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
     metrics = {metric.name: metric}
     return Measurement(task, "capability", old.evaluator, metrics, base, now, documents=documents)
@@ -244,3 +237,168 @@ def find_text_cluster(fields: object) -> str:
         return ""
     shared = next((fields[key] for key in _SHARED_TEXTS if fields.get(key)), "")
     return digest(str(shared)) if shared else ""
+
+
+_SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
+_RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
+_HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and the hashed fields
+_WHO = ("model_name", "model_source", "model", "precision", "engine")
+_WANTED = ("a metric such as acc or exact_match", "leave the task out")
+_MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
+_OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_SETTINGS = (
+    *("model_dtype", "gen_kwargs", "chat_template_sha", "system_instruction_sha"),
+    *("fewshot_as_multiturn", "precision", "engine"),
+)
+
+
+def find_lm_eval(path: Path) -> list[Evaluation]:
+    """List the evaluations below a folder, the newest last, or the one in a file of results or samples."""
+    results = _RESULTS.match(path.name) if path.is_file() else None
+    if path.is_dir():
+        files = sorted(path.rglob("samples_*.jsonl"))
+    elif path.is_file() and path.suffix == ".jsonl":
+        files = [path]
+    else:
+        files = sorted(path.parent.glob("samples_*.jsonl")) if results else []
+    samples: dict[tuple[str, Path], dict[str, Path]] = {}
+    for file in files:
+        if (named := _SAMPLES.match(file.name)) and (not results or results["date"] == named["date"]):
+            samples.setdefault((named["date"] or "", file.parent), {})[named["task"]] = file
+    return [_evaluation(path, folder, date, samples[date, folder]) for date, folder in sorted(samples)]
+
+
+def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]) -> Evaluation:
+    named = [file for file in sorted(folder.glob(f"*{date}.json")) if _RESULTS.match(file.name)]
+    results_file = next((file for file in named if date or file.name == "results.json"), None)
+    results = {}
+    if results_file:
+        refuse_large(results_file)
+        results = read_object(results_file) or {}
+        if not results:
+            found, step = "no results that can be read", "copy the file again, or evaluate again"
+            expected = "what lm-eval wrote next to the samples, as JSON"
+            raise UserError(Problem(str(results_file), found, expected, step))
+    # The model's configuration without device and request settings.
+    others = (*_MACHINE, *_OF_TASKS)
+    configuration = {key: value for key, value in _dict(results, "config").items() if key not in others}
+    if isinstance(args := configuration.get("model_args"), dict):
+        configuration["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
+    names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
+    model = next((str(name) for name in names if name), "")
+    identity = {key: results[key] for key in _WHO if key in results} | configuration
+    tasks = {task: partial(_score_items, task, file, results) for task, file in sorted(samples.items())}
+    (first, *more) = samples.values()
+    unfinished = () if path == first else tuple(_dict(results, "configs").keys() - samples.keys())
+    file = results_file or (folder if more else first)
+    return Evaluation(file, model, identity if model else None, tasks, unfinished)
+
+
+def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
+    with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
+        rows = _rows(path)
+        kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
+        counts = Counter(str(row["doc_id"]) for row in kept)
+        if len(set(counts.values())) > 1:
+            found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
+            raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
+        first = {str(row["doc_id"]): row for row in reversed(kept)}
+        again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
+        # Old versions of lm-eval name no filter: further lines hold the same responses, filtered otherwise.
+        same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
+        if again and not (same and any(row != of for row, of in again)):
+            times, kept_name = len(kept) // len(first), ", ".join(list(counts)[:5])
+            found = f"each of its {len(first)} items {times} times (doc_id {kept_name})"
+            step = "keep the lines of one evaluation, or evaluate again"
+            raise UserError(Problem(str(path), found, "every item once", step))
+        samples = dict(reversed(first.items()))
+        metric = _deciding_metric(path, list(samples.values()))
+        if isinstance(metric, Problem):
+            return metric
+
+        scores = {item: row.get(metric) for item, row in samples.items()}
+        unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
+        refuse_unscored(path, metric, unscored, len(scores), "evaluate again")
+        expected = _dict(_dict(results, "n-samples"), task).get("effective")
+        refuse_missing(path, len(samples), expected, "copy the file again, or evaluate again")
+        direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
+        higher = bool(direction) if direction is not None else not is_lower_better(metric)
+        bounds = (0.0, inf) if is_named(metric, ERROR_RATES) else (0.0, 1.0)
+        config = _dict(results, "config")
+        settings = {}
+        for name in _SETTINGS:
+            logged = (value for value in (results.get(name), config.get(name)) if value not in (None, ""))
+            settings[name] = next(logged, None)
+        settings["version"] = _dict(results, "versions").get(task)
+        settings["num_fewshot"] = _dict(results, "n-shot").get(task)
+        settings["filter"] = rows[0].get("filter")
+        items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
+        # Kind "choice": whether an answer was unparsable or truncated is not in these files.
+        return TaskLog(
+            task,
+            metric,
+            higher,
+            items,
+            settings,
+            "choice",
+            "lm-eval",
+            "use the same --limit",
+            bounds,
+            direction is not None,
+        )
+
+
+def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
+    return LoggedItem(
+        score=float(row[metric]),
+        digests={
+            name: str(row.get(name) or digest_logged(row[field]))
+            for name, field in _HASHES.items()
+            if name in row or field in row
+        },
+        answer=digest_logged([row.get("resps"), row[metric]]),
+        cluster=find_text_cluster(row.get("doc")),
+        n_choices=len(row.get("resps") or row.get("arguments") or ()),
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with open_text(path, str(path), "\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+                row["doc_id"]
+            except (ValueError, KeyError, TypeError) as error:
+                found = f"a line that is not a sample ({type(error).__name__})"
+                step = "run lm_eval again with --log_samples"
+                raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
+            rows.append(row)
+    if not rows:
+        raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
+    return rows
+
+
+def _deciding_metric(path: Path, rows: Sequence[Mapping[str, Any]]) -> str | Problem:
+    """Return the first rate, else an error rate per word, or the reason why neither can be compared."""
+    # Margins are losses from 0 to 1. Errors per word have no upper bound and count in no mean of tasks.
+    row = rows[0]
+    listed = row.get("metrics") or [
+        k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
+    ]
+    scored = [name for name in listed if isinstance(row.get(name), int | float)]
+    if not scored:
+        found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
+        return Problem(str(path), found, *_WANTED)
+    errors = [name for name in scored if is_named(name, ERROR_RATES)]
+    rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
+    if not rates + errors:
+        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored))})"
+        return Problem(str(path), found, *_WANTED)
+    return str((rates + errors)[0])
+
+
+def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return found if isinstance(found := value.get(key), dict) else {}

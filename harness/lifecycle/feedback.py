@@ -43,22 +43,6 @@ _COLUMN = re.compile(r"[A-Za-z][\w.-]{0,39}")
 _SECONDS, _MILLISECONDS = 1e8, 1e11  # smallest numbers that are read as Unix times
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedRow:
-    """One answered request as logged, unmasked; the fields are those of `FeedbackRow`."""
-
-    where: str
-    messages: tuple[Message, ...]
-    answer: str
-    thumb: bool | None
-    correction: str
-    preference: str
-    model: str
-    time: str
-    sender: str
-    assignment: str
-
-
 @dataclass
 class LogNotes:
     """Remarks on a log: unread columns, and places of rows left out, by reason."""
@@ -71,10 +55,9 @@ class _Unusable(Exception):
     """Error of a request that lacks what a row of feedback needs."""
 
 
-def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow]:
-    """Yield the answered requests of a log; values that are not understood are refused, all at once."""
+def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[FeedbackRow]:
+    """Yield the answered requests of a log, unmasked and without ids; misread values are refused together."""
     problems: list[Problem] = []
-    shown = readers.display_path(path)
     try:
         for row in readers.stream(path, "train"):
             try:
@@ -90,10 +73,11 @@ def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow
         )
         raise UserError(list(masked)) from None
     if problems:
+        shown = readers.display_path(path)
         raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
 
 
-def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
+def _read_row(row: Row, notes: LogNotes) -> FeedbackRow:
     fields, read = _flatten(row.fields), set[str]()
 
     def take(*names: str) -> Any:
@@ -124,27 +108,23 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
     if not messages:
         raise _Unusable("no request")
     answer, preference = _choose(answers, preferred, preferred_output, row.where)
-    thumb, when = take("thumb"), take(*_TIMES)
-    logged = LoggedRow(
-        row.where,
-        messages,
-        answer,
-        _read_thumb(thumb, row.where),
-        correction,
-        preference,
-        _check_name(text("model"), "model", row.where),
-        _read_time(when, row.where),
-        text(*_SENDERS),
-        _check_name(text("assignment"), "assignment", row.where),
-    )
+    thumb = take("thumb")
+    spelt = str(thumb if thumb is not None else "").strip().lower().removesuffix(".0")
+    if spelt not in _THUMBS:
+        expected = "up, down, 1, 0, true, false or nothing"
+        raise UserError(_misread(row.where, "thumb", "another value", expected))
+    model = _check_name(text("model"), "model", row.where)
+    when, sender = _read_time(take(*_TIMES), row.where), text(*_SENDERS)
+    assignment = _check_name(text("assignment"), "assignment", row.where)
     notes.unread.update(
         name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read
     )
-    return logged
+    known = (answer, _THUMBS[spelt], correction, preference, model, when, sender, assignment, row.where)
+    return FeedbackRow("", canonical_json(messages), *known)
 
 
 def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Lift the keys of objects within a row to the top level; outer and earlier keys take precedence."""
+    """Lift the keys of objects within a row; outer and earlier keys take precedence."""
     known = {name: _parse(name, value) for name, value in fields.items()}
     known = {name: value for name, value in known.items() if value is not None and value != ""}
     flat = {
@@ -178,7 +158,6 @@ def _read_turn(entry: Any, where: str) -> tuple[str, str]:
 
 
 def _read_answers(value: Any, where: str) -> list[str]:
-    """List the answers in a text, a message, or a list of choices or messages."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):
@@ -195,7 +174,6 @@ def _read_one(value: Any, column: str, where: str) -> str:
 
 
 def _choose(answers: list[str], preferred: Any, preferred_output: str, where: str) -> tuple[str, str]:
-    """Return the rejected (or only) answer, and the preferred one."""
     if not answers or not answers[0].strip():
         raise _Unusable("no answer")
     if len(answers) == 1:
@@ -208,13 +186,6 @@ def _choose(answers: list[str], preferred: Any, preferred_output: str, where: st
     if number not in ("0", "1"):
         raise UserError(_misread(where, "preference", "another value", "0 or 1, the better answer's number"))
     return answers[1 - int(number)], answers[int(number)]
-
-
-def _read_thumb(value: Any, where: str) -> bool | None:
-    spelt = str(value if value is not None else "").strip().lower().removesuffix(".0")
-    if spelt not in _THUMBS:
-        raise UserError(_misread(where, "thumb", "another value", "up, down, 1, 0, true, false or nothing"))
-    return _THUMBS[spelt]
 
 
 def _read_time(value: Any, where: str) -> str:
@@ -260,11 +231,7 @@ _SHOWN = 3  # places shown per reason of rows left out
 
 
 class AddedFeedback(NamedTuple):
-    """Result of adding a log: outcomes and contents of its rows.
-
-    `known` rows were stored before. `left_out` maps reasons to places, `unread` unread columns to their
-    number of rows, and `masked` counts masked pieces by kind.
-    """
+    """Numbers of rows of a log; `left_out` maps reasons to places, `unread` columns to numbers of rows."""
 
     file: str
     added: int
@@ -293,18 +260,32 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         key = bytes.fromhex(feedback_key(store))
         known = {row.row_id for row in read_feedback(store, texts=False)}
 
+        def hide(text: str) -> str:
+            hidden, kinds = redact(text, region)
+            masked.update(kinds)
+            return hidden
+
         def rows() -> Iterator[FeedbackRow]:
             seen = Counter[str]()
             for done, logged in enumerate(read_log(path, LogNotes(), region)):
                 if done % _EVERY == 0:
                     advance(done, n_rows, f"{count(done)} of {pluralize(n_rows, 'row')}")
                 # A row is recognised under other masks by its number among equal rows of its log.
-                row_id = _digest(key, canonical_json(astuple(logged)[1:]))
+                row_id = _digest(key, canonical_json([logged.conversation, *astuple(logged)[2:-1]]))
                 seen[row_id] += 1
                 if (number := seen[row_id]) > 1:
                     row_id = _digest(key, f"{row_id}/{number}")
                 if row_id not in known:
-                    row = _mask(row_id, logged, region, key, masked)
+                    turns = [{**turn, "content": hide(turn["content"])} for turn in logged.conversation]
+                    row = replace(
+                        logged,
+                        row_id=row_id,
+                        messages=canonical_json(turns),
+                        answer=hide(logged.answer),
+                        correction=hide(logged.correction),
+                        preference=hide(logged.preference),
+                        sender=_digest(key, logged.sender) if logged.sender else "",
+                    )
                     held.update(thumb=row.thumb is not None, correction=bool(row.correction))
                     held.update(preference=bool(row.preference), no_sender=not row.sender)
                     yield row
@@ -336,27 +317,6 @@ def describe_added(result: AddedFeedback) -> list[str]:
     if result.unread:
         lines.append(f"  columns that are not read: {', '.join(sorted(result.unread))}")
     return lines
-
-
-def _mask(row_id: str, logged: LoggedRow, region: str, key: bytes, masked: Counter[str]) -> FeedbackRow:
-    def hide(text: str) -> str:
-        hidden, kinds = redact(text, region)
-        masked.update(kinds)
-        return hidden
-
-    return FeedbackRow(
-        row_id=row_id,
-        messages=canonical_json([{**turn, "content": hide(turn["content"])} for turn in logged.messages]),
-        answer=hide(logged.answer),
-        thumb=logged.thumb,
-        correction=hide(logged.correction),
-        preference=hide(logged.preference),
-        model=logged.model,
-        time=logged.time,
-        sender=_digest(key, logged.sender) if logged.sender else "",
-        assignment=logged.assignment,
-        source=logged.where,
-    )
 
 
 def mask_example(example: Example, region: str) -> Example:

@@ -6,7 +6,7 @@ compared on the target alone, and the base judges capabilities. Items of externa
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from harness.experiment.study import (
     refuse_lost_folds,
 )
 from harness.formatting import count, pluralize
-from harness.lifecycle import eval_logs, inspect_logs, lm_eval_logs
+from harness.lifecycle import eval_logs, inspect_logs
 from harness.lifecycle.eval_logs import Arm
 from harness.records import FEWER, Run, SamplingRecord, digest
 from harness.spec import JUDGE, Experiment, GatePolicy, Role, Task
@@ -43,33 +43,6 @@ from harness.store import Champion
 def is_sampled(experiment: Experiment, run: Run) -> bool:
     """Tell whether a run answered a sample of this experiment's items."""
     return run.experiment == f"{experiment.name}{FEWER}"
-
-
-def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
-    """Return the study as seen by the interim analysis of a run: its items, its name, its alpha."""
-    sampling = store.read_sampling(stored.store, run.run_id)
-    sequential = stored.typed.command("compare", "--sequential")
-    if sampling is None:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next to "
-            f"run.json; next: {sequential}, which evaluates nothing again, or --all-items"
-        )
-    if sampling.of_alpha != stored.experiment.gate.alpha:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
-            f"{stored.experiment.gate.alpha:g}, the gate's own; next: {sequential}, which plans again"
-        )
-    gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
-    experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
-    study = replace(
-        stored,
-        experiment=experiment,
-        weights=lambda run: sampling.weights,
-        compared={},
-        admitted={},
-        untrained={},
-    )
-    return study, sampling
 
 
 _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
@@ -132,7 +105,24 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     """Judge one run against a champion, or against its own base."""
     sampling = None
     if is_sampled(stored.experiment, run):
-        stored, sampling = _as_analysed(stored, run)
+        sampling = store.read_sampling(stored.store, run.run_id)
+        sequential = stored.typed.command("compare", "--sequential")
+        if sampling is None:
+            raise IncompatibleRuns(
+                f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next"
+                f" to run.json; next: {sequential}, which evaluates nothing again, or --all-items"
+            )
+        if sampling.of_alpha != stored.experiment.gate.alpha:
+            raise IncompatibleRuns(
+                f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected"
+                f" {stored.experiment.gate.alpha:g}, the gate's own; next: {sequential}, which plans again"
+            )
+        # The study as its interim analysis sees it: the sampled items, its name, its alpha.
+        gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
+        experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
+        drawn = sampling.weights
+        unknown: dict[str, Any] = {"compared": {}, "admitted": {}, "untrained": {}}
+        stored = replace(stored, experiment=experiment, weights=lambda _: drawn, **unknown)
     study, catalogue = add_lm_eval(stored)
     _refuse_unfit(study, catalogue, run, sampling)
     left_out = [one.task.name for one in study.suite_tasks() if not study.is_judged(one.task)]
@@ -263,7 +253,24 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge; one without
     a rate of each item is not compared. A path is a folder, or a file that names one evaluation.
     """
-    old, new = _read_arms(base, candidate, policy.tasks)
+    unreadable: list[Problem] = []
+    arms = []
+    for option, path in (("--base", base), ("--candidate", candidate)):
+        with gather(unreadable):
+            samples = eval_logs.find_lm_eval(path)
+            logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
+            if samples and logs:
+                found = "samples of lm-eval and logs of inspect"
+                raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
+            if not samples and not logs:
+                found = "neither" if path.exists() else "no such file or folder"
+                found += "".join(f"; {link} is a link, which is not followed" for link in _list_links(path))
+                expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
+                step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
+                raise UserError(Problem(str(path), found, expected, step))
+            arms.append(eval_logs.read_arm(option, path, samples or logs, policy.tasks))
+    refuse(unreadable)
+    old, new = arms
     known = list(dict.fromkeys([*old.names, *new.names, *old.unfinished, *new.unfinished]))
     if unknown := [name for name in policy.tasks if name not in known]:
         expected = "tasks that one of the two answered"
@@ -317,28 +324,6 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     )
     labels = (candidate.name, base.name) if new.model == old.model else (new.model, old.model)
     return replace(result, candidate=labels[0], baseline=labels[1], notes=notes)
-
-
-def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Arm, Arm]:
-    problems: list[Problem] = []
-    arms = []
-    for option, path in (("--base", base), ("--candidate", candidate)):
-        with gather(problems):
-            samples = lm_eval_logs.find_evaluations(path)
-            logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
-            if samples and logs:
-                found = "samples of lm-eval and logs of inspect"
-                raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
-            if not samples and not logs:
-                found = "neither" if path.exists() else "no such file or folder"
-                found += "".join(f"; {link} is a link, which is not followed" for link in _list_links(path))
-                expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
-                step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
-                raise UserError(Problem(str(path), found, expected, step))
-            arms.append(eval_logs.read_arm(option, path, samples or logs, wanted))
-    refuse(problems)
-    old, new = arms
-    return old, new
 
 
 def _list_links(path: Path) -> list[Path]:

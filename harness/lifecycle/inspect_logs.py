@@ -122,7 +122,23 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         by_item: dict[str, list[Mapping[str, Any]]] = {}
         for sample in log.samples():
             by_item.setdefault(str(sample.get("id")), []).append(sample)
-        _refuse_gaps(log, by_item)
+        if not by_item:
+            step = "evaluate again without --no-log-samples"
+            raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
+        twice = []
+        for name, samples in by_item.items():
+            named = {sample.get("epoch") for sample in samples}
+            if named != {None} and len(named) < len(samples):
+                twice.append(name)
+        if twice:
+            found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
+            raise UserError(Problem(str(log.path), found, "every item once an epoch", _AGAIN))
+        epochs = {len(samples) for samples in by_item.values()}
+        if len(epochs) > 1:
+            found = f"items with {min(epochs)} to {max(epochs)} epochs"
+            raise UserError(Problem(str(log.path), found, "every item equally often", _AGAIN))
+        n_expected = (log.header.get("results") or {}).get("total_samples")
+        eval_logs.refuse_missing(log.path, sum(map(len, by_item.values())), n_expected, _AGAIN)
         scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
         # The first rate listed decides, else of the samples' own.
         listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
@@ -137,12 +153,8 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             step = "add a scorer, and run inspect score"
             return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
         scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
-        if bad := [name for name, values in scores.items() if None in values]:
-            # If left out on one side only, they would change the other's mean.
-            found = (
-                f"{len(bad)} of {len(scores)} items without a number as {metric} (id {', '.join(bad[:5])})"
-            )
-            raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
+        unscored = [name for name, values in scores.items() if None in values]
+        eval_logs.refuse_unscored(log.path, metric, unscored, len(scores), _AGAIN)
         items = {
             name: _item(by_item[name], [x for x in values if x is not None])
             for name, values in scores.items()
@@ -157,28 +169,6 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             "inspect",
             "use the same --limit and --sample-id",
         )
-
-
-def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    if not by_item:
-        step = "evaluate again without --no-log-samples"
-        raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
-    twice = []
-    for name, samples in by_item.items():
-        named = {sample.get("epoch") for sample in samples}
-        if named != {None} and len(named) < len(samples):
-            twice.append(name)
-    if twice:
-        found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
-        raise UserError(Problem(str(log.path), found, "every item once an epoch", _AGAIN))
-    epochs = {len(samples) for samples in by_item.values()}
-    if len(epochs) > 1:
-        found = f"items with {min(epochs)} to {max(epochs)} epochs"
-        raise UserError(Problem(str(log.path), found, "every item equally often", _AGAIN))
-    expected = (log.header.get("results") or {}).get("total_samples")
-    n = sum(map(len, by_item.values()))
-    if isinstance(expected, int) and expected > n:
-        raise UserError(Problem(str(log.path), f"{n} of {expected} samples", "all of them", _AGAIN))
 
 
 def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from harness import config, report, store
 from harness.analysis.candidate_facts import CandidateFacts, alternative, strongest_run
@@ -31,6 +31,7 @@ from harness.spec import Task, metric_name
 
 _DELIMITERS = ",;\t"
 _LONGEST_CELL = 2**30  # characters of a cell that is read
+_READ: Any = {"encoding": "utf-8-sig", "errors": "replace", "newline": ""}
 
 
 def refuse_unwritable(file: Path) -> None:
@@ -55,7 +56,7 @@ def read_rows(
     file: Path, columns: Sequence[str], needed: Sequence[str]
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield the line number of each row with its `needed` cells, in any form that spreadsheets write."""
-    with _open(file) as stream:
+    with file.open(**_READ) as stream:
         head = stream.readline()
         stream.seek(0)
         csv.field_size_limit(_LONGEST_CELL)
@@ -75,7 +76,7 @@ def read_rows(
 
 def has_column(file: Path, name: str) -> bool:
     """Tell whether a file's header names a column."""
-    with _open(file) as stream:
+    with file.open(**_READ) as stream:
         head = stream.readline()
     return name in _cells(head, _delimiter(head, [name]))
 
@@ -88,10 +89,6 @@ def _delimiter(head: str, needed: Sequence[str]) -> str:
 
 def _cells(head: str, delimiter: str) -> list[str]:
     return [cell.strip().lower() for cell in next(csv.reader([head], delimiter=delimiter), [])]
-
-
-def _open(file: Path) -> TextIO:
-    return file.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
 def unknown_key(where: str, key: str, what: str) -> Problem:
@@ -108,32 +105,6 @@ _KEY_END = "-"  # ends the digest of a judge's criteria and scale
 _KEY_DIGITS = 8
 _REFERENCES_SHOWN = 3
 _WORDS = {"no": 0.0, "yes": 1.0}
-
-
-class LabelExport(NamedTuple):
-    """Result of an export: numbers of items and answers, the metric and the runs.
-
-    `criteria` and `scale` are those of a judge's rubric. `waiting` are runs of other seeds whose answers lack
-    labels, too.
-    """
-
-    metric: str
-    runs: tuple[str, ...]
-    n_items: int
-    n_answers: int
-    n_left: int
-    criteria: str
-    scale: str
-    waiting: tuple[str, ...] = ()
-
-
-class LabelImport(NamedTuple):
-    """Result of an import: labels read, rows left blank, and the labels that each run now has."""
-
-    metric: str
-    n_labels: int
-    n_blank: int
-    by_run: dict[str, int]
 
 
 class _Arm(NamedTuple):
@@ -153,11 +124,12 @@ def export_answers(
     n_items: int = 100,
     metric: str = "",
     candidates: Sequence[str] = (),
-) -> LabelExport:
+) -> dict[str, Any]:
     """Write the answers of candidates to randomly sampled test items of the target, for labelling.
 
     The default `candidates` are the best fine-tune and the best untrained candidate on validation, the
-    default `metric` the deciding one. Of several seeds the one with the fewest labels is exported.
+    default `metric` the deciding one. Of several seeds the one with the fewest labels is exported. Returns
+    what was written: the `waiting` are runs of other seeds whose answers lack labels, too.
     """
     refuse_unwritable(file)
     stored = load_study(config.load(path, overrides))
@@ -170,9 +142,17 @@ def export_answers(
         )
     measured = _metric(task, metric)
     labels, read = read_labels(at, task, measured.name), stored.rows
+    if candidates:
+        chosen_runs = [candidate_runs(stored, name) for name in candidates]
+    else:
+        known = list_measured_runs(stored)
+        facts = [f for _, f in known]
+        chosen = [f for f in (strongest_run(facts), alternative(facts)) if f is not None]
+        known.sort(key=lambda one: one[1] not in chosen)
+        chosen_runs = [[run for run, f in known if f.name == one.name] for one in chosen]
     seeds = [
         [_arm(measured.name, run, read.with_drawn(run, task), labels) for run in of_recipe]
-        for of_recipe in _choose_runs(stored, candidates)
+        for of_recipe in chosen_runs
     ]
     drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
     arms = [arm.rows for arm in drawn]
@@ -186,18 +166,31 @@ def export_answers(
         raise IncompatibleRuns(
             f"{at.folder}: found {found}{also}; expected one to label; next: harness report"
         )
-    begins = _key_begins(task, measured.name)
-    rows = list(_file_rows(measured.name, open_[:n_items], arms, labels, begins))
+    begins, rows = _key_begins(task, measured.name), list[tuple[str, ...]]()
+    for item in open_[:n_items]:
+        answers = [arm[item] for arm in arms if item in arm]
+        question = min((row.prompt for row in answers), key=len)  # a longer one may reveal the candidate
+        unlabelled = {key: row for row in answers if (key := answer_digest(measured.name, row)) not in labels}
+        of_text: dict[str, list[str]] = {}
+        for key in sorted(unlabelled):
+            of_text.setdefault(unlabelled[key].text, []).append(key)
+        for text, keys in of_text.items():
+            reference = " | ".join(unlabelled[keys[0]].references[:_REFERENCES_SHOWN])
+            rows.append((begins + _JOIN.join(keys), question, text, reference, ""))
     write_rows(file, COLUMNS, rows)
-    n_drawn = min(n_items, len(open_))
-    rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
-    criteria, scale = "", ""
-    if rubric:
-        criteria, scale = rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}"
+    rubric, n_drawn = rubric_of(task, measured.name), min(n_items, len(open_))
     names = tuple(arm.label for arm in drawn)
     still_open = (arm.label for arms_of in seeds for arm in arms_of if arm.open_)
-    waiting = tuple(label for label in still_open if label not in names)
-    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, criteria, scale, waiting)
+    return {
+        "metric": measured.name,
+        "runs": names,
+        "n_items": n_drawn,
+        "n_answers": len(rows),
+        "n_left": len(open_) - n_drawn,
+        "criteria": rubric.criteria.strip() if rubric else "",
+        "scale": f"{rubric.grades[0]},{rubric.grades[-1]}" if rubric else "",
+        "waiting": tuple(label for label in still_open if label not in names),
+    }
 
 
 def import_labels(
@@ -207,8 +200,8 @@ def import_labels(
     *,
     rater: str = "",
     scale: tuple[float, float] | None = None,
-) -> LabelImport:
-    """Read the labels of a file and store them with the ratings; `scale` is the scale of its labels."""
+) -> dict[str, Any]:
+    """Store the labels of a file, which are on a `scale`; return how many each run has now."""
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     if scale and not -inf < scale[0] < scale[1] < inf:
@@ -225,8 +218,14 @@ def import_labels(
         if metric in row.parts
     }
     metric, labels, n_labels, n_blank = _read(file, known, scale or (0.0, 1.0), task)
-    if scale is None:
-        _refuse_two_scales(file, task, metric)
+    if scale is None and (rubric := rubric_of(task, metric)):
+        # Numbers that fit both the scale of a judge's rubric and the range from 0 to 1.
+        cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))} - {""}
+        if cells and cells <= {"0", "1"} and cells <= set(rubric.grades):
+            low, high = rubric.grades[0], rubric.grades[-1]
+            found = f"no label but {' and '.join(sorted(cells))}, for a rubric from {low} to {high}"
+            step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
+            raise UserError(Problem(f"{file}: label", found, "the scale of the labels", step))
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
@@ -235,20 +234,8 @@ def import_labels(
         scored = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
         answers = (answer_digest(metric, row) for row in select_scored(metric, scored).values())
         by_run[run.label] = sum(answer in latest for answer in answers)
-    return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
-
-
-def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
-    """Refuse numbers that fit both the scale of a judge's rubric and the range from 0 to 1."""
-    rubric = rubric_of(task, metric)
-    cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))}
-    written = {cell for cell in cells if cell in ("0", "1")}
-    if rubric is None or not written or len(cells - written - {""}) or not written <= set(rubric.grades):
-        return
-    low, high = rubric.grades[0], rubric.grades[-1]
-    found = f"no label but {' and '.join(sorted(written))}, for a rubric from {low} to {high}"
-    step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
-    raise UserError(Problem(f"{file}: label", found, "the scale of the labels", step))
+    labelled = {run: n for run, n in by_run.items() if n}
+    return {"metric": metric, "n_labels": n_labels, "n_blank": n_blank, "by_run": labelled}
 
 
 def _metric(task: Task, name: str) -> Metric:
@@ -261,16 +248,6 @@ def _metric(task: Task, name: str) -> Metric:
         expected = "a metric that is the mean of one number in [0, 1] an item"
         raise UserError(Problem("--metric", f"{chosen.name}, which is none", expected, "name another one"))
     return chosen
-
-
-def _choose_runs(stored: Study, candidates: Sequence[str]) -> list[list[Run]]:
-    if candidates:
-        return [candidate_runs(stored, name) for name in candidates]
-    measured = list_measured_runs(stored)
-    facts = [f for _, f in measured]
-    chosen = [f for f in (strongest_run(facts), alternative(facts)) if f is not None]
-    best_first = sorted(measured, key=lambda one: one[1] not in chosen)
-    return [[run for run, f in best_first if f.name == one.name] for one in chosen]
 
 
 def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) -> _Arm:
@@ -303,26 +280,6 @@ def _key_begins(task: Task, metric: str) -> str:
     """Return the prefix of the keys of a metric's answers; a judge's includes its criteria and scale."""
     question = digest_question(task, metric)[:_KEY_DIGITS]
     return f"{_KEY}{question}{_KEY_END}" if question else _KEY
-
-
-def _file_rows(
-    metric: str,
-    items: Iterable[str],
-    arms: Sequence[Mapping[str, SampleResult]],
-    labels: Labels,
-    begins: str,
-) -> Iterator[tuple[str, ...]]:
-    # The question is the shortest prompt, because a longer one may reveal the candidate.
-    for item in items:
-        rows = [arm[item] for arm in arms if item in arm]
-        question = min((row.prompt for row in rows), key=len)
-        open_ = {answer: row for row in rows if (answer := answer_digest(metric, row)) not in labels}
-        of_text: dict[str, list[str]] = {}
-        for answer in sorted(open_):
-            of_text.setdefault(open_[answer].text, []).append(answer)
-        for text, answers in of_text.items():
-            reference = " | ".join(open_[answers[0]].references[:_REFERENCES_SHOWN])
-            yield begins + _JOIN.join(answers), question, text, reference, ""
 
 
 def _read(
@@ -367,7 +324,6 @@ def _read(
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:
-    """Parse a label (yes, no or a number of the scale) as a number from 0 to 1; None if invalid."""
     if (word := written.casefold()) in _WORDS:
         return _WORDS[word]
     if "_" in written:  # only Python reads 1_0 as 10

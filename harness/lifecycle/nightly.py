@@ -201,12 +201,23 @@ class _NightRun:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
         metric, task, judged = session.target.primary, session.target.task, None
+        most = session.experiment.gate.max_errors
         if is_judged(metric.name):
             tonight, before = (
                 [row for (of, _), row in rows.items() if of == task.name] for rows in (now, then[0])
             )
-            labels, most = judge_labels(session.store, task, metric.name), session.experiment.gate.max_errors
+            labels = judge_labels(session.store, task, metric.name)
             judged = nightly_changes.compare_judged_answers(metric, tonight, before, labels, most)
+        answered, series = {row_set.measured.task.name for row_set in sets}, {}
+        for key, measured in self.tasks.items():
+            tasks = {m.task.name for m in measured}
+            if not answered & tasks:
+                continue
+            arms = NightArms(now, then, None, None)
+            if control is not None and any(item[0] in tasks for item in control.then):
+                arms = arms._replace(base_now=control.now, base_then=control.then)
+            items = self.plan[key]
+            series[key] = nightly_changes.compare_series(arms, items.anchors, items.fresh, self.metrics, most)
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,
@@ -220,24 +231,8 @@ class _NightRun:
             n_references=1 + len(reference.makings),
             judged=judged,
             unwatched=unwatched,
-            series=self._compare_series(sets, now, then, control),
+            series=series,
         )
-
-    def _compare_series(
-        self, sets: Sequence[RowSet], now: Rows, then: Sequence[Rows], control: _BaseRows | None
-    ) -> dict[str, nightly_state.SeriesNight]:
-        answered, most = {s.measured.task.name for s in sets}, self.session.experiment.gate.max_errors
-        series = {}
-        for key, measured in self.tasks.items():
-            tasks = {m.task.name for m in measured}
-            if not answered & tasks:
-                continue
-            arms = NightArms(now, then, None, None)
-            if control is not None and any(item[0] in tasks for item in control.then):
-                arms = arms._replace(base_now=control.now, base_then=control.then)
-            items = self.plan[key]
-            series[key] = nightly_changes.compare_series(arms, items.anchors, items.fresh, self.metrics, most)
-        return series
 
     def _find_night_of_change(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
@@ -280,7 +275,6 @@ class _NightRun:
         return self.controls[source.name]
 
     def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
-        """Select the watched tasks for which the reference has rows."""
         return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
 
     def _batches(self, sets: Sequence[RowSet]) -> list[ItemBatch]:

@@ -19,19 +19,10 @@ import numpy as np
 
 from harness import formatting, report
 from harness.analysis.rules import aa_rate
-from harness.cache import make_private_folder
 from harness.config import CommandLine
 from harness.errors import Problem, UserError
+from harness.lifecycle import nightly_state
 from harness.lifecycle.nightly_changes import Evidence, NightChanges, Seeds, Verdict, judge
-from harness.lifecycle.nightly_state import (
-    Alarm,
-    JudgedChange,
-    Night,
-    NightCandidate,
-    State,
-    nights_since_ack,
-    open_alarms,
-)
 from harness.report import ResultDocument, Section
 from harness.report.escape import clean
 from harness.spec import NightlyPolicy
@@ -53,11 +44,6 @@ def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
         log_ratio = k * np.log(other / rate) + (n - k) * np.log((1 - other) / (1 - rate))
         m = max(1.0, m) * float(np.exp(min(log_ratio, 500.0)))
     return m
-
-
-def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the worst verdict; `ok` if there are none."""
-    return max(verdicts, key=ORDER.index, default="ok")
 
 
 _HERE = CommandLine()  # commands for the project's folder, as on the dashboard
@@ -89,8 +75,8 @@ class NightReport:
     sentence: str
     harness: str
     lines: tuple[CandidateVerdict, ...]
-    new: tuple[Alarm, ...]
-    open: tuple[Alarm, ...]
+    new: tuple[nightly_state.Alarm, ...]
+    open: tuple[nightly_state.Alarm, ...]
     missed: tuple[str, ...]
     pool: tuple[str, ...]
     commit: str
@@ -105,13 +91,45 @@ class NightReport:
 
 
 def build_report(
-    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
+    experiment: str,
+    policy: NightlyPolicy,
+    nights: Sequence[nightly_state.Night],
+    state: nightly_state.State,
+    typed: CommandLine = _HERE,
 ) -> NightReport:
     """Report on the last of the finished nights; the alarms that it raises are not yet in the state."""
     last = nights[-1]
-    drifts = _drifts(nights, state)
+    drifts: dict[str, str] = {}  # the nights with drift; evidence restarts after an acknowledgement
+    acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
+    seen: set[tuple[str, str, str]] = set()
+    flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for night in nights:
+        n_acks = sum(ack < night.night for ack in acks)
+        rate = aa_rate(night.precision)
+        for base, found in night.bases.items():
+            fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
+            seen |= {(base, night.environment, item) for item in fresh}
+            moved = flips.setdefault((base, n_acks), [])
+            moved.append((sum(fresh.values()), len(fresh)))
+            otherwise = "anchors of the base came back otherwise than before in the same environment"
+            signs = [
+                f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
+                for items, what in (
+                    (found.reworded, "prompts of the base are other tokens than in the reference"),
+                    (found.differing, otherwise),
+                )
+                if items
+            ]
+            if (e_value := drift_e(moved, rate)) >= DRIFT_E:
+                allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
+                strength = f"evidence {_strength(e_value)}"
+                signs.append(f"the base's scores move more often than {allowed} ({strength})")
+            if signs:
+                drifts[night.night] = signs[0]  # the strongest sign
     sound = [n for n in nights if n.night not in drifts]
-    harness = drifts.get(last.night, "") if last in nights_since_ack(state, *_DRIFT, nights) else ""
+    harness = (
+        drifts.get(last.night, "") if last in nightly_state.nights_since_ack(state, *_DRIFT, nights) else ""
+    )
     lines = []
     for one in last.candidates:
         line = _judge_candidate(policy, one, sound, state, harness)
@@ -124,15 +142,15 @@ def build_report(
             lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
             remarks += f"; not watched: {lacking}; next: {typed.command('compare')}, then {pin}"
         lines.append(replace(line, sentence=remarks))
-    verdict = worst_verdict([line.verdict for line in lines])
+    verdict: Verdict = max((line.verdict for line in lines), key=ORDER.index, default="ok")
     raised = [
-        Alarm(line.name, "regression", last.night, line.sentence)
+        nightly_state.Alarm(line.name, "regression", last.night, line.sentence)
         for line in lines
         if line.verdict == "regression"
     ]
     if harness:
-        raised.append(Alarm(*_DRIFT, last.night, harness))
-    known = open_alarms(state)
+        raised.append(nightly_state.Alarm(*_DRIFT, last.night, harness))
+    known = nightly_state.open_alarms(state)
     told = {(a.about, a.verdict) for a in known}
     new = tuple(a for a in raised if (a.about, a.verdict) not in told)
     named = ", ".join(line.name for line in lines if line.verdict == verdict)
@@ -156,7 +174,7 @@ def build_report(
     )
 
 
-def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
+def list_missed_nights(nights: Sequence[nightly_state.Night], today: str = "") -> list[str]:
     """List the dates without a finished night, from the first night to the day before `today`."""
     done = [date.fromisoformat(n.night) for n in nights]
     if not done:
@@ -166,47 +184,16 @@ def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
     return [day.isoformat() for day in days if day not in done]
 
 
-def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
-    """Map the nights with harness drift to its signs; evidence restarts after an acknowledgement."""
-    out: dict[str, str] = {}
-    acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
-    seen: set[tuple[str, str, str]] = set()
-    flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for night in nights:
-        n_acks = sum(ack < night.night for ack in acks)
-        rate = aa_rate(night.precision)
-        for base, found in night.bases.items():
-            fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
-            seen |= {(base, night.environment, item) for item in fresh}
-            moved = flips.setdefault((base, n_acks), [])
-            moved.append((sum(fresh.values()), len(fresh)))
-            named = (
-                (found.reworded, "prompts of the base are other tokens than in the reference"),
-                (
-                    found.differing,
-                    "anchors of the base came back otherwise than before in the same environment",
-                ),
-            )
-            signs = [
-                f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
-                for items, what in named
-                if items
-            ]
-            if (e_value := drift_e(moved, rate)) >= DRIFT_E:
-                allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
-                strength = f"evidence {_strength(e_value)}"
-                signs.append(f"the base's scores move more often than {allowed} ({strength})")
-            if signs:
-                out[night.night] = signs[0]  # the strongest sign
-    return out
-
-
 def _judge_candidate(
-    policy: NightlyPolicy, one: NightCandidate, sound: Sequence[Night], state: State, harness: str
+    policy: NightlyPolicy,
+    one: nightly_state.NightCandidate,
+    sound: Sequence[nightly_state.Night],
+    state: nightly_state.State,
+    harness: str,
 ) -> CandidateVerdict:
     if one.error:
         return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
-    kept = nights_since_ack(state, one.name, "regression", sound)
+    kept = nightly_state.nights_since_ack(state, one.name, "regression", sound)
     series: dict[str, Evidence] = {}
     for key in one.series:
         changes = []
@@ -224,26 +211,24 @@ def _judge_candidate(
         said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
         return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
     invalid: list[Verdict] = ["error" for s in one.series.values() if not s.valid]
-    verdict = worst_verdict([*(evidence.verdict for evidence in series.values()), *invalid])
-    told = []
-    for key, evidence in series.items():
-        told.append("; ".join(_describe_series(key, evidence, one)) or f"{key}: no new items were evaluated")
+    judged: list[Verdict] = [*(evidence.verdict for evidence in series.values()), *invalid]
+    verdict: Verdict = max(judged, key=ORDER.index, default="ok")
+    told = (
+        "; ".join(_describe_series(key, evidence, one)) or f"{key}: no new items were evaluated"
+        for key, evidence in series.items()
+    )
     said = f"{one.name}: {verdict}: {'; '.join(told)}"
     return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
 
 
-def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str]:
-    """Yield the failures of a series, its scores that are only charted, and its change."""
+def _describe_series(key: str, e: Evidence, one: nightly_state.NightCandidate) -> Iterator[str]:
     series = one.series[key]
     if series.errors:
         share = formatting.percent(series.errors / series.n_asked)
-        said = (
-            f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
-            f"tonight ({share} %)"
-        )
-        counted = "the candidate's count as the worst there is, the base's are left out"
+        failed = f"{formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed"
+        counted = ": the candidate's count as the worst there is, the base's are left out"
         invalid = ", more than gate.max_errors allows: the night is no evidence"
-        yield f"{said}: {counted}" if series.valid else f"{said}{invalid}"
+        yield f"{key}: {failed} tonight ({share} %){counted if series.valid else invalid}"
     if series.unbounded:
         yield (
             f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are not judged; "
@@ -274,19 +259,19 @@ def _strength(e_value: float) -> str:
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
 
 
-def _pool(night: Night) -> Iterable[str]:
+def _pool(night: nightly_state.Night) -> Iterable[str]:
     for key, left in night.left.items():
         taken = formatting.count(night.taken[key])
-        if left:
-            yield f"{key}: {taken} clusters evaluated, {formatting.count(left)} never yet"
-        else:
-            yield (
-                f"{key}: the pool is used up ({taken} clusters evaluated): weights that do not change answer "
-                "nothing new from here on, and to show a loss by others takes more each time round; add items"
-            )
+        used_up = (
+            f"the pool is used up ({taken} clusters evaluated): weights that do not change answer nothing"
+            " new from here on, and to show a loss by others takes more each time round; add items"
+        )
+        yield f"{key}: " + (
+            f"{taken} clusters evaluated, {formatting.count(left)} never yet" if left else used_up
+        )
 
 
-def describe_judged_change(change: JudgedChange) -> str:
+def describe_judged_change(change: nightly_state.JudgedChange) -> str:
     """Describe changes by a judge's grades, and as corrected by people's labels; empty if none."""
     if not change.n_changed:
         return ""
@@ -351,7 +336,7 @@ def issue(found: NightReport) -> str:
     return f"{title}\n\n{report.markdown(night_document(found))}\n{step}\n"
 
 
-def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
+def slack(alarms: Sequence[nightly_state.Alarm], experiment: str) -> dict[str, str]:
     """Return the message for a webhook in Slack's format."""
     lines = [f"harness nightly, {experiment}: {a.verdict} ({a.night}): {a.sentence}" for a in alarms]
     text = "\n".join(clean(line) for line in lines)
@@ -366,7 +351,7 @@ def refuse_webhook(webhook: str) -> None:
         raise UserError(Problem("--webhook", found, expected, step))
 
 
-def tell(alarms: Sequence[Alarm], experiment: str, webhook: str) -> str:
+def tell(alarms: Sequence[nightly_state.Alarm], experiment: str, webhook: str) -> str:
     """Send alarms to a webhook; return the error, if any."""
     refuse_webhook(webhook)
     body = json.dumps(slack(alarms, experiment)).encode()
@@ -385,13 +370,7 @@ def to_json(found: NightReport) -> dict[str, Any]:
 
 def write(found: NightReport, folder: Path) -> list[Path]:
     """Write the page and, for new alarms, the text of an issue, which stays until it is removed."""
-    make_private_folder(folder)
-    texts = {
-        folder / f"{found.experiment}.nightly.md": report.markdown(night_document(found)),
-        folder / f"{found.experiment}.nightly.json": json.dumps(to_json(found), indent=2) + "\n",
-        folder / f"{found.experiment}.nightly.issue.md": issue(found),
-    }
-    wanted = {path: text for path, text in texts.items() if text}
-    for path, text in wanted.items():
-        path.write_text(text, "utf-8")
-    return list(wanted)
+    page, text = report.markdown(night_document(found)), issue(found)
+    forms = {".md": page, ".json": json.dumps(to_json(found), indent=2) + "\n"}
+    forms |= {".issue.md": text} if text else {}
+    return report.write_forms(folder, f"{found.experiment}.nightly", forms)

@@ -29,11 +29,7 @@ _MOVED_P = 0.01
 
 
 class NightArms(NamedTuple):
-    """Rows of four arms by item: candidate and base, tonight and in the reference.
-
-    `then` has one or more makings of the reference, whose mean counts. The base's rows are None if these
-    items have no control arm.
-    """
+    """Rows of candidate and base, tonight and in (makings of) the reference; None without a control arm."""
 
     now: Rows
     then: Sequence[Rows]
@@ -103,10 +99,7 @@ def compare_base(
 
 
 def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
-    """Tell whether more answers changed their score than rounding explains.
-
-    Source: the exact binomial test, one-sided, at the A/A rate of bf16.
-    """
+    """Tell whether more answers changed than rounding explains, by the binomial test at bf16's A/A rate."""
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
     moved = sum(is_flipped(then[item], now[item], metrics[item[0]]) for item in shared)
     return bool(shared) and stats.binomial_p(moved, len(shared), aa_rate("bf16")) < _MOVED_P
@@ -207,10 +200,7 @@ _STEP = 1e-4  # precision of an interval's ends: a hundredth of a point
 
 
 class NightChanges(NamedTuple):
-    """Changes of one night by cluster, as shares of the metric's range, at most `largest`.
-
-    `tested` is the digest of what answered, `making` that of the weights if they differ from the reference's.
-    """
+    """Changes of one night by cluster, as shares of the range, and digests of what answered."""
 
     changes: Mapping[str, float]
     tested: str
@@ -287,7 +277,21 @@ def judge(
     nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # closest to an alarm
     shown = [*crossed, *nearest, passes[-1]][0]
     is_suspect = bool(likely) or _chart(nights, seeds) > LIMIT_SD
-    return _evidence(shown, "regression" if crossed else "suspect" if is_suspect else "ok", seeds)
+    verdict: Verdict = "regression" if crossed else "suspect" if is_suspect else "ok"
+    d = np.concatenate([g.changes for g in shown.groups])
+    gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
+    e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
+    low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
+    more = None
+    if verdict == "suspect":  # number of similar nights after which the evidence would suffice
+        further = np.arange(1, _MOST_NIGHTS + 1)
+        grown = shown.log_wealth[-1] * (1 + further / len(shown.groups))[:, None]  # (nights, bets)
+        enough = stats.log_mean_wealth(grown) >= log(shown.needed)
+        more = int(further[enough.argmax()]) if enough.any() else None
+    return Evidence(
+        verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
+        e_value, shown.needed, more, shown.number,
+    )  # fmt: skip
 
 
 def pass_alpha(number: int, alpha: float) -> float:
@@ -321,23 +325,6 @@ def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0,
     return stats.betting_mixture(changes, [g.largest for g in groups], shared, mean)
 
 
-def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds) -> Evidence:
-    d = np.concatenate([g.changes for g in shown.groups])
-    gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
-    e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
-    low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
-    more = None
-    if verdict == "suspect":  # number of similar nights after which the evidence would suffice
-        nights = np.arange(1, _MOST_NIGHTS + 1)
-        grown = shown.log_wealth[-1] * (1 + nights / len(shown.groups))[:, None]  # (nights, bets)
-        enough = stats.log_mean_wealth(grown) >= log(shown.needed)
-        more = int(nights[enough.argmax()]) if enough.any() else None
-    return Evidence(
-        verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
-        e_value, shown.needed, more, shown.number,
-    )  # fmt: skip
-
-
 def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
     """Return the smallest mean change that the bets refute, by inverting the alarm's test."""
     from scipy import optimize
@@ -354,7 +341,6 @@ def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
 
 
 def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
-    """Return the lower CUSUM of nightly means after the last night, in standard deviations."""
     # Later answers count here: each is charted against the mean of its cluster's earlier answers, so that
     # random luck of the reference is not charted again in each pass.
     before: dict[str, set[str]] = {}  # digests of what has answered the cluster

@@ -83,11 +83,7 @@ class NightCandidate:
 
 @dataclass(frozen=True, slots=True)
 class BaseNight:
-    """Control arm of one night: `flips` maps rotating items to whether their score changed.
-
-    `reworded` names items whose prompt has other tokens than in the reference, `differing` anchors whose
-    answers differ from the last night in the same environment.
-    """
+    """Control arm: flipped scores, items with other prompts, anchors that differ from the last night."""
 
     flips: dict[str, bool]
     reworded: tuple[str, ...] = ()
@@ -96,10 +92,7 @@ class BaseNight:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """One finished night; `taken` and `left` count clusters of each series' pool.
-
-    `production` describes drift in the feedback stored since the night before.
-    """
+    """One finished night; `taken` and `left` count clusters of each pool, `production` describes drift."""
 
     night: str
     started: str

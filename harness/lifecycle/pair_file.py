@@ -5,11 +5,11 @@ sampled as on the Rate page, in an order that later exports continue. A file is 
 all.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import combinations, product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import config, store
 from harness.analysis import human_preferences
@@ -34,31 +34,6 @@ _WORDS = ("left", "right", "tie")
 Choice = Literal["a", "b", "tie"]
 
 
-class PairExport(NamedTuple):
-    """Result of an export: number of pairs, the two runs, and the number left unrated.
-
-    `waiting` names other runs, of further seeds or fine-tunes, that have pairs without ratings.
-    """
-
-    runs: tuple[str, ...]
-    n_pairs: int
-    n_left: int
-    waiting: tuple[str, ...]
-
-
-class PairImport(NamedTuple):
-    """Result of an import: ratings read, rows left blank, and rated items per pair of runs.
-
-    `counted` says how many of these form a random sample: up to the one at which 95 % of the sampled pairs
-    are rated.
-    """
-
-    n_ratings: int
-    n_blank: int
-    by_pair: dict[str, int]
-    counted: dict[str, int]
-
-
 class _Sides(NamedTuple):
     runs: tuple[Run, Run]
     rows: tuple[str, str]
@@ -71,11 +46,7 @@ class _PairSample(NamedTuple):
     sides: _Sides
     shown: dict[str, tuple[SampleResult, SampleResult]]
     open_: list[Turn]
-
-    @property
-    def n_rated(self) -> int:
-        """Number of pairs with a rating."""
-        return len(self.shown) - len(self.open_)
+    n_rated: int
 
 
 def export_pairs(
@@ -85,10 +56,11 @@ def export_pairs(
     *,
     n_items: int = 100,
     candidates: Sequence[str] = (),
-) -> PairExport:
+) -> dict[str, Any]:
     """Write the answers of two candidates to randomly sampled test items of the target, for comparison.
 
-    Of several seeds and fine-tunes the one with the fewest ratings is exported, ties by rank.
+    Of several seeds and fine-tunes the one with the fewest ratings is exported, ties by rank. Returns what
+    was written: the `waiting` are other runs that have pairs without ratings.
     """
     label_file.refuse_unwritable(file)
     stored = load_study(config.load(path, overrides))
@@ -102,7 +74,8 @@ def export_pairs(
             f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
             f"next: {stored.typed.command('report')}"
         )
-    names, sides, shown, open_ = lacking[0]
+    names, sides, shown, open_, _ = lacking[0]
+    waiting = tuple(one.names[0] for one in lacking[1:])
     rows = []
     for turn in open_[:n_items]:
         answers = shown[turn.example_id]
@@ -111,7 +84,7 @@ def export_pairs(
         reference = " | ".join(answers[0].references[:_REFERENCES_SHOWN])
         rows.append((_key(sides, turn), question, left.text, right.text, reference, ""))
     label_file.write_rows(file, COLUMNS, rows)
-    return PairExport(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
+    return {"runs": names, "n_pairs": len(rows), "n_left": len(open_) - len(rows), "waiting": waiting}
 
 
 def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
@@ -142,13 +115,16 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     shown = _pair_rows(at, task, sides)
     rated = human_preferences.map_preference_shares(ratings, *sides.rows)
     turns = human_preferences.turns([*shown], "", *sides.rows)
-    return _PairSample(
-        (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
-    )
+    open_ = [turn for turn in turns if turn.example_id not in rated]
+    return _PairSample((one.label, other.label), sides, shown, open_, len(shown) - len(open_))
 
 
-def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> PairImport:
-    """Read people's preferences, and store them like the Rate page; all problems are refused together."""
+def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> dict[str, Any]:
+    """Store people's preferences like the Rate page; all problems are refused together.
+
+    Returns numbers of rows, and by pair of runs how many items are rated and how many of these are `counted`
+    as a random sample: up to the one at which 95 % of the sampled pairs are rated.
+    """
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
@@ -168,7 +144,7 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
         counted[both] = len(
             human_preferences.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows)
         )
-    return PairImport(len(ratings), n_blank, by_pair, counted)
+    return {"n_ratings": len(ratings), "n_blank": n_blank, "by_pair": by_pair, "counted": counted}
 
 
 def _sides(task: Task, one: Run, other: Run) -> _Sides:
@@ -195,7 +171,11 @@ def _read(
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     lines = list(label_file.read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
-    known = dict(_list_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
+    known: dict[str, tuple[_Sides, Turn, tuple[str, str]]] = {}  # by key
+    for name in sorted({key.rpartition("-")[0] for _, (key, *_) in lines} & pairs.keys()):
+        for item, (one, other) in _pair_rows(at, task, pairs[name]).items():
+            turns = ((Turn(item, "a"), (one.text, other.text)), (Turn(item, "b"), (other.text, one.text)))
+            known |= {_key(pairs[name], turn): (pairs[name], turn, texts) for turn, texts in turns}
     for line, (key, left, right, written) in lines:
         where = f"{file}:{line}"
         if not written:
@@ -214,25 +194,12 @@ def _read(
         else:
             seen[key] = line
             sides, turn, _ = known[key]
-            other: Choice = "b" if turn.left == "a" else "a"
-            choice: Choice = {"left": turn.left, "right": other}.get(written.casefold(), "tie")
-            ids = [run.run_id for run in sides.runs]
-            ratings.append(
-                Rating(
-                    rating_id=digest([rater, now, turn.example_id, *sides.rows]),
-                    rater=rater,
-                    created=now,
-                    task=task.name,
-                    split="test",
-                    example_id=turn.example_id,
-                    run_a=ids[0],
-                    run_b=ids[1],
-                    rows_a=sides.rows[0],
-                    rows_b=sides.rows[1],
-                    left=turn.left,
-                    choice=choice,
-                )
-            )
+            right_run: Choice = "b" if turn.left == "a" else "a"
+            choice: Choice = {"left": turn.left, "right": right_run}.get(written.casefold(), "tie")
+            run_a, run_b = (run.run_id for run in sides.runs)
+            rating_id = digest([rater, now, turn.example_id, *sides.rows])
+            about = (rating_id, rater, now, task.name, "test", turn.example_id)
+            ratings.append(Rating(*about, run_a, run_b, *sides.rows, turn.left, choice))
     if not ratings and not problems:
         step = f"fill in the column {BETTER} of each row: left, right or tie"
         problems.append(Problem(str(file), "no preference", "at least one", step))
@@ -240,20 +207,5 @@ def _read(
     return ratings, n_blank
 
 
-def _list_known_turns(
-    at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
-) -> Iterator[tuple[str, tuple[_Sides, Turn, tuple[str, str]]]]:
-    """Yield the possible keys of pairs, each with its sides, its turn and the two texts."""
-    for name in sorted({*wanted} & pairs.keys()):
-        sides = pairs[name]
-        for item, (one, other) in _pair_rows(at, task, sides).items():
-            for turn, shown in (
-                (Turn(item, "a"), (one.text, other.text)),
-                (Turn(item, "b"), (other.text, one.text)),
-            ):
-                yield _key(sides, turn), (sides, turn, shown)
-
-
-def _words(*texts: str) -> list[list[str]]:
-    """Split texts into words, ignoring how a spreadsheet changed their whitespace."""
+def _words(*texts: str) -> list[list[str]]:  # however a spreadsheet changed their whitespace
     return [spreadsheet_lines(text).split() for text in texts]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,10 +47,9 @@ Embed = Callable[[Sequence[str]], tuple[Array, str]]
 
 @dataclass(frozen=True, slots=True)
 class DriftTest:
-    """One trait of requests or answers: its `effect` in words, its p, and that by Holm over all.
+    """One trait of requests or answers: its `effect` in words, its p, and that by Holm.
 
-    It cannot move where all splits are equally far apart, as where no answer is a refusal, and is left out of
-    Holm.
+    It cannot move where all splits are equally far apart, such as no refusal in any, and is left out of Holm.
     """
 
     of: Kind
@@ -66,27 +65,16 @@ class DriftTest:
         return self.p_adjusted <= ALPHA
 
 
-class NearRow(NamedTuple):
-    """A request of a kind that grew, the test item nearest to it, and their similarity (cosine)."""
-
-    request: str
-    test_item: str
-    similarity: float
-
-
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Result of all tests; `power` maps shares of requests that turn to one topic to the chance to see them.
-
-    `n_requests` stored requests count as `n_compared` that are independent.
-    """
+    """Result of all tests; `power` maps shares of requests on one new topic to the chance to see them."""
 
     n_requests: int
     n_compared: int
     n_test_items: int
     embedding: str
     tests: tuple[DriftTest, ...]
-    nearest: tuple[NearRow, ...]
+    nearest: tuple[dict[str, Any], ...]
     power: dict[float, float]
     notes: tuple[str, ...]
     sentence: str
@@ -151,7 +139,7 @@ def find_drift(loaded: LoadedExperiment, rows: Sequence[FeedbackRow], notes: Seq
     if champion is not None:
         answers = store.read_rows(Store(loaded.folder / "runs"), champion.rows[f"{target.name}/test"])
     else:
-        step = f"{loaded.typed.command('promote')}"
+        step = loaded.typed.command("promote")
         notes = [*notes, f"no champion: answers are compared with nothing; next: {step}"]
     measure = loaded.typed.command("compare")
     return compare_samples(items, answers, rows, target.labels, measure, notes, open_embedding())
@@ -174,11 +162,22 @@ def compare_samples(
     if not before or not after:
         found = f"{pluralize(n_before, 'test item')} and {pluralize(n_after, 'request')}"
         raise UserError(Problem("monitor", found, "some of both", "add rows to the one that has none"))
-    requests = _without_template([items[i].prompt for i in before], [rows[i].request for i in after])
+    texts = [*(items[i].prompt for i in before), *(rows[i].request for i in after)]
+    for direction in (1, -1):  # without the template: the words in which all texts of a sample begin or end
+        turned = [text[::direction] for text in texts]
+        shared = _find_shared(turned[:n_before]), _find_shared(turned[n_before:])
+        texts = [text.removeprefix(shared[0]).removeprefix(shared[1])[::direction] for text in turned]
+    requests = _Texts(texts, n_before)
     weights = stats.split_weights(n_before, n_after, seed=seed)
     vectors, embedding = embed([text[:_READ] for text in requests.texts])
     kernel = stats.gaussian_kernel(vectors)
-    answered, of_model = _answered(rows) if answers else ([], [])
+    answered, of_model = [row for row in rows if row.answer and answers], list[str]()
+    models = Counter(row.model for row in answered)
+    if len(models) > 1:
+        (most, n), *others = models.most_common()
+        named = ", ".join(name or "unnamed" for name, _ in others)
+        answered = [row for row in answered if row.model == most]
+        of_model = [f"answers are those of {most or 'the unnamed model'} ({count(n)} rows), without {named}"]
     plain = [*_test_requests(weights, kernel, requests), *_test_answers(answers, answered, labels, seed)]
     # By Holm over those that can move, which the pooled rows tell without their order.
     adjusted = iter(stats.holm([test.p for test in plain if test.can_move]))
@@ -186,8 +185,7 @@ def compare_samples(
     known, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
     power = stats.topic_power(known, n_before, n_after, alpha, seed)
     if n_unknown := sum(not row.sender for row in rows):
-        alone = f"{pluralize(n_unknown, 'request')} without a sender: each counts, whoever wrote it"
-        of_model = [*of_model, alone]
+        of_model.append(f"{pluralize(n_unknown, 'request')} without a sender: each counts, whoever wrote it")
     has_moved = any(test.has_moved for test in tests if test.of == "requests")
     return Drift(
         n_requests=len(rows),
@@ -216,16 +214,6 @@ def _draw(keys: Sequence[tuple[str, ...]], seed: int) -> list[int]:
             seen |= own
             drawn.append(place)
     return drawn
-
-
-def _without_template(before: Sequence[str], after: Sequence[str]) -> _Texts:
-    """Join two samples without the words in which all texts of a sample begin or end: its template."""
-    texts = [*before, *after]
-    for direction in (1, -1):
-        turned = [text[::direction] for text in texts]
-        shared = _find_shared(turned[: len(before)]), _find_shared(turned[len(before) :])
-        texts = [text.removeprefix(shared[0]).removeprefix(shared[1])[::direction] for text in turned]
-    return _Texts(texts, len(before))
 
 
 def _find_shared(texts: Sequence[str]) -> str:
@@ -262,16 +250,6 @@ def _test_lengths(about: Kind, weights: stats.Weights, of: _Texts) -> DriftTest:
     return _test(about, "length", effect, stats.rank_distances(weights, lengths))
 
 
-def _answered(rows: Sequence[FeedbackRow]) -> tuple[list[FeedbackRow], list[str]]:
-    models = Counter(row.model for row in rows if row.answer)
-    if len(models) < 2:
-        return [row for row in rows if row.answer], []
-    (most, n), *others = models.most_common()
-    named = ", ".join(name or "unnamed" for name, _ in others)
-    note = f"answers are those of {most or 'the unnamed model'} ({count(n)} rows), without {named}"
-    return [row for row in rows if row.answer and row.model == most], [note]
-
-
 def _test_answers(
     answers: Sequence[SampleResult], rows: Sequence[FeedbackRow], labels: Sequence[str], seed: int
 ) -> Iterator[DriftTest]:
@@ -291,14 +269,14 @@ def _test_answers(
         yield _test("answers", status, effect, distances)
 
 
-def _nearest(vectors: Array, kernel: stats.Weights, of: _Texts) -> Iterator[NearRow]:
+def _nearest(vectors: Array, kernel: stats.Weights, of: _Texts) -> Iterator[dict[str, Any]]:
     """Yield requests where production is densest beside the test items, each with the item nearest to it."""
     later = kernel[of.n_before :]
     witness = later[:, of.n_before :].mean(axis=1) - later[:, : of.n_before].mean(axis=1)
     for place in np.argsort(-witness, kind="stable")[:_NEAREST]:
         alike = vectors[: of.n_before] @ vectors[of.n_before + place]
-        item = int(alike.argmax())
-        yield NearRow(of.texts[of.n_before + place], of.texts[item], float(alike[item]))
+        item, request = int(alike.argmax()), of.texts[of.n_before + place]
+        yield {"request": request, "test_item": of.texts[item], "similarity": float(alike[item])}
 
 
 def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, measure: str) -> str:
@@ -339,12 +317,13 @@ def drift_document(found: Drift) -> ResultDocument:
     power = ", ".join(f"{percent(share)} %: {seen:.2f}" for share, seen in found.power.items())
     alarms = f"p by Holm over all; where nothing has moved, {percent(ALPHA)} % of such tables alarm"
     near = [
-        f"{quote(row.request)}: nearest test item {quote(row.test_item)} ({row.similarity:.2f})"
+        f"a request of the kind that grew: {quote(row['request'])}: nearest test item "
+        f"{quote(row['test_item'])} ({row['similarity']:.2f})"
         for row in found.nearest
     ]
     sections = [
         Section("drift", columns=("what", "effect", "p"), rows=rows, notes=[alarms, samples, *found.notes]),
-        Section("nearest", notes=[f"a request of the kind that grew: {line}" for line in near]),
+        Section("nearest", notes=near),
         Section("power", notes=[f"power by the share of requests that turn to one topic: {power}"]),
     ]
     return ResultDocument("Requests and answers in production", sections, found.sentence)
@@ -354,51 +333,16 @@ _RANDOM = "random"
 _LEAST = 5  # thumbs up, and thumbs down, of each model, below which no interval is given
 
 
-class ThumbRate(NamedTuple):
-    """Thumbs of one model: how many were up, of how many, on how many answers."""
+def compare_thumbs(rows: Sequence[FeedbackRow]) -> dict[str, Any]:
+    """Compare the two models of each random assignment; remarks count the others' thumbs.
 
-    model: str
-    up: int
-    thumbs: int
-    answers: int
-
-    @property
-    def rate(self) -> float:
-        """Share of thumbs that are up."""
-        return self.up / self.thumbs
-
-
-class ThumbDifference(NamedTuple):
-    """Difference of two models' rates in one experiment, in [−1, 1], with its 95 % interval.
-
-    `new` is the model of the higher rate. Both ends are None where `reason` says why there is no interval.
-    `senders` counts who gave thumbs; `unknown` thumbs have no sender and count as one person each.
+    A difference is that of the rates of the `new` model, the higher one, and the `base`, in [−1, 1], with its
+    95 % interval; None where `reason` says why. The `unknown` thumbs have no sender: each is a person's.
     """
-
-    assignment: str
-    base: ThumbRate
-    new: ThumbRate
-    delta: float
-    low: float | None
-    high: float | None
-    reason: str
-    senders: int
-    unknown: int
-
-
-class ComparedThumbs(NamedTuple):
-    """Differences of experiments, and remarks on thumbs that none of them counts."""
-
-    differences: list[ThumbDifference]
-    remarks: list[str]
-
-
-def compare_thumbs(rows: Sequence[FeedbackRow]) -> ComparedThumbs:
-    """Compare the two models of each random assignment; the others are only counted."""
     by_assignment: dict[str, list[FeedbackRow]] = {}
     for row in rows:
         by_assignment.setdefault(row.assignment, []).append(row)
-    differences, remarks, not_random = list[ThumbDifference](), list[str](), Counter[str]()
+    differences, remarks, not_random = list[dict[str, Any]](), list[str](), Counter[str]()
     for assignment, assigned in sorted(by_assignment.items()):
         models = Counter(row.model for row in assigned if row.thumb is not None)
         if assignment.lower().partition(":")[0] != _RANDOM:
@@ -414,47 +358,49 @@ def compare_thumbs(rows: Sequence[FeedbackRow]) -> ComparedThumbs:
             f"thumbs without random assignment, of {named}: the models may have met other requests, so their "
             "difference is not shown and decides nothing; next: log assignment: random where it was drawn"
         )
-    return ComparedThumbs(differences, remarks)
+    return {"differences": differences, "remarks": remarks}
 
 
-def _compare(assignment: str, rows: Sequence[FeedbackRow], models: Sequence[str]) -> ThumbDifference:
+def _compare(assignment: str, rows: Sequence[FeedbackRow], models: Sequence[str]) -> dict[str, Any]:
     rated = [row for row in rows if row.thumb is not None]
-    rates = []
+    rates = list[dict[str, Any]]()
     for model in models:
         thumbs = [row.thumb for row in rows if row.model == model]
-        n_thumbs = len(thumbs) - thumbs.count(None)
-        rates.append(ThumbRate(model, thumbs.count(True), n_thumbs, len(thumbs)))
-    base, new = sorted(rates, key=lambda thumb_rate: thumb_rate.rate)
+        n_up, n_thumbs = thumbs.count(True), len(thumbs) - thumbs.count(None)
+        rates.append({"model": model, "up": n_up, "thumbs": n_thumbs, "answers": len(thumbs)})
+    base, new = sorted(rates, key=lambda of: of["up"] / of["thumbs"])
     values = [float(bool(row.thumb)) for row in rated]
     clusters = [row.sender or f"row {row.row_id}" for row in rated]
-    mean = stats.clustered_contrast(values, [row.model == new.model for row in rated], clusters)
+    mean = stats.clustered_contrast(values, [row.model == new["model"] for row in rated], clusters)
     low, high, reason = None, None, ""
-    if min(min(one.up, one.thumbs - one.up) for one in (base, new)) < _LEAST:
+    if min(min(one["up"], one["thumbs"] - one["up"]) for one in (base, new)) < _LEAST:
         reason = f"fewer than {_LEAST} thumbs up, or down, of one model"
     elif mean.se is None:
         reason = "too few senders"
     else:
         low, high = stats.t_interval(mean)
+    arms = {"assignment": assignment, "base": base, "new": new, "delta": mean.mean, "low": low, "high": high}
     n_senders, n_unknown = len({row.sender for row in rated} - {""}), sum(not row.sender for row in rated)
-    return ThumbDifference(assignment, base, new, mean.mean, low, high, reason, n_senders, n_unknown)
+    return {**arms, "reason": reason, "senders": n_senders, "unknown": n_unknown}
 
 
-def describe_thumbs(compared: ComparedThumbs, gains: Mapping[str, str]) -> list[str]:
+def describe_thumbs(compared: Mapping[str, Any], gains: Mapping[str, str]) -> list[str]:
     """Write the differences as lines, each with the offline gains of its models, where they are known."""
     lines = []
-    for found in compared.differences:
+    for found in compared["differences"]:
+        arms = (found["new"], found["base"])
         rates = " and ".join(
-            f"{one.model} {percent(one.rate)} % up of {count(one.thumbs)} thumbs, on "
-            f"{percent(one.thumbs / one.answers)} % of its answers"
-            for one in (found.new, found.base)
+            f"{one['model']} {percent(one['up'] / one['thumbs'])} % up of {count(one['thumbs'])} thumbs, on "
+            f"{percent(one['thumbs'] / one['answers'])} % of its answers"
+            for one in arms
         )
-        lines.append(f"production, assigned {found.assignment}: {rates}")
-        shown = points(found.delta, found.low, found.high)
-        by = pluralize(found.senders, "sender")
-        if found.unknown:
-            by += f", {pluralize(found.unknown, 'thumb')} without a sender counted as one person each"
-        why = f"; no interval: {found.reason}" if found.reason else ""
-        lines.append(f"  {found.new.model} − {found.base.model}: {shown} points ({by}){why}")
-        named = [f"{one.model} {gains[one.model]}" for one in (found.new, found.base) if one.model in gains]
+        lines.append(f"production, assigned {found['assignment']}: {rates}")
+        shown, by = points(found["delta"], found["low"], found["high"]), pluralize(found["senders"], "sender")
+        if found["unknown"]:
+            by += f", {pluralize(found['unknown'], 'thumb')} without a sender counted as one person each"
+        why = f"; no interval: {found['reason']}" if found["reason"] else ""
+        new, base = (one["model"] for one in arms)
+        lines.append(f"  {new} − {base}: {shown} points ({by}){why}")
+        named = [f"{model} {gains[model]}" for model in (new, base) if model in gains]
         lines += [f"  offline gain: {', '.join(named)}"] if named else []
-    return [*lines, *compared.remarks]
+    return [*lines, *compared["remarks"]]

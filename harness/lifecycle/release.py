@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import config, data, report, store
+from harness import config, data, experiment, report, store
 from harness.analysis.estimators import Estimate
 from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
 from harness.analysis.margins import is_relative
@@ -26,25 +26,9 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
-from harness.experiment import (
-    Reader,
-    Scope,
-    answer_all_items,
-    ensure_weights,
-    find_lm_eval_tasks,
-    prepare_session,
-    run_candidate,
-    suite_arm,
-)
+from harness.experiment import run_candidate
 from harness.experiment.study import Study, is_target_only, load_study
-from harness.lifecycle.champions import (
-    list_unreferenced,
-    missing_files,
-    promote,
-    record_again,
-    remove_run,
-    remove_unreferenced,
-)
+from harness.lifecycle.champions import promote
 from harness.lifecycle.gates import (
     best_run,
     candidate_runs,
@@ -138,18 +122,18 @@ def advise_more_items(
     judging: Sequence[str],
 ) -> Command:
     """Describe how to settle open verdicts; `judging` is the command that would judge by another margin."""
-    experiment, catalogue = find_lm_eval_tasks(config.load(path, overrides).experiment)
+    written, catalogue = experiment.find_lm_eval_tasks(config.load(path, overrides).experiment)
 
     def count_held(task: Task) -> int:
         if task.lm_eval:
             return catalogue[task.name].n_documents
-        return len(data.load_task(task, experiment.seeds[0]).evaluated["test"])
+        return len(data.load_task(task, written.seeds[0]).evaluated["test"])
 
     return report.advise_more_items(
         [one.verdict for one in judged],
-        list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
+        list_spare_items(written, (t for one in judged for t in one.tasks), count_held),
         typed,
-        relative=is_relative(experiment.gate.macro),
+        relative=is_relative(written.gate.macro),
         judging=judging,
     )
 
@@ -182,7 +166,9 @@ def promote_named(
     run = best_run(stored, candidate_runs(stored, name, sampled=True))
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
-        run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
+        run = experiment.answer_all_items(
+            experiment.prepare_session(loaded, experiment.Scope(), progress or SilentProgress()), run
+        )
     with store.hold_champions(stored.store):
         stored = load_study(loaded)
         before = store.read_champion(stored.folder, stored.experiment.target.name)
@@ -213,8 +199,8 @@ def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) 
 
 def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:
     """Describe how often one of a champion's competing fine-tunes passes by chance."""
-    experiment = config.load(path, overrides).experiment
-    return family_text(count_members(experiment, champion.candidate), experiment.gate.alpha)
+    written = config.load(path, overrides).experiment
+    return family_text(count_members(written, champion.candidate), written.gate.alpha)
 
 
 def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despite: str) -> GateResult | str:
@@ -253,7 +239,31 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     Returns the suite's file, the number of new items, and whether the experiment lists the suite.
     """
     stored = load_study(config.load(path))
-    chosen = _find_items(stored, candidate_runs(stored, name)[0], items)
+    run = candidate_runs(stored, name)[0]
+    tasks = {
+        t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
+    }
+    chosen: dict[str, tuple[Task, list[Example]]] = {}
+    problems: list[Problem] = []
+    for item in dict.fromkeys(items):
+        name, slash, ident = item.partition("/")
+        listed_task = tasks.get(name)
+        if not slash or listed_task is None or f"{name}/test" not in run.rows:
+            hint = did_you_mean(name, tasks) if tasks else "list a suite under suites:"
+            problems.append(Problem("ITEM", repr(item), "task/item of a suite that the run answered", hint))
+            continue
+        if listed_task.kind == "bits_per_byte":
+            expected, step = "an item that is right or wrong, not a text", "pin an item of another task"
+            problems.append(Problem("ITEM", repr(item), expected, step))
+            continue
+        items_of_task = {e.id: e for e in load_task(listed_task, stored.experiment.seeds[0]).test}
+        if ident not in items_of_task:
+            problems.append(
+                Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, items_of_task))
+            )
+        else:
+            chosen.setdefault(name, (listed_task, []))[1].append(items_of_task[ident])
+    refuse(problems)
     folder = stored.folder / "suites"
     (folder / SUITE).mkdir(parents=True, exist_ok=True)
     stored_suites = config.read_suites(folder) if (folder / f"{SUITE}.yaml").exists() else ()
@@ -280,32 +290,6 @@ def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
     lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
     file.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
     return file, added, any(suite.name == SUITE for suite in stored.experiment.suites)
-
-
-def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
-    tasks = {
-        t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
-    }
-    chosen: dict[str, tuple[Task, list[Example]]] = {}
-    problems: list[Problem] = []
-    for item in dict.fromkeys(items):
-        name, slash, ident = item.partition("/")
-        task = tasks.get(name)
-        if not slash or task is None or f"{name}/test" not in run.rows:
-            hint = did_you_mean(name, tasks) if tasks else "list a suite under suites:"
-            problems.append(Problem("ITEM", repr(item), "task/item of a suite that the run answered", hint))
-            continue
-        if task.kind == "bits_per_byte":
-            expected, step = "an item that is right or wrong, not a text", "pin an item of another task"
-            problems.append(Problem("ITEM", repr(item), expected, step))
-            continue
-        known = {e.id: e for e in load_task(task, stored.experiment.seeds[0]).test}
-        if ident not in known:
-            problems.append(Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, known)))
-        else:
-            chosen.setdefault(name, (task, []))[1].append(known[ident])
-    refuse(problems)
-    return chosen
 
 
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
@@ -342,12 +326,12 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
         rescore_stored(session, suite_sets(session, weights))
-    return again, Reader(session.store, session.tasks).scores(again)
+    return again, experiment.Reader(session.store, session.tasks).scores(again)
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:
     """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32."""
-    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
+    weights = experiment.ensure_weights(session, session.candidates[run.candidate], run.seed)
     pinned = tuple(m for m in session.suites if m.role == "regression")
     exact = replace(session.switch_to_fp32(), suites=pinned)
-    return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))
+    return list(experiment.suite_arm(exact, weights, f"{run.candidate} in fp32"))

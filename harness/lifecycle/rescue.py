@@ -9,14 +9,8 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from harness import experiment, formatting, plugins, store
+from harness.analysis import candidate_facts
 from harness.analysis.admission import HALVES
-from harness.analysis.candidate_facts import (
-    CandidateFacts,
-    best_untrained,
-    gain,
-    is_fine_tuned,
-    strongest_run,
-)
 from harness.analysis.target_scores import TargetScore
 from harness.analysis.verdict import Half
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
@@ -50,14 +44,11 @@ _AGAIN = "fix that, then harness compare"
 
 
 class RescueCase(NamedTuple):
-    """Run to rescue, and the untrained candidate against which gains are measured.
+    """Run to rescue, the untrained `reference` of its gain, and the finished runs by candidate."""
 
-    `runs` are the finished ones of the experiment, by candidate.
-    """
-
-    facts: CandidateFacts
+    facts: candidate_facts.CandidateFacts
     run: Run
-    reference: CandidateFacts
+    reference: candidate_facts.CandidateFacts
     runs: Mapping[str, Run] = {}
 
 
@@ -92,10 +83,7 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
 
 
 def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -> str:
-    """Answer whole tasks with the weights that a rescue of a run of `--sequential` needs.
-
-    Returns the id of the run on whole tasks, or the `wanted` name if that is not a run of sampled items.
-    """
+    """Answer whole tasks for a run of sampled items, and return the new run's id, else what is `wanted`."""
     every = store.list_runs(session.store)
     of_sampled = [run for run in every if run.experiment == f"{session.experiment.name}{FEWER}"]
     sampled = [run for run in of_sampled if run.state == "done"]
@@ -130,24 +118,26 @@ def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | N
     """Choose from a finished experiment the fine-tune to rescue that is best on validation."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
-    run = strongest_run(failing)
+    run = candidate_facts.strongest_run(failing)
     return _case(report, by_id, next(f for f in failing if f.name == run.name)) if run else None
 
 
-def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> RescueCase:
+def _case(
+    report: ExperimentReport, runs: dict[str, Run], facts: candidate_facts.CandidateFacts
+) -> RescueCase:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
-    name = best_untrained(report.facts)
+    name = candidate_facts.best_untrained(report.facts)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
     done = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
     return RescueCase(facts, runs[facts.run_id], reference, done)
 
 
-def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
+def _reasons(f: candidate_facts.CandidateFacts) -> list[tuple[str, str, str]]:
     """Return why a run is not to be rescued: found, expected, next step; empty if it is."""
     if f.state == "failed":
         return [(f"a run that failed: {f.error}", "a finished one", _AGAIN)]
-    if not is_fine_tuned(f):
+    if not candidate_facts.is_fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
     if plugins.find_method(f.method).is_remote:
@@ -158,7 +148,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
         return [("a run without a verdict", "one that the gate has judged", step)]
     if f.verdict.outcome == "pass":
         return [("a run that the gate passes", "one that it does not", f"harness promote {f.name}")]
-    g = gain(f.vs_untrained)
+    g = candidate_facts.gain(f.vs_untrained)
     if g is None:
         found = "no candidate without training to measure the gain against"
         step = "add prompt: {method: base}, then harness compare"
@@ -178,31 +168,18 @@ def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:
     raise UserError(Problem(f"rescue {name}", found, expected, step))
 
 
-class OtherTarget(NamedTuple):
-    """Additional target: the runs with which a trial is compared there, and whether the run gains.
+class _OtherTarget(NamedTuple):
+    """Additional target, and whether the run gains on it over the best untrained run, else the prompt."""
 
-    Gains are measured against the best untrained candidate on that target's validation rows, else the plain
-    `prompt`.
-    """
-
+    name: str
     measured: MeasuredTask
     untrained: Run | None
     prompt: Run | None
     gains: bool
 
-    @property
-    def name(self) -> str:
-        """Name of its task."""
-        return self.measured.task.name
-
-    @property
-    def reference(self) -> Run | None:
-        """Run against which gains are measured."""
-        return self.untrained or self.prompt
-
 
 def _shows_gain(score: TargetScore) -> bool:
-    g = gain(score.vs_untrained or score.vs_prompt)
+    g = candidate_facts.gain(score.vs_untrained or score.vs_prompt)
     return g is not None and g.low > 0
 
 
@@ -211,7 +188,7 @@ class _Context(NamedTuple):
     reader: experiment.Reader
     study: experiment.Study
     reference: Run
-    others: tuple[OtherTarget, ...]
+    others: tuple[_OtherTarget, ...]
 
 
 class PreparedRescue(NamedTuple):
@@ -220,11 +197,6 @@ class PreparedRescue(NamedTuple):
     session: Session
     case: RescueCase
     schedule: TrialSchedule
-
-    @property
-    def plan(self) -> list[TrialCost]:
-        """Work and time of each trial."""
-        return estimate_trials(self.session, self.schedule, self.case.run.seed)
 
 
 def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
@@ -265,11 +237,12 @@ def run(prepared: PreparedRescue) -> Rescue:
         reader = experiment.Reader(session.store, session.tasks)
         study = experiment.study_session(session, reader)
         scores = {one.task: one for one in case.facts.more_targets}
-        prompt, others = experiment.find_prompt(study, case.runs.values(), case.run), list[OtherTarget]()
+        prompt, others = experiment.find_prompt(study, case.runs.values(), case.run), list[_OtherTarget]()
         for m in session.more_targets:
             if (own := scores.get(m.task.name)) is not None:
                 untrained = case.runs.get(own.untrained or "") if own.vs_untrained else None
-                others.append(OtherTarget(m, untrained, prompt if own.vs_prompt else None, _shows_gain(own)))
+                named = prompt if own.vs_prompt else None
+                others.append(_OtherTarget(m.task.name, m, untrained, named, _shows_gain(own)))
         reference = store.get_run(session.store, case.reference.run_id)
         context = _Context(session, reader, study, reference, tuple(others))
         recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
@@ -284,13 +257,12 @@ def run(prepared: PreparedRescue) -> Rescue:
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in found.trials[len(tried) :]]
     policy = session.experiment.gate
-    metric = session.target.primary
     return Rescue(
         experiment=session.experiment.name,
         base_model=session.experiment.base_model,
         candidate=case.facts.name,
         seed=case.run.seed,
-        metric=metric.name,
+        metric=session.target.primary.name,
         reference=case.reference.name,
         original=original,
         tried=tuple(tried),
@@ -309,13 +281,13 @@ def _notes(context: _Context, run: Run) -> Iterator[str]:
     kept = [one.name for one in context.others if one.gains]
     unshown = [one.name for one in context.others if not one.gains]
     unseen = [one.name for one in context.others if one.gains and not one.measured.size("validation")]
-    if kept:
-        yield f"the gain on {', '.join(kept)} must be kept as well"
-    if unshown:
-        yield f"no gain is shown on {', '.join(unshown)}, so none is required of a trial there"
-    if unseen:
-        said = "no validation rows, so the gain is judged on test alone, of the confirmed trial"
-        yield f"{', '.join(unseen)}: {said}"
+    alone = "no validation rows, so the gain is judged on test alone, of the confirmed trial"
+    for names, said in (
+        (kept, "the gain on {} must be kept as well"),
+        (unshown, "no gain is shown on {}, so none is required of a trial there"),
+        (unseen, f"{{}}: {alone}"),
+    ):
+        yield from [said.format(", ".join(names))] if names else []
 
 
 def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialResult, Run]:
@@ -346,7 +318,7 @@ def _run_trial(context: _Context, trial: RescueTrial, seed: int) -> tuple[TrialR
 
 
 def _judge_search(context: _Context, run: Run) -> HalfVerdict:
-    """Judge capability on the search half and gains on validation, so that test rows choose nothing."""
+    """Judge capability on the search half and gains on validation: test rows choose nothing."""
     study = context.study
     gains = experiment.is_better_on_validation(study, run, context.reference, study.target)
     seen = _judge_half(context, run, "search", gains=gains)
@@ -354,16 +326,15 @@ def _judge_search(context: _Context, run: Run) -> HalfVerdict:
         one.name
         for one in context.others
         if one.gains
-        and one.reference
+        and (reference := one.untrained or one.prompt)
         and one.measured.size("validation")
-        and not experiment.is_better_on_validation(study, run, one.reference, one.measured.task)
+        and not experiment.is_better_on_validation(study, run, reference, one.measured.task)
     )
     return replace(seen, lost_on=lost_on)
 
 
 def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
-    """Judge the trial that passed by every rule on the other half, and its gains on test."""
-    facts, g = tried.facts, gain(tried.facts.vs_untrained)
+    facts, g = tried.facts, candidate_facts.gain(tried.facts.vs_untrained)
     experiment.judge_pairs(
         context.session, context.reader, [run], context.reference
     )  # the judge of pairs is asked now

@@ -24,9 +24,8 @@ _UNDECIDED = ("inconclusive", "harness-drift")
 class HalfVerdict:
     """Verdict of the gate on one half of the suites' items, `n_items` of `n_all`.
 
-    `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test in the
-    confirmation. `lost_on` names more targets on which the trial does not gain any more. While
-    `labels_missing` of people keep a judge's grades from deciding, no gain on the target is shown.
+    `gains`: the target's gain is above 0 on validation in the search, shown on test in the confirmation.
+    `lost_on` names more targets without a gain. `labels_missing` of people show no gain by a judge's grades.
     """
 
     half: Half
@@ -85,10 +84,7 @@ class TrialResult:
 
 @dataclass(frozen=True, slots=True)
 class Rescue:
-    """A rescue of one run; `original` is the run itself, judged on the same half as the trials.
-
-    `reference` is the candidate that gains are measured against; `left_out` says what was not tried.
-    """
+    """A rescue; `original` is the run itself, judged on the same half, `reference` measures gains."""
 
     experiment: str
     base_model: str
@@ -212,8 +208,8 @@ def sentences(rescue: Rescue) -> list[str]:
                 plain["weights_of"] = named[plain["weights_of"]]
             kept.append(f"  {named[name]}: {json.dumps(plain, ensure_ascii=False)}")
     judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
-    items = formatting.UNKNOWN
-    if seen := rescue.original.search:
+    seen, items = rescue.original.search, formatting.UNKNOWN
+    if seen:
         items = f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
     return [
         f"forgetting is that of the search half ({items}); the other half is evaluated once",

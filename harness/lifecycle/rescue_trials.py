@@ -14,10 +14,10 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.session import Session
 from harness.models import hub
-from harness.plugins import Method, RescueSituation
+from harness.plugins import RescueSituation
 from harness.records import Run, TrackedPoint
 from harness.report import ResultDocument, Section
-from harness.spec import Experiment, Recipe
+from harness.spec import Recipe
 
 _SLOWER, _SMALLER = 10, 4  # by what the learning rate and the rank are divided
 _USUAL_MARGIN = 0.02  # of the gate's macro
@@ -114,16 +114,6 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         return [
             _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
         ]
-    return _add_regularizer(step, source, method, case)
-
-
-def _add_regularizer(
-    step: str, source: Recipe, method: Method, case: RescueSituation
-) -> Sequence[RescueTrial] | str:
-    """List the settings of the regulariser that declares a step, beside those of the recipe.
-
-    Where the training does not take it, a new adapter may leave the same modules out.
-    """
     why = f"the training of {source.method} does not take it"
     for name, declared in plugins.map_mending_regularizers(step).items():
         takes = plugins.takes(method, name, source.params)
@@ -166,26 +156,21 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
         for one in _list_other_adapters(session.candidates, candidate)
         if experiment.find_stored_weights(session, one, run.seed)
     }
-    sign = session.target.primary.unit.sign
-    case = _situation(session.experiment, sign, candidate, source)._replace(
-        others=others, tracked=run.training.tracked
-    )
+    case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
     return schedule_trials(run.candidate, candidate.recipe, source, case)
 
 
-def _situation(
-    of_file: Experiment, sign: int, candidate: ResolvedCandidate, source: Recipe
-) -> RescueSituation:
-    """Describe what to rescue; a margin relative to the base's skill counts as the usual one.
-
-    `sign` is −1 where a lower score of the target is better.
-    """
-    macro = of_file.gate.macro
-    margin = macro if isinstance(macro, float) else _USUAL_MARGIN
-    shape = hub.shape(candidate.base)
-    layers, policy = (shape.n_layers if shape else None), of_file.rescue
-    params = {**experiment.find_adapter_config(candidate), **source.params}
-    return RescueSituation(policy, params, layers, margin=margin, sign=sign, makes=candidate.makes)
+def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
+    """Describe what to rescue; a margin relative to the base's skill counts as the usual one."""
+    macro, shape = session.experiment.gate.macro, hub.shape(candidate.base)
+    return RescueSituation(
+        session.experiment.rescue,
+        {**experiment.find_adapter_config(candidate), **source.params},
+        shape.n_layers if shape else None,
+        margin=macro if isinstance(macro, float) else _USUAL_MARGIN,
+        sign=session.target.primary.unit.sign,  # −1 where a lower score of the target is better
+        makes=candidate.makes,
+    )
 
 
 def _list_other_adapters(
@@ -249,7 +234,7 @@ def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultD
 
 def largest_work(session: Session, selected: Sequence[str]) -> Work:
     """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
-    works, sign = [Work()], session.target.primary.unit.sign
+    works = [Work()]
     for name in selected:
         candidate = session.candidates[name]
         if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
@@ -258,9 +243,7 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
                 one.name: one.source.params for one in _list_other_adapters(session.candidates, candidate)
             }
             tracked = (_ANY_POINT,) if candidate.source.track else ()
-            case = _situation(session.experiment, sign, candidate, first)._replace(
-                others=others, tracked=tracked
-            )
+            case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
             trials = schedule_trials(name, candidate.recipe, first, case).trials
             works.append(sum((_work(session, trial, 0) for trial in trials), Work()))
     return max(works, key=session.seconds)
@@ -269,7 +252,6 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
 def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
     suites = row_sets.suite_sets(session, base_weights(session.source))
     sets = [*suites, *experiment.list_answered_sets(session, trial.recipe)]
-    making = experiment.fit_work(session, trial.source, seed) + experiment.estimate_tracking(
-        session, trial.source
-    )
-    return row_sets.total_work(sets) + making + Work(opened=1, runs=1)
+    making = experiment.fit_work(session, trial.source, seed)
+    tracking = experiment.estimate_tracking(session, trial.source)
+    return row_sets.total_work(sets) + making + tracking + Work(opened=1, runs=1)

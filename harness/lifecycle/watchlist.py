@@ -38,10 +38,7 @@ NEXT = "harness compare, which makes what a night is compared with"
 
 
 class Target(NamedTuple):
-    """A watched candidate: its label, its recipe as resolved now, its seed, and where its rows are from.
-
-    `makings` holds the rows of the same recipe with other seeds.
-    """
+    """A watched candidate as resolved now, and the rows of the run and makings that it is compared with."""
 
     name: str
     candidate: ResolvedCandidate
@@ -178,10 +175,7 @@ def describe_tested(
     environment: str,
     served: str = "",
 ) -> tuple[str, ...]:
-    """Say in words what differs from the reference; the harness itself is always tested.
-
-    `served` says how an endpoint answers, whose weights cannot be seen.
-    """
+    """Say in words what differs from the reference; `served` says how an endpoint answers."""
     same_data = reference.data == data_digest(session.target, session.training.values())
     said = [served] if served else []
     if weights.digest != reference.weights:
@@ -220,10 +214,7 @@ class ItemPool(NamedTuple):
 
 
 class NightItems(NamedTuple):
-    """Items of a series for one night; `taken` clusters of the pool were evaluated by its end.
-
-    `left` clusters have not been evaluated yet; 0 where the pool is used up and goes round again.
-    """
+    """Items of a series for one night; `taken` clusters were evaluated by its end, `left` never yet."""
 
     anchors: tuple[Cluster, ...]
     fresh: tuple[Cluster, ...]
