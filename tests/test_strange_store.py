@@ -11,8 +11,8 @@ from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, s
 
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.lifecycle import nightly_state as state
 from harness.lifecycle import champions
+from harness.lifecycle import nightly_state as state
 from harness.progress import SilentProgress
 
 HOSTILE_NAMES = ["../../../precious", "..", "", "a/b", "a\\b", "~root", "a\0b", "x" * 300]

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 # In the order in which help lists the commands.
 # isort: off
 # ruff: noqa: F401
-from harness.cli import setup, compare, evaluate, gate, release, nightly
+from harness.cli import setup, compare, gate, release, nightly
 from harness.cli import people, runs, data, synthetic_rows
 
 # isort: on

@@ -6,6 +6,7 @@ Invariant: stdout holds the result and nothing else; importing this loads nothin
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from harness import __version__
 from harness.cli.options import CONFIG, ExperimentFile, examples
+from harness.errors import UserError
 from harness.formatting import Unit, count, score
 
 if TYPE_CHECKING:
@@ -133,26 +135,20 @@ def print_document(document: "ResultDocument") -> None:
     report.print_document(document, console())
 
 
-def print_result(plain: Any, document: "ResultDocument", as_json: bool) -> None:
-    """Print a result as JSON or as the document of it."""
+def print_result(plain: Any, shown: "ResultDocument | Iterable[str]", as_json: bool) -> None:
+    """Print a result as JSON, or as the document or the lines of it."""
     if as_json:
         print_json(plain)
-    else:
-        print_document(document)
-
-
-def print_lines(plain: Any, lines: Iterable[str], as_json: bool) -> None:
-    """Print a result as JSON or as the lines that say it."""
-    if as_json:
-        print_json(plain)
-    else:
-        for line in lines:
+    elif isinstance(shown, Iterable):
+        for line in shown:
             print(line)
+    else:
+        print_document(shown)
 
 
 def print_value(value: Any, as_json: bool) -> None:
     """Print a mapping as JSON or as indented lines."""
-    print_lines(value, _lines(value, ""), as_json)
+    print_result(value, _lines(value, ""), as_json)
 
 
 def _lines(value: Any, indent: str) -> Iterator[str]:
@@ -207,7 +203,9 @@ def write_report(
         found = replace(found, notes=(*found.notes, *sent))
     own = at._replace(config=Path(at.config.name)).command_line(candidates)
     named = replace(found, typed=own)
-    earlier = report.read_kept(at.reports / f"{named.file_name}.json")
+    earlier = None
+    with suppress(UserError):
+        earlier = report.read(at.reports / f"{named.file_name}.json")
     if earlier and earlier.typed.config != own.config:
         say(
             f"{at.reports / named.file_name}.* was the report of {earlier.typed.config or CONFIG}, an "

@@ -1,4 +1,4 @@
-"""Commands that train, evaluate and compare the candidates of an experiment: compare, its workers, train.
+"""Commands that train, evaluate and ask candidates: compare, its workers, train, eval, ask.
 
 Invariant: models load only inside a command.
 """
@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,13 +17,26 @@ from harness.cli.app import (
     print_document,
     print_json,
     print_report,
+    print_result,
+    print_scores,
     print_value,
     say,
     write_report,
 )
-from harness.cli.options import Argument, Candidates, ExperimentFile, Json, Option, Precision, Verbose, verb
+from harness.cli.options import (
+    RUNS,
+    Argument,
+    Candidates,
+    ExperimentFile,
+    Json,
+    Option,
+    Precision,
+    RunsFolder,
+    Verbose,
+    verb,
+)
 from harness.errors import Problem, UserError
-from harness.formatting import UNKNOWN, count, seconds, usd
+from harness.formatting import UNKNOWN, count, plain, seconds, usd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +44,9 @@ if TYPE_CHECKING:
     from harness.evaluation.costs import Work
     from harness.evaluation.session import Session
     from harness.experiment.preflight import Cost
-    from harness.report import ExperimentReport, Section
-    from harness.spec import GatePolicy
+    from harness.experiment.standalone import PreparedEvaluation
+    from harness.report import ExperimentReport
+    from harness.spec import GatePolicy, Task
 
 
 @verb(
@@ -258,36 +272,18 @@ def _print_plan(
         print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
         return
     hour_usd, device = session.experiment.decide.device_hour_usd, session.machine.device
-    section = plan_section(work, plan, costs, hour_usd=hour_usd, device=device)
-    print_document(ResultDocument("", [section], ""))
-    for one in grades:
-        price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
-        what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
-        say(f"{what}, about {count(one.read)} tokens read{price}")
-    say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
-
-
-def plan_section(
-    work: "dict[str, Work]",
-    plan: dict[str, float],
-    costs: "Sequence[Cost]",
-    *,
-    hour_usd: float | None,
-    device: str,
-) -> "Section":
-    """Lay out planned work: its tokens, device time and price, which add up to the last line, and memory."""
     from harness.cli.setup import memory_texts
     from harness.evaluation.costs import Work, price_usd
     from harness.report import Section
 
     of_memory = {cost.candidate: memory_texts(cost) for cost in costs}
 
-    def row(name: str, one: "Work", took_s: float | None) -> list[str]:
-        tokens = map(count, (one.trained, one.read, one.generated))
+    def row(label: str, work_of: "Work", took_s: float | None) -> list[str]:
+        tokens = map(count, (work_of.trained, work_of.read, work_of.generated))
         price = None if took_s is None else price_usd(took_s, device, hour_usd)
-        return [name, *tokens, seconds(took_s), usd(price), *of_memory.get(name, (UNKNOWN, UNKNOWN))]
+        return [label, *tokens, seconds(took_s), usd(price), *of_memory.get(label, (UNKNOWN, UNKNOWN))]
 
-    rows = [row(name, one, plan.get(name)) for name, one in work.items()]
+    rows = [row(label, work_of, plan.get(label)) for label, work_of in work.items()]
     total = row("all, from nothing", sum(work.values(), Work()), sum(plan.values()))
     lead = (
         "device time; what several candidates share (the same weights and their suites) is counted once, with"
@@ -295,7 +291,13 @@ def plan_section(
     )
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
     columns = ("candidate", "trained", "read", "generated", "about", "cost USD", "memory GiB", "fits")
-    return Section(columns=columns, rows=[*rows, [*total[:-2], "", ""]], lead=lead, notes=knobs)
+    section = Section(columns=columns, rows=[*rows, [*total[:-2], "", ""]], lead=lead, notes=knobs)
+    print_document(ResultDocument("", [section], ""))
+    for one in grades:
+        price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
+        what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
+        say(f"{what}, about {count(one.read)} tokens read{price}")
+    say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 
 def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
@@ -312,3 +314,140 @@ def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bo
         # A recommended classifier has no capability to lose; no recommendation at all is undecided.
         return 0 if chosen else 4
     return gating.exit_code(verdict, policy)
+
+
+@verb(
+    app,
+    "harness eval lora",
+    "harness eval smollm2-135m -t piqa,arc_easy -L 300",
+    name="eval",
+    heading=EXPERIMENT,
+)
+def evaluate(
+    candidate: Annotated[str, Argument("A candidate of the experiment; with --tasks also any model.")],
+    at: ExperimentFile,
+    tasks: Annotated[list[str] | None, Option("Tasks of lm-eval: a,b.", short="-t", env=True)] = None,
+    limit: Annotated[int | None, Option("Items of each task of --tasks, at most.", short="-L", min=1)] = None,
+    num_fewshot: Annotated[int | None, Option("Few-shot examples, at most.", short="-f", min=0)] = None,
+    output_path: Annotated[Path | None, Option("A folder to write results.json to.", short="-o")] = None,
+    log_samples: Annotated[bool, Option("Write every item's row to the folder as well.", short="-s")] = False,
+    trust_remote_code: Annotated[bool, Option("Let data sets run code of their own.")] = False,
+    engine: Annotated[Literal["transformers", "vllm"] | None, Option("Engine for --tasks.")] = None,
+    precision: Precision = None,
+    runs: RunsFolder = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Evaluate one candidate, or any model on tasks of lm-eval.
+
+    Without --tasks a candidate answers the target and all suites of the experiment.
+    """
+    if tasks and log_samples and output_path is None:
+        found = "--log-samples without a folder"
+        raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))
+    if tasks:
+        from harness.experiment import standalone
+        from harness.report import ResultDocument, score_section
+
+        names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
+        evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
+        named = (("engine", engine), ("precision", precision))
+        computing = {key: str(value) for key, value in named if value}
+        prepared = _prepare_standalone(candidate, evaluated, at, runs, computing)
+        say(prepared.first_line)
+        scores = standalone.evaluate(prepared)
+        written = standalone.write(scores, output_path, log_samples=log_samples) if output_path else ()
+        for line in [*(f"wrote {path}" for path in written), *scores.notes]:
+            say(line)
+        document = ResultDocument("", [score_section(scores.scores)], "")
+        print_result(standalone.to_json(scores), document, as_json)
+        return
+    given = {
+        "--limit": limit,
+        "--num-fewshot": num_fewshot,
+        "--output-path": output_path,
+        "--log-samples": log_samples,
+        "--engine": engine,
+    }
+    if wrong := [name for name, value in given.items() if value]:
+        found, expected = f"{', '.join(wrong)} without --tasks", "the tasks of lm-eval it is for"
+        raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
+    at = at.override({"precision": precision})
+    from harness.experiment import Reader
+    from harness.experiment.run_candidate import make_run
+
+    session, loaded = at.open_session(candidate)
+    out = {}
+    for name in loaded.selected:
+        run = make_run(session, session.candidates[name], session.first_seed)
+        out[name] = Reader(session.store, session.tasks).scores(run)
+    print_scores(out, as_json)
+
+
+@verb(
+    app,
+    'harness ask lora "Where is my parcel?"',
+    "harness ask prompt --item support-012",
+    name="ask",
+    heading=EXPERIMENT,
+)
+def ask_one(
+    candidate: Annotated[str, Argument("A candidate of the experiment.")],
+    text: Annotated[str, Argument("A question, as a row of the target would ask it.")] = "",
+    *,
+    item: Annotated[str, Option("An item of any task by its id, or TASK/ID, instead of a text.")] = "",
+    at: ExperimentFile,
+    as_json: Json = False,
+) -> None:
+    """Ask one question, and show the prompt as it is sent.
+
+    Its weights have to be stored; nothing is trained, and nothing is kept.
+    """
+    if bool(text) == bool(item):
+        found = "a text and --item" if text else "neither a text nor --item"
+        step = f'harness ask {candidate} "a question", or harness ask {candidate} --item ID'
+        raise UserError(Problem("harness ask", found, "one of the two", step))
+    from harness import experiment
+    from harness.report import to_plain
+    from harness.report.escape import clean_lines
+
+    session, loaded = at.open_session(candidate)
+    name, *others = loaded.selected
+    if others:
+        found = f"{candidate}, which names {', '.join(loaded.selected)}"
+        raise UserError(Problem("harness ask", found, "one candidate", f"harness ask '{name}'"))
+    answer = experiment.ask(session, name, text, item)
+    prompt, row = answer.prompt, answer.row
+    lines = [
+        f"prompt, {count(prompt.n_tokens)} tokens:",
+        clean_lines(prompt.text),
+        f"answer, {row.status}, {count(row.n_output_tokens)} tokens, {seconds(row.compute_s)}:",
+        clean_lines(row.text or row.error),
+    ]
+    if answer.is_item:
+        lines.append(f"reference: {clean_lines(' | '.join(row.references[:3]))}")
+        for metric, parts in row.parts.items():
+            lines.append(f"{metric}: {', '.join(map(plain, parts)) if parts else 'not scored'}")
+    print_result(to_plain(answer), lines, as_json)
+
+
+def _prepare_standalone(
+    name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
+) -> "PreparedEvaluation":
+    from harness.cli.progress_bar import TerminalProgress
+    from harness.experiment import Scope, prepare_session, standalone
+    from harness.models.hub import NAMES
+
+    progress = TerminalProgress()
+    is_model = name in NAMES or "/" in name or Path(name).expanduser().is_dir()
+    if at.config.is_file() and not is_model:
+        loaded = at.override(computing).load()
+        if name in loaded.experiment.candidates:
+            return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
+    if at.settings:
+        found = f"{at.settings[0]}, and a model that is not a candidate of {at.config}"
+        expected = "overrides for a candidate's experiment only"
+        raise UserError(
+            Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
+        )
+    settings: dict[str, Any] = {**computing}
+    return standalone.prepare_model(name, tasks, runs, progress, **settings)

@@ -20,8 +20,8 @@ from harness.cli.app import (
     app,
     print_document,
     print_json,
-    print_lines,
     print_report,
+    print_result,
     say,
     write_report,
 )
@@ -70,7 +70,7 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
         if (gain := one.vs_untrained) and stored.unit.is_rate
     }
     lines = [*found.reasons, *arithmetic_lines(found, stored.unit), *describe_thumbs(thumbs, gains)]
-    print_lines({**to_plain(found), "production": to_plain(thumbs)}, lines, as_json)
+    print_result({**to_plain(found), "production": thumbs}, lines, as_json)
     if not as_json:
         print_last(replace(stored, typed=at.command_line(candidates or ())), console())
 

@@ -149,7 +149,8 @@ def rescue(
     session, loaded = at.open_session(dry_run=dry_run)
     prepared = rescuing.prepare(session, loaded.selected, run)
     if dry_run:
-        plan, left_out = prepared.plan, prepared.schedule.left_out
+        left_out = prepared.schedule.left_out
+        plan = rescuing.estimate_trials(session, prepared.schedule, prepared.case.run.seed)
         plain = {"trials": to_plain(plan), "not_tried": list(left_out)}
         print_result(plain, rescuing.plan_document(plan, left_out), as_json)
         say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")

@@ -6,7 +6,7 @@ Invariant: none loads a model. The file for raters tells nobody whose an answer 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from harness.cli.app import feedback_app, print_lines, rate_app, say
+from harness.cli.app import feedback_app, print_result, rate_app, say
 from harness.cli.data import save_made
 from harness.cli.options import (
     Argument,
@@ -46,34 +46,33 @@ def rate_export(
 
     names = [name for given in candidates or [] for name in given.split(",")]
     hint, written = "", at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
-    made: pair_file.PairExport | label_file.LabelExport
     if pairs:
         if metric:
             raise UserError(Problem("--pairs", "--metric", "one of them", "leave --metric out"))
         made = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
-        line = f"{count(made.n_pairs)} pairs of answers, of {' and '.join(made.runs)}, sides drawn"
+        line = f"{count(made['n_pairs'])} pairs of answers, of {' and '.join(made['runs'])}, sides drawn"
         drawn, answers, labels = "pairs", "pairs", "ratings"
         fill = "write left, right or tie into the column better"
     else:
         made = label_file.export_answers(
             at.config, file, at.settings, n_items=items, metric=metric, candidates=names
         )
-        line = f"{count(made.n_answers)} different answers to {count(made.n_items)} items, for {made.metric}"
-        line += f"; of {' and '.join(made.runs)}"
+        line = f"{count(made['n_answers'])} different answers to {count(made['n_items'])} items"
+        line += f", for {made['metric']}; of {' and '.join(made['runs'])}"
         drawn, answers, labels = "items", "answers", "labels"
-        if made.criteria:
-            hint = f"what the judge goes by, from {made.scale.replace(',', ' to ')}: {made.criteria}"
-        scale = f"0 to 1, or with --scale {made.scale}" if made.scale[:1].isdigit() else "0 to 1"
+        if made["criteria"]:
+            hint = f"what the judge goes by, from {made['scale'].replace(',', ' to ')}: {made['criteria']}"
+        scale = f"0 to 1, or with --scale {made['scale']}" if made["scale"][:1].isdigit() else "0 to 1"
         fill = f"fill in the column label ({scale})"
-    print_lines(made._asdict(), [f"{file}: {line}"], as_json)
+    print_result(made, [f"{file}: {line}"], as_json)
     if hint:
         say(hint)
-    if made.n_left:
-        say(f"{count(made.n_left)} {drawn} without {labels} are left; a later export goes on with these")
+    if made["n_left"]:
+        say(f"{count(made['n_left'])} {drawn} without {labels} are left; a later export goes on with these")
     else:
         say(f"this file has all {drawn} without {labels}")
-    if made.waiting:
-        waiting = ", ".join(made.waiting)
+    if made["waiting"]:
+        waiting = ", ".join(made["waiting"])
         say(f"{answers} of {waiting} lack {labels} too; a later export draws those with the fewest")
     say(f"next: {fill}, then {written}")
 
@@ -100,14 +99,13 @@ def rate_import(
     rater = rater.strip()
     if not rater:
         raise UserError(Problem("--rater", "no name", "who labelled", "--rater ann"))
-    made: pair_file.PairImport | label_file.LabelImport
     if label_file.has_column(file, pair_file.BETTER):
         if scale:
             given = f"{scale}, and a file of pairs"
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
         made = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
-        read = f"{count(made.n_ratings)} preferences"
-        rated = made.by_pair.items()
+        read = f"{count(made['n_ratings'])} preferences"
+        rated = made["by_pair"].items()
         of_runs = [f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in rated]
     else:
         ends: tuple[float, float] | None = None
@@ -118,16 +116,16 @@ def rate_import(
                 raise UserError(Problem("--scale", repr(scale), "two numbers", "--scale 1,5")) from None
             ends = low, high
         made = label_file.import_labels(at.config, file, at.settings, rater=rater, scale=ends)
-        read = f"{count(made.n_labels)} labels for {made.metric}"
-        of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in made.by_run.items()]
-    blank = f", {count(made.n_blank)} rows left blank" if made.n_blank else ""
-    print_lines(made._asdict(), [f"{file}: {read} by {rater}{blank}", *of_runs], as_json)
-    if isinstance(made, pair_file.PairImport):
-        for runs in (runs for runs, n in made.counted.items() if n < made.by_pair[runs]):
+        read = f"{count(made['n_labels'])} labels for {made['metric']}"
+        of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in made["by_run"].items()]
+    blank = f", {count(made['n_blank'])} rows left blank" if made["n_blank"] else ""
+    print_result(made, [f"{file}: {read} by {rater}{blank}", *of_runs], as_json)
+    for runs, n in made.get("counted", {}).items():
+        if n < (n_rated := made["by_pair"][runs]):
             say(
-                f"warning: {runs}: {count(made.counted[runs])} of {count(made.by_pair[runs])} rated pairs are"
-                " a random part, those up to where 95 % in the order of drawing have a rating; rating chosen"
-                " pairs skews the win rate; next: rate the rows left blank, from the first one"
+                f"warning: {runs}: {count(n)} of {count(n_rated)} rated pairs are a random part, those up to"
+                " where 95 % in the order of drawing have a rating; rating chosen pairs skews the win rate;"
+                " next: rate the rows left blank, from the first one"
             )
     say(f"next: {at.command_line().command('report')}")
 
@@ -155,7 +153,7 @@ def feedback_add(
         added = add_feedback(
             Store(loaded.folder / "runs"), str(file), loaded.experiment.feedback.region, advance
         )
-    print_lines(added._asdict(), describe_added(added), as_json)
+    print_result(added._asdict(), describe_added(added), as_json)
     made = "rows" if added.corrections else "pairs" if added.preferences else ""
     command = ("feedback", made, "--out", f"{made}.jsonl") if made else ("decide",)
     say(f"next: {at.command_line().command(*command)}")

@@ -32,7 +32,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
 
     The oldest comes first. Beside a promotion stands whether its files are kept, and what of them is gone.
     """
-    from harness.lifecycle.release import missing_files
+    from harness.lifecycle import champions
     from harness.store import Store
 
     history, listed = _read_history(ExperimentFile(config=config)), dict[str, Any]()
@@ -41,7 +41,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
         facts |= {name: getattr(entry.champion, name) for name in ("candidate", "run_id", "verdict")}
         if entry.event == "promotion":
             facts |= {"present": entry == history.present, "kept": entry in history.kept}
-            facts["missing"] = missing_files(Store(config.parent / "runs"), entry.champion)
+            facts["missing"] = champions.missing_files(Store(config.parent / "runs"), entry.champion)
         shown = {name: value for name, value in facts.items() if value not in (None, "", [], ())}
         listed[str(entry.number)] = facts if as_json else shown
     print_value(listed, as_json)
@@ -69,11 +69,11 @@ def champions_rollback(
 
     Gates compare with it from then on. The rollback is an entry of the history too.
     """
-    from harness.lifecycle import release
+    from harness.lifecycle import champions
     from harness.store import Store
 
-    entry = release.record_again(config, "rollback", number, reason, by)
-    if missing := release.missing_files(Store(config.parent / "runs"), entry.champion):
+    entry = champions.record_again(config, "rollback", number, reason, by)
+    if missing := champions.missing_files(Store(config.parent / "runs"), entry.champion):
         step = ExperimentFile(config=config).command_line().command("compare")
         say(f"no {', no '.join(missing)}; next: {step}, which makes it again")
     _print_entry(entry, config, as_json)
@@ -87,9 +87,9 @@ def champions_retire(
 
     Its files may go then, and no rollback returns to it. Without a champion gates compare with the base.
     """
-    from harness.lifecycle import release
+    from harness.lifecycle import champions
 
-    entry = release.record_again(config, "retirement", number, reason, by)
+    entry = champions.record_again(config, "retirement", number, reason, by)
     _print_entry(entry, config, as_json)
     step = ExperimentFile(config=config).command_line().command("runs", "rm", entry.champion.run_id)
     say(f"next: {step} removes its run with its files, which stay until then")

@@ -4,7 +4,6 @@ Invariant: none of them loads a model.
 """
 
 import sys
-from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import (
@@ -93,9 +92,8 @@ def runs_diff(
     as_json: Json = False,
 ) -> None:
     """Show the differences of two runs: recipe, scores and more."""
-    from harness.analysis.run_diff import to_json
+    from harness.analysis.run_diff import differences, to_json
     from harness.formatting import score as printed
-    from harness.lifecycle import release
     from harness.store import Store
 
     def show(value: object) -> str:
@@ -112,7 +110,7 @@ def runs_diff(
         tail = f"{change(c.unit, c.delta, c.low, c.high)}{pp}" if c else s.why_not
         return f"{printed(s.unit, s.a)} → {printed(s.unit, s.b)}{percent}, {tail}"
 
-    found = release.differences(Store(kept.folder), a, b)
+    found = differences(Store(kept.folder), a, b)
     if as_json:
         shown = to_json(found)
     else:  # each as `a → b`, a score with its paired difference or why there is none
@@ -143,7 +141,7 @@ def runs_rm(
     removed before --yes.
     """
     from harness import store
-    from harness.lifecycle import release
+    from harness.lifecycle import champions
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
         given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
@@ -151,11 +149,11 @@ def runs_rm(
         raise UserError(Problem("harness runs rm", given, "a run, or --unused", step))
     at = store.Store(kept.folder)
     if run_id is not None:
-        release.remove_run(at, run_id)
+        champions.remove_run(at, run_id)
         say(f"removed {run_id}")
         return
     shared = store.base_rows_use()
-    look = release.remove_unreferenced if yes else release.list_unreferenced
+    look = champions.remove_unreferenced if yes else champions.list_unreferenced
     found = look(at, unfinished=unfinished)
     listed = {str(one.path.relative_to(at.folder)): size(one.n_bytes) for one in found.removable}
     if shared.n_bytes:  # they are computed again when needed
@@ -247,7 +245,7 @@ def sql(
 ) -> None:
     """Query everything that is stored, in DuckDB's SQL."""
     from harness import store
-    from harness.report import ResultDocument, Section
+    from harness.report import ResultDocument, Section, to_plain
     from harness.report.escape import write_csv
 
     if tables == bool(query) or (as_csv and as_json):
@@ -268,7 +266,7 @@ def sql(
         for column in answer.columns:
             repeated = answer.columns[: len(names)].count(column)
             names.append(f"{column}_{repeated}" if repeated else column)
-        print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
+        print_json([dict(zip(names, map(to_plain, row), strict=True)) for row in answer.rows])
     elif as_csv:
         write_csv(sys.stdout, answer.columns, answer.rows)
     else:
@@ -282,13 +280,3 @@ def _cell(value: object) -> str:
 
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

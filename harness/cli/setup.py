@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.app import EXPERIMENT, app, data_app, print_lines, print_result, say
+from harness.cli.app import EXPERIMENT, app, data_app, print_result, say
 from harness.cli.options import (
     CONFIG,
     Argument,
@@ -86,7 +86,7 @@ def init(
     }
     command = f"harness compare{config_option(folder / 'harness.yaml')}"
     step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
-    print_lines(plain, [*proposal.said, f"wrote {' and '.join(written)}", step], as_json)
+    print_result(plain, [*proposal.said, f"wrote {' and '.join(written)}", step], as_json)
 
 
 def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from harness.cli.app import BY_A_MODEL, data_app, pairs_app, print_json, print_lines, say
+from harness.cli.app import BY_A_MODEL, data_app, pairs_app, print_json, print_result, say
 from harness.cli.data import (
     File,
     Out,
@@ -43,11 +43,8 @@ from harness.errors import Problem, UserError, as_operand, refuse
 from harness.formatting import price
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from harness.data.columns import Roles
-    from harness.evaluation.session import MeasuredTask, Session
-    from harness.experiment.augmentation import EvaluatedQuestions, Rewriting
+    from harness.evaluation.session import Session
+    from harness.experiment.augmentation import Rewriting
     from harness.experiment.writers import Writer
     from harness.models.openai_api import Settings
 
@@ -118,7 +115,16 @@ def data_augment(
     roles = roles_of(content, named)
     session = _session(by_whom, config, dry_run=dry_run)
     writer = _writer(session, by_whom, endpoint, how)
-    evaluated = _gather_evaluated(session.tasks if session else (), roles, tests, named)
+    tasks = session.tasks if session else ()
+    from harness.experiment.augmentation import find_evaluated, read_evaluated
+
+    evaluated = [find_evaluated(tasks)] if tasks else []
+    for test_file in tests:
+        tested = read_all(test_file)
+        evaluated.append(read_evaluated(tested, roles_of_test(tested, named), roles))
+    if not evaluated:
+        say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
+    evaluated = evaluated
     chosen = choose_rows(
         content, roles, evaluated, n_rows, how, session.target.task.labels if session else ()
     )
@@ -226,20 +232,6 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
     return settings
 
 
-def _gather_evaluated(
-    tasks: "Sequence[MeasuredTask]", roles: "Roles", tests: list[str], named: RowColumns
-) -> "list[EvaluatedQuestions]":
-    from harness.experiment.augmentation import find_evaluated, read_evaluated
-
-    found = [find_evaluated(tasks)] if tasks else []
-    for test in tests:
-        content = read_all(test)
-        found.append(read_evaluated(content, roles_of_test(content, named), roles))
-    if not found:
-        say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
-    return found
-
-
 @verb(
     data_app,
     "harness data distill large --dry-run",
@@ -277,7 +269,7 @@ def data_distill(
     prepared = prepare_distillation(session, teacher, request)
     plan = prepared.plan
     if dry_run:
-        print_lines(plan._asdict(), [str(plan)], as_json)
+        print_result(plan._asdict(), [str(plan)], as_json)
         say("a dry run sends no request")
         return
     say(str(plan))
@@ -371,14 +363,14 @@ def data_propose_prompts(
     prepared = prompts.prepare_proposal(session, proposer, request)
     plan = prepared.plan
     if dry_run or out is None:
-        print_lines(plan._asdict(), [str(plan)], as_json)
+        print_result(plan._asdict(), [str(plan)], as_json)
         say("a dry run sends no request")
         return
     say(str(plan))
     made = prepared.propose()
     with out.open("x", encoding="utf-8") as file:
         file.write(prompts.recipe_text(made))
-    print_lines({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
+    print_result({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
     say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")
 
 
