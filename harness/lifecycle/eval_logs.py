@@ -188,7 +188,8 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=chance)
 
     def row(position: int, item: str, logged: LoggedItem) -> SampleResult:
-        scores, prompt_hash = {metric.name: (logged.score,)}, logged.digests.get("prompt_hash", "")
+        scores: dict[str, tuple[float, ...] | None] = {metric.name: (logged.score,)}
+        prompt_hash = logged.digests.get("prompt_hash", "")
         known = (name, "test", item, position, logged.status, "", "", (), scores, logged.cluster)
         return SampleResult(*known, prompt_digest=prompt_hash)
 

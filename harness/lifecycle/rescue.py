@@ -29,7 +29,6 @@ from harness.lifecycle.rescue_result import (
 )
 from harness.lifecycle.rescue_trials import (
     RescueTrial,
-    TrialCost,
     TrialSchedule,
     estimate_trials,
     largest_work,
