@@ -19,7 +19,6 @@ from harness.records import (
     Example,
     Mark,
     context_of,
-    map_passage_marks,
     question,
     recall,
     with_context,

@@ -32,7 +32,7 @@ from harness.stats.paired import (
     stratified_flips_interval, tango_interval, tango_regression_p,
 )
 from harness.stats.sequential import (
-    alpha_spent, benjamini_hochberg, betting_mixture, cusum, holm, interim_bounds, log_mean_wealth,
+    benjamini_hochberg, betting_mixture, cusum, holm, interim_bounds, log_mean_wealth,
     seed_effects,
 )
 from harness.stats.variation import (

@@ -8,7 +8,7 @@ content, so everything that was computed once is reused. docs/internals.md lists
 # fmt: off
 # isort: off
 from harness.store.champions import (
-    Champion, ChampionEntry, DecisionRecord, History, RuleRecord, VerdictRecord, champion_file, champions,
+    Champion, ChampionEntry, DecisionRecord, History, RuleRecord, VerdictRecord, champions,
     find_first_base, hash_weights, hold_champions, kept_champions, newest_verdict, read_champion,
     read_history, record_champion, save_decision, save_verdict,
 )

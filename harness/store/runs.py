@@ -126,7 +126,7 @@ def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
 
 
 class _UsedParts:
-    """What runs use of a store: `users` counts them by name of rows or weights, tried key and question."""
+    """Parts of a store that runs use; `users` counts runs by rows, weights, tried key and question."""
 
     def __init__(self, store: Store, runs: Iterable[Run], keep: Collection[str] = ()) -> None:
         self.trials, self.users = list_trials(store), Counter[Any]()
