@@ -109,8 +109,8 @@ def test_folds_that_there_cannot_be_are_refused(tmp_path, rows, said):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"train": "a.jsonl", "test": "b.jsonl", "folds": 5}, "leave folds out, or test"),
-        ({"test": "b.jsonl", "folds": 5}, "leave folds out, or test"),
+        ({"train": "a.jsonl", "test": "b.jsonl", "folds": 5}, "leave one out"),
+        ({"test": "b.jsonl", "folds": 5}, "leave one out"),
         ({"documents": "d.jsonl", "folds": 5}, "no rows to deal"),
         ({"all": "a.jsonl", "folds": 2}, "greater than or equal to 3"),
     ],
@@ -125,7 +125,7 @@ def test_folds_go_with_one_seed_with_the_target_alone_and_without_win_rates():
     experiment = {"name": "e", "target": target, "candidates": {"prompt": {}}}
     with pytest.raises(ValidationError, match="and 3 seeds; leave one of the two out"):
         Experiment.model_validate({**experiment, "seeds": [0, 1, 2]})
-    with pytest.raises(ValidationError, match="win_rate: its interval would forget"):
+    with pytest.raises(ValidationError, match="gate.target.win_rate; set gate.target.gain"):
         Experiment.model_validate({**experiment, "gate": {"target": {"win_rate": 0.5}}})
     suite = {"name": "s", "tasks": [{**target, "name": "other"}]}
     with pytest.raises(ValidationError, match="folds at other: only the target"):

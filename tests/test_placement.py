@@ -105,5 +105,5 @@ def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, 
     prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
     assert session.source.quantization == "nf4"
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source
-    (said,) = bases.sentences(session.sources)
+    (said,) = bases.base_remarks(session.sources)
     assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in said

@@ -345,7 +345,6 @@ def workers_sentence(session: Session, selected: Iterable[str], found: FoundRuns
     return f"workers ({policy.executor}{most}) would get {plan}"
 
 
-# a
 def are_all_done(found: Iterable[Run | None]) -> bool:
     """Tell whether all runs are finished, so that nothing will be computed."""
     return all(run and run.state == "done" for run in found)
