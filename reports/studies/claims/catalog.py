@@ -135,7 +135,7 @@ CLAIMS = (
         "Rafailov et al. 2023, arXiv:2305.18290, against PPO",
         5.0,
         preferences.dpo_against_rloo,
-        "a GPU: answers are drawn while training, some 40 minutes a seed on two cores",
+        "a GPU: answers are drawn while training, some 40 minutes a seed on two cores; one training of each is in [rewards](rlhf.md)",
     ),
     Claim(
         "rloo-against-dpo",
@@ -143,7 +143,7 @@ CLAIMS = (
         "Ahmadian et al. 2024, arXiv:2402.14740",
         1.0,
         preferences.rloo_against_dpo,
-        "a GPU: answers are drawn while training, some 40 minutes a seed on two cores",
+        "a GPU: answers are drawn while training, some 40 minutes a seed on two cores; one training of each is in [rewards](rlhf.md)",
     ),
     Claim(
         "spectrum-against-qlora",
