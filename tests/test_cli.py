@@ -243,13 +243,15 @@ def test_a_gate_says_what_to_type_next_after_the_worst_of_its_verdicts(outcomes,
         ("pass", {}, {}, (0, 0)), ("fail", {}, {}, (3, 0)), ("inconclusive", {}, {}, (4, 0)),
         ("inconclusive", {"on_inconclusive": "warn"}, {}, (0, 0)), (None, {}, {}, (0, 0)),
         ("pass", {}, {"recommended": None}, (4, 0)), ("pass", {}, {"state": "failed"}, (1, 1)),
+        ("pass", {}, {"smoke": True}, (4, 0)),
     ],
 )  # fmt: skip
 def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, changes, codes):
-    """No recommendation is undecided, and a failed candidate goes before any verdict."""
+    """No recommendation and a smoke run are undecided, and a failed candidate goes before any verdict."""
     facts = (candidate("a", 0.2, state=changes.get("state", "done")), make_fine_tune("b", 0.8, 0.1, outcome))
     decision = Decision("undecided", changes.get("recommended", "b"), "sentence", (), {}, ())
-    found = ExperimentReport("e", "m", "exact_match", facts, decision=decision)
+    smoke = changes.get("smoke", False)
+    found = ExperimentReport("e", "m", "exact_match", facts, decision=decision, smoke=smoke)
     assert tuple(exit_code(found, GatePolicy(**policy), by_verdict=by) for by in (True, False)) == codes
 
 

@@ -163,6 +163,10 @@ def compare(
         print_report(found, as_json, verbose)
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
+    if gate and scope.smoke:
+        say(
+            "a smoke run is no evidence, so --gate ends as undecided (4); next: the same without --quick and --limit"
+        )
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 
@@ -301,13 +305,18 @@ def _print_plan(
 
 
 def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
-    """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
+    """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says.
+
+    A smoke run is no evidence, so its verdict is undecided whatever it found.
+    """
     from harness.analysis import gating
 
     if any(f.state == "failed" for f in found.facts):
         return 1
     if not by_verdict:
         return 0
+    if found.smoke:
+        return 4
     chosen = found.decision.candidate if found.decision else None
     verdict = next((f.verdict for f in found.facts if f.name == chosen), None)
     if verdict is None:
