@@ -164,7 +164,7 @@ def compare(
     if rescue and scope.smoke:
         say("a smoke run is no evidence of what was forgotten, so nothing is rescued")
     if gate and scope.smoke:
-        say("a smoke run is no evidence, so --gate ends as undecided (4); next: leave out --quick and --limit")
+        say("a smoke run is no evidence, so --gate ends as undecided (4); leave out --quick and --limit")
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 
