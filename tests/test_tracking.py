@@ -15,6 +15,7 @@ from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import Fit
 from harness.experiment.trials import estimate_tracking, read_kept_points
 from harness.lifecycle import rescue
+from harness.lifecycle.rescue_trials import estimate_trials
 from harness.methods import checkpoint, lora
 from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Tracking
@@ -137,7 +138,8 @@ def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_p
     versions = {"step-10": Version(80, lost=0), "step-20": Version(90, lost=50)}
     made = world(tmp_path, versions, sizes=Sizes(general=160), extra=TRACKED_RECIPE)
     prepared = rescue.prepare(made.session, made.loaded.selected, "held")
-    assert (prepared.schedule.trials[0].step, prepared.plan[0].work.trained) == ("earlier", 0)
+    planned = estimate_trials(prepared.session, prepared.schedule, prepared.case.run.seed)
+    assert (prepared.schedule.trials[0].step, planned[0].work.trained) == ("earlier", 0)
     made.host.opened.clear()
     found = rescue.run(prepared)
     assert [tried.name for tried in found.tried] == ["held+step=10"]

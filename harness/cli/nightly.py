@@ -150,7 +150,7 @@ def rescue(
     prepared = rescuing.prepare(session, loaded.selected, run)
     if dry_run:
         left_out = prepared.schedule.left_out
-        plan = rescuing.estimate_trials(session, prepared.schedule, prepared.case.run.seed)
+        plan = rescuing.estimate_trials(prepared.session, prepared.schedule, prepared.case.run.seed)
         plain = {"trials": to_plain(plan), "not_tried": list(left_out)}
         print_result(plain, rescuing.plan_document(plan, left_out), as_json)
         say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
