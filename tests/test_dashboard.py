@@ -565,3 +565,8 @@ def test_rows_are_browsed_searched_and_duplicates_decided_on_beside_the_row_they
     assert re.search(r"rows.jsonl:121: refund, near \S*rows.jsonl:4<", html(page))
     page.button(key="drop_121").click().run()
     assert decisions_on_rows(tmp_path)["rows"] == {"121": {"decision": "drop"}}
+
+
+def test_a_command_that_only_starts_is_at_work_without_a_name(tmp_path, open_page):
+    with store.hold(Store(tmp_path / "runs")):
+        assert "Another command is running" in open_page("leaderboard").info[0].value

@@ -202,8 +202,10 @@ def champion_ids() -> dict[str, store.Champion]:
 def find_at_work() -> dict[str, Any] | None:
     """Return the progress of the command that is using the runs folder, with its name; None without one."""
     activity = store.current_activity(runs_store())
+    if activity is None:
+        return None
     # A starting command, or one that removes a run, gives no name.
-    return activity and {**activity, "what": clean(str(activity.get("what", "Another command")))}
+    return {**activity, "what": clean(str(activity.get("what", "Another command")))}
 
 
 def task(name: str) -> Task | None:

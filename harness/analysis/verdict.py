@@ -258,7 +258,7 @@ def add_items_needed(
     facts: dict[str, Number], outcome: str, more: int | Mapping[str, int | None] | None
 ) -> dict[str, Number]:
     """Add the number of items that would settle an open rule, in all or by task, if they are known."""
-    if outcome != "inconclusive" or not more:
+    if outcome != "inconclusive" or more is None or more == {}:
         return facts
     if isinstance(more, int):
         return {**facts, "items_needed": more}

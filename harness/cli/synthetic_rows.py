@@ -124,7 +124,6 @@ def data_augment(
         evaluated.append(read_evaluated(tested, roles_of_test(tested, named), roles))
     if not evaluated:
         say("warning: rows are held against no test items; name them: --against FILE, or -c harness.yaml")
-    evaluated = evaluated
     chosen = choose_rows(
         content, roles, evaluated, n_rows, how, session.target.task.labels if session else ()
     )

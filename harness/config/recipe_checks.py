@@ -106,9 +106,11 @@ def check_recipe(written: WrittenRecipe, target: spec.Task | None) -> Iterator[P
     if written.recipe.method in plugins.names("methods"):
         for key, (takes, why) in _TAKEN_BY.items():
             if getattr(written.recipe, key) and not takes(written.method):
-                able = ", ".join(name for name in plugins.names("methods") if takes(plugins.method(name)))
+                able = [name for name in plugins.names("methods") if takes(plugins.method(name))]
                 found = f"{key} with the method {written.recipe.method}, which {why}"
-                yield Problem(written.where(key), found, f"one of the methods {able}", f"remove {key}")
+                expected = f"{'one of the methods' if len(able) > 1 else 'the method'} {', '.join(able)}"
+                step = f"remove {key}, or set method: {'lora' if 'lora' in able else able[0]}"
+                yield Problem(written.where(key), found, expected, step)
         yield from _check_init_from(written)
         yield from _check_reward(written)
         yield from _check_merges(written)

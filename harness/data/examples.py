@@ -412,6 +412,7 @@ def _find_repeated_ids(ids: Iterable[tuple[str, str]], shown: str) -> list[Probl
     problems = []
     step = f"harness data clean {as_argument(shown)} --new-ids --out NEW gives such rows new ids"
     for ident, where in ids:
-        if first.setdefault(ident, where) != where:
+        if ident in first:
             problems.append(Problem(where, f"id {ident!r}, as in {first[ident]}", "every id once", step))
+        first.setdefault(ident, where)
     return cap_problems(problems, shown, "repeated ids")

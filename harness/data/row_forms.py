@@ -235,12 +235,12 @@ def _read_rated(row: Row) -> RatedConversation:
         raise misfit(row, "'completions' of another form", "a list of {response, overall_score}")
     answers: list[tuple[str, float]] = []
     for completion in completions:
-        rating = next((completion[name] for name in _SCORES if completion.get(name) is not None), -math.inf)
+        rating = next((completion[name] for name in _SCORES if completion.get(name) is not None), None)
         try:
-            score = float(rating)
+            score = -math.inf if rating is None else float(rating)
         except (TypeError, ValueError):
             score = math.nan
-        if not math.isfinite(score) and rating != -math.inf:
+        if rating is not None and not math.isfinite(score):
             raise misfit(row, f"the rating {rating!r}", "a number")
         answers.append((str(completion.get("response") or ""), score))
     question = str(row.fields["instruction"])

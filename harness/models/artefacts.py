@@ -337,7 +337,12 @@ class Worker:
         step = "a whole file, exported again: harness export"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
-            step = f"a file of fewer bits, or an engine for this processor: {_install(self._kind or '')}"
+            if code == -signal.SIGKILL:
+                step = "a file of fewer bits, or a machine with more memory"
+            elif (
+                self._kind == "gguf"
+            ):  # by a fault of the library, such as an instruction the processor lacks
+                step = f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
         said = f"{supervision.last_words(self._log)}; its log: {self._log}"
         return CandidateFailed(f"the worker of {self.file.name} {how}; {said}", step)
 

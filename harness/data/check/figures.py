@@ -373,13 +373,6 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
     differ: the row's own has a probability below `_OWN`, another one above `_OTHER`. Of 202 draws with right
     labels 1 raises an alarm (docs/howto/check_data.md).
     """
-    from cleanlab.filter import find_label_issues
-    from scipy import stats
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import SGDClassifier
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-
     drawn = table.draw(given.most) if table.labels else []
     labels = unify_spellings([entry.answer for entry in drawn])
     counts = Counter({label: n for label, n in Counter(labels).items() if n >= _FEWEST_OF_LABEL})
@@ -387,6 +380,13 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
     drawn = [entry for entry in spelt if entry.answer in counts]
     if len(counts) < 2:
         return
+    from cleanlab.filter import find_label_issues
+    from scipy import stats
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
     # Each row is judged by a classifier of the others.
     names = sorted(counts)
     own = np.array([names.index(entry.answer) for entry in drawn])
