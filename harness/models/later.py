@@ -1,5 +1,6 @@
 """Large libraries, each imported when a name of it is first read, as in `torch.cuda`."""
 
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,12 @@ else:
         def __init__(self, name: str) -> None:
             self._name = name
 
+        @cached_property
+        def _module(self) -> Any:
+            return import_module(self._name)
+
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self._name), name)
+            return getattr(self._module, name)
 
     Cache = Config = Model = Tokenizer = Any  # types are read by type checkers alone
     datasets, peft, torch, transformers, trl = map(
