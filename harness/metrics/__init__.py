@@ -5,6 +5,7 @@ change weights and never score an answer again.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
@@ -91,6 +92,21 @@ def mean_metric(
 
     worst = (float(bounds[0] if higher_is_better else bounds[1]),)
     return Metric(name, higher_is_better, bounds, (name,), one_part, weighted_mean, lambda _: worst)
+
+
+def counted_metric(
+    name: str, score: Callable[[Output, Example], float | None], count: Callable[[str], Counter[str] | None]
+) -> Metric:
+    """Build a mean metric of what `count` reads in texts; items without a readable reference are left out."""
+
+    def reduce_to_counts(text: str) -> object:
+        counts = count(text)
+        return normalize(text) if counts is None else frozenset(counts.items())
+
+    def is_read(example: Example) -> bool:
+        return any(count(reference) is not None for reference in example.references)
+
+    return replace(mean_metric(name, score), same=reduce_to_counts, reads=is_read)
 
 
 def unfence_json(text: str) -> str:

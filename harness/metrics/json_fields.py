@@ -8,25 +8,16 @@ Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), ove
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, fold_leaf, mean_metric, normalize, unfence_json
+from harness.metrics import Metric, counted_metric, fold_leaf, unfence_json
 from harness.records import Example, Output, compose_letters
 from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
     """Build the F1 of fields in [0, 1]: the best over the references, averaged over items."""
-
-    def reduce_to_fields(text: str) -> object:
-        fields = _fields(text)
-        return normalize(text) if fields is None else frozenset(fields.items())
-
-    def is_read(example: Example) -> bool:
-        return any(_fields(reference) is not None for reference in example.references)
-
-    return replace(mean_metric("json_fields", _best), same=reduce_to_fields, reads=is_read)
+    return counted_metric("json_fields", _best, _fields)
 
 
 def _best(output: Output, example: Example) -> float | None:

@@ -13,10 +13,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, fold_leaf, mean_metric, normalize
+from harness.metrics import Metric, counted_metric, fold_leaf
 from harness.records import Example, Output, canonical_json, compose_letters
 from harness.spec import Task
 
@@ -81,15 +80,7 @@ _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<functi
 
 def metric(task: Task) -> Metric:
     """Build the share of answers in [0, 1] with the right calls."""
-
-    def reduce_to_calls(text: str) -> object:
-        calls = _read_calls(text)
-        return normalize(text) if calls is None else frozenset(calls.items())
-
-    def is_read(example: Example) -> bool:
-        return any(_read_calls(reference) is not None for reference in example.references)
-
-    return replace(mean_metric("tool_call", _is_right), same=reduce_to_calls, reads=is_read)
+    return counted_metric("tool_call", _is_right, _read_calls)
 
 
 def _is_right(output: Output, example: Example) -> float | None:
