@@ -83,9 +83,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Drop the `../` that leaves docs/ from links; README becomes the page `overview.md`."""
+    """Drop from links the `../` that leaves docs/, and `docs/`; README becomes the page `overview.md`."""
     if page.file.src_uri in AT_TOP:
         return markdown.replace("](docs/", "](").replace("](README.md", f"]({OVERVIEW}")
+    markdown = markdown.replace("](../docs/", "](../")  # from reports/
     ups = "../" * (page.file.src_uri.count("/") + 1)
     inside = ups.removeprefix("../")
     return markdown.replace(f"]({ups}", f"]({inside}").replace(
