@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any, overload
 
 from harness.masking import mask_secrets
 
@@ -48,11 +49,17 @@ class HarnessError(Exception):
 
 
 class UserError(HarnessError):
-    """Input that cannot be used; holds every problem at once."""
+    """Input that cannot be used; holds every problem at once: one as its four texts, or several."""
 
     exit_code = 2
 
-    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+    @overload
+    def __init__(self, where: str, found: str, expected: str, next_step: str, /) -> None: ...
+    @overload
+    def __init__(self, problems: Problem | Iterable[Problem], /) -> None: ...
+    def __init__(self, problems: Any, *texts: str) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems, *texts)
         self.problems: Sequence[Problem] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -90,7 +97,7 @@ def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[
         if not known and library not in ("huggingface_hub", "pyarrow", "zipfile", "zlib"):
             raise
         found = f"a file that cannot be read ({one_line(error)})"
-        raise UserError(Problem(str(where), found, expected, next_step)) from error
+        raise UserError(str(where), found, expected, next_step) from error
 
 
 class IncompatibleRuns(HarnessError):

@@ -244,7 +244,7 @@ def load(kind: str, name: str, where: str = "") -> ModuleType:
         return _metric_from_file(Path(name), where)
     if name.endswith(".py"):
         found, expected = f"a file of your own, {name}", f"a {_ONE[kind]} in harness/{kind}/, by its name"
-        raise UserError(Problem(where or kind, found, expected, f"copy it to {Path(__file__).parent / kind}"))
+        raise UserError(where or kind, found, expected, f"copy it to {Path(__file__).parent / kind}")
     if name not in names(kind):
         raise UserError(unknown(kind, name, where))
     return import_module(f"harness.{kind}.{name}")
@@ -336,7 +336,7 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
     found = spec_from_file_location(f"harness_own_metrics_{path.stem}", path)
     if not path.is_file() or found is None or found.loader is None:
         step = "create it, or correct the path"
-        raise UserError(Problem(where or "metrics", f"no file {path}", expected, step))
+        raise UserError(where or "metrics", f"no file {path}", expected, step)
     module = module_from_spec(found)
     try:
         found.loader.exec_module(module)
@@ -346,9 +346,9 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"{path}:{line}" if line else str(path)
         cause = f"{type(error).__name__}: {error}"
-        raise UserError(Problem(where, cause, expected, "fix the file")) from error
+        raise UserError(where, cause, expected, "fix the file") from error
     if not callable(getattr(module, "metric", None)):
-        raise UserError(Problem(str(path), "no function 'metric'", expected, "define metric(task)"))
+        raise UserError(str(path), "no function 'metric'", expected, "define metric(task)")
     return module
 
 

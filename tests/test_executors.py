@@ -14,7 +14,7 @@ import tiny_experiment
 from conftest import refused
 
 from harness import config, store
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session, worker
@@ -159,7 +159,7 @@ def make_on(session, loaded, names, work, monkeypatch):
 
 def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):
     def work(file):
-        error = encode_error(UserError(Problem("worker", "other code", "this", "fix it")))
+        error = encode_error(UserError("worker", "other code", "this", "fix it"))
         append(file.with_name(worker.JOURNAL), "refused", *error)
 
     with pytest.raises(UserError, match="worker: found other code"):

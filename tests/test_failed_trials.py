@@ -5,7 +5,7 @@ import tiny_experiment
 from tiny_experiment import fact_of
 
 from harness import config, store
-from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
+from harness.errors import CandidateFailed, Diverged, HarnessError, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, worker
 from harness.experiment.candidate_weights import fails_alone, phrase_no_trial
@@ -133,7 +133,7 @@ def test_a_fit_whose_worker_is_lost_fails_with_what_waits_for_it_and_the_others_
         (Diverged("no number", "a lower rate"), True),
         (RuntimeError("size mismatch"), True),
         (SharedFailure("the judge is not there", "another judge"), False),
-        (UserError(Problem("rows", "none", "some", "add rows")), False),
+        (UserError("rows", "none", "some", "add rows"), False),
         (HarnessError("the disk is full"), False),
         (FileNotFoundError("rows.jsonl"), False),
     ],

@@ -106,7 +106,7 @@ def compare(
     progress = TerminalProgress(shows_items=not as_json)
     if rescue and fewer_items:  # a rescue chooses on one half of all items, and judges on the other
         expected, step = "all items, in two halves", "--all-items"
-        raise UserError(Problem("--rescue", "--sequential as well", expected, step))
+        raise UserError("--rescue", "--sequential as well", expected, step)
     scope = Scope(limit, quick, fewer_items, dry_run)
     with progress.stage("reading rows and models"):
         session = experiment.prepare_session(loaded, scope, progress)
@@ -350,7 +350,7 @@ def evaluate(
     """
     if tasks and log_samples and output_path is None:
         found = "--log-samples without a folder"
-        raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))
+        raise UserError("harness eval", found, "where to write the rows", "add -o FOLDER")
     if tasks:
         from harness.experiment import standalone
         from harness.report import ResultDocument, score_section
@@ -377,7 +377,7 @@ def evaluate(
     }
     if wrong := [name for name, value in given.items() if value]:
         found, expected = f"{', '.join(wrong)} without --tasks", "the tasks of lm-eval it is for"
-        raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
+        raise UserError("harness eval", found, expected, "add -t piqa,arc_easy")
     at = at.override({"precision": precision})
     from harness.experiment import Reader
     from harness.experiment.run_candidate import make_run
@@ -412,7 +412,7 @@ def ask_one(
     if bool(text) == bool(item):
         found = "a text and --item" if text else "neither a text nor --item"
         step = f'harness ask {candidate} "a question", or harness ask {candidate} --item ID'
-        raise UserError(Problem("harness ask", found, "one of the two", step))
+        raise UserError("harness ask", found, "one of the two", step)
     from harness import experiment
     from harness.report import to_plain
     from harness.report.escape import clean_lines
@@ -421,7 +421,7 @@ def ask_one(
     name, *others = loaded.selected
     if others:
         found = f"{candidate}, which names {', '.join(loaded.selected)}"
-        raise UserError(Problem("harness ask", found, "one candidate", f"harness ask '{name}'"))
+        raise UserError("harness ask", found, "one candidate", f"harness ask '{name}'")
     answer = experiment.ask(session, name, text, item)
     prompt, row = answer.prompt, answer.row
     lines = [
@@ -453,8 +453,6 @@ def _prepare_standalone(
     if at.settings:
         found = f"{at.settings[0]}, and a model that is not a candidate of {at.config}"
         expected = "overrides for a candidate's experiment only"
-        raise UserError(
-            Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
-        )
+        raise UserError("harness eval", found, expected, "leave it out, or use --precision, --engine")
     settings: dict[str, Any] = {**computing}
     return standalone.prepare_model(name, tasks, runs, progress, **settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from harness.cli.app import data_app, print_json, say
 from harness.cli.options import Argument, DryRun, Json, Option, RowColumns, Seed, require_out, verb
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def data_clean(
     low: dict[int, str] = {}
     if perplexity and min_quality is None:
         step = "take the one that harness data check proposes"
-        raise UserError(Problem("--min-quality", "no score", "a score in [0, 1]", step))
+        raise UserError("--min-quality", "no score", "a score in [0, 1]", step)
     if min_quality is not None:
         from harness.experiment.check_rows import answer_scorer
 
@@ -211,13 +211,13 @@ def data_mix(
     require_out(out, files)
     if len(set(files)) < 2 or find_repeated(files):
         step = "name each once; --weights sets the files' shares"
-        raise UserError(Problem("harness data mix", ", ".join(files), "two different files or more", step))
+        raise UserError("harness data mix", ", ".join(files), "two different files or more", step)
     if weights is not None and temperature != 1:
         found, step = (
             "--weights as well, which are the shares themselves",
             "leave out --temperature, or --weights",
         )
-        raise UserError(Problem("--temperature", found, "one of the two", step))
+        raise UserError("--temperature", found, "one of the two", step)
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
@@ -292,7 +292,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(map(float, text.split(",")))
     except ValueError:
         step = f"such as {option} 0.8,0.1,0.1"
-        raise UserError(Problem(option, repr(text), "numbers between commas", step)) from None
+        raise UserError(option, repr(text), "numbers between commas", step) from None
 
 
 def roles_of(content: "Rows", named: RowColumns) -> "Roles":

@@ -26,7 +26,7 @@ from harness.cli.app import (
     write_report,
 )
 from harness.cli.options import CONFIG, Candidates, Config, ExperimentFile, Json, Option, Verbose, verb
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, UserError
 from harness.formatting import points
 
 if TYPE_CHECKING:
@@ -157,10 +157,10 @@ def dashboard(
     """
     if find_spec("streamlit") is None or find_spec("plotly") is None:
         step = "pip install 'harness-evals[dashboard]'"
-        raise UserError(Problem("harness dashboard", "no streamlit or no plotly", "both", step))
+        raise UserError("harness dashboard", "no streamlit or no plotly", "both", step)
     if not config.is_file():
         step = "name it with -c, or write one: harness init DIR --data FILE"
-        raise UserError(Problem(str(config.resolve()), "no such file", "an experiment file", step))
+        raise UserError(str(config.resolve()), "no such file", "an experiment file", step)
     token = "" if host in ("localhost", "127.0.0.1", "::1") else secrets.token_urlsafe(24)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}{f'/?token={token}' if token else ''}"

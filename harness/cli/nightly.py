@@ -13,7 +13,7 @@ import typer
 
 from harness.cli.app import RELEASE, app, nightly_app, print_result, print_value, say
 from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.lifecycle.rescue import PreparedRescue, Rescue
@@ -115,7 +115,7 @@ def nightly_install(
     chosen = [name for name, on in wanted.items() if on]
     if len(chosen) != 1:
         found = " and ".join(chosen) or "no scheduler"
-        raise UserError(Problem("nightly install", found, "one of --cron, --systemd, --github", "choose one"))
+        raise UserError("nightly install", found, "one of --cron, --systemd, --github", "choose one")
     scheduler = chosen[0]
     files = install.units(scheduler, config, at)
     if write:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import typer
 
-from harness.errors import HarnessError, Problem, UserError
+from harness.errors import HarnessError, UserError
 
 if TYPE_CHECKING:
     from harness.config import CommandLine, LoadedExperiment
@@ -50,7 +50,7 @@ class Option(NamedTuple):
         def refuse_outside(value: Any) -> Any:
             if value is not None and not least <= value <= most:
                 nearest = most if value > most else least
-                raise UserError(Problem(name, str(value), self.range, f"such as {name} {nearest:g}"))
+                raise UserError(name, str(value), self.range, f"such as {name} {nearest:g}")
             return value
 
         return typer.Option(
@@ -252,5 +252,5 @@ def require_out(
         refuse_output(out, inputs, folder=folder)
     elif not dry_run:
         what = "folder" if folder else "file"
-        raise UserError(Problem("--out", "no --out", f"a new {what}", f"name it: --out {what.upper()}"))
+        raise UserError("--out", "no --out", f"a new {what}", f"name it: --out {what.upper()}")
     return out or Path("dry-run")

@@ -18,7 +18,7 @@ from harness.cli.options import (
     require_out,
     verb,
 )
-from harness.errors import Problem, UserError, as_operand
+from harness.errors import UserError, as_operand
 from harness.formatting import count
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def rate_export(
     hint, written = "", at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
     if pairs:
         if metric:
-            raise UserError(Problem("--pairs", "--metric", "one of them", "leave --metric out"))
+            raise UserError("--pairs", "--metric", "one of them", "leave --metric out")
         made = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
         line = f"{count(made['n_pairs'])} pairs of answers, of {' and '.join(made['runs'])}, sides drawn"
         drawn, answers, labels = "pairs", "pairs", "ratings"
@@ -98,11 +98,11 @@ def rate_import(
 
     rater = rater.strip()
     if not rater:
-        raise UserError(Problem("--rater", "no name", "who labelled", "--rater ann"))
+        raise UserError("--rater", "no name", "who labelled", "--rater ann")
     if label_file.has_column(file, pair_file.BETTER):
         if scale:
             given = f"{scale}, and a file of pairs"
-            raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
+            raise UserError("--scale", given, "left, right or tie", "leave --scale out")
         made = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
         read = f"{count(made['n_ratings'])} preferences"
         rated = made["by_pair"].items()
@@ -113,7 +113,7 @@ def rate_import(
             try:
                 low, high = map(float, scale.split(","))
             except ValueError:
-                raise UserError(Problem("--scale", repr(scale), "two numbers", "--scale 1,5")) from None
+                raise UserError("--scale", repr(scale), "two numbers", "--scale 1,5") from None
             ends = low, high
         made = label_file.import_labels(at.config, file, at.settings, rater=rater, scale=ends)
         read = f"{count(made['n_labels'])} labels for {made['metric']}"

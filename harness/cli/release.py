@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from harness.cli.app import RELEASE, app, champions_app, format_score, print_value, regressions_app, say
 from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
-from harness.errors import IncompatibleRuns, Problem, UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.formatting import RATE, count, points, seconds, size
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
     if shown is None:
         found = "no present one" if number is None else f"no entry {number}"
         step = f"{at.command_line().command('champions', 'list')} shows them"
-        raise UserError(Problem("champions", found, f"one of {len(history.entries)} entries", step))
+        raise UserError("champions", found, f"one of {len(history.entries)} entries", step)
     print_value(asdict(shown), as_json)
 
 
@@ -146,7 +146,7 @@ def promote(
 
     if force != bool(reason):
         given, missing = ("--force", "--reason") if force else ("--reason", "--force")
-        raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
+        raise UserError(given, f"no {missing}", "both of them", "add --force --reason REASON")
     progress = TerminalProgress()
     path, champion = release.promote_named(
         at.config, run, at.settings, despite=reason, by=by, progress=progress

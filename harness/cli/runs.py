@@ -18,7 +18,7 @@ from harness.cli.app import (
     say,
 )
 from harness.cli.options import Argument, ExperimentFile, Json, Option, StoredRuns, verb
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.formatting import UNKNOWN, change, size
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def runs_rm(
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
         given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
         step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
-        raise UserError(Problem("harness runs rm", given, "a run, or --unused", step))
+        raise UserError("harness runs rm", given, "a run, or --unused", step)
     at = store.Store(kept.folder)
     if run_id is not None:
         champions.remove_run(at, run_id)
@@ -188,7 +188,7 @@ def reindex(kept: StoredRuns, as_json: Json = False) -> None:
 
     if not kept.folder.is_dir():
         step = "name it with --runs, or its experiment with -c"
-        raise UserError(Problem(str(kept.folder), "no such folder", "a folder of stored runs", step))
+        raise UserError(str(kept.folder), "no such folder", "a folder of stored runs", step)
     print_value(store.reindex(store.Store(kept.folder))._asdict(), as_json)
 
 
@@ -252,7 +252,7 @@ def sql(
         given = "both" if tables else "neither a query nor --tables"
         found = "both --csv and --json" if as_csv and as_json else given
         step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
-        raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
+        raise UserError("harness sql", found, "a query or --tables, in one form", step)
     if tables:
         columns = [(table.name, *column[:4]) for table in store.TABLES for column in table.columns]
         answer = store.QueryResult(("table", "column", "type", "unit", "meaning"), columns)

@@ -24,7 +24,7 @@ from harness.cli.options import (
     config_option,
     verb,
 )
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.formatting import UNKNOWN, count, percent, plain, pluralize, seconds, usd
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def doctor(
 
         query = FitQuery(gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
         if not base:
-            raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
+            raise UserError("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B")
         fit = examine_base(base, query)
         print_result(to_plain(fit), base_document(fit), as_json)
         return
@@ -178,7 +178,7 @@ def gigabytes(written: str) -> float:
     """Read a card's memory in GB, 1e9 bytes, from `24GB`, `24` or `24GiB`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
     if not found or not float(found[1]):
-        raise UserError(Problem("--gpu", written or "nothing", "the memory of one card", "--gpu 24GB"))
+        raise UserError("--gpu", written or "nothing", "the memory of one card", "--gpu 24GB")
     return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
 
 

@@ -193,7 +193,7 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "R
         assert session is not None, "a candidate is one of an experiment"
         if given := [name for name, value in of_address.items() if value is not None]:
             found = f"{', '.join(given)} and the candidate {by_whom}, whose recipe says that already"
-            raise UserError(Problem("--with", found, "options of an address, http://…/v1", "leave them out"))
+            raise UserError("--with", found, "options of an address, http://…/v1", "leave them out")
         return candidate_writer(session, by_whom, how.max_cost)
     settings = _settings(by_whom, endpoint)
     step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
@@ -202,7 +202,7 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "R
         raise UserError(problems)
     if how.max_cost is not None and settings.usd_per_million_tokens is None:
         step = "--prices READ,WRITTEN"
-        raise UserError(Problem("--max-cost", "no prices to count it by", "prices of the endpoint", step))
+        raise UserError("--max-cost", "no prices to count it by", "prices of the endpoint", step)
     return endpoint_writer(settings)
 
 
@@ -213,12 +213,12 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
 
     model, api_key_env, prices = endpoint
     if model is None:
-        raise UserError(Problem("--with", f"{url} without --model", "the model to ask there", "--model NAME"))
+        raise UserError("--with", f"{url} without --model", "the model to ask there", "--model NAME")
     written = prices.split(",") if prices is not None else None
     priced = None if written is None else dict(zip(("input", "output"), written, strict=False))
     if written is not None and len(written) != 2:
         expected = "USD for a million tokens read and written"
-        raise UserError(Problem("--prices", repr(prices), expected, "such as 0.15,0.6"))
+        raise UserError("--prices", repr(prices), expected, "such as 0.15,0.6")
     try:
         settings = Settings(
             base_url=url, model=model, protocol="chat", api_key_env=api_key_env, usd_per_million_tokens=priced
@@ -226,7 +226,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
     except ValidationError as error:
         found = error.errors()[0]  # never its input, which may hold a secret
         said = f"{found['loc'][0]}: {found['msg'].removeprefix('Value error, ')}"
-        raise UserError(Problem("--with", said, "settings of an endpoint", "correct it")) from None
+        raise UserError("--with", said, "settings of an endpoint", "correct it") from None
     refuse(problems(settings, "--with"))
     return settings
 
@@ -356,7 +356,7 @@ def data_propose_prompts(
     if out is not None:
         refuse_existing(out)
     elif not dry_run:
-        raise UserError(Problem("--out", "no --out", "a new file", "name it: --out proposed.yaml"))
+        raise UserError("--out", "no --out", "a new file", "name it: --out proposed.yaml")
     session = _open_session(at, proposer, "proposer", dry_run=dry_run)
     request = prompts.PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
     prepared = prompts.prepare_proposal(session, proposer, request)
@@ -378,5 +378,5 @@ def _open_session(at: ExperimentFile, name: str, option: str, *, dry_run: bool =
     if name not in session.candidates:
         members = [one for one in session.candidates if one.startswith(f"{name}[")]
         found = f"{name}, a grid of {len(members)} candidates"
-        raise UserError(Problem(option, found, "one candidate", f"one of: {', '.join(members)}"))
+        raise UserError(option, found, "one candidate", f"one of: {', '.join(members)}")
     return session

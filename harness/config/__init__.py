@@ -203,7 +203,7 @@ def _walk(tree: Tree, names: Sequence[str], where: str) -> Keys:
             known = tree.data.get("candidates")
             if len(keys) == 2 and keys[0] == "candidates" and isinstance(known, dict) and key not in known:
                 problem, hint = f"unknown candidate {key!r}", did_you_mean(key, known)
-                raise UserError(Problem(where, problem, "a candidate of the experiment", hint))
+                raise UserError(where, problem, "a candidate of the experiment", hint)
             around[found] = {}
             tree.marks[keys] = where
         around = around[found]
@@ -215,14 +215,14 @@ def _entry(around: Any, key: str, keys: Keys, where: str) -> str | int:
         return key
     if not isinstance(around, list):
         found = f"{'.'.join(map(str, keys))}: {around!r}, which has no keys"
-        raise UserError(Problem(where, found, "a mapping", "set it as a whole"))
+        raise UserError(where, found, "a mapping", "set it as a whole")
     named = {e["name"]: i for i, e in enumerate(around) if isinstance(e, dict) and "name" in e}
     if key.isdigit() and int(key) < len(around):
         return int(key)
     if key in named:
         return int(named[key])
     hint = did_you_mean(key, map(str, named))
-    raise UserError(Problem(where, f"no entry {key!r}", "the name or index of an entry", hint))
+    raise UserError(where, f"no entry {key!r}", "the name or index of an entry", hint)
 
 
 def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def read_experiment(path: Path) -> Tree:
     """Read harness.yaml itself."""
     path = path.absolute()
     if path.is_dir():
-        raise UserError(Problem(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}"))
+        raise UserError(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}")
     if not path.is_file():
         step = "write one: harness init DIR --data FILE; or name another with -c"
         raise UserError(describe_missing_file(path, str(path), "an experiment file", step))
@@ -68,7 +68,7 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
     if not isinstance(data, dict):
         kinds = {type(None): "an empty file", list: "a list", str: "text"}
         found, step = kinds.get(type(data), f"the value {data}"), "see harness.yaml in the README"
-        raise UserError(Problem(f"{shown}:1", found, f"a mapping with {expected}", step))
+        raise UserError(f"{shown}:1", found, f"a mapping with {expected}", step)
     _spell_out_tasks(data)
     for task in (data, *_list(data.get("tasks"))):
         _resolve(mapping(task), path.parent)

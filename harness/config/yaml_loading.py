@@ -108,7 +108,7 @@ def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
     except YAMLError as error:
         if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
             said = " ".join(str(error).split())[:120]
-            raise UserError(Problem(shown, said, "YAML", "fix the file")) from None
+            raise UserError(shown, said, "YAML", "fix the file") from None
         where = f"{shown}:{error.problem_mark.line + 1}"
         found = str(error.problem).split(" with value")[0].removeprefix("found ")
         expected, step = "valid YAML", "check quotes, brackets and indentation"
@@ -116,7 +116,7 @@ def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
             expected, step = "every key once", "remove or rename one of the two"
         elif error.context:
             found = f"{found}, {error.context}"
-        raise UserError(Problem(where, found, expected, step)) from None
+        raise UserError(where, found, expected, step) from None
 
 
 def load_yaml(text: str, kind: str) -> Any:

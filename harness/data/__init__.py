@@ -240,7 +240,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
     if k:
         if augmented := [row for row in files.train if row.origins]:
             found, step = f"{len(augmented):,} augmented rows, and folds: {k}", "name the rows without them"
-            raise UserError(Problem(augmented[0].where, found, "rows that can be tested on", step))
+            raise UserError(augmented[0].where, found, "rows that can be tested on", step)
         if not validation:
             train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
         is_rating = any(metric_name(written) in OF_RATINGS for written in task.metrics)

@@ -162,7 +162,7 @@ def require_column(shown: str, names: Iterable[str], column: str, option: str) -
     """Refuse a column that no row has."""
     if column not in (names := set(names)):
         where, hint = f"{shown}, {option}", did_you_mean(column, names)
-        raise UserError(Problem(where, f"no column {column!r}", "a column", hint))
+        raise UserError(where, f"no column {column!r}", "a column", hint)
 
 
 def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:

@@ -270,7 +270,7 @@ def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
             f"pip install 'harness-evals[dense]', or {otherwise}",
             "the package that embeds texts",
         )
-        raise UserError(Problem(where, "no package sentence-transformers", expected, step)) from None
+        raise UserError(where, "no package sentence-transformers", expected, step) from None
     folder = Path(model).expanduser()
     try:
         named = str(folder) if folder.is_dir() else model
@@ -278,7 +278,7 @@ def load_encoder(model: str, kind: str, where: str, otherwise: str) -> Any:
     except (OSError, ValueError) as error:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "a sentence-transformers id that can be fetched or is cached, or a folder"
-        raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
+        raise UserError(where, found, expected, "check the spelling and the network") from None
 
 
 def _close_embeddings(training: Sequence[str], evaluated: Sequence[str], encode: Encode) -> list[Overlap]:

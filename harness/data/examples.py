@@ -172,7 +172,7 @@ def documents(content: Rows) -> list[Document]:
         text = _fill(row, "{text}")
         if not text.strip():
             step = "fill it in or remove the row"
-            raise UserError(Problem(row.where, "an empty document", "a text", step))
+            raise UserError(row.where, "an empty document", "a text", step)
         return Document(_fill_own(row, None, "id") or name, _fill_own(row, None, "title"), text)
 
     return _make_each(content, read_document)
@@ -225,11 +225,11 @@ def _example(task: Task, row: Row, name: str) -> Example:
     offered = () if is_text else _texts(row, "choices")
     if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, offered))).items() if n > 1]:
         found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
-        raise UserError(Problem(row.where, found, expected, turns.MEND_ROW))
+        raise UserError(row.where, found, expected, turns.MEND_ROW)
     ident = _fill_own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not offered and not task.labels:
         expected = "the field 'choices', or labels: of the task"
-        raise UserError(Problem(row.where, "no choices", expected, "write labels: [A, B] at the task"))
+        raise UserError(row.where, "no choices", expected, "write labels: [A, B] at the task")
     only_read = task.kind == "bits_per_byte"
     references = _references(row, task.fields.reference, only_read=only_read)
     if task.labels and not offered:
@@ -285,7 +285,7 @@ def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Mess
     media = next((name for name in turns.MEDIA if row.fields.get(name)), None)
     if media and any(turns.SHOWS_MEDIA.search(turn["content"]) for turn in question):
         found = f"{media} in a column, which the text refers to"
-        raise UserError(Problem(row.where, found, turns.ONLY_TEXT, turns.WITHOUT_PARTS))
+        raise UserError(row.where, found, turns.ONLY_TEXT, turns.WITHOUT_PARTS)
     return question if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(question, row)
 
 
@@ -299,7 +299,7 @@ def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...
         return (*before, {"role": "user", "content": _fill_shown(row, template)})
     prompt = _fill(row, template) if template == _DEFAULT.prompt else _fill_shown(row, template)
     if not prompt.strip() and not may_be_empty:
-        raise UserError(Problem(row.where, "an empty prompt", "a question", "fill it in or remove the row"))
+        raise UserError(row.where, "an empty prompt", "a question", "fill it in or remove the row")
     return tuple(turns.add_system([{"role": "user", "content": prompt}], row, template))
 
 
@@ -308,11 +308,11 @@ def _turns(row: Row) -> tuple[Message, ...]:
     expected = "a list of {role, content}, the last one of the user"
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
         step = 'such as [{"role": "user", "content": "…"}]'
-        raise UserError(Problem(row.where, "messages of another form", expected, step))
+        raise UserError(row.where, "messages of another form", expected, step)
     read = turns.add_system(turns.read_turns(row, "messages"), row)
     if read[-1]["role"] != "user":
         found = f"messages that end with the {read[-1]['role']}"
-        raise UserError(Problem(row.where, found, expected, "put the answer into the field reference"))
+        raise UserError(row.where, found, expected, "put the answer into the field reference")
     return tuple(read)
 
 
@@ -321,7 +321,7 @@ def _references(row: Row, template: str, *, only_read: bool) -> tuple[str, ...]:
     if only_read:
         whole = _fill(row, "{text}" if template == _DEFAULT.reference else template)
         if not whole.strip():
-            raise UserError(Problem(row.where, "an empty text", "text to read", "remove the row"))
+            raise UserError(row.where, "an empty text", "text to read", "remove the row")
         return (whole,)
     if template == _DEFAULT.reference and "references" in row.fields:
         template = "{references}"
@@ -335,17 +335,17 @@ def _references(row: Row, template: str, *, only_read: bool) -> tuple[str, ...]:
         if len(labels) < len(value) or any(";" in text for text in labels):
             found = f"{field[1]!r} of another form, or a label with a semicolon"
             step = f'such as "{field[1]}": ["…"]'
-            raise UserError(Problem(row.where, found, "a list of labels", step))
+            raise UserError(row.where, found, "a list of labels", step)
         return ("; ".join(labels) or "none",)
     if field and isinstance(value, list):
         accepted = _texts(row, field[1])
         if not accepted:
             found, expected = f"no entry in {field[1]!r}", "at least one accepted answer"
-            raise UserError(Problem(row.where, found, expected, _FILL_OR_DROP))
+            raise UserError(row.where, found, expected, _FILL_OR_DROP)
         return accepted
     reference = _fill(row, template)
     if not reference.strip():
-        raise UserError(Problem(row.where, "an empty reference", "the right answer", _FILL_OR_DROP))
+        raise UserError(row.where, "an empty reference", "the right answer", _FILL_OR_DROP)
     return (reference,)
 
 
@@ -383,18 +383,18 @@ def _scalar(row: Row, field: str) -> str:
     if isinstance(value, str):
         return value
     if field in row.fields and value is None:
-        raise UserError(Problem(row.where, f"no value in {field!r}", "text or a number", _FILL_OR_DROP))
+        raise UserError(row.where, f"no value in {field!r}", "text or a number", _FILL_OR_DROP)
     if value is None:
         here = ", ".join(sorted(row.fields))
         hint = f"its fields are {here}; name another one under fields: of the task"
-        raise UserError(Problem(row.where, f"no field {field!r}", f"a value for {field!r}", hint))
+        raise UserError(row.where, f"no field {field!r}", f"a value for {field!r}", hint)
     if isinstance(value, bool):
         return str(value).lower()
     if (text := text_of_cell(value)) is not None:
         return text
     found = f"a {type(value).__name__} in {field!r}"
     step = "write it as text, or name another field under fields: of the task"
-    raise UserError(Problem(row.where, found, "text or a number", step))
+    raise UserError(row.where, found, "text or a number", step)
 
 
 def _texts(row: Row, field: str) -> tuple[str, ...]:
@@ -404,7 +404,7 @@ def _texts(row: Row, field: str) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return tuple(value)
     found, step = f"{field!r} of another form", f'such as "{field}": ["…", "…"]'
-    raise UserError(Problem(row.where, found, "a list of texts", step))
+    raise UserError(row.where, found, "a list of texts", step)
 
 
 def _find_repeated_ids(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:

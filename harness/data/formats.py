@@ -35,7 +35,7 @@ from harness.data.turns import (
     text_of,
     user_turns,
 )
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.spec import Fields, Task
 
 _CONTEXT = "Context:\n"
@@ -96,7 +96,7 @@ def read(row: Row, layout: Layout | None, context_apart: bool = False) -> Row:
     if not layout.fits(find_known_fields(row)):
         found = f"fields {', '.join(sorted(find_known_fields(row))) or 'without a value'}"
         expected = f"{layout.name} rows ({layout.form}), as most rows of the file are"
-        raise UserError(Problem(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:"))
+        raise UserError(row.where, found, expected, f"{MEND_ROW}, or name its fields under fields:")
     return row._replace(fields={**row.fields, **layout.reads(row, context_apart)})
 
 
@@ -107,7 +107,7 @@ def every_turn(content: Rows) -> Rows:
     if not field:
         found = f"turns: all, and {layout.name if layout else 'our own'} rows"
         expected = "conversations, such as messages of role and content"
-        raise UserError(Problem(content.shown, found, expected, "leave turns: out"))
+        raise UserError(content.shown, found, expected, "leave turns: out")
     rows: list[Row] = []
     for i, row in enumerate(content.rows):
         name = row.fields.get("id") or f"{content.stem}-{i}"
@@ -192,7 +192,7 @@ def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
     """Read TRL's prompt and completion, each a text or a list of turns, without a thumb down."""
     if read_flag(row.fields.get("label")) is False:
         expected, step = "a right answer", "name the file under pairs: for methods that learn from thumbs"
-        raise UserError(Problem(row.where, THUMB_DOWN, expected, step))
+        raise UserError(row.where, THUMB_DOWN, expected, step)
     if isinstance(row.fields["prompt"], list):
         turns = read_turns(row, "completion")
         _refuse_untrained(row, "completion")
@@ -280,7 +280,7 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
         raise row_forms.misfit(row, f"no tag for each token in {column!r}", "two lists")
     if not all(isinstance(tag, str) for tag in tags):
         step = "no command can: the file holds no names; write those of the data set's card in their place"
-        raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))
+        raise UserError(row.where, f"numbers in {column!r}", TAG_NAMES, step)
     pieces: list[dict[str, str]] = []
     for place, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):
         if tag[:2] == "I-" and place and tags[place - 1] in (tag, f"B-{tag[2:]}"):

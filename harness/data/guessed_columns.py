@@ -25,7 +25,7 @@ from harness.data.columns import (
 )
 from harness.data.text_files import Row, Rows
 from harness.data.turns import HISTORY, SYSTEMS, list_history
-from harness.errors import Problem, UserError, refuse
+from harness.errors import UserError, refuse
 
 _OTHER_QUESTIONS = (
     *(
@@ -142,7 +142,7 @@ def guess_columns(content: Rows, columns: set[str], fields: dict[str, str]) -> d
     lacking = " and ".join(what for what, found in (("question", prompt), ("answer", answers)) if not found)
     found = f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}"
     step = _advise_columns(content, prompt, answers)
-    raise UserError(Problem(content.shown, found, "a known layout, or to be told", step))
+    raise UserError(content.shown, found, "a known layout, or to be told", step)
 
 
 def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str] = ()) -> tuple[str, ...]:

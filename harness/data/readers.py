@@ -58,15 +58,15 @@ def read_json_array(file: Path, shown: str) -> list[Row]:
     except json.JSONDecodeError as error:
         where, found = f"{shown}:{error.lineno}", f"malformed JSON ({error.msg} at column {error.colno})"
         expected = "a list of objects (one object a line is a .jsonl file)"
-        raise UserError(Problem(where, found, expected, "fix or rename the file")) from None
+        raise UserError(where, found, expected, "fix or rename the file") from None
     except ValueError as error:
-        raise UserError(Problem(shown, f"malformed JSON ({error})", "a list of objects", "fix it")) from None
+        raise UserError(shown, f"malformed JSON ({error})", "a list of objects", "fix it") from None
     lists = [inner for inner in value.values() if isinstance(inner, list)] if isinstance(value, dict) else []
     rows = lists[0] if len(lists) == 1 else value
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         found = "JSON that is not a list of objects"
         step = "write its rows as a list (pandas: orient='records')"
-        raise UserError(Problem(shown, found, "[{…}, {…}]", step))
+        raise UserError(shown, found, "[{…}, {…}]", step)
     if all(isinstance(row.get("paragraphs"), list) for row in rows):
         rows = [  # SQuAD's questions, each with its context
             {**question, "context": paragraph.get("context"), "title": row.get("title")}
@@ -131,7 +131,7 @@ def stream_set(reference: str, split: str) -> Iterator[Row]:
             step = "fix its files, or fetch them again"
         elif not reference.startswith(HUB):
             expected, step = "a file of rows, or a folder in the hub's layout", "name a file of rows"
-        raise UserError(Problem(display_path(reference), f"{found} ({why})", expected, step)) from None
+        raise UserError(display_path(reference), f"{found} ({why})", expected, step) from None
     except StopIteration:  # the library's end of an empty file
         return
 
@@ -164,7 +164,7 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
         names = table.schema_arrow.names
         if twice := next((name for name in names if names.count(name) > 1), None):
             found = f"two columns named {twice!r}"
-            raise UserError(Problem(shown, found, "every name once", "rename one of them"))
+            raise UserError(shown, found, "every name once", "rename one of them")
         n_bytes, places, step = 0, count(), "if it is meant, write it as JSON Lines"
         text_files.refuse_bomb(shown, _LEAST * table.metadata.num_rows, file.stat().st_size, step)
         for batch in table.iter_batches(_AT_ONCE):
@@ -229,16 +229,16 @@ def stream(path: str, split: str) -> Iterator[Row]:
     if path.startswith(HUB) or file.is_dir():
         yield from stream_set(path, split)
     elif not file.exists():
-        raise UserError(Problem(shown, "no such file", "a file of rows", "correct the path"))
+        raise UserError(shown, "no such file", "a file of rows", "correct the path")
     elif not file.is_file():
         found, step = "a pipe or a device", "write its content to a file first"
-        raise UserError(Problem(shown, found, "a file of rows", step))
+        raise UserError(shown, found, "a file of rows", step)
     elif kind := text_files.kind_of(file):
         yield from _READERS[kind](file, shown)
     else:
         expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
         step = "convert it to JSON Lines, or save a spreadsheet as CSV"
-        raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))
+        raise UserError(shown, f"a file of the kind {file.suffix!r}", expected, step)
 
 
 def find_repeated(files: Sequence[str]) -> list[str]:

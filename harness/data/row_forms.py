@@ -117,14 +117,14 @@ def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], objec
     right = next((answer.choices[form] for form in taken if form in answer.choices), None)
     if right is None:
         expected = f"one of the {len(texts)} choices, as {' or '.join(taken)}"
-        raise UserError(Problem(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW))
+        raise UserError(row.where, f"{fields[column]!r} in {column!r}", expected, MEND_ROW)
     for name in _SURE:
         if name == column or fields.get(name) is None:
             continue
         other = _read_answer(row, name)
         if other.choices and right not in other.choices.values():
             found = f"{other.written!r} in {name!r}, and {fields[column]!r} in {column!r}, which is {right!r}"
-            raise UserError(Problem(row.where, found, "columns that name one right choice", MEND_ROW))
+            raise UserError(row.where, found, "columns that name one right choice", MEND_ROW)
     return question, texts, right
 
 
@@ -173,7 +173,7 @@ def _texts(row: Row) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         name = next((name for name in CHOICES if row.fields.get(name) is not None), "A")
         expected = "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON in a text"
-        raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
+        raise UserError(row.where, f"{name!r} of another form", expected, MEND_ROW)
     return [text.strip() for text in texts]
 
 
@@ -288,7 +288,7 @@ def _best_first(row: Row, answers: Sequence[tuple[str, float]]) -> list[tuple[st
 
 def misfit(row: Row, found: str, expected: str) -> UserError:
     """Return the error of a row that does not have what is expected."""
-    return UserError(Problem(row.where, found, expected, MEND_ROW))
+    return UserError(row.where, found, expected, MEND_ROW)
 
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")

@@ -40,7 +40,7 @@ def set_aside(
         n = "one cluster or question" if len(groups) == 1 else f"{len(groups)} clusters or questions"
         found, expected = f"training rows of {n} only", f"at least {leave + 1} clusters and questions"
         step = "name files for train, validation and test, or the columns that tell the questions apart"
-        raise UserError(Problem(rows[0].where, found, expected, step))
+        raise UserError(rows[0].where, found, expected, step)
     quota = max(round(share * len(rows)), min(map(len, groups)))
     chosen: set[int] = set()
     n_left = len(groups)
@@ -247,7 +247,7 @@ def deal(
         n_groups = pluralize(len(groups), "group")
         found = f"{pluralize(len(rows), 'row')} in {n_groups} of one cluster or question"
         step = f"fewer folds{f', at most {len(groups)}' if len(groups) > 1 else ''}, or more rows"
-        raise UserError(Problem(rows[0].where if rows else "folds", found, f"at least {k}, one a fold", step))
+        raise UserError(rows[0].where if rows else "folds", found, f"at least {k}, one a fold", step)
     labels = [Counter(stratum_of([rows[i].example]) for i in group) for group in groups]
     n = Counter(stratum_of([row.example]) for row in rows)
     order, names, largest = list(range(len(groups))), sorted(n), max(map(len, groups))

@@ -52,12 +52,12 @@ def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
                 encoding = "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
             if encoding:
                 step = _recode_command(shown, encoding)
-                raise UserError(Problem(shown, f"text in {encoding}", "text in UTF-8", step))
+                raise UserError(shown, f"text in {encoding}", "text in UTF-8", step)
             raw.seek(0)
             yield text
     except _BROKEN as error:
         step = f"fetch or pack it again; gzip -cd {as_argument(shown)} gives what is left of it"
-        raise UserError(Problem(shown, f"a broken gzip file ({error})", "a whole file", step)) from None
+        raise UserError(shown, f"a broken gzip file ({error})", "a whole file", step) from None
     except UnicodeDecodeError:
         where, found = shown, "bytes that are not UTF-8"
         with open_bytes(file, shown) as raw:
@@ -68,7 +68,7 @@ def open_text(file: Path, shown: str, newline: str = "") -> Iterator[TextIO]:
                     where, found = f"{shown}:{number}", f"byte 0x{line[error.start]:02x}, which is not UTF-8"
                     break
         step = f"save it as UTF-8; from Windows-1252: {_recode_command(shown, 'WINDOWS-1252')}"
-        raise UserError(Problem(where, found, "text in UTF-8", step)) from None
+        raise UserError(where, found, "text in UTF-8", step) from None
 
 
 def open_bytes(file: Path, shown: str) -> IO[bytes]:
@@ -81,7 +81,7 @@ def refuse_bomb(shown: str, n_unpacked: float, n_packed: int, next_step: str) ->
     """Refuse a file that unpacks to more than 200 times its size, from 16 MiB on."""
     if n_unpacked > _SMALL and n_unpacked > _MOST_RATIO * n_packed:
         found = f"{n_packed:,} bytes that take more than {_MOST_RATIO} times as many in memory"
-        raise UserError(Problem(shown, found, f"{_MOST_RATIO} times at most", next_step))
+        raise UserError(shown, found, f"{_MOST_RATIO} times at most", next_step)
 
 
 class _BoundedLines(io.RawIOBase):
@@ -112,7 +112,7 @@ class _BoundedLines(io.RawIOBase):
             found = f"a line of more than {self._longest >> 20} MiB"
             step = "shorten or split the row; a long list of JSON is read as JSON Lines, one object a line"
             where = f"{self._shown}:{self._n_lines + 1}"
-            raise UserError(Problem(where, found, "rows that memory holds", step))
+            raise UserError(where, found, "rows that memory holds", step)
         if isinstance(self._raw, gzip.GzipFile):
             step = f"where that is meant: gzip -dk {as_argument(self._shown)}, and name the plain file"
             refuse_bomb(self._shown, self._n_bytes, cast("IO[bytes]", self._raw.fileobj).tell(), step)

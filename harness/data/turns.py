@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.data.text_files import Row, find_known_fields, is_plain, read_flag, text_of_cell, write_json
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.records import Message, parse_json
 from harness.spec import Fields
 
@@ -69,7 +69,7 @@ def read_calls(value: Any, key: str, place: Place) -> Content:
     calls = [_read_call(call) for call in _list_calls(value)]
     if not all(calls):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
-        raise UserError(Problem(place.where, f"{key!r} of another form", expected, MEND_ROW))
+        raise UserError(place.where, f"{key!r} of another form", expected, MEND_ROW)
     joined = _join([call for call in calls if call])
     return Content(joined.texts, [f"{key}.{name}" for name in joined.unused])
 
@@ -117,7 +117,7 @@ def _read_part(part: Any, place: Place) -> Content:
     if not kind:
         expected = "texts, calls of tools, and what these returned"
         found = f"a turn of {place.speaker!r} with a part of another form"
-        raise UserError(Problem(place.where, found, expected, MEND_ROW))
+        raise UserError(place.where, found, expected, MEND_ROW)
     if kind in _THOUGHTS or known.get("thought") is True:
         return Content([], [kind if kind in _THOUGHTS else "thought"])
     within = known.get(kind)
@@ -133,7 +133,7 @@ def _read_part(part: Any, place: Place) -> Content:
     else:
         what = "an image part" if "image" in kind else "a part that is not text"
         found = f"{what} ({kind}) in a turn of {place.speaker!r}"
-        raise UserError(Problem(place.where, found, ONLY_TEXT, WITHOUT_PARTS))
+        raise UserError(place.where, found, ONLY_TEXT, WITHOUT_PARTS)
     unused = {*around, *inner} - {kind, *used} - IDS
     return read._replace(unused=[*read.unused, *(f"{kind}.{key}" for key in sorted(unused))])
 
@@ -196,7 +196,7 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
     if role is None:
         raise _misfit(where, f"a turn of {speaker!r}")
     if media := next((key for key in (*MEDIA, "file", "files", "attachments") if key in known), None):
-        raise UserError(Problem(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS))
+        raise UserError(where, f"{media} in a turn of {speaker!r}", ONLY_TEXT, WITHOUT_PARTS)
     key = next((key for key in _SAID if entry.get(key) is not None), "content")
     value, is_result = entry.get(key), speaker.lower() in _TOOLS
     if speaker.lower() in _CALLING_SPEAKERS and isinstance(calls_as_text := spell_calls(value), str):
@@ -217,7 +217,7 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
 
 
 def _misfit(where: str, found: str) -> UserError:
-    return UserError(Problem(where, found, "turns of system, user and assistant, with text", MEND_ROW))
+    return UserError(where, found, "turns of system, user and assistant, with text", MEND_ROW)
 
 
 def read_leniently(entry: Any) -> Turn | None:
@@ -256,7 +256,7 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
 def user_turns(text: str, row: Row) -> Turns:
     """Return a question, if not empty, as the user's turn after the row's system prompt and history."""
     if not text.strip():
-        raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
+        raise UserError(row.where, "an empty question", "a text", MEND_ROW)
     return add_system([*list_history(row), {"role": "user", "content": text}], row)
 
 
@@ -298,7 +298,7 @@ def read_text(row: Row, field: str) -> str:
     if value is None or not value.strip():
         kind = type(row.fields[field]).__name__
         found = f"an empty {field!r}" if value is not None else f"a {kind} in {field!r}"
-        raise UserError(Problem(row.where, found, "a text", MEND_ROW))
+        raise UserError(row.where, found, "a text", MEND_ROW)
     return value.strip()
 
 
@@ -308,9 +308,9 @@ def read_turns(row: Row, field: str) -> Turns:
     expected = f"a list of {{role, content}} or {{from, value}} in {field!r}"
     if isinstance(entries, str) and not is_plain(entries):
         step = "write the rows as JSON Lines, with the list itself in the field"
-        raise UserError(Problem(row.where, f"a list within a text in {field!r}", expected, step))
+        raise UserError(row.where, f"a list within a text in {field!r}", expected, step)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(Problem(row.where, f"{field!r} of another form", expected, MEND_ROW))
+        raise UserError(row.where, f"{field!r} of another form", expected, MEND_ROW)
     turns: Turns = []
     previous = ""
     for i, entry in enumerate(entries, start=1):
@@ -386,7 +386,7 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
             if not defined and not (is_named and known.keys() <= {"name", "description"}):
                 shown = json.dumps(tool, ensure_ascii=False)[:80]
                 found = f"{shown} among the tools in {field!r}"
-                raise UserError(Problem(row.where, found, _EXPECTED, _FIX_TOOLS))
+                raise UserError(row.where, found, _EXPECTED, _FIX_TOOLS)
             functions += defined or [known]
     return [tool for i, tool in enumerate(functions) if tool not in functions[:i]]
 
@@ -400,7 +400,7 @@ def _parse_field(row: Row, field: str, value: Any) -> Any:
     except ValueError:
         if _DEFINES.match(value):
             found = f"definitions that are not JSON in {field!r}"
-            raise UserError(Problem(row.where, found, _EXPECTED, _FIX_TOOLS)) from None
+            raise UserError(row.where, found, _EXPECTED, _FIX_TOOLS) from None
         return None
 
 

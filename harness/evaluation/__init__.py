@@ -278,7 +278,7 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
         if score < low - room or score > high + room:  # an item may have no score of its own, which is NaN
             where, found = f"task {job.task.name}: metric {name}", f"a score of {score:g} (item {example.id})"
             step = "fix the metric, or declare bounds that hold"
-            raise UserError(Problem(where, found, f"{low:g} to {high:g}", step))
+            raise UserError(where, found, f"{low:g} to {high:g}", step)
     if status == "error":
         return AnswerScore(status, parts, output.error)
     reasons = [*unscored.values()]

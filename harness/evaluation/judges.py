@@ -100,7 +100,7 @@ def read_judged_metrics(
         if metric.rubric.needs_references:
             found = f"{len(lacking):,} items without a reference ({', '.join(lacking[:3])})"
             step = "add references, or grade without: reference: false, mode: grade"
-            raise UserError(Problem(f"task {task.name}: {name}", found, "one for the judge to see", step))
+            raise UserError(f"task {task.name}: {name}", found, "one for the judge to see", step)
     return judged
 
 

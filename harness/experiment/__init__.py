@@ -321,7 +321,7 @@ def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
     n = len(loaded.selected)
     if n > 64 and not yes:
         step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
-        raise UserError(Problem("candidates", f"{n} candidates", "at most 64, or a yes to more", step))
+        raise UserError("candidates", f"{n} candidates", "at most 64, or a yes to more", step)
 
 
 def describe_stored(unknown_bases: Sequence[str], found: FoundRuns, missing_s: float) -> str:

@@ -29,7 +29,7 @@ from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
 from harness.data.row_forms import list_choices
 from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented
 from harness.data.text_files import Row, Rows
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.evaluation import costs, seed_of
 from harness.evaluation.session import MeasuredTask
 from harness.experiment import writers
@@ -232,7 +232,7 @@ def choose_rows(
         expected = "rows to train on, each with a question and an answer as a text"
         step = "name the columns: --prompt COLUMN --reference COLUMN, or other rows to train on"
         step = "write the question as a text in prompt, or as turns in messages" if layout else step
-        raise UserError(Problem(content.shown, found, expected, step))
+        raise UserError(content.shown, found, expected, step)
     # For each row and variant, other chosen rows of the same setting are shown.
     alike = defaultdict[tuple[str, ...], list[int]](list)
     for i in chosen if seeds else ():
@@ -339,7 +339,7 @@ def make_rows(
         reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
         found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
         step = "another model, or a higher --temperature"
-        raise UserError(Problem("harness data augment", found, "rows to train on", step))
+        raise UserError("harness data augment", found, "rows to train on", step)
     left = {change.where: change for change in chosen.left}
     for index, (row, change) in enumerate(outcomes):
         if row is not None and change is None:

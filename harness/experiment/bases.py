@@ -135,11 +135,11 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         if shapes.complete_config(config).get("is_encoder_decoder"):
             found = "an encoder with a decoder"
         expected = "config.json of a causal language model, and its weights as safetensors"
-        raise UserError(Problem(f"--base {name}", found, expected, "a language model of transformers"))
+        raise UserError(f"--base {name}", found, expected, "a language model of transformers")
     if shape.idle >= shape.n_parameters:
         found = f"experts of {shape.in_experts:,.0f} parameters, and weights of {shape.n_parameters:,.0f}"
         step = "the config.json that was published with the weights"
-        raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
+        raise UserError(f"--base {name}", found, "the experts that config.json names", step)
     quantized = shapes.quantization_method(config)
     is_rough = shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted
     notes, uses = list[str](), ways(shape, query, quantized)

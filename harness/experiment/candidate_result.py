@@ -26,7 +26,7 @@ from harness.analysis.comparison import estimate
 from harness.analysis.economics import index_usd_per_1k
 from harness.analysis.target_scores import LearningCurve, TrainingSize, learning_curve
 from harness.data import Split, part_of
-from harness.errors import CandidateFailed, HarnessError, Problem, UserError, one_line
+from harness.errors import CandidateFailed, HarnessError, UserError, one_line
 from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
@@ -377,10 +377,10 @@ def plan_curve(session: Session, selected: Iterable[str]) -> Work:
     trained = [one for name in selected if (one := session.candidates[name]).method.trains]
     if not trained:
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
-        raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))
+        raise UserError("--learning-curve", "no fine-tune among the candidates", expected, step)
     if (n_most := max(_n_rows(session, one.name) for one in trained)) < _LEAST / SHARES[0]:
         expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
-        raise UserError(Problem("--learning-curve", f"{n_most} training rows", expected, "leave it out"))
+        raise UserError("--learning-curve", f"{n_most} training rows", expected, "leave it out")
     works, n = [], len(SHARES)
     for candidate in trained:
         trains = fit_work(session, candidate.source, session.first_seed)

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from harness import plugins
 from harness.config import read_suites
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.spec import Experiment, RescuePolicy, Spec, Suite
 
@@ -38,7 +38,7 @@ def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
     if what == "lm-eval":
         return lm_eval.names()
     step = did_you_mean(what, (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval"))
-    raise UserError(Problem("harness ls", repr(what), "something that can be listed", step))
+    raise UserError("harness ls", repr(what), "something that can be listed", step)
 
 
 def _keys(model: type[Spec], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -63,7 +63,7 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
     """Read the files and run the checks."""
     if twice := readers.find_repeated(options.files):
         found, step = "a file that is named twice", "leave out all but one of them"
-        raise UserError(Problem(", ".join(twice), found, "every file once", step))
+        raise UserError(", ".join(twice), found, "every file once", step)
     reading = of_test = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
     if options.test:
         first = _read_first_rows([absolute(path) for path in options.test])
@@ -194,7 +194,7 @@ def tokenizer_of(base: str) -> check.Tokenizer:
 def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
     """Return a function that scores answers by their traits, with `perplexity` also under the base."""
     if perplexity and base is None:
-        raise UserError(Problem("--perplexity", "no model", "a model under which to score", "--base MODEL"))
+        raise UserError("--perplexity", "no model", "a model under which to score", "--base MODEL")
     source = hub.resolve(base, where="--base") if perplexity and base else None
     return lambda rows: score_answers(rows, classify, _measure_bits(source, rows) if source else ())
 

@@ -20,7 +20,7 @@ from harness.data.edit.changes import Change, EditedRow, drop
 from harness.data.edit.save import Edit, digest_of
 from harness.data.examples import FIELD
 from harness.data.text_files import Row, display_path
-from harness.errors import Problem, Unscored, UserError
+from harness.errors import Unscored, UserError
 from harness.evaluation import seed_of
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import prompting_digest
@@ -119,7 +119,7 @@ class PreparedDistillation(NamedTuple):
             found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
             step = "a larger --max-new-tokens, a system text that says the form of the answer"
             step += ", or another teacher"
-            raise UserError(Problem("harness data distill", found, "answers to train on", step))
+            raise UserError("harness data distill", found, "answers to train on", step)
         prompting = prompting_digest(target, candidate.recipe, session.first_seed)
         used = {
             "teacher": name,
@@ -144,22 +144,22 @@ def prepare_distillation(session: Session, name: str, request: Distillation) -> 
     if request.prompts and (request.rewrite or request.min_score is not None):
         option = "--rewrite" if request.rewrite else "--min-score"
         found = "rows whose own answers are not read, by --prompts"
-        raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
+        raise UserError(option, found, "the target's training rows", "leave one of them out")
     metric = target.primary
     if request.min_score is not None and (target.judged or not metric.higher_is_better):
         found = f"{metric.name}, whose higher scores are not always better answers"
-        raise UserError(Problem("--min-score", found, "a metric that grows with the answer", "leave it out"))
+        raise UserError("--min-score", found, "a metric that grows with the answer", "leave it out")
     if task.fields != Fields() and not FIELD.fullmatch(task.fields.reference):
         found = f"fields: reference: {task.fields.reference!r}, which an answer cannot be taken apart into"
         step = "make one column of it, or name the columns prompt and reference"
-        raise UserError(Problem(f"task {task.name}", found, "a single column", step))
+        raise UserError(f"task {task.name}", found, "a single column", step)
     if request.prompts:
         rows = items_of.prompts(task, readers.read(request.prompts, "train"), Notes([], []))
     else:
         rows = target.items.list_sourced("train")
     if not rows:
         step = "name a file of prompts: --prompts FILE"
-        raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
+        raise UserError(f"task {task.name}", "no training rows", "rows for the teacher", step)
     rows = writers.draw_prompts(rows, request.n_rows, request.seed)
     writer = writers.candidate_writer(session, name, request.max_cost)
     step_to = session.prompting_step(candidate.recipe, session.first_seed)
@@ -256,7 +256,7 @@ class PreparedProposal(NamedTuple):
             failed = dict.fromkeys(output.error for output in outputs if output.error)
             reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
             step = "a larger --max-new-tokens, or another model"
-            raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
+            raise UserError("harness data propose-prompts", reasons, "a text to try", step)
         spent = writers.sum_usage(writer, answers)
         file = task.data.source("train") or ""
         provenance = {
@@ -279,7 +279,7 @@ def prepare_proposal(session: Session, name: str, request: PromptProposal) -> Pr
     task, rows = session.target.task, session.target.items.train
     if not rows:
         found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
-        raise UserError(Problem(f"task {task.name}", found, "rows that show the questions", step))
+        raise UserError(f"task {task.name}", found, "rows that show the questions", step)
     shown = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
     about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
     about += [f"Its present system text: {task.system}" if task.system else ""]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config import LoadedExperiment
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, UserError
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import Session
@@ -184,7 +184,7 @@ def _start_here(
     gpus = visible_gpus() if device == "cuda" else []  # one for each worker; extra workers share them
     if device != "cuda" and policy.workers is None:
         expected = "how many share the processors of this machine"
-        raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))
+        raise UserError("execution.workers", "none, and no GPU", expected, "--workers 2")
 
     def start(place: int) -> StartedWorker:
         gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
@@ -222,7 +222,7 @@ def _own_environment(threads: int) -> dict[str, str]:
 
 def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device: str) -> Starter:
     if not policy.workers:
-        raise UserError(Problem("execution.workers", "none", "how many work at once", "--workers 8"))
+        raise UserError("execution.workers", "none", "how many work at once", "--workers 8")
     try:
         import submitit
     except ImportError:
@@ -237,7 +237,7 @@ def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device
         found = str(error).strip().partition("\n")[0]
         step = "run this where sbatch is, or fix address: and slurm:"
         expected = "submitit's clusters and parameters"
-        raise UserError(Problem("executor: slurm", found, expected, step)) from None
+        raise UserError("executor: slurm", found, expected, step) from None
 
     def start(places: Sequence[int]) -> list[StartedWorker]:
         with executor.batch():
@@ -264,7 +264,7 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
     if not room:
         found = f"no node with {threads} CPUs{' and a GPU' * n_gpus}"
         step = "ray start on more machines, or --threads 1"
-        raise UserError(Problem(f"Ray at {policy.address}", found, "room for a worker", step))
+        raise UserError(f"Ray at {policy.address}", found, "room for a worker", step)
     task = ray.remote(work).options(num_cpus=threads, num_gpus=n_gpus, max_retries=0)
 
     def read_end(running: Any) -> str | None:
@@ -274,7 +274,7 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
             ray.get(running)
         except ray.exceptions.RayTaskError as error:
             found, step = _last_words(error), "install the same harness-evals on every node"
-            raise UserError(Problem("worker of Ray", found, "a node that runs harness", step)) from None
+            raise UserError("worker of Ray", found, "a node that runs harness", step) from None
         except ray.exceptions.RayError as error:
             return f"Ray lost it: {str(error).strip().splitlines()[0]}"
         return ""
@@ -307,13 +307,13 @@ def _connect(address: str, threads: int) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         found = f"no cluster ({str(error).strip().partition(chr(10))[0]})"
         step = "ray start --head on one machine, ray start --address on the others"
-        raise UserError(Problem(f"Ray at {address}", found, "a running cluster", step)) from None
+        raise UserError(f"Ray at {address}", found, "a running cluster", step) from None
     return ray
 
 
 def _missing(executor: str, package: str) -> UserError:
     step = "pip install 'harness-evals[cluster]'"
-    return UserError(Problem(f"executor: {executor}", f"no package {package}", "the package", step))
+    return UserError(f"executor: {executor}", f"no package {package}", "the package", step)
 
 
 def make_on_workers(

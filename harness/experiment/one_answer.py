@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from harness import store
-from harness.errors import CandidateFailed, HarnessError, Problem, UserError
+from harness.errors import CandidateFailed, HarnessError, UserError
 from harness.evaluation import prompt_text
 from harness.evaluation.candidates import refuse_silent
 from harness.evaluation.row_sets import RowSet
@@ -56,7 +56,7 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
     if weights is None:
         what = "prompt, which validation chooses" if candidate.searches_prompts else "stored weights"
         step = f"harness compare --candidates {name}, which makes them"
-        raise UserError(Problem(f"candidate {name}", f"no {what}", "what an answer needs", step))
+        raise UserError(f"candidate {name}", f"no {what}", "what an answer needs", step)
     sets = row_sets(session, candidate, weights, seed)
     if item:  # by its id, or by TASK/ID where several tasks have one of that id
         known = [(rows, example) for rows in sets for example in rows.measured.examples(rows.split)]
@@ -66,14 +66,14 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
             named = ", ".join(names[i] for i in places[:4])
             step = f"name one of {named}" if places else f"such as --item {known[0][1].id if known else 'ID'}"
             expected = "one of an evaluated task"
-            raise UserError(Problem(f"--item {item}", f"{len(places)} such items", expected, step))
+            raise UserError(f"--item {item}", f"{len(places)} such items", expected, step)
         rows, example = known[places[0]]
     else:
         items = session.target.items.test
         choices = items[0].choices if has_closed_labels(items) else ()
         if candidate.recipe.answer == "rank" and not choices:
             found, step = "a text, and an answer that is chosen among each item's choices", "--item ID"
-            raise UserError(Problem(f"candidate {name}", found, "an item with its choices", step))
+            raise UserError(f"candidate {name}", found, "an item with its choices", step)
         asked: Message = {"role": "user", "content": text}
         rows, example = sets[1], Example(_QUESTION, (asked,), choices[:1], choices)
     prompted = _prompting(session, candidate.recipe, seed, rows)(example)

@@ -64,7 +64,7 @@ def open_ranking(
     if not is_path(written or name) and metric_plugin(written or name) not in known:
         found, hint = f"unknown {written or name!r}", did_you_mean(written or name, known)
         expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
-        raise UserError(Problem("--rank", found, expected, hint))
+        raise UserError("--rank", found, expected, hint)
     task, where = session.target.task, "--rank"
     refuse(reward_problems(written or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
@@ -77,7 +77,7 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
     if candidate.method.answers:
         able = " or ".join(plugins.methods(makes="reward"))
         found = f"{candidate.name}, whose method {candidate.source.method} makes no reward model"
-        raise UserError(Problem("--rank", found, "a candidate that makes one", f"one with the method {able}"))
+        raise UserError("--rank", found, "a candidate that makes one", f"one with the method {able}")
     seed = session.first_seed
     weights = ensure_weights(session, candidate, seed)
     step = session.prompting_step(candidate.source, seed)
@@ -194,7 +194,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
         found = f"{pluralize(len(outcomes), 'prompt')}, and none gives a pair: {why}"
         step = "more --samples, a higher --temperature, or another --rank"
         step = f"a larger --max-new-tokens, {step}" if _CUT in reasons else step
-        raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))
+        raise UserError("harness pairs make", found, "answers that are ranked apart", step)
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
     notes = writers.check_contamination(session.tasks, paired, "pairs", out)
     spent, ranking_usd = budgeted.usage, ranking.cost_usd()

@@ -421,11 +421,11 @@ def measure_noise(session: Session) -> Noise:
     if session.experiment.engine != "transformers":
         found = f"engine: {session.experiment.engine}"
         expected, step = "the engine whose layouts are varied", "engine=transformers"
-        raise UserError(Problem("harness doctor --noise", found, expected, step))
+        raise UserError("harness doctor --noise", found, expected, step)
     sets = suite_sets(session, base_weights(session.source))
     if not sets:
         found = "an experiment without suites"
-        raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))
+        raise UserError("harness doctor --noise", found, "general tasks", "name some under suites:")
     host = session.host(session.source)
     assert isinstance(host, ModelHost)
     engine = host.base.engine.partition("/")[2]

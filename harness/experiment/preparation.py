@@ -70,22 +70,22 @@ def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | s
     candidate = here.candidates.get(one.candidate)
     if candidate is None:
         expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
-        raise UserError(Problem(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step))
+        raise UserError(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step)
     if candidate.is_remote:
         found, expected = f"{candidate.name}, an endpoint", "a candidate whose weights are here"
         step = "judge: {base_url: …, model: …}, the parameters of that candidate"
-        raise UserError(Problem(where, found, expected, step))
+        raise UserError(where, found, expected, step)
     if not candidate.method.makes_language_model:
         found = f"{candidate.name}, whose method {candidate.source.method} makes no language model"
-        raise UserError(Problem(where, found, "a candidate that generates text", "name another one"))
+        raise UserError(where, found, "a candidate that generates text", "name another one")
     if tried := [name for name, of in candidate.lineage.items() if of.tried] if not one.experiment else []:
         found = f"{candidate.name}, and a sweep or search of {tried[0]}, which would hang on its own grades"
         step = "the chosen params in place of it, or the judge in an experiment of its own"
-        raise UserError(Problem(where, found, "weights that no grade of theirs chose", step))
+        raise UserError(where, found, "weights that no grade of theirs chose", step)
     weights = find_stored_weights(here, candidate, here.first_seed)
     command = f"harness train {one.candidate}" + (f" -c {one.experiment}" if one.experiment else "")
     if weights is None and one.experiment:
-        raise UserError(Problem(where, f"{one.label}, which is not trained yet", "its weights", command))
+        raise UserError(where, f"{one.label}, which is not trained yet", "its weights", command)
     if weights is None:
         return f"{one.candidate}, which judges, is not trained yet; next: {command}"
     return _require_pinned(one, weights._replace(source=weights.source or candidate.served_base), where)
@@ -95,7 +95,7 @@ def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weig
     if not weights.digest.startswith(one.weights):
         found = f"{one.label} with the weights {weights.digest[: max(8, len(one.weights))]}"
         step = f"weights: {weights.digest[:8]} where these are meant; all answers are then graded again"
-        raise UserError(Problem(where, found, f"weights: {one.weights}, as the rubric pins", step))
+        raise UserError(where, found, f"weights: {one.weights}, as the rubric pins", step)
     return weights
 
 
@@ -129,7 +129,7 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     if scope.fewer and cuts:
         found, step = f"{' and '.join(cuts)} as well", "--all-items, or leave the other out"
         expected = "whole tasks, from which the items are sampled"
-        raise UserError(Problem("--sequential", found, expected, step))
+        raise UserError("--sequential", found, expected, step)
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
@@ -199,7 +199,7 @@ def _prepare_without_judges(
         where, found = f"task {experiment.target.name}", "no data.validation and no data.train"
         expected = "rows other than the test rows, to choose and time candidates on"
         step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
-        raise UserError(Problem(where, found, expected, step))
+        raise UserError(where, found, expected, step)
     plain = {"chat_template": False}
     first, *more = (
         task.model_copy(update=plain) if task.kind == "bits_per_byte" else task

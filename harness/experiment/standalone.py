@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness import report, store
 from harness.analysis import comparison
-from harness.errors import Problem, UserError, refuse
+from harness.errors import UserError, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
@@ -72,7 +72,7 @@ def tasks_of(
     """Return the lm-eval tasks named on the command line."""
     if not names or len(set(names)) < len(names):
         found, expected = "no task" if not names else "a task twice", "names of lm-eval tasks, each once"
-        raise UserError(Problem("--tasks", found, expected, "write -t piqa,arc_easy"))
+        raise UserError("--tasks", found, expected, "write -t piqa,arc_easy")
     given = {"limit": limit, "num_fewshot": num_fewshot, "trust_remote_code": trust_remote_code}
     given = {key: value for key, value in given.items() if value is not None}
     return [Task.model_validate({"lm_eval": name, **given}) for name in names]
@@ -117,7 +117,7 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
     if weights.kind == "chat" or not weights.is_language_model:
         refused = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"
         expected, step = "a language model, which tasks of lm-eval need", "name another candidate"
-        raise UserError(Problem("harness eval", refused, expected, step))
+        raise UserError("harness eval", refused, expected, step)
     measured = tuple(join_lm_eval_task(f, "capability", _SUITE) for f in found.values())
     return PreparedEvaluation(replace(session, suites=measured), name, weights, found)
 

@@ -12,7 +12,7 @@ from harness.analysis.estimators import Estimate
 from harness.analysis.rules import AA_FLIPS, ControlFacts, has_drifted
 from harness.data import Split
 from harness.data.row_traits import reported_cases
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import score_answered
 from harness.evaluation.row_sets import suite_sets
@@ -37,7 +37,7 @@ def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
     if folds:
         found = f"folds: {len(folds)}, {why}"
         step = "a file of test rows (data.test), or one that is split once (data.all without folds)"
-        raise UserError(Problem(what, found, "test rows that nothing shipped was trained on", step))
+        raise UserError(what, found, "test rows that nothing shipped was trained on", step)
 
 
 Rows = list[SampleResult]

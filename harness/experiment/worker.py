@@ -259,7 +259,7 @@ def find_assignment(runs: Path) -> Path:
     found = sorted(runs.resolve().glob(f"{WORKERS}/*/{ASSIGNMENT}"))
     if not found:
         step = "harness compare --executor local --workers 2, or name its runs folder"
-        raise UserError(Problem(str(runs), "no comparison that has workers", "one at work there", step))
+        raise UserError(str(runs), "no comparison that has workers", "one at work there", step)
     return found[-1]
 
 
@@ -374,7 +374,7 @@ def _read_assignment(file: Path) -> Assignment:
     # Listing asks the server of a network file system, where looking for a name may ask its memory.
     if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # noqa: PTH208
         step = "keep the project on a file system that all workers see, under the same path"
-        raise UserError(Problem(_worker_name(), f"no {file}", "the runs folder of the command", step))
+        raise UserError(_worker_name(), f"no {file}", "the runs folder of the command", step)
     with file.open("rb") as content:
         _refuse_other({"code of harness": pickle.load(content)}, {"code of harness": _code_digest()})
         given: Assignment = pickle.load(content)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from harness.cache import cache_dir
 from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows, splits
 from harness.data.text_files import display_path
-from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.errors import CandidateFailed, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import refuse_or_note
 from harness.evaluation.candidates import refuse_silent
@@ -66,7 +66,7 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
     where = f"candidate {candidate.name}"
     if not candidate.method.makes_language_model:
         found = f"the method {candidate.source.method}, which generates no text"
-        raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
+        raise UserError(where, found, "a candidate that generates its answers", "name another")
     refuse(key_problems(session.experiment, [(where, candidate)]))
     folder, chat = session.store.folder / "answers", session.target.task.chat_template
 
@@ -88,12 +88,12 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         if max_cost is not None and writer.planned(1, 1) is None:
             found = f"{name}, an endpoint without prices"
             step = "usd_per_million_tokens: {input: …, output: …} among its params"
-            raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
+            raise UserError("--max-cost", found, "prices to hold it against", step)
         return writer
     machine, stored = session.machine, find_stored_weights(session, candidate, seed)
     if stored is None and session.dry_run:
         found, step = "no weights yet", f"harness train {name}"
-        raise UserError(Problem(f"candidate {name}", found, "weights to count with", step))
+        raise UserError(f"candidate {name}", found, "weights to count with", step)
     weights = stored or ensure_weights(session, candidate, seed)
     base, hour = candidate.served_base, session.experiment.decide.device_hour_usd
     engine, layout = session.engine(base)

@@ -108,14 +108,14 @@ def plan_export(
     """Plan the export of a finished run; nothing is written."""
     formats = plugins.names("exports")
     if format not in formats:
-        raise UserError(Problem("--to", repr(format), ", ".join(formats), did_you_mean(format, formats)))
+        raise UserError("--to", repr(format), ", ".join(formats), did_you_mean(format, formats))
     plugin: Format = plugins.load("exports", format).FORMAT
     candidate, weights = _find_weights(session, run)
     source = weights.source or session.source
     wanted = quantization.lower() or plugin.default or stored_precision(source.path)
     if wanted not in plugin.bits:
         known = ", ".join(plugin.bits)
-        raise UserError(Problem("--quantize", quantization, known, did_you_mean(wanted, plugin.bits)))
+        raise UserError("--quantize", quantization, known, did_you_mean(wanted, plugin.bits))
     policy = session.experiment.export
     refuse(plugin.problems(policy, wanted))
     default = session.store.place("exports", run.run_id) / f"{format}-{wanted}"
@@ -143,27 +143,27 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
     recipe = Recipe.model_validate(run.recipe)
     if recipe.weights_of and recipe.weights_of not in session.candidates:
         found = f"the weights of {recipe.weights_of}, which is not a candidate now"
-        raise UserError(Problem(where, found, "candidates as they were", "write it into the file again"))
+        raise UserError(where, found, "candidates as they were", "write it into the file again")
     candidate = session.resolve(run.candidate, recipe)
     if candidate.makes not in plugins.LANGUAGE_MODELS or candidate.is_remote:
         kind = "an endpoint, which are not here" if candidate.is_remote else f"the kind {candidate.makes}"
         found = f"the method {run.method}, with weights of {kind}"
-        raise UserError(Problem(where, found, _ONE, _OTHER))
+        raise UserError(where, found, _ONE, _OTHER)
     # By the run's key, because data, precision or borrowed recipes may have changed since.
     key = run.training.fit_key
     weights = base_weights(candidate.given) if candidate.given else None
     if weights is None and key:
         weights = read_weights(candidate, session.store.weights(key))
     if weights is None:
-        raise UserError(Problem(where, "no stored weights", "those that it answered with", again))
+        raise UserError(where, "no stored weights", "those that it answered with", again)
     if weights.kind not in _KINDS:
         found = f"weights of the kind {weights.kind}"
-        raise UserError(Problem(where, found, _ONE, _OTHER))
+        raise UserError(where, found, _ONE, _OTHER)
     as_served = merge_weights(weights) if recipe.serve_merged else weights
     served = weights if weights.digest == run.weights_digest else as_served
     verify_weights(session.store, session.source, served, run)
     if (reason := unmergeable(weights.kind, weights.folder)) is not None:
-        raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
+        raise UserError(where, reason[0], "weights that can be merged into the base", reason[1])
     validation = target_sets(session, candidate.recipe, weights, run.seed)[0]
     # A run of another experiment (such as a limited one, named by id) answered other items on purpose.
     if run.experiment == session.experiment.name and validation.name in run.rows:
@@ -172,7 +172,7 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         if changed := [name for name in names if getattr(then, name) != getattr(now, name)]:
             found = f"another {', another '.join(changed)} of {validation.name} by today's files"
             raise UserError(
-                Problem(where, found, "prompts and limits that it answered by", f"put them back; or {again}")
+                where, found, "prompts and limits that it answered by", f"put them back; or {again}"
             )
     return candidate, weights
 
@@ -197,12 +197,12 @@ def export_run(session: Session, plan: ExportPlan) -> tuple[Path, Export, bool]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / EXPORT_RECORD).is_file():
             found, step = "files, and no export.json among them", "name another folder with --out"
-            raise UserError(Problem(str(folder), found, "a new or empty folder", step))
+            raise UserError(str(folder), found, "a new or empty folder", step)
         export = verify_export(folder)
         same = (export.format, export.quantization, export.run_id, export.weights_digest)
         if same != (plan.format, plan.quantization, plan.run.run_id, plan.run.weights_digest):
             found = f"an export of {export.run_id} to {export.format} {export.quantization}"
-            raise UserError(Problem(str(folder), found, "a new or empty folder", "name another with --out"))
+            raise UserError(str(folder), found, "a new or empty folder", "name another with --out")
         return folder, export, False
     label = f"export {plan.run.candidate} to {plan.format} {plan.quantization}"
     errors = store.clear_errors(session.store, str(folder), store.AGAIN)

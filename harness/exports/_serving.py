@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 from harness import plugins, store
-from harness.errors import CandidateFailed, HarnessError, Problem, UserError, did_you_mean, refuse
+from harness.errors import CandidateFailed, HarnessError, UserError, did_you_mean, refuse
 from harness.evaluation.session import Session
 from harness.experiment import SentPrompt, find_sent_prompts
 from harness.exports._plan import export_run, plan_export
@@ -138,18 +138,16 @@ def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
     if way == "merged" and (address.api_key_env or not address.is_local):
         option = "--api-key-env" if address.api_key_env else f"--host {address.host}"
         found, expected = f"{option}, where `transformers serve` checks no key", "a server that checks one"
-        raise UserError(
-            Problem("--to merged", found, expected, "--to gguf, --to vllm, or this machine alone")
-        )
+        raise UserError("--to merged", found, expected, "--to gguf, --to vllm, or this machine alone")
     if not address.is_local and not address.api_key_env:
         found, step = f"{address.host}, and no --api-key-env", "export KEY=…, then --api-key-env KEY"
-        raise UserError(Problem("--host", found, "a key beyond this machine", step))
+        raise UserError("--host", found, "a key beyond this machine", step)
     if way == "vllm":
         refuse(vllm.problems(policy))
     for package in _NEEDED.get(way, ()):
         if find_spec(package) is None:
             step = "pip install 'harness-evals[serve]'"
-            raise UserError(Problem(f"--to {way}", f"no package {package}", "the server's packages", step))
+            raise UserError(f"--to {way}", f"no package {package}", "the server's packages", step)
 
 
 def _compose(
@@ -189,7 +187,7 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
         found = f"answers that were {how}, which a chat does not give again"
     if found:
         step = "harness export writes its weights for a server of your own"
-        raise UserError(Problem(f"run {run.run_id}", found, "greedy answers to messages", step))
+        raise UserError(f"run {run.run_id}", found, "greedy answers to messages", step)
     is_artefact, policy = plugins.find_method(run.method).makes == "artefact", session.experiment.vllm
     known = _read_artefact(run) if is_artefact else exports_of(session.store, run.run_id)
     way = _choose(session.experiment, to, list(known.values()))
@@ -202,10 +200,10 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
         noted = [one.exports.get(folder.name) for one in promotions if one.champion.run_id == run.run_id]
         if noted and noted[-1] not in (None, {name: file.sha256 for name, file in export.files.items()}):
             step = f"delete it, then harness export {run.run_id} --to {export.format}"
-            raise UserError(Problem(str(folder), "other files than at the promotion", "those files", step))
+            raise UserError(str(folder), "other files than at the promotion", "those files", step)
     elif is_artefact:
         found = f"an artefact in the format {', '.join(one.format for one in known.values())}"
-        raise UserError(Problem(f"--to {way}", found, FORMATS[way], "name the run that it was exported from"))
+        raise UserError(f"--to {way}", found, FORMATS[way], "name the run that it was exported from")
     else:
         folder, export, _ = export_run(session, plan_export(session, run, FORMATS[way]))
     limits = Limits(export.limits["max_new_tokens"], tuple(export.limits["stop"]))
@@ -226,7 +224,7 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
         found = f"another content than {run.run_id} answered with"
         step = f"harness compare --candidates {run.candidate}"
     if found:
-        raise UserError(Problem(str(path), found, "the export that was measured", step))
+        raise UserError(str(path), found, "the export that was measured", step)
     return {folder: read_export(folder)}
 
 
@@ -235,7 +233,7 @@ def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> 
     if to in FORMATS:
         return cast("Way", to)
     if to is not None:
-        raise UserError(Problem("--to", repr(to), ", ".join(FORMATS), did_you_mean(to, FORMATS)))
+        raise UserError("--to", repr(to), ", ".join(FORMATS), did_you_mean(to, FORMATS))
     if experiment.engine == "vllm" or "command" in experiment.vllm.model_fields_set:
         return "vllm"
     servable = [export for export in known if export.format in ("gguf", "merged")]
@@ -254,7 +252,7 @@ def start(session: Session, plan: ServingPlan) -> tuple[ServerProcess, tuple[int
         except OSError as error:
             step = f"--port {address.port + 1}, or end what listens there"
             found = f"{address.host}:{address.port}, where no server can listen ({error.strerror or error})"
-            raise UserError(Problem("--port", found, "a free address of this machine", step)) from None
+            raise UserError("--port", found, "a free address of this machine", step) from None
     settings = openai_api.Settings(
         base_url=f"{address.url}/v1",
         model=program.model,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import Split
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.evaluation.session import MeasuredTask
 from harness.experiment import report_stored
 from harness.exports import PRECISIONS, ExportJob, ExportPlan, Format, Written, write_whole
@@ -35,7 +35,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     if fact is None:
         found, expected = "a run that the report does not show", "the candidate's newest run"
         step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
-        raise UserError(Problem(f"run {plan.run.run_id}", found, expected, step))
+        raise UserError(f"run {plan.run.run_id}", found, expected, step)
     written = write_whole(job, folder, plan.quantization)
     name = plan.run.base_model
     base: str | None = HUB_ID

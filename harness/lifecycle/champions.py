@@ -13,7 +13,7 @@ from harness.analysis import comparison
 from harness.analysis.estimators import Estimate
 from harness.analysis.rules import cumulative_of
 from harness.analysis.verdict import Verdict
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.experiment.study import Study, add_lm_eval, load_study, reached_on_target
 from harness.formatting import RATE
 from harness.lifecycle import nightly_state
@@ -103,13 +103,13 @@ def record_again(
             expected = f"one of the numbers: {numbers}" if left else "a run that was promoted and not retired"
             promote = f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
             step = stored.typed.command("champions", "list") if left else promote
-            raise UserError(Problem(f"{event}, champions of {target}", found, expected, step))
+            raise UserError(f"{event}, champions of {target}", found, expected, step)
         earlier = history.entries[named.promoted - 1]
         name = f"champion {earlier.number} of {target}"
         lost = [gone for gone in missing_files(stored.store, earlier.champion) if gone.startswith("rows")]
         if event == "rollback" and lost:
             step = f"{stored.typed.command('compare')}, then {stored.typed.command('promote', 'RUN')}"
-            raise UserError(Problem(name, f"no {', no '.join(lost)}", "all that a gate compares with", step))
+            raise UserError(name, f"no {', no '.join(lost)}", "all that a gate compares with", step)
         entry = replace(
             earlier,
             event=event,
@@ -154,7 +154,7 @@ def remove_run(at: Store, run_id: str) -> None:
         if champion.run_id == run_id:
             found = f"{run_id}, a champion of {champion.target}"
             step = "retire it first: harness champions list shows its number for harness champions retire"
-            raise UserError(Problem("run", found, "a run that no gate or rollback needs", step))
+            raise UserError("run", found, "a run that no gate or rollback needs", step)
     with store.hold(at):
         store.remove_run(at, run_id, keep=_kept_references(at))
 

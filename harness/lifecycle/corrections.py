@@ -74,7 +74,7 @@ def _make(
     if not rows:
         kind = {"rows": "correction", "pairs": "preference"}[what]
         step = f"harness feedback add FILE, with a column {kind}"
-        raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
+        raise UserError(f"harness feedback {what}", f"no stored {kind}", "at least one", step)
     region = session.experiment.feedback.region
     evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
     leaks, n_of_sender = _find_leaks(rows, evaluated), Counter[str]()
@@ -91,7 +91,7 @@ def _make(
         reasons = Counter(one.change.reasons[0] for one in outcomes if one.change)
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
-        raise UserError(Problem(f"harness feedback {what}", found, "at least one row", step))
+        raise UserError(f"harness feedback {what}", found, "at least one row", step)
     notes = writers.check_contamination(session.tasks, kept, "train" if what == "rows" else "pairs", out)
     used = {
         "feedback": {path.parent.name: checksum(path) for path in feedback_files(session.store)},
@@ -172,7 +172,7 @@ def _columns(task: Task) -> tuple[str, str]:
     if None in found:
         step = "make single columns of prompt and reference"
         template = f"fields: {task.fields.prompt!r} and {task.fields.reference!r}"
-        raise UserError(Problem(f"task {task.name}", template, "single columns for feedback", step))
+        raise UserError(f"task {task.name}", template, "single columns for feedback", step)
     prompt, reference = (match[1] for match in found if match)
     return prompt, reference
 

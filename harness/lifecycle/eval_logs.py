@@ -97,7 +97,7 @@ def read_arm(option: str, path: Path, evaluations: Sequence[Evaluation], wanted:
         files = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
         found = f"{len(files)} evaluations of {repeated[0]} ({', '.join(file.name for file in files)})"
         step = f"{option} {as_argument(str(files[-1]))} judges the newest; or move the others elsewhere"
-        raise UserError(Problem(f"{option} {path}", found, "every task once", step))
+        raise UserError(f"{option} {path}", found, "every task once", step)
     newest = finished[-1]
     logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))
     read_tasks = {name: read() for name, read in logged.items() if not wanted or name in wanted}
@@ -130,27 +130,27 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
     found = f"logs of {len(models)} models or configurations ({named}{difference})"
     choices = [f"{option} {as_argument(str(e.file))}" for e in models if e.file.resolve() != path.resolve()]
     step = " or ".join([*choices, "move the files of each, results included, into a folder of its own"])
-    raise UserError(Problem(f"{option} {path}", found, "those of one model, each task once", step))
+    raise UserError(f"{option} {path}", found, "those of one model, each task once", step)
 
 
 def refuse_large(path: Path) -> None:
     """Refuse a file that is too large to be read as a whole."""
     if (size := path.stat().st_size) > MOST_BYTES:
         found, expected = f"{size:,} bytes of JSON in one file", f"at most {MOST_BYTES:,}"
-        raise UserError(Problem(str(path), found, expected, "log fewer tasks or samples to a file"))
+        raise UserError(str(path), found, expected, "log fewer tasks or samples to a file")
 
 
 def refuse_unscored(path: Path, metric: str, unscored: Sequence[str], n: int, step: str) -> None:
     """Refuse items without a score, whose absence on one side alone would change the other's mean."""
     if unscored:
         found = f"{len(unscored)} of {n} items without a number as {metric} (id {', '.join(unscored[:5])})"
-        raise UserError(Problem(str(path), found, "a finite score of every item", step))
+        raise UserError(str(path), found, "a finite score of every item", step)
 
 
 def refuse_missing(path: Path, n: int, expected: object, step: str) -> None:
     """Refuse a log with fewer samples than it counts, as of a copy that was cut."""
     if isinstance(expected, int) and expected > n:
-        raise UserError(Problem(str(path), f"{n} of {expected} samples", "all of them", step))
+        raise UserError(str(path), f"{n} of {expected} samples", "all of them", step)
 
 
 def digest_logged(value: object) -> str:
@@ -207,7 +207,7 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
         most = counts.most_common(1)[0][0]
         copies = ", ".join([name for name, document in documents.items() if document == most][:5])
         found = f"each of its {len(counts)} documents several times, such as the items {copies}"
-        raise UserError(Problem(str(path), found, "every document once", "evaluate each document once"))
+        raise UserError(str(path), found, "every document once", "evaluate each document once")
     joined = dict(items)
     for name, document in documents.items():
         if document and counts[document] > 1:
@@ -279,7 +279,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
         if not results:
             found, step = "no results that can be read", "copy the file again, or evaluate again"
             expected = "what lm-eval wrote next to the samples, as JSON"
-            raise UserError(Problem(str(results_file), found, expected, step))
+            raise UserError(str(results_file), found, expected, step)
     # The model's configuration without device and request settings.
     others = (*_MACHINE, *_OF_TASKS)
     configuration = {key: value for key, value in _dict(results, "config").items() if key not in others}
@@ -302,7 +302,7 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         counts = Counter(str(row["doc_id"]) for row in kept)
         if len(set(counts.values())) > 1:
             found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
-            raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
+            raise UserError(str(path), found, "every item equally often", "evaluate again")
         first = {str(row["doc_id"]): row for row in reversed(kept)}
         again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
         # Old versions of lm-eval name no filter: further lines hold the same responses, filtered otherwise.
@@ -311,7 +311,7 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
             times, kept_name = len(kept) // len(first), ", ".join(list(counts)[:5])
             found = f"each of its {len(first)} items {times} times (doc_id {kept_name})"
             step = "keep the lines of one evaluation, or evaluate again"
-            raise UserError(Problem(str(path), found, "every item once", step))
+            raise UserError(str(path), found, "every item once", step)
         samples = dict(reversed(first.items()))
         metric = _deciding_metric(path, list(samples.values()))
         if isinstance(metric, Problem):
@@ -375,10 +375,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             except (ValueError, KeyError, TypeError) as error:
                 found = f"a line that is not a sample ({type(error).__name__})"
                 step = "run lm_eval again with --log_samples"
-                raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
+                raise UserError(f"{path}:{number}", found, "JSON with a doc_id", step) from error
             rows.append(row)
     if not rows:
-        raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
+        raise UserError(str(path), "no samples", "one line an item", "evaluate again")
     return rows
 
 

@@ -255,7 +255,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         reasons = ", ".join(f"{reason} ({count(len(w))})" for reason, w in notes.left_out.items())
         found = f"no row that can be used: {reasons or 'the file is empty'}"
         step = "name its columns so, or see docs/howto/feedback.md for the forms that are read"
-        raise UserError(Problem(shown, found, f"requests with answers, in the columns {COLUMNS}", step))
+        raise UserError(shown, found, f"requests with answers, in the columns {COLUMNS}", step)
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
         known = {row.row_id for row in read_feedback(store, texts=False)}

@@ -98,7 +98,7 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
     if (one := _OF_SEED.fullmatch(candidate)) and one[1] in known:
         return select_seed(candidate_runs(stored, one[1], sampled=sampled), one[1], int(one[2]))
     hint = did_you_mean(candidate, [*known, *by_id])
-    raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
+    raise UserError("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint)
 
 
 def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
@@ -163,7 +163,7 @@ def _refuse_unfit(
         if not answers_suites(run.recipe):
             found = f"the method {run.method}, which answers no task of the suites"
             step = f"{study.typed.command('decide')}, which compares it on {study.target.name}"
-            raise UserError(Problem(run.candidate, found, "a language model, with capability to lose", step))
+            raise UserError(run.candidate, found, "a language model, with capability to lose", step)
         raise IncompatibleRuns(
             f"{run.run_id}: found no answers to {', '.join(one.task.name for one in tasks)}; expected those"
             " to the suites as written now; next:"
@@ -261,13 +261,13 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
             logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
             if samples and logs:
                 found = "samples of lm-eval and logs of inspect"
-                raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
+                raise UserError(str(path), found, "one of them", "give each a folder of its own")
             if not samples and not logs:
                 found = "neither" if path.exists() else "no such file or folder"
                 found += "".join(f"; {link} is a link, which is not followed" for link in _list_links(path))
                 expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
                 step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
-                raise UserError(Problem(str(path), found, expected, step))
+                raise UserError(str(path), found, expected, step)
             arms.append(eval_logs.read_arm(option, path, samples or logs, policy.tasks))
     refuse(unreadable)
     old, new = arms
@@ -303,9 +303,7 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
         n = sum(len(old.tasks[name].items) for name in shared)
         found = f"the answers of --base {base} again, the same in all of {pluralize(n, 'item')}"
         step = "name the logs of the other model"
-        raise UserError(
-            Problem(f"--candidate {candidate}", found, "another evaluation of another model", step)
-        )
+        raise UserError(f"--candidate {candidate}", found, "another evaluation of another model", step)
     # A digest is added to names of tasks that would be equal.
     plain = {name: eval_logs.NOT_IN_NAMES.sub("-", name) for name in known}
     counts = Counter(plain.values())

@@ -62,7 +62,7 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     logs = sorted(map(_read, files), key=lambda log: str(log.header["eval"].get("created")))
     if logs and all(_status(log.header) != "success" for log in logs):
         states = "; ".join(f"{log.path.name}: {_status(log.header)}" for log in logs)
-        raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
+        raise UserError(str(path), f"no finished log ({states})", "status success", _AGAIN)
     evaluations = []
     for log in logs:
         spec, finished = log.header["eval"], _status(log.header) == "success"
@@ -124,7 +124,7 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
             by_item.setdefault(str(sample.get("id")), []).append(sample)
         if not by_item:
             step = "evaluate again without --no-log-samples"
-            raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
+            raise UserError(str(log.path), "no samples", "every item with its scores", step)
         twice = []
         for name, samples in by_item.items():
             named = {sample.get("epoch") for sample in samples}
@@ -132,11 +132,11 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
                 twice.append(name)
         if twice:
             found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
-            raise UserError(Problem(str(log.path), found, "every item once an epoch", _AGAIN))
+            raise UserError(str(log.path), found, "every item once an epoch", _AGAIN)
         epochs = {len(samples) for samples in by_item.values()}
         if len(epochs) > 1:
             found = f"items with {min(epochs)} to {max(epochs)} epochs"
-            raise UserError(Problem(str(log.path), found, "every item equally often", _AGAIN))
+            raise UserError(str(log.path), found, "every item equally often", _AGAIN)
         n_expected = (log.header.get("results") or {}).get("total_samples")
         eval_logs.refuse_missing(log.path, sum(map(len, by_item.values())), n_expected, _AGAIN)
         scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}

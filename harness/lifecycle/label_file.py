@@ -37,12 +37,12 @@ _READ: Any = {"encoding": "utf-8-sig", "errors": "replace", "newline": ""}
 def refuse_unwritable(file: Path) -> None:
     """Refuse a file that exists, has another suffix, or has no folder."""
     if file.exists():
-        raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
+        raise UserError(str(file), "a file", "a new name", "name another file, or remove it")
     if file.suffix.lower() != ".csv":
-        raise UserError(Problem(str(file), "another ending", "a name that ends with .csv", "labels.csv"))
+        raise UserError(str(file), "another ending", "a name that ends with .csv", "labels.csv")
     if not file.parent.is_dir():
         step = "make the folder, or name another one"
-        raise UserError(Problem(str(file.parent), "no folder", "the folder of the file", step))
+        raise UserError(str(file.parent), "no folder", "the folder of the file", step)
 
 
 def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -66,7 +66,7 @@ def read_rows(
             if wrong := [name for name in needed if min(found.count(name), 2) == n]:
                 expected = f"the columns {', '.join(columns)}, as harness rate export writes them"
                 step = "remove or rename the others" if n else "keep the first line as it was"
-                raise UserError(Problem(f"{file}:1", f"{what} {' and '.join(wrong)}", expected, step))
+                raise UserError(f"{file}:1", f"{what} {' and '.join(wrong)}", expected, step)
         reader.fieldnames = found
         line = reader.line_num + 1
         for row in reader:
@@ -137,9 +137,7 @@ def export_answers(
     goal = stored.experiment.gate.target
     if goal.win_rate is not None and metric and metric in (goal.by, metric_name(goal.by)):
         found = f"{metric!r}, the judge of the win rate"
-        raise UserError(
-            Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
-        )
+        raise UserError("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
     measured = _metric(task, metric)
     labels, read = read_labels(at, task, measured.name), stored.rows
     if candidates:
@@ -206,7 +204,7 @@ def import_labels(
     at, task = stored.store, stored.experiment.target
     if scale and not -inf < scale[0] < scale[1] < inf:
         found = f"{scale[0]:g} and {scale[1]:g}"
-        raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
+        raise UserError("--scale", found, "the lowest label, then the highest", "--scale 1,5")
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
     digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
     rows = [row for one in digests for row in store.read_rows(at, one)]
@@ -225,7 +223,7 @@ def import_labels(
             low, high = rubric.grades[0], rubric.grades[-1]
             found = f"no label but {' and '.join(sorted(cells))}, for a rubric from {low} to {high}"
             step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
-            raise UserError(Problem(f"{file}: label", found, "the scale of the labels", step))
+            raise UserError(f"{file}: label", found, "the scale of the labels", step)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # because a later import replaces it
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
@@ -243,10 +241,10 @@ def _metric(task: Task, name: str) -> Metric:
     chosen = metrics.get(name or task.primary_metric)
     if chosen is None:
         hint = did_you_mean(name, list(metrics))
-        raise UserError(Problem("--metric", f"{name!r}", f"one of {', '.join(metrics)}", hint))
+        raise UserError("--metric", f"{name!r}", f"one of {', '.join(metrics)}", hint)
     if not is_correctable(chosen):
         expected = "a metric that is the mean of one number in [0, 1] an item"
-        raise UserError(Problem("--metric", f"{chosen.name}, which is none", expected, "name another one"))
+        raise UserError("--metric", f"{chosen.name}, which is none", expected, "name another one")
     return chosen
 
 

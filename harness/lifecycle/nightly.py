@@ -75,7 +75,7 @@ def run_prepared(
         if nights and nights[-1].night > day.isoformat():
             found = f"{day}, before the last night of {nights[-1].night}"
             expected, step = "a night after the last one", "set the clock of this machine, and run it again"
-            raise UserError(Problem("nightly run", found, expected, step))
+            raise UserError("nightly run", found, expected, step)
         if not any(n.night == day.isoformat() for n in nights):
             with store.hold(session.store):
                 store.begin(session.store, f"nightly-{experiment.name}")
@@ -338,9 +338,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
             known = nightly_state.open_alarms(state)
             found = f"no open alarm about {about}" if about else "no open alarm"
             step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
-            raise UserError(
-                Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
-            )
+            raise UserError(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
         nightly_state.write_state(at, folder, state)
     return closed
 

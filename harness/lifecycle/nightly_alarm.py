@@ -20,7 +20,7 @@ import numpy as np
 from harness import formatting, report
 from harness.analysis.rules import aa_rate
 from harness.config import CommandLine
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.lifecycle import nightly_state
 from harness.lifecycle.nightly_changes import Evidence, NightChanges, Seeds, Verdict, judge
 from harness.report import ResultDocument, Section
@@ -348,7 +348,7 @@ def refuse_webhook(webhook: str) -> None:
     if urlsplit(webhook).scheme not in ("http", "https"):
         found, expected = f"{webhook[:12]}…", "an address that begins with https://"
         step = "copy it from the settings of the chat's incoming webhooks"
-        raise UserError(Problem("--webhook", found, expected, step))
+        raise UserError("--webhook", found, expected, step)
 
 
 def tell(alarms: Sequence[nightly_state.Alarm], experiment: str, webhook: str) -> str:

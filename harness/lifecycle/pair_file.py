@@ -107,7 +107,7 @@ def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, 
 
 def _phrase_not_two(labels: Iterable[str]) -> UserError:
     found = ", ".join(labels) or "none"
-    return UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
+    return UserError("--pairs", found, "two candidates", "name them: --candidates tuned,prompt")
 
 
 def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:

@@ -20,7 +20,7 @@ import numpy as np
 from harness import config, data, stats, store
 from harness.config import LoadedExperiment
 from harness.data.contamination import open_encoder
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.evaluation import answer_status
 from harness.evaluation.languages import classify
 from harness.formatting import count, p_value, percent, plain, pluralize, points, quote
@@ -123,7 +123,7 @@ def monitor(path: Path, overrides: Sequence[str] = (), *, since: str = "") -> Dr
     if not rows:
         found = f"no row since {since}, of {pluralize(len(stored), 'row')}" if stored else "no feedback"
         step = "an earlier --since" if stored else loaded.typed.command("feedback", "add", "FILE")
-        raise UserError(Problem("monitor", found, "stored requests and answers", step))
+        raise UserError("monitor", found, "stored requests and answers", step)
     n_undated = sum(not row.time for row in stored) if since else 0
     undated = [f"{pluralize(n_undated, 'row')} without a time left out"] if n_undated else []
     return find_drift(loaded, rows, undated)
@@ -161,7 +161,7 @@ def compare_samples(
     n_before, n_after = len(before), len(after)
     if not before or not after:
         found = f"{pluralize(n_before, 'test item')} and {pluralize(n_after, 'request')}"
-        raise UserError(Problem("monitor", found, "some of both", "add rows to the one that has none"))
+        raise UserError("monitor", found, "some of both", "add rows to the one that has none")
     texts = [*(items[i].prompt for i in before), *(rows[i].request for i in after)]
     for direction in (1, -1):  # without the template: the words in which all texts of a sample begin or end
         turned = [text[::direction] for text in texts]

@@ -69,14 +69,14 @@ def gate(
         step = "--base DIR --candidate DIR"
         if base is None and (known := config.load(path, overrides).experiment.candidates):
             step = f"--candidate NAME, {did_you_mean('', known)}; or {step}"
-        raise UserError(Problem("--candidate", "none", "what to judge", step))
+        raise UserError("--candidate", "none", "what to judge", step)
     if base is not None and baseline is not None:
         raise UserError(phrase_with_base("--baseline"))
     if base is not None:
         return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
     if baseline not in (None, "base", "champion"):
         step = did_you_mean(baseline, ("base", "champion"))
-        raise UserError(Problem("--baseline", repr(baseline), "base or champion", step))
+        raise UserError("--baseline", repr(baseline), "base or champion", step)
     stored = load_study(config.load(path, overrides))
     target = stored.experiment.target.name
     champion = store.read_champion(stored.folder, target)
@@ -88,7 +88,7 @@ def gate(
     runs = candidate_runs(stored, candidate, sampled=True)
     if any(is_target_only(run.method, run.recipe) for run in runs):
         expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
-        raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
+        raise UserError(candidate, "a baseline, measured on the target alone", expected, step)
     against = None if baseline == "base" else champion
     return [judge_run(stored, run, against) for run in select_seed(runs, candidate, seed)]
 
@@ -184,7 +184,7 @@ def promote_named(
                 words = ["promote", run.candidate]
                 step = f"{advise_more_items(path, open_, overrides, stored.typed, words).text}; or {step}"
             loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
-            raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
+            raise UserError(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step)
         return promote(stored, run, judged.verdict, despite, by=by)
 
 
@@ -214,7 +214,7 @@ def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despit
     if judged.verdict.outcome != "pass" and not despite:
         found = f"a verdict that is not a pass against {judged.baseline} ({judged.verdict.sentence})"
         step = "--force --reason REASON promotes it anyway, and keeps the reason"
-        raise UserError(Problem(f"promote {run.run_id}", found, "a run that the gate passes", step))
+        raise UserError(f"promote {run.run_id}", found, "a run that the gate passes", step)
     return judged
 
 

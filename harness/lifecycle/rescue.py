@@ -59,7 +59,7 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
         if wanted not in runs:
             expected = "a candidate of the file, or a run's id"
             hint = did_you_mean(wanted, [*selected, *runs])
-            raise UserError(Problem("run", repr(wanted), expected, hint))
+            raise UserError("run", repr(wanted), expected, hint)
         run = runs[wanted]
         if run.state == "failed":
             _refuse(wanted, f"a run that failed: {run.error}", "a finished one", _AGAIN)
@@ -164,7 +164,7 @@ def _reasons(f: candidate_facts.CandidateFacts) -> list[tuple[str, str, str]]:
 
 
 def _refuse(name: str, found: str, expected: str, step: str) -> NoReturn:
-    raise UserError(Problem(f"rescue {name}", found, expected, step))
+    raise UserError(f"rescue {name}", found, expected, step)
 
 
 class _OtherTarget(NamedTuple):

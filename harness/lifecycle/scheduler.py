@@ -78,7 +78,7 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     """Return the files of a scheduler's unit by where they belong; a cron line belongs to no file."""
     hour, minute = (int(part) if part.isdigit() else 99 for part in at.partition(":")[::2])
     if hour > 23 or minute > 59:
-        raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
+        raise UserError("--at", repr(at), "a time of day", "write 02:30")
     name = config.load(path).experiment.name
     folder, unit = path.absolute().parent, f"harness-nightly-{name}"
     if scheduler == "github":
@@ -133,7 +133,7 @@ def write(files: dict[Path, str]) -> list[Path]:
     """Write the files of a unit; a file with another content is refused."""
     if Path() in files:
         step = "leave --write out, and add the line by crontab -e"
-        raise UserError(Problem("--write", "a cron line", "files", step))
+        raise UserError("--write", "a cron line", "files", step)
     others = [path for path, text in files.items() if path.exists() and path.read_text("utf-8") != text]
     if others:
         raise UserError(

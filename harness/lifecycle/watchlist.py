@@ -17,7 +17,7 @@ import numpy as np
 from harness import provenance, store
 from harness.analysis.admission import document_of, join_clusters, number_documents
 from harness.config import LoadedExperiment
-from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
+from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
@@ -93,7 +93,7 @@ def targets(
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
-        raise UserError(Problem("nightly", found, "a candidate to watch", step))
+        raise UserError("nightly", found, "a candidate to watch", step)
     for place, (label, target) in enumerate(out):
         drawn = target.candidate.recipe.sampling if isinstance(target, Target) else None
         if drawn is not None and drawn.by not in (None, MEAN_LOGPROB):

@@ -245,14 +245,14 @@ def _build(written: str, task: spec.Task) -> Metric:
     given, taken = spec.metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
     if taken is None and given:
-        raise UserError(Problem(where, "parameters", "none, as this metric has no Params", "leave them out"))
+        raise UserError(where, "parameters", "none, as this metric has no Params", "leave them out")
     try:
         params = (taken(**given),) if taken else ()
     except ValidationError as error:
         first = error.errors()[0]
         found, expected = f"{first['loc'][0]}={first['input']}", first["msg"].removeprefix("Input should be ")
         step = f"the parameters are {', '.join(taken.model_fields if taken else ())}"
-        raise UserError(Problem(where, found, expected, step)) from None
+        raise UserError(where, found, expected, step) from None
     built: Metric = module.metric(task, *params)
     return replace(built, name=spec.metric_name(written)) if given else built
 
@@ -262,13 +262,13 @@ def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metr
     low, high = bounds
     if len(metric.parts) != 1 or isfinite(metric.bounds[1] - metric.bounds[0]):
         found = f"declared for a metric of its own bounds, {metric.bounds[0]:g} to {metric.bounds[1]:g}"
-        raise UserError(Problem(where, found, "a mean without known bounds", "leave it out"))
+        raise UserError(where, found, "a mean without known bounds", "leave it out")
 
     def score(output: Output, example: Example) -> Parts | None:
         parts = metric.score(output, example)
         if parts is not None and not low <= parts[0] <= high:
             found, step = f"a score of {parts[0]:g} (item {example.id})", "declare bounds that hold, or none"
-            raise UserError(Problem(where, found, f"{low:g} to {high:g}", step))
+            raise UserError(where, found, f"{low:g} to {high:g}", step)
         return parts
 
     worst = (float(low if metric.higher_is_better else high),)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.metrics import Metric, mean_metric
 from harness.metrics._citations import BRACKETS, sentences
 from harness.progress import quiet_libraries
@@ -33,14 +33,14 @@ def metric(task: Task, written: str) -> Metric:
     if find_spec(_PACKAGE) is None:
         step = "pip install 'harness-evals[dense]', or remove the metric"
         found = "no package sentence-transformers"
-        raise UserError(Problem(where, found, "the package that loads the model", step))
+        raise UserError(where, found, "the package that loads the model", step)
     if is_path(model):
         try:
             said = json.loads((Path(model) / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             expected = "the folder of a sequence classifier"
             step = "correct the path, or name a model of the hub"
-            raise UserError(Problem(where, f"no config.json in {model}", expected, step)) from None
+            raise UserError(where, f"no config.json in {model}", expected, step) from None
         _place(said.get("id2label") or {}, where)
 
     def score(output: Output, example: Example) -> float:
@@ -77,7 +77,7 @@ def _entailment(model: str, where: str) -> Entails:
     except (OSError, ValueError, ImportError) as error:
         found = f"model {model} could not be loaded ({str(error).splitlines()[0]})"
         expected = "an id that can be fetched or is cached, or a folder, of a sequence classifier"
-        raise UserError(Problem(where, found, expected, "check the spelling and the network")) from None
+        raise UserError(where, found, expected, "check the spelling and the network") from None
     place = _place(encoder.config.id2label, where)
 
     def entails(pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -93,5 +93,5 @@ def _place(labels: dict[Any, str], where: str) -> int:
     if len(sure or places) != 1:
         found = f"a model with the labels {', '.join(labels.values()) or 'of nothing'}"
         step = "correct id2label in its config.json, or take a model of natural language inference"
-        raise UserError(Problem(where, found, "one that is called entailment", step))
+        raise UserError(where, found, "one that is called entailment", step)
     return (sure or places)[0]

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.metrics import Metric, mean_metric
 from harness.records import Example, Output, list_words
 from harness.spec import EVALUATE, Task, is_path, metric_name
@@ -34,7 +34,7 @@ def metric(task: Task, written: str) -> Metric:
     if not texts:
         found = "a metric that does not compare an answer with references as texts"
         step = "use one of harness ls metrics"
-        raise UserError(Problem(where, found, "predictions and references as texts", step))
+        raise UserError(where, found, "predictions and references as texts", step)
     takes_all = any(hasattr(kind["references"], "feature") for kind in texts)
 
     def compute(text: str, references: tuple[str, ...]) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def _load_library(name: str, where: str) -> Any:
         import evaluate
     except ImportError:
         step = "pip install 'harness-evals[evaluate]'"
-        raise UserError(Problem(where, "no package evaluate", "its library", step)) from None
+        raise UserError(where, "no package evaluate", "its library", step) from None
     try:
         return evaluate.load(name, keep_in_memory=True)
     except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         expected = "a metric script" if is_path(name) else "a metric that the hub gives or that is cached"
         step = "check the name or path and the network, and install what it needs"
-        raise UserError(Problem(where, f"it could not be loaded ({reason})", expected, step)) from None
+        raise UserError(where, f"it could not be loaded ({reason})", expected, step) from None
 
 
 def _key(compute: Compute, key: str, name: str, where: str) -> str:
@@ -85,13 +85,13 @@ def _key(compute: Compute, key: str, name: str, where: str) -> str:
     except Exception as error:  # noqa: BLE001 (a metric fails in its own way when it needs more than texts)
         reason = f"it could not score an answer ({type(error).__name__}: {str(error).splitlines()[0]})"
         next_step = "write a metric of your own around it: metrics: [./mine.py]"
-        raise UserError(Problem(where, reason, "a metric that needs nothing but texts", next_step)) from None
+        raise UserError(where, reason, "a metric that needs nothing but texts", next_step) from None
     numbers = [k for k, value in found.items() if _is_number(value)]
     chosen = key or (name if name in numbers else numbers[0] if len(numbers) == 1 else "")
     if chosen not in numbers:
         listed = ", ".join(numbers) or "no number at all"
         next_step = f"name one of them: {EVALUATE}{name}:{numbers[0]}" if numbers else ""
-        raise UserError(Problem(where, f"a metric that gives {listed}", "one number", next_step))
+        raise UserError(where, f"a metric that gives {listed}", "one number", next_step)
     return chosen
 
 
@@ -110,5 +110,5 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: Any, where: str) -> float:
     if not _is_number(value):
-        raise UserError(Problem(where, f"{value!r}", "a number for every answer", "leave the metric out"))
+        raise UserError(where, f"{value!r}", "a number for every answer", "leave the metric out")
     return float(value[0] if isinstance(value, list) else value)

@@ -10,7 +10,7 @@ Source: functional correctness by Chen et al. 2021, arXiv:2107.03374.
 import re
 from dataclasses import replace
 
-from harness.errors import Problem, UserError, refuse
+from harness.errors import UserError, refuse
 from harness.metrics import Metric, mean_metric
 from harness.metrics._run_code import extract_fenced, passes, problems
 from harness.records import Example, Output
@@ -35,7 +35,7 @@ def _score(output: Output, example: Example) -> float | None:
             where = f"metric {_NAME}: the reference of item {example.id}"
             step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
             found = "tests that pass without any code"
-            raise UserError(Problem(where, found, "an assert, a function test_… or a class of tests", step))
+            raise UserError(where, found, "an assert, a function test_… or a class of tests", step)
     code = extract_code(output.text)
     return float(any(passes(code, one) for one in tests)) if tests else None
 

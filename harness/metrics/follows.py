@@ -53,7 +53,7 @@ def _score(output: Output, example: Example) -> float | None:
         kind = str(constraint.get("kind"))
         if kind not in CHECKS:
             where = f"constraint {dict(constraint)}"
-            raise UserError(Problem(where, f"kind {kind!r}", "a kind of check", did_you_mean(kind, CHECKS)))
+            raise UserError(where, f"kind {kind!r}", "a kind of check", did_you_mean(kind, CHECKS))
         if not CHECKS[kind](text, constraint):
             return 0.0
     return float(bool(text))
@@ -148,7 +148,7 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
             return False
         found = "a schema that is too deep" if is_deep else str(error).splitlines()[0]
         where = f"constraint {dict(constraint)}"
-        raise UserError(Problem(where, found, "a JSON Schema", "fix schema")) from None
+        raise UserError(where, found, "a JSON Schema", "fix schema") from None
 
 
 @contextmanager

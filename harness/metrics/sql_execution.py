@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
-from harness.errors import Problem, UserError, refuse
+from harness.errors import UserError, refuse
 from harness.formatting import quote
 from harness.metrics import Metric, mean_metric
 from harness.metrics._run_code import extract_fenced, passes, problems
@@ -50,7 +50,7 @@ def _score(output: Output, example: Example) -> float | None:
         if not _finds_the_same(reference, reference, script):
             where = f"metric sql_execution: the reference of item {example.id}"
             found, step = f"a query that fails on its database: {quote(reference)}", "correct one of both"
-            raise UserError(Problem(where, found, "a query that runs", step))
+            raise UserError(where, found, "a query that runs", step)
     return float(any(_finds_the_same(answer, reference, script) for reference in example.references))
 
 
@@ -63,6 +63,6 @@ def _finds_the_same(answer: str, reference: str, script: str) -> bool:
 def _dump(database: str, item: str) -> str:
     if not Path(database).is_file():
         where, step = f"metric sql_execution: item {item}", "correct the path, from where harness runs"
-        raise UserError(Problem(where, f"no database {database!r}", "a file of SQLite", step))
+        raise UserError(where, f"no database {database!r}", "a file of SQLite", step)
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
         return "\n".join(opened.iterdump())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.metrics import Metric, mean_metric
 from harness.metrics._run_code import extract_fenced
 from harness.records import Example, Output, fold_text
@@ -21,7 +21,7 @@ def metric(task: Task) -> Metric:
         import sqlglot
     except ImportError:
         where, step = f"task {task.name}: metric sql_match", "pip install 'harness-evals[sql]'"
-        raise UserError(Problem(where, "no package sqlglot", "the parser of SQL", step)) from None
+        raise UserError(where, "no package sqlglot", "the parser of SQL", step) from None
     same = partial(_normalize, sqlglot)
     return replace(mean_metric("sql_match", partial(_matches, sqlglot)), same=same)
 

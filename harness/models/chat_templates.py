@@ -92,14 +92,14 @@ def read_template(written: str) -> str:
     file = Path(written) if is_file else Path(__file__).with_name(f"{written}{SUFFIX}")
     if not is_file and written not in template_names():
         expected = f"{', '.join(template_names())}, or a file that ends with {SUFFIX}"
-        raise UserError(Problem(_KEY, repr(written), expected, did_you_mean(written, template_names())))
+        raise UserError(_KEY, repr(written), expected, did_you_mean(written, template_names()))
     try:
         return file.read_text("utf-8")
     except FileNotFoundError:
-        raise UserError(Problem(_KEY, f"no file {file}", "a Jinja file", "correct the path")) from None
+        raise UserError(_KEY, f"no file {file}", "a Jinja file", "correct the path") from None
     except UnicodeDecodeError:
         found, step = "bytes that are not UTF-8", "save it as UTF-8"
-        raise UserError(Problem(str(file), found, "a Jinja file", step)) from None
+        raise UserError(str(file), found, "a Jinja file", step) from None
 
 
 def put_template(tokenizer: Tokenizer, text: str) -> None:

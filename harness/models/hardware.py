@@ -17,7 +17,7 @@ from statistics import geometric_mean
 from typing import NamedTuple
 
 from harness.cache import cache_dir, memo, recall, remember
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.formatting import figure, pluralize
 from harness.models.hub import SHAPE
 from harness.models.later import torch
@@ -156,7 +156,7 @@ def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machin
 
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
-        raise UserError(Problem("device", "cuda", "a GPU that torch can see", "device: auto or cpu"))
+        raise UserError("device", "cuda", "a GPU that torch can see", "device: auto or cpu")
     if device == "cuda" or (device == "auto" and has_gpu):
         # GPUs older than Ampere emulate bf16; fp16 is their fast type.
         best = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"

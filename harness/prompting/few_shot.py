@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.formatting import count, pluralize
 from harness.prompting import PromptingContext, Step, fold_widths, question
 from harness.records import WORD, Example, Message, fold_text, split_into_grams, turns_as_text
@@ -42,11 +42,11 @@ def build(context: PromptingContext, params: Params) -> Step:
     if not context.train:
         found, expected = "prompting few_shot without training examples", "training rows to take shots from"
         step = "give the task `data: {train: …}`, or use zero_shot"
-        raise UserError(Problem(where, found, expected, step))
+        raise UserError(where, found, expected, step)
     if n_bare := sum(not example.references for example in context.train):
         found = f"prompting few_shot, and {count(n_bare)} of {pluralize(len(context.train), 'training row')}"
         step = "add their references, leave these rows out, or use zero_shot"
-        raise UserError(Problem(where, f"{found} without a reference", "in each the answer to show", step))
+        raise UserError(where, f"{found} without a reference", "in each the answer to show", step)
     if params.select == "fixed":  # at random; every prefix is balanced over slices, then over labels
         shuffled = list(context.train)
         random.Random(context.seed).shuffle(shuffled)

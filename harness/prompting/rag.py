@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from harness.data.contamination import load_encoder
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.prompting import Mark, PromptingContext, Step, fold_widths, with_context
 from harness.provenance import source_digest as source_digest
 from harness.records import WORD, Document, Example, pieces, split_into_grams
@@ -71,7 +71,7 @@ def build(context: PromptingContext, params: Params) -> Step:
     if not context.documents:
         found, expected = "prompting rag without documents", "documents to retrieve from"
         step = "give the task `data: {documents: …}`, or leave rag out"
-        raise UserError(Problem(f"task {context.task.name}", found, expected, step))
+        raise UserError(f"task {context.task.name}", found, expected, step)
     chunks = passages(context, params)
     texts = list(map(_text, chunks))
     where, reranker = f"task {context.task.name}", None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from harness.data.check import Finding
 from harness.data.edit.row_files import OutputNames, free_folders, name_output
 from harness.data.readers import file_of
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import page_environment, shorten
@@ -96,10 +96,10 @@ def refuse_page(file: Path) -> None:
     if not file.parent.is_dir():
         step = f"mkdir -p {as_argument(str(file.parent))}"
         found, expected = f"no folder {file.parent}", "a folder that is there"
-        raise UserError(Problem(f"--html {file}", found, expected, step))
+        raise UserError(f"--html {file}", found, expected, step)
     if file.exists() and not (file.is_file() and _GENERATOR.encode() in file.read_bytes()[:_HEAD]):
         found, step = "a file that is there already", "name another file, or remove that one"
-        raise UserError(Problem(f"--html {file}", found, "a new file, or an earlier page of a check", step))
+        raise UserError(f"--html {file}", found, "a new file, or an earlier page of a check", step)
 
 
 def data_html(findings: Sequence[Finding], title: str) -> str:

@@ -115,7 +115,7 @@ def read(path: Path) -> ExperimentReport:
         raise UserError(problem) from error
     if isinstance(found, ExperimentReport):
         return found
-    raise UserError(Problem(str(path), "no report", "what harness compare wrote", "harness report"))
+    raise UserError(str(path), "no report", "what harness compare wrote", "harness report")
 
 
 def paths(folder: Path) -> list[Path]:

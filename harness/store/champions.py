@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.cache import make_private_folder, sync
-from harness.errors import Problem, UserError, as_argument, refuse_unreadable
+from harness.errors import UserError, as_argument, refuse_unreadable
 from harness.formatting import Unit
 from harness.records import StoredName, checksum, digest, is_bare_name, load, load_files, read_object
 from harness.spec import Recipe
@@ -163,14 +163,14 @@ def read_history(folder: Path, target: str) -> History:
         except ValueError:
             if not rest and place == len(whole_lines):
                 found = f"line {place}, which is no entry"
-                raise UserError(Problem(str(path), found, "what harness promote wrote", again)) from None
+                raise UserError(str(path), found, "what harness promote wrote", again) from None
             notes.append(f"{path}: line {place} was cut short when a command was killed, and is left out")
     for number, one in enumerate(entries, 1):
         promotes = 1 <= one.promoted <= number and entries[one.promoted - 1].event == "promotion"
         if (one.number, one.champion.target) != (number, target) or not promotes:
             found = f"entry {one.number} of {one.champion.target} about promotion {one.promoted}"
             expected = f"entry {number} of {target}, about a promotion before it"
-            raise UserError(Problem(str(path), found, expected, again))
+            raise UserError(str(path), found, expected, again)
     return History(tuple(entries), tuple(notes))
 
 
@@ -238,10 +238,10 @@ def _follow(store: Store, target: str) -> Champion | None:
     if written is not None and written.entry > number:
         found = f"{number} entries, where {path.name} follows entry {written.entry}"
         step = f"{_RESTORE}; to give them up, rm {as_argument(str(path))}"
-        raise UserError(Problem(str(_history_file(folder, target)), found, "all entries", step))
+        raise UserError(str(_history_file(folder, target)), found, "all entries", step)
     if written not in (None, history.file, History(history.entries[:-1]).file):
         found = f"a champion other than that of entry {number} of its history"
-        raise UserError(Problem(str(path), found, "what was promoted last", _again(path)))
+        raise UserError(str(path), found, "what was promoted last", _again(path))
     if history.file is not None and written != history.file:
         write_record(store, path, history.file)
     elif history.file is None and written is not None:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import UserError, did_you_mean
 from harness.store import ingest
 from harness.store.layout import ANEW, Store, clear_errors, failure, first_line, hold_file, rename_when_whole
 from harness.store.row_files import (
@@ -206,7 +206,7 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     if not any(store.folder.glob("*/run.json")) and not feedback_files(store):
         found = "no stored run" if store.folder.is_dir() else "no such folder"
         step = "make one: harness compare, or name another folder with --runs"
-        raise UserError(Problem(str(store.folder), found, "a folder of stored runs", step))
+        raise UserError(str(store.folder), found, "a folder of stored runs", step)
     with _QUERYING, connect(store) as db:
         # It reads the store's rows, and no other file, address or Python variable, irrevocably.
         folders = [store.folder.resolve() / name for name in ("rows", "feedback")]
@@ -220,7 +220,7 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
             if kinds != ["SELECT"]:
                 found = ", ".join(kinds) or "no statement"
                 step = 'harness sql "SELECT run_id, outcome FROM verdicts"'
-                raise UserError(Problem("query", found, "one SELECT: what is stored is only read", step))
+                raise UserError("query", found, "one SELECT: what is stored is only read", step)
             # Tables of rows leave damaged files out.
             if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
                 whole_feedback_files(store)
@@ -228,12 +228,12 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
             absent = db.execute(f"{unread} ORDER BY rowset").fetchall() if _OF_ROWS.search(sql) else ()
             if damaged := [digest for (digest,) in absent if store.parquet(digest).exists()]:
                 found = f"damaged files of the rows {', '.join(damaged)}"
-                raise UserError(Problem(str(store.folder / "rows"), found, "whole Parquet files", ANEW))
+                raise UserError(str(store.folder / "rows"), found, "whole Parquet files", ANEW)
             yield db.execute(sql)
         except duckdb.Error as error:
             is_denied = isinstance(error, duckdb.PermissionException)
             if isinstance(error, duckdb.IOException) or ("parquet" in str(error) and not is_denied):
-                raise UserError(Problem("rows", first_line(error), "whole Parquet files", ANEW)) from error
+                raise UserError("rows", first_line(error), "whole Parquet files", ANEW) from error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             hints = (line for line in lines if "did you mean" in line.lower() or "Candidate" in line)
             hint = next(hints, "")
@@ -241,4 +241,4 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
                 hint = did_you_mean(missing, [table.name for table in TABLES])
             step = f"{hint}; {_LISTED}" if hint else _LISTED
             found = first_line(error).removesuffix("!")
-            raise UserError(Problem("query", found, "SQL over the documented tables", step)) from error
+            raise UserError("query", found, "SQL over the documented tables", step) from error

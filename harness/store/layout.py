@@ -63,7 +63,7 @@ class Store:
             if not is_bare_name(name):
                 found = f"the name {name[:LONGEST_NAME]!r} in a stored file"
                 step = "remove what was not stored by harness: harness reindex names unreadable files"
-                raise UserError(Problem(str(self.folder), found, "names of single files and folders", step))
+                raise UserError(str(self.folder), found, "names of single files and folders", step)
         return self.folder.joinpath(*names)
 
     def rows(self, rows_digest: str) -> Path:
@@ -255,7 +255,7 @@ def clear_errors(store: Store, where: str, next_step: str) -> Iterator[None]:
             free_mb = shutil.disk_usage(store.folder).free / 1e6
             found = f"no room to write ({free_mb:,.1f} MB free on this disk)"
             step = f"free some space, then: {next_step}; finished blocks are kept"
-            raise UserError(Problem(where, found, "enough disk space", step)) from error
+            raise UserError(where, found, "enough disk space", step) from error
         programming_errors = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException)
         if not isinstance(error, duckdb.Error) or isinstance(error, programming_errors):
             raise

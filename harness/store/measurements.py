@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.cache import make_private_folder
-from harness.errors import HarnessError, Problem, UserError, as_argument
+from harness.errors import HarnessError, UserError, as_argument
 from harness.records import (
     Anchor,
     AnchorCheck,
@@ -261,7 +261,7 @@ def feedback_key(store: Store) -> str:
             return key
     if any(folder.glob("*/rows.parquet")):
         step = f"restore it, or remove all feedback and add it again: rm -r {as_argument(str(folder))}"
-        raise UserError(Problem(str(path), "no whole key, but rows digested with it", "the key", step))
+        raise UserError(str(path), "no whole key, but rows digested with it", "the key", step)
     write_whole(store, path, secrets.token_hex(16) + "\n")
     return path.read_text("utf-8").strip()
 

@@ -278,7 +278,7 @@ def get_run(store: Store, run_id: str) -> Run:
             if damage.startswith(f"{where}: ")
         )
         next_step = did_you_mean(run_id, runs) if runs else "make one: harness compare"
-        raise UserError(Problem("run", repr(run_id), f"a run in {store.folder}", next_step))
+        raise UserError("run", repr(run_id), f"a run in {store.folder}", next_step)
     return runs[run_id]
 
 
@@ -333,7 +333,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     if trial and (needing := _map_runs_by_key(others).get(_key(trial.trial))):
         found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
         step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
-        raise UserError(Problem("run", found, "a run that no other needs", step))
+        raise UserError("run", found, "a run that no other needs", step)
     own, parts = _UsedParts(store, others, keep).list_freed(run)
     paths = [store.place(run_id), store.place("verdicts", run_id), *own, *chain(*parts.values())]
     layout.remove(store.folder, [*paths, *(_file(store, trial_id) for trial_id in parts)])

@@ -119,11 +119,11 @@ def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]
         rows = [(split, load(Example, json.dumps(row))) for split, row in map(json.loads, lines)]
     except (OSError, ValueError) as error:
         found = f"no job ({str(error).partition(chr(10))[0]})"
-        raise UserError(Problem(str(folder), found, expected, "harness train")) from error
+        raise UserError(str(folder), found, expected, "harness train") from error
     written, present = map(canonical_json, (job.code, code_of(job.method, job.regularize)))
     if written != present:
         found = f"a job for code of the versions {written}"
-        raise UserError(Problem(str(folder), found, f"one for {present}", "harness train"))
+        raise UserError(str(folder), found, f"one for {present}", "harness train")
     names = dict.fromkeys((*_SPLITS, *(split for split, _ in rows)))
     return job, {name: tuple(row for split, row in rows if split == name) for name in names}
 
@@ -142,7 +142,7 @@ def run_job(folder: Path, advance: Advance) -> None:
                 step = (
                     f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
                 )
-                raise UserError(Problem(str(folder), found, f"{expected}, as its {JOB} says", step))
+                raise UserError(str(folder), found, f"{expected}, as its {JOB} says", step)
             wait_for_all(job.machine.device)
             if not (folder / FIT).exists():
                 _make(folder, job, rows, advance)

@@ -262,13 +262,13 @@ def _module(path: Path) -> ModuleType:
     expected = f"a Python file with {_FUNCTION}, or with def metric(task)"
     spec = spec_from_file_location(f"harness_own_rewards_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(Problem(str(path), "no such file", expected, "create it, or correct the path"))
+        raise UserError(str(path), "no such file", expected, "create it, or correct the path")
     module = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        raise UserError(Problem(str(path), found, expected, "fix the file")) from error
+        raise UserError(str(path), found, expected, "fix the file") from error
     return module
 
 
@@ -276,7 +276,7 @@ def _reward_by_file(path: Path) -> Rewards:
     function = getattr(_module(path), "reward", None)
     if not callable(function):
         expected = f"{_FUNCTION}, or def metric(task)"
-        raise UserError(Problem(str(path), "no function 'reward'", expected, "define it"))
+        raise UserError(str(path), "no function 'reward'", expected, "define it")
 
     def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
         columns = {

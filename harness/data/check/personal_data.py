@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.masking import find_tokens, mask_secrets
 
 KEYS = "keys and tokens"
@@ -85,7 +85,7 @@ def check_region(region: str) -> str:
 
     if region and region not in phonenumbers.SUPPORTED_REGIONS:
         expected, step = "the ISO 3166 code of a country", "such as DE, or GB for the United Kingdom"
-        raise UserError(Problem("feedback.region", repr(region), expected, step))
+        raise UserError("feedback.region", repr(region), expected, step)
     return region
 
 

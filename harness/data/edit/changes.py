@@ -220,11 +220,11 @@ def keep_decision(
     """Add a decision on the content with a digest to the stored ones; `column` is the answer column."""
     shown = readers.display_path(path)
     if checksum(Path(path)) != digest:
-        raise UserError(Problem(shown, "changed since it was looked at", "the same rows", "decide it again"))
+        raise UserError(shown, "changed since it was looked at", "the same rows", "decide it again")
     before = _read_kept(path, digest) or RowDecisions(digest, {}, column)
     if any(made.decision == "relabel" for made in before.rows.values()) and before.column != column:
         found, expected = f"decisions on the column {before.column!r}", f"those on the column {column!r}"
-        raise UserError(Problem(shown, found, expected, f"apply them, or move {decisions_file(path)}"))
+        raise UserError(shown, found, expected, f"apply them, or move {decisions_file(path)}")
     rows = {**before.rows, line: decision}
     target = decisions_file(path)
     earlier = _read(target)
@@ -255,7 +255,7 @@ def _read(file: Path) -> RowDecisions | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         found, shown = f"no decisions ({type(error).__name__}: {error})", readers.display_path(str(file))
         expected = '{"digest": …, "column": "label", "rows": {"17": {"decision": "drop"}}}'
-        raise UserError(Problem(shown, found, expected, "move it away, and decide again")) from None
+        raise UserError(shown, found, expected, "move it away, and decide again") from None
 
 
 def line_of(row: Row) -> int:
@@ -269,11 +269,11 @@ def open_decisions(file: Path, path: str) -> RowDecisions:
     kept = _read(file)
     if kept is None:
         step = "decide on rows on the Data page of `harness dashboard`, or correct the path"
-        raise UserError(Problem(shown, "no such file", "a file of decisions", step))
+        raise UserError(shown, "no such file", "a file of decisions", step)
     if not checksum(Path(path)).startswith(kept.digest):
         found = f"decisions on another content than that of {readers.display_path(path)}"
         step = "look at the rows again, or name the file that was looked at"
-        raise UserError(Problem(shown, found, f"the digest {checksum(Path(path))}", step))
+        raise UserError(shown, found, f"the digest {checksum(Path(path))}", step)
     return kept
 
 

@@ -21,7 +21,7 @@ from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABE
 from harness.data.row_forms import CHOICES
 from harness.data.row_traits import ScoreAnswers
 from harness.data.text_files import Row, compile_special, cut_special, find_objects, names_labels
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.formatting import pluralize
 
 _SIGNS = "control characters or line ends fixed"
@@ -99,11 +99,11 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
     where, step = f"{shown}, --spellings", "leave --spellings out, or name the column: --reference COLUMN"
     answers = [label for row in rows for label in _labels(row, roles)]
     if not answers:
-        raise UserError(Problem(where, "no column that answers", "a column of labels", step))
+        raise UserError(where, "no column that answers", "a column of labels", step)
     if not label_set(answers, roles.answers[0]):
         found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
         most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
-        raise UserError(Problem(where, found, f"{most}, each of {ROWS_A_LABEL} rows in the mean", step))
+        raise UserError(where, found, f"{most}, each of {ROWS_A_LABEL} rows in the mean", step)
     return changes.commonest_spellings(changes.several_spellings(answers))
 
 
@@ -135,7 +135,7 @@ def _relabel(
     is_number = type(value) is int and re.fullmatch(r"-?\d+", label)
     if not is_number and not isinstance(value, str | None):
         found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled {label!r}", "a text"
-        raise UserError(Problem(row.where, found, expected, "change it in the file by hand"))
+        raise UserError(row.where, found, expected, "change it in the file by hand")
     if value != (given := int(label) if is_number else label):
         reasons[f"relabelled in {column!r}"] = None
         fields = changes.put_text(fields, keys, given)

@@ -44,11 +44,11 @@ def mix(files: Sequence[Rows], mixture: RowMixture) -> Iterator[EditedRow]:
     numbers, column = row_numbers(files, mixture), mixture.column
     if column in _READ or not column.strip():
         found, expected = repr(column), "a name that says nothing else of a row"
-        raise UserError(Problem("--column", found, expected, "name another: --column source"))
+        raise UserError("--column", found, expected, "name another: --column source")
     taken = next((row for content in files for row in content.rows if column in row.fields), None)
     if taken:
         step = "name another: --column from"
-        raise UserError(Problem(taken.where, f"the column {column!r}", "rows without it", step))
+        raise UserError(taken.where, f"the column {column!r}", "rows without it", step)
     ids = RowIds(row for content in files for row in content.rows)
     for place, (content, n) in enumerate(zip(files, numbers, strict=True)):
         seed = f"{mixture.seed}/{place}"
@@ -101,15 +101,15 @@ def shares(sizes: Sequence[int], mixture: RowMixture) -> list[float]:
         wrong = [weight for weight in mixture.weights if not 0 < weight < math.inf]
         if len(mixture.weights) != len(sizes) or wrong:
             found = f"{len(mixture.weights)} for {len(sizes)} files{f', one {wrong[0]:g}' if wrong else ''}"
-            raise UserError(Problem("--weights", found, "a weight above 0 for each file", "such as 0.7,0.3"))
+            raise UserError("--weights", found, "a weight above 0 for each file", "such as 0.7,0.3")
         if not math.isclose(sum(mixture.weights), 1, abs_tol=1e-6):
             found = f"weights that add up to {sum(mixture.weights):g}"
             even = ",".join(f"{w / sum(mixture.weights):.4g}" for w in mixture.weights)
-            raise UserError(Problem("--weights", found, "shares that add up to 1", f"perhaps {even}"))
+            raise UserError("--weights", found, "shares that add up to 1", f"perhaps {even}")
         return list(mixture.weights)
     if not 0 < mixture.temperature < math.inf:
         found, expected = f"{mixture.temperature:g}", "a number above 0"
-        raise UserError(Problem("--temperature", found, expected, "1 is by size, a high one nearly even"))
+        raise UserError("--temperature", found, expected, "1 is by size, a high one nearly even")
     logs = [math.log(n) / mixture.temperature for n in sizes]
     powers = [math.exp(log - max(logs)) for log in logs]
     return [power / sum(powers) for power in powers]
@@ -127,7 +127,7 @@ def row_numbers(
     parts = shares(sizes, mixture)
     if mixture.n_rows is None and mixture.replacement:
         found = "--replacement without --rows"
-        raise UserError(Problem("harness data mix", found, "how many rows to draw", "--rows N"))
+        raise UserError("harness data mix", found, "how many rows to draw", "--rows N")
     most = math.floor(min(n / share for n, share in zip(sizes, parts, strict=True)) + 1e-9)
     total = most if mixture.n_rows is None else mixture.n_rows
     exact = [total * part for part in parts]
@@ -178,7 +178,7 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[E
         classes.setdefault(str(row.fields.get(balance)) if balance else "", []).append(i)
     if n_rows < len(classes):
         found, expected = f"{n_rows} for {len(classes)} values of {balance!r}", "one of each at least"
-        raise UserError(Problem("--rows", found, expected, f"--rows {len(classes)}"))
+        raise UserError("--rows", found, expected, f"--rows {len(classes)}")
     each, more = divmod(n_rows, len(classes))
     wanted = {name: each + (i < more) for i, name in enumerate(sorted(classes))}
     most = min(map(len, classes.values())) * len(classes)
@@ -201,4 +201,4 @@ def draw(indices: Sequence[int], n: int, seed: str, *, replacement: bool = False
 def refuse_no_rows(n_rows: int) -> None:
     """Refuse to draw fewer rows than one."""
     if n_rows < 1:
-        raise UserError(Problem("--rows", f"{n_rows}", "at least 1", "name how many rows to draw"))
+        raise UserError("--rows", f"{n_rows}", "at least 1", "name how many rows to draw")

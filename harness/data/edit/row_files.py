@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from harness.data import readers
 from harness.data.text_files import Row, is_csv, text_of_cell
-from harness.errors import Problem, UserError
+from harness.errors import UserError
 from harness.records import checksum, parse_json
 from harness.spec import HUB
 
@@ -100,7 +100,7 @@ def _json(row: Row) -> str:
     except (TypeError, ValueError) as error:
         step = "write a .parquet file" if isinstance(error, TypeError) else "fix the row"
         found = f"a value that JSON cannot hold ({error})"
-        raise UserError(Problem(row.where, found, "texts and numbers", step)) from None
+        raise UserError(row.where, found, "texts and numbers", step) from None
 
 
 def _as_text(value: Any) -> str:
@@ -117,7 +117,7 @@ def _cell(row: Row, name: str, *, is_read: bool) -> str:
         return str(value)
     if (text := text_of_cell(value)) is None:
         found, expected = f"a {type(value).__name__} in {name!r}", "values that CSV can hold"
-        raise UserError(Problem(row.where, found, expected, "write a .jsonl file"))
+        raise UserError(row.where, found, expected, "write a .jsonl file")
     return text.lower() if isinstance(value, bool) else text
 
 
@@ -132,7 +132,7 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
             schema = pyarrow.unify_schemas([pyarrow.parquet.read_schema(source) for source in sources])
         except pyarrow.ArrowException as error:
             found, shown = f"columns of other types ({str(error).splitlines()[0]})", ", ".join(sources)
-            raise UserError(Problem(shown, found, "equal types", "write a .jsonl file")) from None
+            raise UserError(shown, found, "equal types", "write a .jsonl file") from None
         first = list(itertools.islice(rows := iter(rows), _BATCH))
         names = list(dict.fromkeys(itertools.chain(schema.names, *(row.fields for row in first[:1]))))
         for name in names[len(schema.names) :]:
@@ -146,7 +146,7 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
             except (OverflowError, pyarrow.ArrowException) as error:
                 found = f"values in {name!r} that Parquet cannot hold ({str(error).splitlines()[0]})"
                 step = "fix the rows, or write a .jsonl file"
-                raise UserError(Problem(first[0].where, found, "one type a column", step)) from None
+                raise UserError(first[0].where, found, "one type a column", step) from None
         schema, batches = pyarrow.schema(fields), iter([first])
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches:
@@ -155,7 +155,7 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
             except pyarrow.ArrowException as error:
                 found = f"a value of another type ({str(error).splitlines()[0]})"
                 where = f"{batch[0].where} and the rows after it"
-                raise UserError(Problem(where, found, "the column's type", "write a .jsonl file")) from None
+                raise UserError(where, found, "the column's type", "write a .jsonl file") from None
             writer.write_table(table)
 
 
@@ -255,5 +255,5 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         is_whole = False
     if not is_whole:
         expected, step = "a manifest as harness data writes them", "remove it, or write it again"
-        raise UserError(Problem(readers.display_path(str(file)), "a damaged manifest", expected, step))
+        raise UserError(readers.display_path(str(file)), "a damaged manifest", expected, step)
     return found

@@ -28,7 +28,7 @@ from harness.data.edit import row_files
 from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow
 from harness.data.edit.split import SplitRows
 from harness.data.text_files import Row
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import UserError, as_argument
 from harness.provenance import versions_of
 from harness.records import canonical_json, checksum
 from harness.spec import HUB
@@ -90,14 +90,14 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         refuse_existing(out)
         refuse_existing(out.with_name(out.name + row_files.MANIFEST))
         return
-    raise UserError(Problem(shown, found, expected, step))
+    raise UserError(shown, found, expected, step)
 
 
 def refuse_existing(file: Path, found: str = "a file that is there already") -> None:
     """Refuse to write over a file."""
     if os.path.lexists(file):
         step = "name another file, or remove that one"
-        raise UserError(Problem(f"--out {readers.display_path(str(file))}", found, "a new file", step))
+        raise UserError(f"--out {readers.display_path(str(file))}", found, "a new file", step)
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def phrase_no_rows(edit: Edit, n_dropped: int) -> UserError:
     """Return the error of an edit that leaves no row."""
     if n_dropped:
         shown, step = ", ".join(map(readers.display_path, edit.inputs)), "the same with --dry-run says why"
-        return UserError(Problem(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step))
+        return UserError(shown, f"{n_dropped:,} rows, all of them dropped", "at least one row", step)
     return UserError([readers.phrase_no_rows(path, "name a file with rows") for path in edit.inputs])
 
 

@@ -73,7 +73,7 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
         raise UserError(splits.phrase_only_augmented(content.shown))
     if way.folds and len(source.rows) < len(content.rows):
         step = "split the rows that they were made from, and augment each fold's training rows"
-        raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
+        raise UserError(content.shown, "augmented rows", "folds of rows that are tested", step)
     questions = [read_question_and_answers(row, roles).whole for row in source.rows]
     found = _split_by_time(source, questions, way) if way.time else _split_at_random(source, questions, way)
     found = _place_augmented(found, content, roles, way)
@@ -120,12 +120,12 @@ def check_way(way: SplitOptions) -> None:
         if bad or abs(sum(shares) - 1) > 1e-6:
             found = f"{','.join(map(plain, shares))}, which add up to {sum(shares):g}"
             expected = "shares of train, validation and test that add up to 1, such as 0.8,0.1,0.1"
-            raise UserError(Problem("--shares", found, expected, "only validation and test may be 0"))
+            raise UserError("--shares", found, expected, "only validation and test may be 0")
     elif way.folds < 2:
-        raise UserError(Problem("--folds", str(way.folds), "2 folds or more", "such as --folds 5"))
+        raise UserError("--folds", str(way.folds), "2 folds or more", "such as --folds 5")
     elif way.time or shares != SHARES:
         option = f"--time {way.time}" if way.time else f"--shares {','.join(map(plain, shares))}"
-        raise UserError(Problem("--folds", f"{option} as well", "folds of one size", "leave one out"))
+        raise UserError("--folds", f"{option} as well", "folds of one size", "leave one out")
 
 
 def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
@@ -180,7 +180,7 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
     if len(groups) < len(named):
         found = f"{pluralize(len(groups), 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
-        raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
+        raise UserError(content.shown, found, f"at least {len(named)}, one a part", step)
     if way.folds:
         dealt = splits.deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
     else:

@@ -80,7 +80,7 @@ def _describe(evaluator: "_TaskEvaluator", limit: int | None, where: str) -> Des
     kinds = {task.OUTPUT_TYPE for task in loaded}
     if len(kinds) > 1 or any(task_scores != scores[0][0] for task_scores, _ in scores):
         problem, expected = "a group whose tasks are scored in different ways", "tasks of one kind and metric"
-        raise UserError(Problem(where, problem, expected, "name single tasks"))
+        raise UserError(where, problem, expected, "name single tasks")
     hashes = [tasks.hashes(task) for task in loaded]
     version = digest([[tasks.definition(task) for task in loaded], hashes, tasks.version()])
     # The first documents of the order seeded by the version, over all tasks of a group.
@@ -152,7 +152,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     listed = described.scores
     if not listed:
         found = f"no score that adds up over items ({'; '.join(described.left_out)})"
-        raise UserError(Problem(where, found, "a task with a score that can be compared", "leave it out"))
+        raise UserError(where, found, "a task with a score that can be compared", "leave it out")
     primary = requests.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
     evaluator.described = described
     evaluator.primary = next(s for s in listed if s.name == primary)

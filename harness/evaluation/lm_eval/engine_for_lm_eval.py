@@ -68,7 +68,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         if sampled := next((r for r in requests if is_sampled(r.args[1])), None):
             found = f"task {sampled.task_name}, whose answers are sampled"
             expected = "greedy answers: a second run has to give the same"
-            raise UserError(Problem("harness", found, expected, "leave the task out"))
+            raise UserError("harness", found, expected, "leave the task out")
         return self._answer_by_task(requests)
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:

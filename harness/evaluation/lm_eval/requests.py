@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.errors import HarnessError, Problem, UserError, did_you_mean
+from harness.errors import HarnessError, UserError, did_you_mean
 from harness.metrics import Array, Metric, Parts, ratio, weighted_mean
 from harness.models import Candidate
 from harness.records import Encoded, Limits, Output, PromptText
@@ -272,14 +272,14 @@ def primary(scores: Sequence[Score], requested: str, where: str) -> str:
         problem = "which stands for several" if matching else "which is not among its scores"
         step = f"primary: {matching[0]}" if matching else did_you_mean(requested, names)
         expected = f"one of {', '.join(map(repr, matching or names))}"
-        raise UserError(Problem(where, f"primary: {requested}, {problem}", expected, step))
+        raise UserError(where, f"primary: {requested}, {problem}", expected, step)
     shares = [s.name for s in scores if s.is_share and s.higher_is_better]
     others = [n for n in names if n == "bits_per_byte"] or names
     candidates = [n for n in shares if n == "acc"] or shares or others
     if len(candidates) == 1:
         return candidates[0]
     found = f"several scores that could decide: {', '.join(map(repr, candidates))}"
-    raise UserError(Problem(where, found, "one primary score", f'add primary: "{candidates[0]}" to the task'))
+    raise UserError(where, found, "one primary score", f'add primary: "{candidates[0]}" to the task')
 
 
 def _two(value: Any) -> Sequence[Any]:

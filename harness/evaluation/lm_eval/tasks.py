@@ -66,7 +66,7 @@ def members(name: str, where: str) -> list[RegisteredTask]:
         nearest = did_you_mean(name, _entries())
         hint = nearest if nearest.startswith("did you mean") else "check the spelling"
         step = f"{hint}; `harness ls lm-eval` lists them all"
-        raise UserError(Problem(where, found, "the name of a task, group or tag of lm-eval", step))
+        raise UserError(where, found, "the name of a task, group or tag of lm-eval", step)
     return list({member.name: member for member in _walk(name, {}, where)}.values())
 
 
@@ -94,11 +94,11 @@ def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[Regis
         below = child if isinstance(child, str) else child.get("task", child.get("group"))
         if not isinstance(below, str) or below not in _entries():
             found = f"{name}, a group that defines {below!r} inside itself"
-            raise UserError(Problem(where, found, "a group of tasks that have names", "name single tasks"))
+            raise UserError(where, found, "a group of tasks that have names", "name single tasks")
         changes = {**entry["overrides"], **overrides, **own}
         if "/lm_eval/tasks/" in json.dumps(changes):  # a function, as the scan shows it
             found = f"{name}, a group that changes functions of its tasks"
-            raise UserError(Problem(where, found, "a group that changes values only", "name single tasks"))
+            raise UserError(where, found, "a group that changes values only", "name single tasks")
         yield from _walk(below, changes, where)
 
 
@@ -138,7 +138,7 @@ def datasets_folder(written: str | None) -> Path | None:
     if not folder.is_dir():
         where = "HARNESS_DATASETS_DIR" if os.environ.get("HARNESS_DATASETS_DIR") else "datasets_dir"
         expected = "a folder with a data set in each <org>/<name>, laid out as on the hub"
-        raise UserError(Problem(where, f"no folder {folder}", expected, "correct the path, or leave it out"))
+        raise UserError(where, f"no folder {folder}", expected, "correct the path, or leave it out")
     return folder
 
 
@@ -167,16 +167,16 @@ def load(
             raise UserError(_describe_load_error(member, folder, datasets_dir, error, where)) from error
     if getattr(task, "MULTIMODAL", False):
         found = f"{member.name}, which shows images or sound"
-        raise UserError(Problem(where, found, "a task of text alone", "leave it out"))
+        raise UserError(where, found, "a task of text alone", "leave it out")
     if getattr(task, "UNSAFE_CODE", False):
         found = f"{member.name}, which runs the code that the model writes"
-        raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
+        raise UserError(where, found, "a task that runs no generated code", "use lm-eval itself")
     settings = task.get_config("generation_kwargs") or {}
     if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
         named = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
         found = f"{member.name}, whose answers are sampled ({named})"
         expected = "greedy answers: a second run has to give the same"
-        raise UserError(Problem(where, found, expected, "leave it out"))
+        raise UserError(where, found, expected, "leave it out")
     if task.get_config("num_fewshot") != 0 and num_fewshot is not None:
         task.set_config("num_fewshot", num_fewshot)
     elif task.get_config("num_fewshot") is None:
@@ -284,7 +284,7 @@ def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where
     if wants and not trusted:
         found = f"{member.name}, whose data set brings code of its own to run"
         expected = "data without code, or your word that this code may run"
-        raise UserError(Problem(where, found, expected, "write trust_remote_code: true at this task"))
+        raise UserError(where, found, expected, "write trust_remote_code: true at this task")
 
 
 def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
@@ -301,7 +301,7 @@ def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
             found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
             expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
             next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
-            raise UserError(Problem(where, found, expected, next_step)) from None
+            raise UserError(where, found, expected, next_step) from None
 
 
 def _describe_load_error(

@@ -16,7 +16,7 @@ from harness.data.guessed_columns import MOST_LABELS, SQL, add_contexts, guess_c
 from harness.data.row_forms import CHOICE_QUESTIONS, find_column, settle_forms
 from harness.data.text_files import Row
 from harness.data.turns import find_fields
-from harness.errors import Problem, UserError, refuse
+from harness.errors import UserError, refuse
 from harness.formatting import pluralize
 from harness.models.hub import NAMES as EMBEDDED
 from harness.records import Example, has_closed_labels, list_labels, match_label, parse_json, pieces
@@ -96,7 +96,7 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         misfit = f"{form} rows"
     if misfit:
         step = "leave --task out, or name another kind"
-        raise UserError(Problem(f"{content.shown}, --task {kind}", misfit, NEEDS[kind], step))
+        raise UserError(f"{content.shown}, --task {kind}", misfit, NEEDS[kind], step)
     thumbs = sum(formats.has_thumb_down(row, layout) for row in content.rows)
     answers = _recognise_answers(kind, examples, column)
     return RecognizedRows(content.shown, content.rows, layout, fields, kind, answers, thumbs)

@@ -55,7 +55,7 @@ def propose_task(
     if where := next((row.where for row in sourced if not row.example.references), ""):
         found, expected = "constraints and no reference", "an answer to show and to train on"
         step = "add references, or write a suite with metrics: [follows], on which nothing is trained"
-        raise UserError(Problem(where, found, expected, step))
+        raise UserError(where, found, expected, step)
     examples = [row.example for row in sourced]
     if seen.layout and seen.layout.column:
         columns = PromptColumns(("messages",), "messages")

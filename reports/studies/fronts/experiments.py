@@ -81,9 +81,7 @@ def _rows(path: str) -> Path:
     found = Path(os.environ.get("HARNESS_TEST_DATA") or ROOT.parent / "shared" / "data") / "rows" / path
     if not found.exists():
         step = "HARNESS_TEST_DATA=FOLDER, which holds rows/"
-        raise UserError(
-            Problem("the study of fronts", f"no {found}", "the real rows that it trains on", step)
-        )
+        raise UserError("the study of fronts", f"no {found}", "the real rows that it trains on", step)
     return found
 
 
