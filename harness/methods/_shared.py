@@ -65,8 +65,9 @@ RESCUE = RescueStep(
 _BILLION = 1e9
 _USUAL = 7e9  # assumed parameters of a base of unknown size
 
-# Hu et al. 2021 and what was measured on smollm2-135m; Hu et al.; Dettmers et al. 2023.
-_OF_ADAPTERS = {0.5: [2e-4, 1e-3], 1.5: [2e-4, 5e-4], inf: [1e-4, 2e-4]}
+# What was measured on smollm2-135m (reports/recipe_search.md) and Hu et al. 2021; Hu et al.; Dettmers et al.
+# 2023. The first is the one that is tried where time allows no more.
+_OF_ADAPTERS = {0.5: [1e-3, 2e-4], 1.5: [2e-4, 5e-4], inf: [1e-4, 2e-4]}
 # A base too small for all sources needs as much as an adapter. Devlin et al. 2019 and SmolLM2 of 135 M;
 # Llama 2 and SmolLM2 of 1.7 B; Tülu 3 and Llama 2; Tülu 3.
 _OF_ALL_PARAMETERS = {
