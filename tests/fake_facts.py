@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.candidate_facts import AnswerFacts, CandidateFacts, Speed
 from harness.analysis.decision import Decision, decide
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.verdict import MissRate, Rule, Verdict
@@ -43,7 +43,10 @@ def candidate(name: str, score: float, unit: Unit = RATE, **changes: Any) -> Can
         "target": Estimate(score, score - 0.05, score + 0.05, 200, unit), "validation": score,
         "cost_per_1k_usd": 0.20, "latency_p50_s": 0.3,
     }  # fmt: skip
-    return CandidateFacts(**(fields | changes))
+    fields |= changes
+    for name, group in (("speed", Speed), ("answers", AnswerFacts)):
+        fields[name] = group(**{key: fields.pop(key) for key in group._fields if key in fields})
+    return CandidateFacts(**fields)
 
 
 def make_fine_tune(

@@ -20,7 +20,7 @@ from fake_facts import verdict
 from harness import report, store
 from harness.analysis import comparison
 from harness.analysis import decision as decide
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.candidate_facts import CandidateFacts, Speed, best_untrained
 from harness.analysis.economics import apply_budgets
 from harness.analysis.estimators import Estimate
 from harness.lifecycle import nightly_alarm as alarm
@@ -145,7 +145,7 @@ def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
     return CandidateFacts(
         name=run.candidate, run_id=run.run_id, method=run.method, prompting=run.prompting, answer=run.answer,
         seed=run.seed, trained=trained, state="done", target=score, validation=score.score, verdict=kept,
-        cost_per_1k_usd=0.1 if trained else 0.2, latency_p50_s=run.latency["p50_s"],
+        cost_per_1k_usd=0.1 if trained else 0.2, speed=Speed(latency_p50_s=run.latency["p50_s"]),
         training_cost_usd=0.001 if trained else 0.0, n_train=100 if trained else 0, training=run.training,
     )  # fmt: skip
 

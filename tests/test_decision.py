@@ -424,7 +424,8 @@ def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain
 def set_latencies(p50_s: dict[str, float], facts=None):
     """Give the candidates named another median time of a request; the alternatives take 0.3 s, lora 0.2."""
     facts = facts or [*alternatives(), LORA]
-    return [replace(f, latency_p50_s=p50_s.get(f.name, f.latency_p50_s)) for f in facts]
+    speeds = {f.name: f.speed._replace(latency_p50_s=p50_s[f.name]) for f in facts if f.name in p50_s}
+    return [replace(f, speed=speeds.get(f.name, f.speed)) for f in facts]
 
 
 def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune_is_shipped():
@@ -449,8 +450,9 @@ def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_
     assert decision.candidate == "lora"
     assert find_reason(decision, "All keep the budgets")
     lora = make_fine_tune("lora", 0.81, 0.07, latency_p50_s=None)
-    facts = [replace(f, measured_on="a new one") for f in alternatives()]
-    decision = make_decision([*facts, replace(lora, measured_on="an old one")], max_latency_s=0.5)
+    facts = [replace(f, speed=f.speed._replace(measured_on="a new one")) for f in alternatives()]
+    lora = replace(lora, speed=lora.speed._replace(measured_on="an old one"))
+    decision = make_decision([*facts, lora], max_latency_s=0.5)
     assert find_reason(decision, "Times of different machines cannot be compared: a new one, an old one.")
     assert decision.candidate == "lora"
     assert find_reason(decision, "Not measured against the budgets, and left in: lora.")

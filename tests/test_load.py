@@ -68,7 +68,7 @@ def test_requests_to_a_server_come_together_where_that_is_written(tiny, tmp_path
         report = compare(write_experiment(tmp_path, server.url, tiny, POLICY))
     assert answer.most > 1, "otherwise one is asked after the other"
     (facts,) = report.facts
-    load = facts.under_load
+    load = facts.speed.under_load
     assert load.n == 4
     assert 0.1 <= load.first_token_p50_s <= load.first_token_p95_s
     assert 0 < load.requests_per_s <= 4 / 0.1
@@ -224,8 +224,9 @@ def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_the
     file.write_text(json.dumps(plain))
     found = tiny_experiment.run(copy)
     (lora,) = (f for f in found.facts if f.name == "lora")
-    assert (lora.latency_p50_s, lora.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)
-    assert lora.disturbed.keys() == {"latency_p50_s", "latency_p95_s", "requests_per_s", "cost_per_1k_usd"}
+    assert (lora.speed.latency_p50_s, lora.speed.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)
+    names = {"latency_p50_s", "latency_p95_s", "requests_per_s", "cost_per_1k_usd"}
+    assert lora.speed.disturbed.keys() == names
     (table,) = [s for s in experiment_document(found).sections if s.kind == "speed"]
     cells = {row[0]: row[1:] for row in table.rows}
     assert [cell.startswith("~") for cell in cells["lora"]] == [True, True, True, False, False, True]

@@ -342,7 +342,8 @@ def test_an_endpoint_is_judged_on_what_it_was_asked_and_has_no_cost_without_pric
 
     assert (served.cost_per_1k_usd, served.training_cost_usd) == (None, 0)
     assert "its requests have no price here without usd_per_million_tokens" in notes
-    assert served.latency_p50_s is None or served.latency_p50_s > 0, "unknown where other work disturbed it"
+    p50_s = served.speed.latency_p50_s
+    assert p50_s is None or p50_s > 0, "unknown where other work disturbed it"
     assert found.seeds == ()
     assert [f.training_cost_usd for f in found.facts] == [0.0] * 5
 

@@ -29,8 +29,8 @@ from harness.lifecycle import label_file, pair_file
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet
 from harness.report import ExperimentReport
-from harness.report.answer_tables import label_sections, label_sentences
 from harness.report.escape import spreadsheet_lines
+from harness.report.sections import label_sections, label_sentences
 from harness.spec import GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
 from tests import tiny_experiment

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from harness import formatting, plugins
 from harness import report as reports
-from harness.analysis.candidate_facts import UnreadAnswers
+from harness.analysis.candidate_facts import AnswerFacts, UnreadAnswers
 from harness.analysis.estimators import Estimate
 from harness.analysis.verdict import Rule
 from harness.cli.app import write_report
@@ -160,7 +160,9 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
 
 def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means():
     figures = {"cost_per_1k_usd": 0.00041, "latency_p50_s": 0.034}
-    disturbed = replace(make_widest_row("lora"), **dict.fromkeys(figures), disturbed=figures)
+    lora = make_widest_row("lora")
+    speed = lora.speed._replace(latency_p50_s=None, disturbed=figures)
+    disturbed = replace(lora, cost_per_1k_usd=None, speed=speed)
     of = report([disturbed, *alternatives()])
     (lora,) = (line.split() for line in print_report(of, 100) if line.startswith("lora  "))
     assert lora[-3:] == ["~", "~", "UNDECIDED"]
@@ -292,13 +294,15 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
 
 def test_cut_and_unparsable_answers_stand_beside_the_scores():
     prompt, *others = alternatives()
-    found = report([replace(prompt, unread=UnreadAnswers(0.86, 0.08, 24)), *others, LORA])
+    found = report(
+        [replace(prompt, answers=AnswerFacts(unread=UnreadAnswers(0.86, 0.08, 24))), *others, LORA]
+    )
     cut = "* answers cut at max_new_tokens: 24: prompt 86 %; set max_new_tokens: 48"
     unparsable = "* empty answers, or none of the labels: prompt 8 %; tell the prompt to answer with"
     for text in (markdown(experiment_document(found)), " ".join(" ".join(print_report(found)).split())):
         assert cut in text
         assert unparsable in text
-    few = report([replace(prompt, unread=UnreadAnswers(0.05, 0.0, 24)), *others, LORA])
+    few = report([replace(prompt, answers=AnswerFacts(unread=UnreadAnswers(0.05, 0.0, 24))), *others, LORA])
     assert "max_new_tokens" not in markdown(experiment_document(few))
 
 

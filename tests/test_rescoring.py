@@ -112,7 +112,7 @@ def test_compare_after_a_change_of_metric_loads_no_model(tiny, tmp_path):
     made = prepare_session(loaded, Scope(), SilentProgress())
     after = experiment.run_all(made, loaded)
     assert made.slot.host is None
-    assert after.facts[0].latency_p50_s == before.facts[0].latency_p50_s
+    assert after.facts[0].speed.latency_p50_s == before.facts[0].speed.latency_p50_s
     for row in rows(made, "letters/test"):
         started = row.text[:1] == row.references[0][:1]
         assert row.parts["starts"] == (1.0 - started if row.status == "ok" else 0.0,)

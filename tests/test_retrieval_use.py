@@ -15,7 +15,7 @@ from harness.experiment import compare
 from harness.prompting import context_of, with_context
 from harness.records import Document, Example, SampleResult
 from harness.report import experiment_document, markdown
-from harness.report.answer_tables import RETRIEVAL_COLUMNS, retrieval_section, retrieval_text
+from harness.report.sections import RETRIEVAL_COLUMNS, retrieval_section, retrieval_text
 from harness.report.wording import find_shown_figure
 
 LAMP = Document("lamp", "Lamp", "The lamp costs 40 euros and burns for 900 hours.")
@@ -125,7 +125,7 @@ def test_an_answer_is_grounded_where_the_passages_hold_the_words_of_each_sentenc
 def test_the_table_and_the_sentence_say_what_was_found_and_used():
     row = make_row(PRICE, [LAMP], "I do not know.")
     found = retrieval_use([row], {"price": 0.0}, {"price": PRICE}, [LAMP])
-    facts = replace(candidate("rag", 0.5), retrieval=found, recall=1.0)
+    facts = candidate("rag", 0.5, retrieval=found, recall=1.0)
     assert retrieval_section([facts, candidate("prompt", 0.4)]).rows == [
         ["rag", "1", "0", "0", "1", "0", "0", "0", "0.0", "100.0", "100.0", "1.00"]
     ]
@@ -203,7 +203,7 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     assert facts["rag"].cost_per_1k_usd == pytest.approx(1000 * chosen_s), "at 1 USD a second"
     assert find_shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
     assert "1.50 USD of 1,000 requests to rag at 20,000 requests a month" in made.decision.reasons[-1]
-    use = facts["rag"].retrieval
+    use = facts["rag"].answers.retrieval
     assert {kind: getattr(use, kind) for kind in wanted} == wanted
     assert (use.n, use.known, use.errors, use.unclear) == (20, 0, 0, 0)
     assert use.retrieved.recall == use.retrieved.reciprocal_rank == 1 - wanted["missed"] / 20

@@ -19,7 +19,7 @@ from harness.data.edit.save import Edit, save
 from harness.errors import UserError
 from harness.records import parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
-from harness.report.sections import html
+from harness.report.html_page import html
 from harness.spec import Mix, Task
 
 LORA = "method: lora, params: {r: 2, max_steps: 2, max_length: 200}"

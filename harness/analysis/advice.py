@@ -161,8 +161,8 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
             for run, over in ((advised, chosen), (chosen, advised)):
                 if case.alternative and over.name == case.alternative.name and (g := gain(run.vs_untrained)):
                     why.append(f"{run.name} gains {gain_text(g)} over {over.name}")
-            if advised.recall is not None and advised.recall < 1:
-                recall = formatting.percent(advised.recall)
+            if advised.answers.recall is not None and advised.answers.recall < 1:
+                recall = formatting.percent(advised.answers.recall)
                 why.append(f"its retrieval found {recall} % of the documents needed")
             reason = f"Why: {'; '.join(why)}." if why else "Nothing that was measured says why."
             agreement = f" What is chosen differs: {own}, {reached}. {reason}"
@@ -177,11 +177,12 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
         run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
         parts = []
-        if run and run.recall is not None:
-            parts.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
+        if run and run.answers.recall is not None:
+            recall = formatting.percent(run.answers.recall)
+            parts.append(f"retrieval found {recall} % of the documents needed")
             parts.append(f"{run.name} reaches {score_text(case, run)} with them")
-        if run and need == "answers_with_sources" and run.citations:
-            cited = [f"{formatting.score(e.unit, *e[:3])} {name}" for name, e in run.citations.items()]
+        if run and need == "answers_with_sources" and (citations := run.answers.citations):
+            cited = [f"{formatting.score(e.unit, *e[:3])} {name}" for name, e in citations.items()]
             parts.append(f"the citations of {run.name} reach {' and '.join(cited)}")
         return ", and ".join(parts)
     if need == "sensitive_data":
@@ -239,8 +240,8 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
     other, macro = case.alternative, run.verdict.macro if run.verdict else None
-    if need == "low_latency" and other and None not in (run.latency_p50_s, other.latency_p50_s):
-        took, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
+    if need == "low_latency" and other and None not in (run.speed.latency_p50_s, other.speed.latency_p50_s):
+        took, its = formatting.seconds(run.speed.latency_p50_s), formatting.seconds(other.speed.latency_p50_s)
         return f"the median request takes {took} with {run.label} and {its} with {other.name}"
     if need == "little_data" and run.n_train:
         return f"there are {formatting.count(run.n_train)} training examples"
@@ -249,7 +250,7 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
     if need in ("rapid_iteration", "no_compute") and run.training.total_s:
         memory = run.training.peak_memory_gib
         held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
-        where = f" on {run.measured_on}" if run.measured_on else ""
+        where = f" on {run.speed.measured_on}" if run.speed.measured_on else ""
         return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
     if need == "cheaper_than_a_larger_model":
         return _describe_larger(case, run)

@@ -85,20 +85,47 @@ class UnreadAnswers(NamedTuple):
     limit: int
 
 
+class Speed(NamedTuple):
+    """Latency and throughput of a run on the device `measured_on`.
+
+    Figures in `disturbed`, which may include the cost of 1,000 requests, were measured while other work ran;
+    their fields are None.
+    """
+
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    requests_per_s: float | None = None
+    under_load: UnderLoad | None = None
+    disturbed: Mapping[str, float] = {}
+    measured_on: str = ""
+
+
+class AnswerFacts(NamedTuple):
+    """Properties of the answers on test: use of retrieved documents, draws, truncation.
+
+    `recall` is the share of needed documents that retrieval found.
+    """
+
+    recall: float | None = None
+    retrieval: RetrievalUse | None = None
+    citations: Mapping[str, Estimate] = {}
+    several: SeveralAnswers | None = None
+    unread: UnreadAnswers | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
     """Measurements of one run of a candidate: everything that a decision and a report need.
 
     `trained` says that the weights differ from the base's own. `prompting` spells out the parameters.
     `target` is the primary metric's estimate on test, `validation` its value there. The comparisons are
-    paired on test: `new` is this run, `base` the best untrained candidate or the prompt. `recall` is the
-    share of needed documents that retrieval found; `index_per_1k_usd` is not included in the other costs.
-    Timed figures were measured on `measured_on`; those in `disturbed` were disturbed by other work, and their
-    fields are None. `over_budget` says which budget or need is broken, `leaves_machine` that requests go to
-    an external server. `n_train` examples were trained on, 0 if unknown; a teacher was paid `rows_cost_usd`
-    and labelled `n_taught` of them. `verdict` is the gate's on this run alone; `standing` is its place among
-    many candidates, and `corrected` the verdict at that level. `labels_missing` counts labels needed before a
-    judge's metric may decide. `settings` names those that validation chose its own from, by digest.
+    paired on test: `new` is this run, `base` the best untrained candidate or the prompt. `index_per_1k_usd`
+    is not included in the other costs. `over_budget` says which budget or need is broken, `leaves_machine`
+    that requests go to an external server. `n_train` examples were trained on, 0 if unknown; a teacher was
+    paid `rows_cost_usd` and labelled `n_taught` of them. `verdict` is the gate's on this run alone;
+    `standing` is its place among many candidates, and `corrected` the verdict at that level. `labels_missing`
+    counts labels needed before a judge's metric may decide. `settings` names those that validation chose its
+    own from, by digest.
     """
 
     name: str
@@ -119,12 +146,7 @@ class CandidateFacts:
     cost_per_1k_usd: float | None = None
     index_per_1k_usd: float = 0.0
     tokens: TokenCounts | None = None
-    latency_p50_s: float | None = None
-    latency_p95_s: float | None = None
-    requests_per_s: float | None = None
-    under_load: UnderLoad | None = None
-    disturbed: dict[str, float] = field(default_factory=dict)
-    measured_on: str = ""
+    speed: Speed = field(default_factory=Speed)
     over_budget: str = ""
     baseline: bool = False
     leaves_machine: bool = False
@@ -132,10 +154,7 @@ class CandidateFacts:
     rows_cost_usd: float = 0.0
     n_taught: int = 0
     n_train: int = 0
-    recall: float | None = None
-    retrieval: RetrievalUse | None = None
-    citations: dict[str, Estimate] = field(default_factory=dict)
-    several: SeveralAnswers | None = None
+    answers: AnswerFacts = field(default_factory=AnswerFacts)
     over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
     parity: Mapping[str, Any] = field(default_factory=dict)
@@ -146,7 +165,6 @@ class CandidateFacts:
     base: BaseSize | None = None
     more_targets: tuple[TargetScore, ...] = ()
     settings: tuple[str, ...] = ()
-    unread: UnreadAnswers | None = None
     is_instructed: bool = True
 
     @property
@@ -173,7 +191,7 @@ def facts_of_run(run: Run) -> CandidateFacts:
         state=run.state,
         error=run.error,
         baseline=run.recipe.get("role") == "baseline",
-        **timed if run.state == "done" else {},
+        speed=Speed(**timed) if run.state == "done" else Speed(),
     )
 
 

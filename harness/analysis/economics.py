@@ -167,8 +167,8 @@ def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list
     broken: dict[str, str] = {}
     for name in dict.fromkeys(f.name for f in runs):
         seeds = [f for f in runs if f.name == name and f.state == "done"]
-        p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
-        rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
+        p50s = [f.speed.latency_p50_s for f in seeds if f.speed.latency_p50_s is not None]
+        rates = [f.speed.requests_per_s for f in seeds if f.speed.requests_per_s is not None]
         over = []
         if "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds):
             over.append("sensitive data would go to an external server")
@@ -192,12 +192,12 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
     unknown = dict.fromkeys(
         f.name
         for f in done
-        if (policy.max_latency_s is not None and f.latency_p50_s is None)
-        or (policy.min_requests_per_s is not None and f.requests_per_s is None)
+        if (policy.max_latency_s is not None and f.speed.latency_p50_s is None)
+        or (policy.min_requests_per_s is not None and f.speed.requests_per_s is None)
     )
     if unknown:
         lines.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
-    machines = dict.fromkeys(f.measured_on for f in done if f.measured_on)
+    machines = dict.fromkeys(f.speed.measured_on for f in done if f.speed.measured_on)
     if len(machines) > 1:
         lines.append(f"Times of different machines cannot be compared: {', '.join(machines)}.")
     return lines

@@ -15,6 +15,7 @@ from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
 from harness.analysis.candidate_facts import (
+    AnswerFacts,
     BaseSize,
     CandidateFacts,
     UnderLoad,
@@ -192,14 +193,21 @@ class _Measured(NamedTuple):
         session, run, recipe, items = self.session, self.run, self.candidate.recipe, self.session.target.items
         metric, test = session.target.primary, self.rows()
         facts = facts_on_target(run, metric, test, self.rows("validation"))
-        cost, disturbed = self.cost_per_1k_usd(test, facts.tokens), facts.disturbed
+        cost, disturbed = self.cost_per_1k_usd(test, facts.tokens), facts.speed.disturbed
         if cost is None and run.latency.get("compute_contended") and not self.is_remote:
             by_time = self.price(1000 * run.latency.get("compute_s", 0.0))
-            disturbed = disturbed | {"cost_per_1k_usd": by_time}  # other work disturbed the time
+            disturbed = {**disturbed, "cost_per_1k_usd": by_time}  # other work disturbed the time
         recalls = [r.recall for r in test if r.recall is not None]
         retrieves = any(hasattr(plugins.load("prompting", name), "passages") for name in recipe.prompting)
         of_slices, metrics = rows_by_slice(test, self.reader.edge_cases), session.target.metrics
         n_train, n_taught = self.count_rows()
+        device = "its server, over HTTP" if self.is_remote else run.provenance.get("device") or ""
+        answers = facts.answers._replace(
+            recall=fmean(recalls) if recalls else None,
+            retrieval=self.retrieval_use(),
+            citations={n: estimate(of, test) for n, of in metrics.items() if n.startswith("citation_")},
+            several=several_answers(metric, test, self.reader.drawn(run, f"{session.target.task.name}/test")),
+        )
         return replace(
             mark_recipe(facts, recipe, session.experiment.candidates),
             slices={
@@ -209,18 +217,14 @@ class _Measured(NamedTuple):
             },
             cost_per_1k_usd=cost,
             index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
-            disturbed=disturbed,
-            measured_on="its server, over HTTP" if self.is_remote else run.provenance.get("device") or "",
+            speed=facts.speed._replace(disturbed=disturbed, measured_on=device),
+            answers=answers,
             training_cost_usd=self.price(run.training.total_s),
             rows_cost_usd=rows_cost_usd(self.candidate, session.training_data),
             n_train=n_train,
             n_taught=n_taught,
             base=self.base_size(),
-            recall=fmean(recalls) if recalls else None,
-            retrieval=self.retrieval_use(),
-            citations={n: estimate(of, test) for n, of in metrics.items() if n.startswith("citation_")},
             settings=self.settings(),
-            several=several_answers(metric, test, self.reader.drawn(run, f"{session.target.task.name}/test")),
             training=run.training,
             parity=run.parity,
             is_instructed=has_instruction(session.target.task, recipe, [*items.validation, *items.test]),
@@ -329,7 +333,7 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     """
     _refuse_unanswered(test)
     busy_s, timed, facts = _compute_s(run, test), run.latency, facts_of_run(run)
-    disturbed, under_load, prompt = dict(facts.disturbed), None, fmean(r.n_prompt_tokens for r in test)
+    disturbed, under_load, prompt = dict(facts.speed.disturbed), None, fmean(r.n_prompt_tokens for r in test)
     if timed.get("compute_contended") and timed.get("compute_s"):
         disturbed["requests_per_s"] = 1 / timed["compute_s"]
     if "at_once" in timed and not timed.get("at_once_contended"):
@@ -352,10 +356,12 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         target=estimate(metric, test),
         validation=estimate(metric, validation).score,
         tokens=tokens,
-        requests_per_s=1 / busy_s if busy_s else None,
-        under_load=under_load,
-        disturbed=disturbed,
-        unread=UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0)),
+        speed=facts.speed._replace(
+            requests_per_s=1 / busy_s if busy_s else None, under_load=under_load, disturbed=disturbed
+        ),
+        answers=AnswerFacts(
+            unread=UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
+        ),
     )
 
 

@@ -22,14 +22,15 @@ from harness.report.experiment_report import (
     describe_answer, describe_prompt, excerpt, mark_answer, show_items,
 )
 from harness.report.first_page import advise_more_items, advise_on_power
+from harness.report.html_page import html
 from harness.report.interchange import junit, read, restore, to_csv, to_json, to_plain
 from harness.report.interchange import paths as kept_reports
 from harness.report.pictures import front_file
 from harness.report.result_tables import ScoreRow, origin, score_section, targets_section
 from harness.report.sections import (
-    arithmetic_lines, experiment_document, gate_document, gate_json, gate_junit, html, print_last,
-    terminal, terminal_table,
+    arithmetic_lines, experiment_document, gate_document, gate_json, gate_junit,
 )
+from harness.report.terminal import print_last, terminal, terminal_table
 from harness.report.training_tables import (
     describe_forgetting, diagnose, figure_title, front_sentence, print_tried_value, sets_section,
     trial_line, trials_section,

@@ -144,7 +144,7 @@ CANDIDATE_COLUMNS = _by_name(
     _shown("output_tokens", "tokens of an answer", "mean of a request on test",
         lambda r: r.facts.tokens and r.facts.tokens.output, figure, "number"),
     _shown("disturbed", "disturbed", "figures that other work disturbed",
-        lambda r: ", ".join(r.facts.disturbed)),
+        lambda r: ", ".join(r.facts.speed.disturbed)),
     _stored("created", "when it was made", lambda created: created[:16].replace("T", " ")),
     _stored("method", "how its weights were made"),
     _stored("prompting", "how it is prompted"),

@@ -7,13 +7,9 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from rich.cells import cell_len
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 # Control and direction characters, surrogates, private and unassigned ones.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
@@ -73,21 +69,6 @@ def spreadsheet_lines(text: str) -> str:
     """Clean the lines of a text for a spreadsheet's cell, so that none is read as a formula."""
     cell = clean_lines(text).strip()
     return f"'{cell}" if cell.startswith(_FORMULA) else cell
-
-
-def page_environment(folder: Path) -> "Environment":
-    """Return a Jinja environment for a folder of HTML templates that cleans and escapes every text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    return Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
-    )
 
 
 def shorten(text: str, width: int, kept: int | None = None) -> str:

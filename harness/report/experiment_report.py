@@ -164,7 +164,7 @@ class ExperimentReport:
         """Return what a terminal shows, for notebooks."""
         from rich.console import Console
 
-        from harness.report.sections import WIDTH, terminal
+        from harness.report.terminal import WIDTH, terminal
 
         console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=False)
         terminal(self, console)

@@ -19,7 +19,8 @@ from harness.data.readers import file_of
 from harness.errors import UserError, as_argument
 from harness.formatting import count, percent, pluralize
 from harness.report.document import ResultDocument, Section
-from harness.report.escape import page_environment, shorten
+from harness.report.escape import shorten
+from harness.report.html_page import page_environment
 from harness.spec import HUB
 
 _SHOWN = 5  # places of a finding on the page

@@ -28,6 +28,7 @@ from harness.report.wording import SMOKE, best_first
 _CANDIDATE = ("experiment", "candidate", "seed", "slice")
 COLUMNS = (*_CANDIDATE, *list_names(COMPARISON_FILE), "compared_with", "evidence")
 Row = dict[str, Any]
+_GROUPS = ("speed", "answers")  # of CandidateFacts; in the file their fields stand beside its own
 _INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
 
 
@@ -89,7 +90,10 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, TrainingRecord):
         return to_plain(value.to_plain())
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+        for group in _GROUPS if isinstance(value, CandidateFacts) else ():
+            plain |= plain.pop(group)
+        return plain
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: to_plain(v) for name, v in value._asdict().items()}
     if hasattr(value, "model_dump"):
@@ -152,6 +156,8 @@ def restore(kind: Any, value: Any) -> Any:
     if not is_dataclass(kind) and not hasattr(kind, "_fields"):
         return value
     restored, hints = {}, _hints(kind)
+    for group in _GROUPS if kind is CandidateFacts else ():
+        restored[group] = restore(hints[group], value)
     for name, item in value.items():
         if name in hints:
             # A field that is always a number and was written as none was infinite.

@@ -143,7 +143,7 @@ def load_section(facts: Iterable[CandidateFacts]) -> Section:
     """Show the candidates that got several requests at once."""
     rows = []
     for f in facts:
-        if of := f.under_load:
+        if of := f.speed.under_load:
             times = (of.first_token_p50_s, of.first_token_p95_s, of.first_token_alone_s)
             shown = (UNKNOWN if time is None else seconds(time) for time in times)
             rows.append([f.label, count(of.n), figure(of.requests_per_s), *shown])

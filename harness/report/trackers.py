@@ -125,7 +125,8 @@ def list_tracked_runs(
         for name, curve in found.items():
             if known := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
                 kept[name] = known
-        figures = {name: None if name in f.disturbed else find_shown_figure(f, name) for name in _FIGURES}
+        disturbed = f.speed.disturbed
+        figures = {name: None if name in disturbed else find_shown_figure(f, name) for name in _FIGURES}
         figures |= _interval(f"target/{report.metric}", f.target)
         if f.label != best_untrained(report.facts):
             figures |= _interval("target/vs_best_untrained", f.vs_untrained)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness import formatting
-from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
+from harness.analysis.candidate_facts import CandidateFacts, Speed, is_fine_tuned
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
@@ -51,7 +51,7 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
     target = target_text(f)
     parts = [f"{short_name(metric)} {target}"]
     parts += [f"{print_measured(f, 'cost_per_1k_usd')} USD/1k"] if f.cost_per_1k_usd is not None else []
-    parts += [f"p50 {formatting.seconds(f.latency_p50_s)}"] if f.latency_p50_s is not None else []
+    parts += [f"p50 {formatting.seconds(f.speed.latency_p50_s)}"] if f.speed.latency_p50_s is not None else []
     parts += [verdict_word(f)] if f.verdict else []
     parts += [SMOKE] if smoke else []
     return f"{f.label}: {' · '.join(parts)}"
@@ -164,22 +164,23 @@ def figure_text(name: str, value: Any) -> str:
 
 def find_shown_figure(f: CandidateFacts, name: str) -> float | None:
     """Return a figure of cost (with its share of an index) or speed, even if other work disturbed it."""
-    value: float | None = f.disturbed.get(name, getattr(f, name))
+    own = f.speed if name in Speed._fields else f
+    value: float | None = f.speed.disturbed.get(name, getattr(own, name))
     return value if value is None or name != "cost_per_1k_usd" else value + f.index_per_1k_usd
 
 
 def print_measured(f: CandidateFacts, name: str, *, tight: bool = False) -> str:
     """Format a figure of cost or speed by its name; `~` marks a disturbed one, alone if tight."""
-    if tight and name in f.disturbed:
+    if tight and name in f.speed.disturbed:
         return "~"
     value = find_shown_figure(f, name)
     text = formatting.figure(value) if name == "requests_per_s" else figure_text(name, value)
-    return f"~{text}" if name in f.disturbed else text
+    return f"~{text}" if name in f.speed.disturbed else text
 
 
 def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
     """Explain the mark of disturbed figures; empty if no figure has it."""
-    if not any(f.disturbed for f in facts):
+    if not any(f.speed.disturbed for f in facts):
         return ""
     return (
         "~: measured while other work used the processors, so the true figure is lower; the decision ignores"
@@ -189,7 +190,8 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
 
 def unread_mark(f: CandidateFacts) -> str:
     """Return the mark of a score that `describe_unread` explains."""
-    return " *" if f.unread and max(f.unread.cut, f.unread.unparsable) > _FEW_UNREAD else ""
+    unread = f.answers.unread
+    return " *" if unread and max(unread.cut, unread.unparsable) > _FEW_UNREAD else ""
 
 
 def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
@@ -197,10 +199,11 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
     cut: dict[int, list[str]] = {}
     unparsable = []
     for f in facts:
-        if f.unread and f.unread.cut > _FEW_UNREAD:
-            cut.setdefault(f.unread.limit, []).append(f"{f.label} {100 * f.unread.cut:.0f} %")
-        if f.unread and f.unread.unparsable > _FEW_UNREAD:
-            unparsable.append(f"{f.label} {100 * f.unread.unparsable:.0f} %")
+        unread = f.answers.unread
+        if unread and unread.cut > _FEW_UNREAD:
+            cut.setdefault(unread.limit, []).append(f"{f.label} {100 * unread.cut:.0f} %")
+        if unread and unread.unparsable > _FEW_UNREAD:
+            unparsable.append(f"{f.label} {100 * unread.unparsable:.0f} %")
     parts = [
         f"* answers cut at max_new_tokens: {limit}: {', '.join(named)}; set max_new_tokens: {2 * limit}"
         for limit, named in cut.items()

@@ -31,7 +31,7 @@ from harness import formatting, stats, store
 from harness.experiment import compare
 from harness.lifecycle.label_file import export_answers, import_labels
 from harness.report import ExperimentReport
-from harness.report.answer_tables import label_sentences
+from harness.report.sections import label_sentences
 from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
