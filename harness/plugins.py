@@ -1,8 +1,12 @@
-"""Plugins: every file in a plugin folder is one, named like the file.
+"""Plugins: every file in a plugin folder is one, named like the file, or declares several.
 
-Invariant: names come from the folder's listing, and only the plugin in use is imported.
+A file that declares several maps their names to its classes: `PLUGINS = {"precision": Precision}`. A class
+has what the file of one plugin has.
+
+Invariant: names come from the folder's listing and these lines, and only the file in use is imported.
 """
 
+import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -227,27 +231,53 @@ class Method:
         return self.trains and self.draws_from == "train"
 
 
+class Place(NamedTuple):
+    """Where a plugin is declared: its file, and the class in it; the file itself without one."""
+
+    file: Path
+    declared: str = ""
+
+
+_SEVERAL = re.compile(r"^PLUGINS = \{(.*?)\}", re.MULTILINE | re.DOTALL)
+_DECLARED = re.compile(r'"(\w+)": (\w+)')
+
+
 def names(kind: str) -> list[str]:
     """List the plugins of a kind, sorted; files with a leading underscore do not count."""
+    return list(places(kind))
+
+
+def places(kind: str) -> dict[str, Place]:
+    """Map the plugins of a kind to their places, sorted by name, without importing them."""
     folder = Path(__file__).parent / kind
-    return list(_names_in(folder, folder.stat().st_mtime_ns))
+    return _places_in(folder, folder.stat().st_mtime_ns)
 
 
 @cache
-def _names_in(folder: Path, _changed: int) -> list[str]:
-    return sorted(file.stem for file in folder.glob("*.py") if not file.name.startswith("_"))
+def _places_in(folder: Path, _changed: int) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for file in sorted(folder.glob("[!_]*.py")):
+        several = _SEVERAL.search(file.read_text("utf-8"))
+        own = {name: Place(file, of) for name, of in _DECLARED.findall(several[1])} if several else {}
+        for name, place in (own or {file.stem: Place(file)}).items():
+            if name in found:
+                twice = f"{name!r}, which {found[name].file.name} declares too"
+                raise UserError(str(file), twice, "a name of its own", "rename one of them")
+            found[name] = place
+    return dict(sorted(found.items()))
 
 
-def load(kind: str, name: str, where: str = "") -> ModuleType:
+def load(kind: str, name: str, where: str = "") -> Any:
     """Import one plugin by name, or a user's own metric by file path; `where` is the error's location."""
     if name.endswith(".py") and kind == "metrics":
         return _metric_from_file(Path(name), where)
     if name.endswith(".py"):
         found, expected = f"a file of your own, {name}", f"a {_ONE[kind]} in harness/{kind}/, by its name"
         raise UserError(where or kind, found, expected, f"copy it to {Path(__file__).parent / kind}")
-    if name not in names(kind):
+    if (place := places(kind).get(name)) is None:
         raise UserError(unknown(kind, name, where))
-    return import_module(f"harness.{kind}.{name}")
+    module = import_module(f"harness.{kind}.{place.file.stem}")
+    return getattr(module, place.declared) if place.declared else module
 
 
 @cache
@@ -273,13 +303,9 @@ def methods(**traits: Any) -> list[str]:
 
 def version(kind: str, name: str) -> int | str:
     """Return a plugin's version in `code_versions.toml`, or the digest of a file that is not listed there."""
-    listed = code_versions().get(f"{kind}/{name}")
-    return listed.version if listed else digest_code(path_of(kind, name))
-
-
-def path_of(kind: str, name: str) -> Path:
-    """Return the file of a plugin; a user's own plugin is named by its path."""
-    return Path(name) if name.endswith(".py") else Path(__file__).parent / kind / f"{name}.py"
+    if listed := code_versions().get(f"{kind}/{name}"):
+        return listed.version
+    return digest_code(Path(name) if name.endswith(".py") else places(kind)[name].file)
 
 
 def takes(method: Method, regularizer: str, params: Mapping[str, Any] = {}) -> bool:
@@ -354,5 +380,5 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
 
 def unknown(kind: str, name: str, where: str = "") -> Problem:
     """Build the problem of a name that no plugin has."""
-    found, expected = f"unknown {_ONE[kind]} {name!r}", f"the name of a file in harness/{kind}/"
+    found, expected = f"unknown {_ONE[kind]} {name!r}", f"the name of one in harness/{kind}/"
     return Problem(where or kind, found, expected, did_you_mean(name, names(kind)))

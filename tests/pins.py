@@ -81,7 +81,9 @@ def renew() -> list[str]:
     """Write the pins that differ and the plugins that are not listed; returns the concerns that changed."""
     text, changed = TABLE.read_text("utf-8"), list_unlisted_plugins()
     for concern in changed:
-        text += f'\n["{concern}"]\nversion = 1\nfiles = ["{concern}.py"]\npin = ""\n'
+        kind, name = concern.split("/")
+        file = plugins.places(kind)[name].file.name
+        text += f'\n["{concern}"]\nversion = 1\nfiles = ["{kind}/{file}"]\npin = ""\n'
     for concern, version in code_versions().items():
         head, rest = text.split(f'["{concern}"]\n', 1)
         new = rest.replace(f'pin = "{version.pin}"', f'pin = "{pin_of(files_of(version))}"', 1)

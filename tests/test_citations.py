@@ -15,7 +15,7 @@ from harness import store
 from harness.errors import UserError
 from harness.experiment import compare
 from harness.metrics import load_metrics, version
-from harness.metrics._entailment import support
+from harness.metrics.citations import support
 from harness.prompting import with_context
 from harness.records import Document, Example, Output
 from harness.spec import Task, TaskData

@@ -9,7 +9,7 @@ import pytest
 from harness.errors import UserError
 from harness.metrics import _run_code, load_metrics
 from harness.metrics._run_code import ALLOWED, ProgramLimits, explain_not_isolated, passes
-from harness.metrics.code_tests import extract_code
+from harness.metrics.code import extract_code
 from harness.records import Example, Output
 from harness.spec import Task
 

@@ -21,7 +21,8 @@ from harness.analysis.gate_rules import apply_rules
 from harness.analysis.verdict import TaskComparison
 from harness.errors import IncompatibleRuns, UserError
 from harness.lifecycle import release
-from harness.metrics import macro_f1, mean_metric
+from harness.metrics import mean_metric
+from harness.metrics.labels import MacroF1
 from harness.records import RowsIdentity
 from harness.spec import GatePolicy, Task, TaskData
 
@@ -72,7 +73,7 @@ def test_metrics_of_several_parts_get_the_bootstrap():
     assert (c.base, c.delta) == pytest.approx((ratio, 0.1 * ratio))
     assert 0 < c.low < c.delta < c.high
 
-    metric = macro_f1.metric(Task(name="t", data={}, labels=("a", "b")))
+    metric = MacroF1.metric(Task(name="t", data={}, labels=("a", "b")))
     hit, miss = (1.0, 0, 0, 0, 0, 0), (0, 0, 1.0, 0, 1.0, 0)
     base, new = [hit] * 30, [hit] * 15 + [miss] * 15
     c = compare_scores(base, new, metric)

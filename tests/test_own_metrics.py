@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -224,10 +225,15 @@ def test_the_folder_itself_is_no_part_of_it_and_metrics_and_trainers_count_alike
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
-def test_the_names_of_a_kind_are_its_public_files(kind):
+def test_the_plugins_of_a_kind_are_in_its_public_files_and_found_without_importing_them(kind):
     files = (Path(harness.__file__).parent / kind).iterdir()
-    public = sorted(f.stem for f in files if f.suffix == ".py" and not f.name.startswith("_"))
-    assert plugins.names(kind) == public
+    public = {f for f in files if f.suffix == ".py" and not f.name.startswith("_")}
+    places = plugins.places(kind)
+    assert {place.file for place in places.values()} == public
+    for name, place in places.items():
+        module = import_module(f"harness.{kind}.{place.file.stem}")
+        declared = getattr(module, "PLUGINS", {place.file.stem: module})
+        assert (declared[name], plugins.names(kind)) == (plugins.load(kind, name), sorted(places))
 
 
 @pytest.mark.parametrize("kind", ["methods", "prompting", "regularizers"])
@@ -320,6 +326,7 @@ RESCUE = RescueStep("l1", lambda at: [TrialSetting({"strength": 2.0}, "l1=2", "a
 LORA = "method: lora, params: {r: 2, max_steps: 4, learning_rate: 0.01, max_length: 200, warmup_steps: 0}"
 ONE_FILE = """
 import sys
+from importlib import import_module
 from pathlib import Path
 from harness import config, plugins
 from harness.cli import main

@@ -19,15 +19,17 @@ from harness.errors import UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.spec import Experiment, RescuePolicy, Spec, Suite
 
-_FOLDER = Path(__file__).parents[1]
-
 
 def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
     """Map names to purposes."""
     if what in plugins.KINDS:
-        files = {name: _FOLDER / what / f"{name}.py" for name in plugins.names(what)}
-        docs = {name: ast.get_docstring(ast.parse(at.read_text("utf-8"))) for name, at in files.items()}
-        return {name: (text or "").partition("\n")[0] for name, text in docs.items()}
+        places, documented = plugins.places(what), dict[plugins.Place, ast.Module | ast.ClassDef]()
+        for file in {place.file for place in places.values()}:
+            documented[plugins.Place(file)] = tree = ast.parse(file.read_text("utf-8"))
+            classes = (part for part in tree.body if isinstance(part, ast.ClassDef))
+            documented |= {plugins.Place(file, part.name): part for part in classes}
+        texts = {name: ast.get_docstring(documented[place]) or "" for name, place in places.items()}
+        return {name: text.partition("\n")[0] for name, text in texts.items()}
     if what == "keys":
         return dict(_keys(Experiment))
     if what in ("suites", "tasks"):

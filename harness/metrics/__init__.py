@@ -5,7 +5,6 @@ change weights and never score an answer again.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
@@ -94,32 +93,15 @@ def mean_metric(
     return Metric(name, higher_is_better, bounds, (name,), one_part, weighted_mean, lambda _: worst)
 
 
-def counted_metric(
-    name: str, score: Callable[[Output, Example], float | None], count: Callable[[str], Counter[str] | None]
-) -> Metric:
-    """Build a mean metric of what `count` reads in texts; items without a readable reference are left out."""
-
-    def reduce_to_counts(text: str) -> object:
-        counts = count(text)
-        return normalize(text) if counts is None else frozenset(counts.items())
-
-    def is_read(example: Example) -> bool:
-        return any(count(reference) is not None for reference in example.references)
-
-    return replace(mean_metric(name, score), same=reduce_to_counts, reads=is_read)
-
-
 def unfence_json(text: str) -> str:
     """Return the content of a code fence around a whole text, or the text if there is none."""
     fenced = _JSON_FENCE.match(text.strip())
     return fenced[1] if fenced else text
 
 
-def fold_leaf(value: Any) -> Any:
-    """Normalise a JSON leaf: texts as for exact match, 1.0 as 1."""
-    if isinstance(value, str):
-        return normalize(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def refuse_constant(constant: str) -> None:
+    """Raise ValueError for a constant that is not JSON, such as NaN."""
+    raise ValueError(f"{constant} is not JSON")
 
 
 def item_scores(metric: Metric, parts: Array) -> Array:
@@ -238,9 +220,9 @@ def _build(written: str, task: spec.Task) -> Metric:
 
         return _hf_evaluate.metric(task, written)
     if written.startswith(spec.ENTAILMENT):
-        from harness.metrics import _entailment
+        from harness.metrics.citations import build_entailment
 
-        return _entailment.metric(task, written)
+        return build_entailment(task, written)
     module = plugins.load("metrics", spec.metric_plugin(written), f"task {task.name}")
     given, taken = spec.metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
@@ -253,7 +235,8 @@ def _build(written: str, task: spec.Task) -> Metric:
         found, expected = f"{first['loc'][0]}={first['input']}", first["msg"].removeprefix("Input should be ")
         step = f"the parameters are {', '.join(taken.model_fields if taken else ())}"
         raise UserError(where, found, expected, step) from None
-    built: Metric = module.metric(task, *params)
+    declared = module.metric  # a metric that does not depend on the task needs no function
+    built: Metric = declared if isinstance(declared, Metric) else declared(task, *params)
     return replace(built, name=spec.metric_name(written)) if given else built
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from harness.errors import Problem, Unscored, UserError, did_you_mean
-from harness.metrics import Metric, mean_metric, unfence_json
+from harness.metrics import mean_metric, refuse_constant, unfence_json
 from harness.records import (
     COMMAS,
     EDGES,
@@ -30,18 +30,12 @@ from harness.records import (
     is_unspaced,
     pieces,
 )
-from harness.spec import Task
 
 Constraint = Mapping[str, Any]
 
 _LIST_MARK = re.compile(LIST_MARK)
 _NO_JSON = object()
 _MOST_S = 5  # of a processor, to check an answer by a schema
-
-
-def metric(task: Task) -> Metric:
-    """Build the share of answers in [0, 1] that keep all their constraints."""
-    return mean_metric("follows", _score)
 
 
 def _score(output: Output, example: Example) -> float | None:
@@ -57,6 +51,9 @@ def _score(output: Output, example: Example) -> float | None:
         if not CHECKS[kind](text, constraint):
             return 0.0
     return float(bool(text))
+
+
+metric = mean_metric("follows", _score)
 
 
 def _words(text: str) -> list[str]:
@@ -175,13 +172,9 @@ def _limit_time() -> Iterator[None]:
 def _json(text: str) -> Any:
     """Read JSON, also out of a code fence; `_NO_JSON` for any other text, as with NaN or Infinity."""
     try:
-        return json.loads(unfence_json(text), parse_constant=_refuse)
+        return json.loads(unfence_json(text), parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return _NO_JSON
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {

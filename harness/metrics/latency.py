@@ -1,9 +1,8 @@
-"""Compute time of an answer, its share of its batch's wall time, in seconds; differs between equal runs."""
+"""Compute time of an answer in seconds, its share of its batch's wall time: lower is better.
 
-from harness.metrics import Metric, mean_metric
-from harness.spec import Task
+It differs between equal runs; the worst is an hour.
+"""
 
+from harness.metrics import mean_metric
 
-def metric(task: Task) -> Metric:
-    """Return the mean compute time in seconds; lower is better."""
-    return mean_metric("latency", lambda output, _: output.compute_s, False, (0.0, 3600.0))
+metric = mean_metric("latency", lambda output, _: output.compute_s, False, (0.0, 3600.0))

@@ -1,0 +1,285 @@
+"""Metrics of answers with a structure: JSON, its fields, calls of tools, and spans of a text.
+
+Invariant: the order of keys never counts; 1 and 1.0 are equal, "1" is a text; texts are compared as by exact
+match.
+"""
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from harness.metrics import Array, Metric, Parts, mean_metric, normalize, refuse_constant, unfence_json
+from harness.records import Example, Output, canonical_json, compose_letters
+
+
+def _fold_leaf(value: Any) -> Any:
+    if isinstance(value, str):
+        return normalize(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _counted_metric(
+    name: str, score: Callable[[Output, Example], float | None], count: Callable[[str], Counter[str] | None]
+) -> Metric:
+    """Build a mean metric of what `count` reads in texts; items without a readable reference are left out."""
+
+    def reduce_to_counts(text: str) -> object:
+        counts = count(text)
+        return normalize(text) if counts is None else frozenset(counts.items())
+
+    def is_read(example: Example) -> bool:
+        return any(count(reference) is not None for reference in example.references)
+
+    return replace(mean_metric(name, score), same=reduce_to_counts, reads=is_read)
+
+
+def _is_json(output: Output, example: Example) -> float:
+    try:
+        json.loads(output.text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return 0.0
+    return 1.0
+
+
+class JsonValid:
+    """Share of answers that are one JSON text and nothing else.
+
+    What RFC 8259 does not allow (NaN, comments, a code fence around it) is not valid.
+    Source: RFC 8259.
+    """
+
+    metric = mean_metric("json_valid", _is_json)
+
+
+def _score_fields(output: Output, example: Example) -> float | None:
+    wanted = [found for reference in example.references if (found := _fields(reference)) is not None]
+    if not wanted:
+        return None
+    given = _fields(output.text)
+    if given is None:
+        return 0.0
+    return max(2 * (given & of).total() / (given.total() + of.total()) for of in wanted)
+
+
+def _fields(text: str) -> Counter[str] | None:
+    try:
+        value = json.loads(unfence_json(text))
+        return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, (dict, list)) and value:
+        for key, of in inner:
+            yield from _leaves(of, (*path, compose_letters(key) if isinstance(key, str) else key))
+    else:
+        yield (*path, _fold_leaf(value))
+
+
+class JsonFields:
+    """F1 of the fields of a JSON answer against those of the nearest reference: path and value have to agree.
+
+    The order of a list counts; keys are compared with their letter case. An answer that is not JSON has no
+    field.
+    Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), over a document's leaves.
+    """
+
+    metric = _counted_metric("json_fields", _score_fields, _fields)
+
+
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```(?:json|tool_call|tool_code|python)?\s*\n(.*?)\n?```", re.DOTALL)
+_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<\|python_tag\|>|<\|tool_call\|>)(.*)", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)</function>", re.DOTALL)
+_JSON = re.compile(r"\{|\[\s*\{")  # start of an object or of a list of objects
+_PARAMETER = re.compile(r"<parameter=([\w.-]+)>\s*(.*?)\s*</parameter>", re.DOTALL)
+_BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<function=|[\"']name[\"']\s*:")
+
+
+def read_forms(text: str) -> list[Any]:
+    """Return the values that may be calls, in order; empty if there are none."""
+    parts = _TAGGED.findall(text) or _FENCE.findall(text) or _MARK.findall(text) or [text]
+    return [value for part in parts for value in _read_tags(part) or _read_python(part) or _json_within(part)]
+
+
+def _read_tags(part: str) -> list[dict[str, Any]]:
+    calls = []
+    for name, body in _FUNCTION.findall(part):
+        arguments: dict[str, Any] = {}
+        for key, written in _PARAMETER.findall(body):
+            try:
+                arguments[key] = json.loads(written)
+            except ValueError:
+                arguments[key] = written
+        if not arguments and body.strip():
+            arguments = json.loads(body)
+        calls.append({"name": name, "arguments": arguments})
+    return calls
+
+
+def _read_python(part: str) -> list[Any]:
+    """Read one call or a list of calls in Python's syntax with named arguments; empty for anything else."""
+    try:
+        body = ast.parse(part.strip(), mode="eval").body
+        calls = body.elts if isinstance(body, ast.List) else [body]
+        return [_read_call(call) for call in calls]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return []
+
+
+def _read_call(call: ast.expr) -> dict[str, Any]:
+    if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
+        raise TypeError(ast.dump(call))
+    arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    return {"name": ast.unparse(call.func), "arguments": arguments}
+
+
+def _json_within(part: str) -> Iterator[Any]:
+    decoder, at = json.JSONDecoder(), 0
+    while found := _JSON.search(part, at):
+        try:
+            value, at = decoder.raw_decode(part, found.start())
+            yield value
+        except (ValueError, RecursionError):
+            at = found.start() + 1
+
+
+def _is_right(output: Output, example: Example) -> float | None:
+    wanted = [calls for reference in example.references if (calls := _read_calls(reference)) is not None]
+    if not wanted:
+        return None
+    calls = _read_calls(output.text)
+    if calls is not None or Counter() not in wanted:
+        return float(calls in wanted)
+    # No call is right where a text contains neither a call nor the beginning of one.
+    text = output.text
+    try:
+        return float(bool(text.strip()) and not _BEGINS.search(text) and not read_forms(text))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0.0
+
+
+def _read_calls(text: str) -> Counter[str] | None:
+    """Count the calls of a text in normalised form; None if one is not a call."""
+    # A call is `{"name": …, "arguments": {…}}`, or any form of `read_forms`; an empty list has no call.
+    try:
+        values = [json.loads(text)]
+    except (ValueError, RecursionError):
+        values = []
+    try:
+        values = values or read_forms(text)
+        return Counter(map(_spell, _calls_of(values))) if values else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _calls_of(value: Any) -> list[Any]:
+    """List the calls of a value: one call, a list, or a message of OpenAI's API."""
+    if isinstance(value, list):
+        return [call for one in value for call in _calls_of(one)]
+    if isinstance(value, dict) and "tool_calls" in value:
+        return _calls_of(value["tool_calls"] or [])
+    return [value]
+
+
+def _spell(call: Any) -> str:
+    called = call.get("function", call) if isinstance(call, dict) else call
+    name, given = called["name"], called.get("arguments", called.get("parameters", {}))
+    given = {} if given in (None, "") else given  # servers send this for functions without parameters
+    arguments = json.loads(given) if isinstance(given, str) else given
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise TypeError(name)
+    return canonical_json([compose_letters(name), _fold_arguments(arguments)])
+
+
+def _fold_arguments(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {compose_letters(key): _fold_arguments(of) for key, of in value.items()}
+    return [_fold_arguments(of) for of in value] if isinstance(value, list) else _fold_leaf(value)
+
+
+class ToolCall:
+    """Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
+
+    The order of calls and the text around them never count; an incomplete form is not a call, and names are
+    case-sensitive. If the reference is `[]`, an answer in words is right, and one with an unfinished call is
+    wrong.
+    Source: the chat templates of Hermes and Qwen (`<tool_call>`), Qwen3-Coder (`<function=…>`), Mistral
+    (`[TOOL_CALLS]`), Llama 3.1 (`<|python_tag|>`), Llama 3.2 (Python's syntax), Granite (`<|tool_call|>`) and
+    Gemma (`tool_code`); Berkeley Function Calling Leaderboard (Patil et al. 2025); OpenAI's `tool_calls`
+    """
+
+    metric = _counted_metric("tool_call", _is_right, _read_calls)
+
+
+_ANY_FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```$", re.DOTALL)
+
+
+def read_spans(text: str) -> Counter[str]:
+    """Count the spans that an answer or a reference names."""
+    fenced = _ANY_FENCE.match(text.strip())
+    inner = fenced[1] if fenced else text
+    try:
+        value = json.loads(inner)
+        if isinstance(value, dict) and value and all(isinstance(spans, list) for spans in value.values()):
+            folded = [[normalize(key), _fold_span(span)] for key, spans in value.items() for span in spans]
+        else:
+            spans = value if isinstance(value, list) else [value] if value else []
+            folded = list(map(_fold_span, spans))
+        return Counter(json.dumps(span, sort_keys=True) for span in folded)
+    except (ValueError, RecursionError):
+        return Counter(filter(None, map(normalize, re.split(r"[\n;]", inner))))
+
+
+def _fold_span(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {normalize(key): _fold_span(inner) for key, inner in value.items()}
+    return list(map(_fold_span, value)) if isinstance(value, list) else _fold_leaf(value)
+
+
+def _score_spans(output: Output, example: Example) -> Parts | None:
+    given = read_spans(output.text)
+    counted: list[Parts] = []
+    for wanted in map(read_spans, example.references):
+        right = (given & wanted).total()
+        counted.append((float(right), float(given.total() - right), float(wanted.total() - right)))
+    return max(counted, key=lambda parts: float(_span_f1(np.array([parts]), np.ones(1))), default=None)
+
+
+def _span_f1(parts: Array, weights: Array) -> Array:
+    sums = weights @ parts
+    right, wrong, missed = sums[..., 0], sums[..., 1], sums[..., 2]
+    whole = 2 * right + wrong + missed
+    return np.where(whole > 0, 2 * right / np.where(whole > 0, whole, 1.0), 1.0)
+
+
+def _worst_spans(example: Example) -> Parts:
+    return 0.0, 0.0, float(max((read_spans(r).total() for r in example.references), default=0) or 1)
+
+
+class SpanF1:
+    """Micro-F1 of the spans that an answer names, such as entities: everything said of a span has to agree.
+
+    The order of spans never counts, their number does; without any span on either side it is 1. Spans are the
+    elements of a JSON list, the values of a JSON object's lists with their key, or the lines of a text
+    (`PER: Anna`).
+    Source: entity-level F1 over a corpus, Tjong Kim Sang & De Meulder 2003 (CoNLL-2003).
+    """
+
+    metric = replace(
+        Metric(
+            *("span_f1", True, (0.0, 1.0), ("right", "wrong", "missed")), _score_spans, _span_f1, _worst_spans
+        ),
+        same=lambda text: frozenset(read_spans(text).items()),
+    )
+
+
+PLUGINS = {"json_valid": JsonValid, "json_fields": JsonFields, "tool_call": ToolCall, "span_f1": SpanF1}
