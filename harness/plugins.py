@@ -53,6 +53,11 @@ class Situation(NamedTuple):
     adapter: str = ""
     thumbs: bool = False
 
+    @property
+    def billions(self) -> float:
+        """Billions of parameters of the base; seven where they are unknown."""
+        return (self.n_parameters or 7e9) / 1e9
+
 
 class TrialSetting(NamedTuple):
     """A plugin's setting for a rescue to try: its parameters, a mark for the trial's name, a description.

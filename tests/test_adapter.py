@@ -12,7 +12,8 @@ from test_model_families import build
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed, UserError
-from harness.methods import adapter, lora
+from harness.methods.made_elsewhere import Adapter
+from harness.methods.supervised import Lora
 from harness.models.against_base import adapter_problems
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -60,7 +61,7 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     config = LlamaConfig.from_pretrained(wide)
     config.hidden_size, config.head_dim = 64, 16
     LlamaForCausalLM(config).save_pretrained(wide)
-    made = tiny_methods.fit(wide, tmp_path / "fit", lora, {"r": 2, "max_steps": 1})
+    made = tiny_methods.fit(wide, tmp_path / "fit", Lora, {"r": 2, "max_steps": 1})
     said = refusal(tiny, tmp_path, made.folder / "adapter")
     assert re.search(r"harness\.yaml:\d+: candidate theirs", said), said
     assert f"an adapter for another base ({wide}): model.layers.0." in said
@@ -271,7 +272,7 @@ def test_pickled_weights_are_refused_unless_asked_for(tiny, peft_adapter, tmp_pa
     assert "a pickle, which can run code" in said
     assert "allow_pickle: true" in said
     first, second = (
-        tiny_methods.fit(tiny, tmp_path / folder.name[:1], adapter, {"allow_pickle": True}, path=folder)
+        tiny_methods.fit(tiny, tmp_path / folder.name[:1], Adapter, {"allow_pickle": True}, path=folder)
         for folder in (peft_adapter, pickled)
     )
     assert first.digest == second.digest
@@ -287,7 +288,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, peft_adapter,
     folder = pickle_adapter(peft_adapter, tmp_path / "pickled")
     torch.save({"x": Opened()}, folder / "adapter_model.bin")
     with pytest.raises(CandidateFailed, match="something other than tensors"):
-        tiny_methods.fit(tiny, tmp_path / "fit", adapter, {"allow_pickle": True}, path=folder)
+        tiny_methods.fit(tiny, tmp_path / "fit", Adapter, {"allow_pickle": True}, path=folder)
     assert not (tmp_path / "opened").exists()
 
 

@@ -12,7 +12,8 @@ from tiny_methods import CPU, host_of
 from tiny_model import ASKED, logits, unchanged
 
 from harness.errors import CandidateFailed, UserError
-from harness.methods import bottleneck, embedding, gkd, head
+from harness.methods import bottleneck, gkd, head
+from harness.methods.text_classifiers import Embedding
 from harness.models import deltas
 from harness.models.deltas import CONFIG, apply_delta
 from harness.models.devices import load_base
@@ -99,7 +100,7 @@ def test_a_delta_of_another_base_or_form_is_refused(tiny, tmp_path):
             pass
 
 
-OPENS = {head: open_head, embedding: open_embedding}
+OPENS = {head: open_head, Embedding: open_embedding}
 
 
 def context(tiny, folder, train=slice(0, 3)):
@@ -152,12 +153,12 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
     from sklearn.linear_model import LogisticRegression
 
     train, test = tiny_methods.examples(slice(0, 3)), tiny_methods.examples(slice(5, 7))
-    made = embedding.fit(context(tiny, tmp_path), embedding.Params(C=1.0))
+    made = Embedding.METHOD.fit(context(tiny, tmp_path), Embedding.Params(C=1.0))
     embed = embedder(None, resolve(str(tiny)), CPU, 512)
     known, asked = (embed([e.prompt for e in part]).numpy() for part in (train, test))
     fitted = LogisticRegression(C=1.0, max_iter=2000).fit(known, [e.references[0] for e in train])
     expected = fitted.predict(asked).tolist()
-    assert answers(open_weights(embedding, made, resolve(str(tiny))), test) == expected
+    assert answers(open_weights(Embedding, made, resolve(str(tiny))), test) == expected
 
 
 CANDIDATES = """\
@@ -200,9 +201,9 @@ def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
 @pytest.mark.weekly
 def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, tmp_path, minilm):
     """A bag of words cannot: it has never seen these words."""
-    params = embedding.Params(encoder=str(minilm))
-    made = embedding.METHOD.fit(context(tiny, tmp_path, slice(0, 4)), params)
-    candidate = open_weights(embedding, made, resolve(str(tiny)))
+    params = Embedding.Params(encoder=str(minilm))
+    made = Embedding.METHOD.fit(context(tiny, tmp_path, slice(0, 4)), params)
+    candidate = open_weights(Embedding, made, resolve(str(tiny)))
     assert accuracy(candidate, tiny_methods.examples(slice(4, 8))) >= 0.75
 
 

@@ -11,7 +11,7 @@ from tiny_methods import CPU
 from tiny_model import score_alone
 
 from harness.errors import CandidateFailed
-from harness.methods import full, lora
+from harness.methods.supervised import Full, Lora
 from harness.models.cpu_kernels import chunk_attention, multiplies_bf16, prepack
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
@@ -144,7 +144,7 @@ def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny
 def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
     params = {"r": 2, "max_steps": 3, "warmup_steps": 0, "learning_rate": 0.02}
-    made = tiny_methods.fit(tiny, tmp_path, lora, params, source=source, train=one)
+    made = tiny_methods.fit(tiny, tmp_path, Lora, params, source=source, train=one)
     host = ModelHost(source, CPU)
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = host.base.encode_all([written])
@@ -188,7 +188,7 @@ def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(ho
 
 def train_steps(tiny, folder, method, machine):
     """Train three steps; return the losses, and the types of what is trained and of what is not."""
-    params = {"max_steps": 3, "warmup_steps": 0, "learning_rate": 0.01} | ({} if method is full else {"r": 2})
+    params = {"max_steps": 3, "warmup_steps": 0, "learning_rate": 0.01} | ({} if method is Full else {"r": 2})
     kinds = []
 
     def prepare(model):
@@ -199,13 +199,13 @@ def train_steps(tiny, folder, method, machine):
 
 
 def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, tmp_path):
-    losses, kinds = train_steps(tiny, tmp_path, full, FP16)
+    losses, kinds = train_steps(tiny, tmp_path, Full, FP16)
     assert kinds == [{"torch.float32"}]
     assert losses[-1] < losses[0]
     saved = tensors_of(tmp_path / "model" / "model.safetensors").values()
     assert {tensor.dtype for tensor in saved} == {"F16"}
     with pytest.raises(CandidateFailed, match="dtype: bfloat16 with products in fp16"):
-        tiny_methods.fit(tiny, tmp_path, full, {"dtype": "bfloat16", "max_steps": 1}, machine=FP16)
+        tiny_methods.fit(tiny, tmp_path, Full, {"dtype": "bfloat16", "max_steps": 1}, machine=FP16)
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def scaler(monkeypatch):
 def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler):
     params = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
     params |= {"max_steps": 36, "learning_rate": 0.01}
-    made = tiny_methods.fit(tiny, tmp_path, full, params, machine=FP16).training
+    made = tiny_methods.fit(tiny, tmp_path, Full, params, machine=FP16).training
     skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
     assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
     assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))

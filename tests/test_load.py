@@ -23,7 +23,7 @@ from harness.evaluation.costs import Budget
 from harness.evaluation.timing import describe_timing, time_requests
 from harness.experiment import compare
 from harness.experiment.run_candidate import time_again
-from harness.methods import lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter
@@ -249,8 +249,8 @@ def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_ba
     import torch
     from peft import PeftModel
 
-    weights = lora.METHOD.fit(
-        tiny_methods.context(tiny, tmp_path), lora.Params(r=4, max_steps=4, learning_rate=5e-2)
+    weights = Lora.METHOD.fit(
+        tiny_methods.context(tiny, tmp_path), Lora.Params(r=4, max_steps=4, learning_rate=5e-2)
     )
     source, machine = resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)
     host, (alone, tokenizer) = ModelHost(source, machine), load_base(source, machine)

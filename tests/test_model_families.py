@@ -14,7 +14,7 @@ from tiny_model import score_alone
 
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import base_remarks
-from harness.methods import lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.models.hf import ModelHost
 from harness.models.hub import expert_share, resolve
@@ -156,7 +156,7 @@ def test_greedy_answers_are_those_of_transformers_alone(load_family, name):
 def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
     params = {"r": 2, "max_steps": 1, "warmup_steps": 0, "learning_rate": 0.05}
-    made = tiny_methods.fit(host.source.path, tmp_path, lora, params)
+    made = tiny_methods.fit(host.source.path, tmp_path, Lora, params)
     assert made.training.n_steps == 1
     before = host.base.loglikelihood(PAIRS[:1])
     with host.use_adapter(made.folder / "adapter", made.digest) as tuned:

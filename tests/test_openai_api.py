@@ -20,7 +20,7 @@ from harness.experiment import compare
 from harness.experiment.preflight import examine
 from harness.experiment.study import load_study
 from harness.lifecycle import release
-from harness.methods import endpoint as method
+from harness.methods.made_elsewhere import Endpoint
 from harness.models import openai_api
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -63,7 +63,7 @@ def open_candidate(tiny, source, tmp_path):
 
     def open_by_server(server, **params):
         settings = {"base_url": server.url, "model": openai_server.NAME, "max_retries": 0, **params}
-        made = method.METHOD.fit(tiny_methods.context(tiny, tmp_path / "made"), method.Params(**settings))
+        made = Endpoint.METHOD.fit(tiny_methods.context(tiny, tmp_path / "made"), Endpoint.Params(**settings))
         one = openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
         open_ones.append(one)
         return one.__enter__()

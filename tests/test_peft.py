@@ -13,9 +13,10 @@ from tiny_model import ASKED, logits, unchanged
 
 from harness import report as reporting
 from harness.errors import CandidateFailed
-from harness.methods import peft, spectrum
+from harness.methods import spectrum
 from harness.methods import spectrum as signal_to_noise
 from harness.methods.spectrum import noise_bound, scan_model, sum_up_scan, top_share
+from harness.methods.supervised import Peft
 from harness.models.against_base import adapter_problems
 from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.devices import load_base
@@ -59,7 +60,7 @@ def train(tiny, folder, name, **given):
     kept = []
     params = {"peft_type": name, **FAMILIES.get(name, {}), **QUICK, **given}
     context = tiny_methods.context(tiny, folder, prepare=kept.append)
-    return peft.fit(context, peft.Params(**params)), kept[0]
+    return Peft.METHOD.fit(context, Peft.Params(**params)), kept[0]
 
 
 # One of each kind in every run of CI: a soft prompt, scales, rotations, a start from the base's matrices, whole modules.
@@ -145,11 +146,11 @@ def test_the_ranks_of_adalora_fall_to_the_target(tiny, tmp_path):
 @pytest.mark.e2e
 def test_an_adalora_training_that_was_stopped_gives_the_weights_of_one_that_was_not(tiny, tmp_path):
     params = {"peft_type": "ADALORA", **FAMILIES["ADALORA"], **QUICK, "max_steps": 9}
-    whole = tiny_methods.fit(tiny, tmp_path / "whole", peft, params)
+    whole = tiny_methods.fit(tiny, tmp_path / "whole", Peft, params)
     with pytest.raises(Interrupted):
-        tiny_methods.fit(tiny, tmp_path / "cut", peft, params, advance=stop_at(7))
+        tiny_methods.fit(tiny, tmp_path / "cut", Peft, params, advance=stop_at(7))
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
-    assert tiny_methods.fit(tiny, tmp_path / "cut", peft, params).digest == whole.digest
+    assert tiny_methods.fit(tiny, tmp_path / "cut", Peft, params).digest == whole.digest
 
 
 def test_the_penalty_of_adalora_is_the_distance_of_p_and_q_from_orthogonal():

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from harness import plugins
-from harness.methods import full, lora
-from harness.regularizers import GeneralRow, Start, _weights, dropout, ewc, half, kl, l2_sp, sam
+from harness.methods.supervised import Full, Lora
+from harness.regularizers import GeneralRow, Start, distance, kl
+from harness.regularizers.distance import Ewc, L2Sp
+from harness.regularizers.parts import Dropout, Half
+from harness.regularizers.perturbed import Sam
 from harness.training import Reward
 from harness.training.peft_families import peft_config
 from harness.training.sft import whole_loss_trainer
@@ -56,7 +59,7 @@ def measure_penalty(penalty, model, step=0):
 
 def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_model):
     before = {name: p.detach().clone() for name, p in list_trained(whole_model).items()}
-    penalty = l2_sp.penalty(Start(whole_model, 0), l2_sp.Params(strength=3.0))
+    penalty = L2Sp.penalty(Start(whole_model, 0), L2Sp.Params(strength=3.0))
     assert measure_penalty(penalty, whole_model) == 0
     move(whole_model)
     found = measure_penalty(penalty, whole_model)
@@ -68,11 +71,11 @@ def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_
 
 def test_l2_sp_of_a_lora_is_that_of_its_product(whole_model):
     model = add_adapter(whole_model, r=2, lora_alpha=6)
-    penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=3.0))
+    penalty = L2Sp.penalty(Start(model, 0), L2Sp.Params(strength=3.0))
     assert measure_penalty(penalty, model) == 0
     move(model)
     found, expected = measure_penalty(penalty, model), 0.0
-    for layer in _weights.find_adapted_layers(model).values():
+    for layer in distance.find_adapted_layers(model).values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         delta = (3 * b @ a).detach()
         expected += 1.5 * delta.square().sum().item()
@@ -81,17 +84,17 @@ def test_l2_sp_of_a_lora_is_that_of_its_product(whole_model):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", _weights.ADDITIVE)
+@pytest.mark.parametrize("family", distance.ADDITIVE)
 def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family):
     own = {"VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2}, "FOURIERFT": {"n_frequency": 20}}
     own |= {"C3A": {"block_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2}}
     own |= {"VERA": {"r": 4, "target_modules": ["o_proj"]}}
     model = add_adapter(whole_model, family, **own.get(family, {}))
-    before = _weights.displacements(model)
+    before = distance.displacements(model)
     assert all(displacement().abs().max() == 0 for displacement in before.values())
     move(model, by=0.3)
     model.eval()
-    name, layer = next(iter(_weights.find_adapted_layers(model).items()))
+    name, layer = next(iter(distance.find_adapted_layers(model).items()))
     seen = torch.randn(3, layer.get_base_layer().in_features)
     added = layer(seen) - layer.get_base_layer()(seen)
     delta = layer.get_delta_weight("default")
@@ -108,7 +111,7 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
         params = {"r": 2, "max_steps": 4, "learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0}
         params |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
         held = {"l2_sp": {"strength": 30.0}}
-        return tiny_methods.fit(tiny, tmp_path / name, lora, params, regularize=held).training
+        return tiny_methods.fit(tiny, tmp_path / name, Lora, params, regularize=held).training
 
     whole, parts = fit_rows("a", 12, 1), fit_rows("b", 4, 3)
     assert [loss for _, loss in parts.loss] == pytest.approx([loss for _, loss in whole.loss], abs=1e-4)
@@ -129,7 +132,7 @@ def fisher_by_hand(model, names, seed=0):
 
 def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole_model):
     expected = fisher_by_hand(whole_model, list(list_trained(whole_model)))
-    found = ewc.fisher_diagonal(whole_model, ROWS, 0)
+    found = distance.fisher_diagonal(whole_model, ROWS, 0)
     assert found.keys() == expected.keys()
     assert all(found[name].allclose(expected[name], rtol=1e-3, atol=1e-7) for name in found)
     assert all(p.grad is None for p in whole_model.parameters())
@@ -138,7 +141,7 @@ def test_the_fisher_diagonal_of_a_whole_model_is_the_mean_squared_gradient(whole
 def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_to(whole_model):
     names = [name for name, p in whole_model.named_parameters() if p.ndim == 2 and "embed" not in name]
     expected = fisher_by_hand(whole_model, names)
-    found = ewc.fisher_diagonal(add_adapter(whole_model, r=2), ROWS, 0)
+    found = distance.fisher_diagonal(add_adapter(whole_model, r=2), ROWS, 0)
     assert len(found) == len(names)
     for name, square in found.items():
         own = name.removeprefix("base_model.model.") + ".weight"
@@ -148,9 +151,9 @@ def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_t
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted_one(whole_model, method):
     model = whole_model if method == "full" else add_adapter(whole_model, r=2, lora_alpha=4)
-    fisher = ewc.fisher_diagonal(model, ROWS, 0)
+    fisher = distance.fisher_diagonal(model, ROWS, 0)
     before = {name: p.detach().clone() for name, p in list_trained(model).items()}
-    penalty = ewc.penalty(Start(model, 0, ROWS), ewc.Params(strength=7.0))
+    penalty = Ewc.penalty(Start(model, 0, ROWS), Ewc.Params(strength=7.0))
     assert measure_penalty(penalty, model) == 0
     move(model)
     found, expected = measure_penalty(penalty, model), 0.0
@@ -281,7 +284,7 @@ def bowl():
 def test_sam_takes_the_gradient_at_the_point_a_distance_of_rho_uphill(bowl):
     model, a, backward, points = bowl
     start = model.weight.detach()[0].clone()
-    loss = sam.step(model, backward, sam.Params(rho=0.3))
+    loss = Sam.step(model, backward, Sam.Params(rho=0.3))
     uphill = start + 0.3 * (a @ start) / (a @ start).norm()
     assert loss.item() == pytest.approx((start @ a @ start / 2).item())
     assert points[0].equal(start)
@@ -327,7 +330,7 @@ def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         names = set(model.state_dict())
-        dropout.prepare(model, dropout.Params(rate=0.25))
+        Dropout.prepare(model, Dropout.Params(rate=0.25))
         seen = []
         for layer in model.model.layers:
             for part in (layer.self_attn, layer.mlp):
@@ -366,7 +369,7 @@ def select_names(names, part):
 
 def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside():
     outside = ["model.embed_tokens.weight", "model.norm.weight"]
-    chosen = set(half.select([*outside, *NAMES], 0.0, half.Params(), 1))
+    chosen = set(Half.select([*outside, *NAMES], 0.0, Half.Params(), 1))
     assert set(outside) <= chosen
     for layer in range(30):
         own = select_names(chosen, f".{layer}.")
@@ -378,7 +381,7 @@ def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside():
 
 def train_in_rounds(tiny, folder, rounds):
     params = {"num_train_epochs": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2}
-    made = tiny_methods.fit(tiny, folder, full, params, regularize={"half": {"rounds": rounds}})
+    made = tiny_methods.fit(tiny, folder, Full, params, regularize={"half": {"rounds": rounds}})
     before, after = (load_file(path / "model.safetensors") for path in (tiny, made.folder / "model"))
     return {name for name in before if not before[name].equal(after[name])}, before
 

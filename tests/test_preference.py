@@ -7,7 +7,8 @@ import tiny_methods
 from tiny_methods import CPU
 
 from harness.errors import CandidateFailed
-from harness.methods import dpo, lora
+from harness.methods import dpo
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
@@ -26,7 +27,7 @@ QUICK = {"learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2}
 def parent(tiny, tmp_path_factory, own_cache):
     """Train an adapter to go on from, far enough that it is not the base."""
     params = {"r": 2, "learning_rate": 0.05, "num_train_epochs": 3}
-    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("parent"), lora, params).folder / "adapter"
+    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("parent"), Lora, params).folder / "adapter"
 
 
 def fit_pairs(tiny, folder, init=None, pairs=None, **params):

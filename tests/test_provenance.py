@@ -10,7 +10,8 @@ import tiny_experiment
 
 from harness import plugins, provenance
 from harness.experiment.training_fit import Fit
-from harness.methods import dpo, lora, peft
+from harness.methods import dpo
+from harness.methods.supervised import Lora, Peft
 from harness.provenance import TABLE, code_versions
 from harness.records import canonical_json
 from tests import pins
@@ -111,7 +112,7 @@ def test_preference_pairs_that_are_asked_otherwise_make_other_weights(name_weigh
     ],
 )
 def test_a_low_rank_adapter_is_named_by_what_is_trained_and_not_by_what_is_written(one, other, same):
-    for params in (lora.Params, dpo.Params):
+    for params in (Lora.Params, dpo.Params):
         assert (params(**one).identity() == params(**other).identity()) is same
 
 
@@ -124,9 +125,9 @@ def test_a_low_rank_adapter_is_named_by_what_is_trained_and_not_by_what_is_writt
     ],
 )
 def test_an_adapter_of_a_family_is_named_without_what_is_at_pefts_default(one, other, same):
-    named = [peft.Params(peft_type="LORA", **params).identity() for params in (one, other)]
+    named = [Peft.Params(peft_type="LORA", **params).identity() for params in (one, other)]
     assert (named[0] == named[1]) is same
-    assert peft.Params(peft_type="LORA").identity() == {"peft_type": "LORA"}
+    assert Peft.Params(peft_type="LORA").identity() == {"peft_type": "LORA"}
 
 
 @pytest.mark.parametrize("concern", code_versions())

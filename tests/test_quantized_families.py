@@ -12,7 +12,7 @@ from tiny_model import logits
 
 from harness.errors import UserError
 from harness.experiment.bases import FitQuery, examine_base
-from harness.methods import qlora
+from harness.methods.supervised import Qlora
 from harness.models import hub, memory
 from harness.models.devices import load_base
 from harness.models.hardware import dtype
@@ -155,7 +155,7 @@ def test_gradients_pass_through_it_after_an_evaluation_as_before(source):
 def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
     params = {"r": 2, "max_steps": 1, "warmup_steps": 0}
-    made = tiny_methods.fit(tiny, tmp_path, qlora, params, source=source, train=one)
+    made = tiny_methods.fit(tiny, tmp_path, Qlora, params, source=source, train=one)
     candidate = ModelHost(source, CPU).base
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = candidate.encode_all([written])

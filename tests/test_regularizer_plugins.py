@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 from harness import config, plugins, regularizers
 from harness.models.hub import map_end_tokens, resolve
 from harness.records import Example, SampleResult, digest
-from harness.regularizers import MixContext, Start, _weights, l2_sp
+from harness.regularizers import MixContext, Start, distance
+from harness.regularizers.distance import L2Sp
 from harness.spec import Recipe
 from harness.training import CHECKPOINTS, LoraParams, lora_config
 from harness.training.heads import load_with_head
@@ -60,7 +61,8 @@ def plain_fit(tiny, own_cache, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_exports_is_known_and_takes_the_arguments_of_its_hook(name):
     plugin = plugins.load("regularizers", name)
-    own = {n for n, f in inspect.getmembers(plugin, inspect.isfunction) if f.__module__ == plugin.__name__}
+    home = getattr(plugin, "__module__", plugin.__name__)  # a class, or the file itself
+    own = {n for n, f in inspect.getmembers(plugin, inspect.isfunction) if f.__module__ == home}
     public = {n for n in own if not n.startswith("_")}
     assert public & set(plugins.HOOKS)
     if "sample" in public:
@@ -242,10 +244,10 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
     model, _ = load_with_head(resolve(str(tiny)), tiny_methods.CPU, 3)
     if adapted:
         model = get_peft_model(model, lora_config(LoraParams(r=2), "SEQ_CLS"))
-    penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
+    penalty = L2Sp.penalty(Start(model, 0), L2Sp.Params(strength=1.0))
     new = {name: p for name, p in model.named_parameters() if "score" in name and p.requires_grad}
     assert len(new) == 1
-    assert not set(new) & set(_weights.displacements(model))
+    assert not set(new) & set(distance.displacements(model))
     with torch.no_grad():
         for parameter in new.values():
             parameter.add_(1)

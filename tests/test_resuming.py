@@ -14,7 +14,8 @@ from harness.errors import CandidateFailed
 from harness.evaluation.runner import open_weights
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import Fit, FitInputs
-from harness.methods import bottleneck, dpo, full, head, lora, spectrum
+from harness.methods import bottleneck, dpo, head, spectrum
+from harness.methods.supervised import Full, Lora
 from harness.models.weight_files import tensors_of
 from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, context
@@ -36,14 +37,14 @@ def fit_tiny(tiny, folder, method, advance=tiny_methods.ignore, **params):
 @pytest.mark.parametrize(
     ("method", "params"),
     [
-        pytest.param(lora, {"r": 2}, id="lora", marks=WEEKLY),
-        pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 1, "lora_dropout": 0.2}, id="one epoch"),
-        pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 2}, id="second epoch", marks=WEEKLY),
-        pytest.param(lora, {"r": 2, **ONES, "gradient_accumulation_steps": 2, "max_steps": 9}, id="steps"),
-        pytest.param(full, {}, id="full"),
+        pytest.param(Lora, {"r": 2}, id="lora", marks=WEEKLY),
+        pytest.param(Lora, {"r": 2, **ONES, "num_train_epochs": 1, "lora_dropout": 0.2}, id="one epoch"),
+        pytest.param(Lora, {"r": 2, **ONES, "num_train_epochs": 2}, id="second epoch", marks=WEEKLY),
+        pytest.param(Lora, {"r": 2, **ONES, "gradient_accumulation_steps": 2, "max_steps": 9}, id="steps"),
+        pytest.param(Full, {}, id="full"),
         pytest.param(bottleneck, {"bottleneck_size": 4, **TWOS}, id="bottleneck", marks=WEEKLY),
         pytest.param(spectrum, {"share": 0.5, **TWOS}, id="spectrum", marks=WEEKLY),
-        pytest.param(full, {"num_train_epochs": 2, **TWOS}, id="full in an epoch", marks=WEEKLY),
+        pytest.param(Full, {"num_train_epochs": 2, **TWOS}, id="full in an epoch", marks=WEEKLY),
         pytest.param(dpo, {"r": 2, "num_train_epochs": 2, **TWOS}, id="dpo"),
         pytest.param(dpo, {"r": 2, "num_train_epochs": 1, **TWOS}, id="dpo in one epoch", marks=WEEKLY),
     ],
@@ -70,8 +71,8 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
     ids=["one step", "early stopping"],
 )
 def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):
-    made, seen = fit_tiny(tiny, tmp_path, lora, r=2, **params), []
-    again = fit_tiny(tiny, tmp_path, lora, stop_at(None, seen), r=2, **params)
+    made, seen = fit_tiny(tiny, tmp_path, Lora, r=2, **params), []
+    again = fit_tiny(tiny, tmp_path, Lora, stop_at(None, seen), r=2, **params)
     assert seen == []
     assert again.digest == made.digest
     assert again.training.n_steps == made.training.n_steps
@@ -103,11 +104,11 @@ def test_a_regularized_head_that_was_killed_is_saved_with_what_was_trained_befor
 
 def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 9, **EARLY, "early_stopping_patience": 3}
-    whole = fit_tiny(tiny, tmp_path / "whole", lora, **params)
+    whole = fit_tiny(tiny, tmp_path / "whole", Lora, **params)
     assert whole.training.n_steps < 27
     with pytest.raises(Interrupted):
-        fit_tiny(tiny, tmp_path / "cut", lora, stop_at(whole.training.n_steps - 1), **params)
-    again = fit_tiny(tiny, tmp_path / "cut", lora, **params)
+        fit_tiny(tiny, tmp_path / "cut", Lora, stop_at(whole.training.n_steps - 1), **params)
+    again = fit_tiny(tiny, tmp_path / "cut", Lora, **params)
     assert (again.digest, again.training.n_steps) == (whole.digest, whole.training.n_steps)
 
 
@@ -115,7 +116,7 @@ def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
 def stopped_folder(tiny, own_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Interrupted):
-        fit_tiny(tiny, folder, lora, stop_at(8), r=2)
+        fit_tiny(tiny, folder, Lora, stop_at(8), r=2)
     return folder
 
 

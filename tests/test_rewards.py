@@ -14,7 +14,8 @@ from harness import store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_remarks import describe_rewards
-from harness.methods import grpo, reward, rloo
+from harness.methods import reward
+from harness.methods.rewarded import Grpo, Rloo
 from harness.models.hub import resolve
 from harness.records import Example, TrainingRecord, ValidationReward
 from harness.spec import Task, TaskData
@@ -68,7 +69,7 @@ SHORT = "return [-float(len(text)) for text in completions]"
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("module", [pytest.param(rloo, marks=pytest.mark.weekly), grpo])
+@pytest.mark.parametrize("module", [pytest.param(Rloo, marks=pytest.mark.weekly), Grpo])
 def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, tmp_path, module):
     context = tiny_methods.context(tiny, tmp_path / "fit", reward=write_reward(tmp_path, SHORT))
     params = module.Params(
@@ -94,7 +95,7 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
 
     def fit(folder, stop=None):
         given = {"reward": write_reward(tmp_path, SHORT), "advance": stop_at(stop)}
-        return tiny_methods.fit(tiny, tmp_path / folder, grpo, params, **given)
+        return tiny_methods.fit(tiny, tmp_path / folder, Grpo, params, **given)
 
     whole = fit("whole")
     with pytest.raises(Interrupted):
@@ -152,7 +153,7 @@ def test_a_file_that_returns_no_rewards_fails_its_candidate_by_name(tmp_path, bo
 def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the_curve(tiny, tmp_path):
     params = {"r": 2, "max_steps": 1, "per_device_train_batch_size": 8, "max_completion_length": 4}
     unscored = write_reward(tmp_path, "return [None] * len(completions)")
-    made = tiny_methods.fit(tiny, tmp_path / "fit", grpo, params, reward=unscored).training
+    made = tiny_methods.fit(tiny, tmp_path / "fit", Grpo, params, reward=unscored).training
     assert [value for _, value in made.reward] == [None]
 
 

@@ -13,7 +13,8 @@ from tiny_model import ASKED
 
 from harness import plugins, store
 from harness.errors import CandidateFailed
-from harness.methods import lora, merged, scaled
+from harness.methods.derived import Merged, Scaled, unlike
+from harness.methods.supervised import Lora
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
 from harness.spec import RescuePolicy
@@ -33,7 +34,7 @@ CANDIDATES = """\
 def adapter(tiny, tmp_path_factory, own_cache):
     """Train an adapter that moves the base; it is saved in fp32."""
     params = {"r": 4, "max_steps": 20, "learning_rate": 1e-2}
-    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("made"), lora, params).folder / "adapter"
+    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("made"), Lora, params).folder / "adapter"
 
 
 def test_merged_weights_in_16_bits_are_those_that_peft_exports(tiny, adapter):
@@ -78,7 +79,7 @@ def test_a_comparison_measures_both(tiny, tmp_path):
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp_path):
-    made = tiny_methods.fit(tiny, tmp_path, lora, {"r": 2, "max_steps": 1, "use_dora": True})
+    made = tiny_methods.fit(tiny, tmp_path, Lora, {"r": 2, "max_steps": 1, "use_dora": True})
     host = host_of(tiny, "bf16")
     before = host.base.loglikelihood(PAIRS)
     refused = pytest.raises(CandidateFailed, match="more than low-rank updates of unquantised linear layers")
@@ -98,12 +99,12 @@ def adapters(tiny, tmp_path_factory, own_cache):
             "r": r, "lora_alpha": 3, "learning_rate": 0.05 * (1 + seed), "max_steps": 3, "max_length": 200,
         }  # fmt: skip
         folder = tmp_path_factory.mktemp("tuned")
-        made.append(tiny_methods.fit(tiny, folder, lora, params).folder / "adapter")
+        made.append(tiny_methods.fit(tiny, folder, Lora, params).folder / "adapter")
     return made
 
 
 def merge(tiny, folder, adapters, **params):
-    return tiny_methods.fit(tiny, folder, merged, params, merges=tuple(adapters))
+    return tiny_methods.fit(tiny, folder, Merged, params, merges=tuple(adapters))
 
 
 def parts(folder):
@@ -182,7 +183,7 @@ PATTERN = {"r": 2, "rank_pattern": {"q_proj": 3}}
     ],
 )
 def test_what_cannot_be_merged_is_named(configs, combination, said):
-    found = merged.unlike(configs, combination)
+    found = unlike(configs, combination)
     assert (found and found[0]) == said
 
 
@@ -201,11 +202,11 @@ def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
 @pytest.fixture(scope="module")
 def tuned_weights(tiny, tmp_path_factory, own_cache):
     params = {"r": 2, "learning_rate": 0.05, "max_steps": 4, "max_length": 200}
-    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("tuned"), lora, params)
+    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("tuned"), Lora, params)
 
 
 def fit_scale(tiny, tuned, folder, scale):
-    return tiny_methods.fit(tiny, folder, scaled, {"scale": scale}, init=tuned.folder / "adapter")
+    return tiny_methods.fit(tiny, folder, Scaled, {"scale": scale}, init=tuned.folder / "adapter")
 
 
 def logprob(tiny, made):
@@ -238,9 +239,9 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
     shutil.copy(tuned_weights.folder / "adapter" / WEIGHTS, folder)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(CandidateFailed, match="an adapter of the kind IA3, which has no lora_alpha"):
-        tiny_methods.fit(tiny, tmp_path / "to", scaled, {}, init=folder)
+        tiny_methods.fit(tiny, tmp_path / "to", Scaled, {}, init=folder)
     with pytest.raises(CandidateFailed, match="scaled without init_from"):
-        tiny_methods.fit(tiny, tmp_path / "none", scaled, {})
+        tiny_methods.fit(tiny, tmp_path / "none", Scaled, {})
     situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
     (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
     found = plugins.method(scaling).rescue.settings(situation)

@@ -16,7 +16,8 @@ from harness.experiment.training_fit import Fit
 from harness.experiment.trials import estimate_tracking, read_kept_points
 from harness.lifecycle import rescue
 from harness.lifecycle.rescue_trials import estimate_trials
-from harness.methods import checkpoint, lora
+from harness.methods.derived import Checkpoint
+from harness.methods.supervised import Lora
 from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Tracking
 from harness.training import CHECKPOINTS, TRACKED, map_tracked_folders
@@ -39,7 +40,7 @@ def tracked_fit(tiny, own_cache, tmp_path_factory):
 
 def fit_tracked(tiny, folder, *, track, advance=tiny_methods.ignore, **params):
     given = {"track": track, "advance": advance}
-    return tiny_methods.fit(tiny, folder, lora, {**SHORT, "r": 2, **params}, **given)
+    return tiny_methods.fit(tiny, folder, Lora, {**SHORT, "r": 2, **params}, **given)
 
 
 def read_step(made, step):
@@ -128,7 +129,7 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
 
 def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked_fit):
     init = tracked_fit.folder / "adapter"
-    made = tiny_methods.fit(tiny, tmp_path / "made", checkpoint, {"step": 12}, init=init)
+    made = tiny_methods.fit(tiny, tmp_path / "made", Checkpoint, {"step": 12}, init=init)
     assert made.digest == read_step(tracked_fit, 12)["digest"]
     for file in (tracked_fit.folder / TRACKED / "step-12" / "adapter").iterdir():
         assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()

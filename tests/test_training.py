@@ -19,7 +19,8 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import has_own_process
 from harness.formatting import RATE
-from harness.methods import classifier, lora
+from harness.methods.supervised import Lora
+from harness.methods.text_classifiers import Classifier
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
@@ -51,7 +52,7 @@ def context(tiny, own_cache, tmp_path):
 def fit_lora(context, folder="", **params):
     context = replace(context, folder=context.folder / folder)
     context.folder.mkdir(exist_ok=True)
-    return lora.METHOD.fit(context, lora.Params(**{**QUICK, **params}))
+    return Lora.METHOD.fit(context, Lora.Params(**{**QUICK, **params}))
 
 
 @pytest.mark.e2e
@@ -170,21 +171,21 @@ def test_activations_are_computed_again_where_memory_would_not_be_enough(
     (tmp_path / "config.json").write_text(json.dumps(config))
     source = ModelSource("llama", tmp_path, "a", "b", 6_738_415_616)
     context = tiny_methods.context("", tmp_path / "made", source=source, machine=GPU)
-    params = lora.Params(per_device_train_batch_size=batch, max_length=2048)
+    params = Lora.Params(per_device_train_batch_size=batch, max_length=2048)
     assert trainer.checkpoints_activations(context, params, None, free_gib) is again
 
 
 def test_the_classifier_keeps_texts_and_labels_needs_two_and_the_same_give_one_digest(context, tmp_path):
-    made = classifier.fit(context, classifier.Params())
+    made = Classifier.METHOD.fit(context, Classifier.Params())
     assert made.training.n_examples == len(context.train)
-    assert classifier.fit(context, classifier.Params()).digest == made.digest
-    assert classifier.fit(context, classifier.Params(C=1.0)).digest != made.digest
+    assert Classifier.METHOD.fit(context, Classifier.Params()).digest == made.digest
+    assert Classifier.METHOD.fit(context, Classifier.Params(C=1.0)).digest != made.digest
     open_set = replace(context, train=tiny_methods.examples(slice(0, 2), choices=()))
     with pytest.raises(CandidateFailed, match="closed label set"):
-        classifier.fit(open_set, classifier.Params())
+        Classifier.METHOD.fit(open_set, Classifier.Params())
     one_label = replace(context, train=context.train[:2])
     with pytest.raises(CandidateFailed, match="training rows of one label alone"):
-        classifier.fit(one_label, classifier.Params())
+        Classifier.METHOD.fit(one_label, Classifier.Params())
 
 
 @pytest.mark.parametrize("name", plugins.names("methods"))
@@ -294,8 +295,8 @@ ALONE = {"per_device_train_batch_size": 12, **STEPS}
 
 @pytest.mark.weekly
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path):
-    alone = fit(tiny, tmp_path / "alone", lora, {"r": 2, **ALONE}).training
-    packed = fit(tiny, tmp_path / "packed", lora, {"r": 2, **ALONE, "packing": True}).training
+    alone = fit(tiny, tmp_path / "alone", Lora, {"r": 2, **ALONE}).training
+    packed = fit(tiny, tmp_path / "packed", Lora, {"r": 2, **ALONE, "packing": True}).training
     assert 1 < packed.n_packs < 12
     for name in ("loss", "validation_loss"):
         assert [loss for _, loss in getattr(packed, name)] == pytest.approx(
@@ -349,8 +350,8 @@ def test_a_model_is_known_by_its_answers_to_keep_packed_rows_apart_or_not(model)
 @pytest.mark.e2e
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
-    alone = fit(tiny, tmp_path / "alone", lora, params).training
-    made = fit(tiny, tmp_path / "packed", lora, {**params, "packing": True}).training
+    alone = fit(tiny, tmp_path / "alone", Lora, params).training
+    made = fit(tiny, tmp_path / "packed", Lora, {**params, "packing": True}).training
     assert made.loss == alone.loss
     assert made.not_packed == "would leave 2 optimiser steps, fewer than 100"
 

@@ -12,7 +12,7 @@ from tiny_model import ASKED
 from harness import regularizers
 from harness.errors import UserError
 from harness.experiment.bases import _MARKED
-from harness.methods import full, lora
+from harness.methods.supervised import Full, Lora
 from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training.sft import SupervisedParams, _rows
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
 
 
-def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=tiny_methods.ignore, **params):
+def fit_tiny(tiny, folder, method=Lora, prepare=lambda model: None, advance=tiny_methods.ignore, **params):
     return tiny_methods.fit(tiny, folder, method, {**QUICK, **params}, prepare=prepare, advance=advance)
 
 
@@ -60,7 +60,7 @@ def test_a_whole_model_is_trained_in_the_type_that_is_written(
 
     monkeypatch.setattr(Trainer, "training_step", record_types)
     context = tiny_methods.context(tiny, tmp_path, machine=tiny_methods.CPU._replace(precision="bf16"))
-    made = full.fit(context, full.Params(**params, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    made = Full.METHOD.fit(context, Full.Params(**params, max_steps=3, warmup_steps=0, learning_rate=0.01))
     assert made.training.loss[-1][1] < made.training.loss[0][1]
     assert {kind for kinds, _ in seen for kind in kinds} == {weights}
     assert seen[-1][1]
@@ -77,7 +77,7 @@ def changed(tiny, folder, precision="fp32", regularize=None):
     """Train, and return the names of the tensors that changed."""
     prepare = partial(regularizers.prepare, regularize or {})
     context = tiny_methods.context(tiny, folder, machine=CPU._replace(precision=precision), prepare=prepare)
-    made = full.fit(context, full.Params(learning_rate=0.01, num_train_epochs=1))
+    made = Full.METHOD.fit(context, Full.Params(learning_rate=0.01, num_train_epochs=1))
     before, after = tensors(tiny), tensors(made.folder / "model")
     assert before.keys() == after.keys()
     return {name for name in before if not after[name].float().equal(before[name])}, made

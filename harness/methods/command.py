@@ -20,9 +20,8 @@ from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.masking import mask_file, mask_secrets
-from harness.methods._shared import PICKLED, model_problems
 from harness.models import join_to_plain_text
-from harness.models.against_base import adapter_problems, read_adapter_config
+from harness.models.against_base import PICKLED, adapter_problems, model_problems, read_adapter_config
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import read_last_lines, read_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cache import memo
-from harness.errors import CandidateFailed, Problem, one_line
+from harness.errors import CandidateFailed, Problem, UserError, one_line
 from harness.models.deltas import CONFIG as DELTA_CONFIG
 from harness.models.deltas import MATRICES, apply_delta
 from harness.models.devices import build_without_weights, load_base
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import (
     ModelSource,
+    architecture_difference,
     chat_template,
     is_packed,
     load_tokenizer,
@@ -37,6 +38,8 @@ from harness.models.weight_files import (
     content_digest,
     map_stored_tensors,
     own_name,
+    read_config,
+    refuse_damaged,
     refuse_infinite,
     refuse_moved_base,
     tensors_of,
@@ -44,6 +47,8 @@ from harness.models.weight_files import (
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import Limits, digest, parse_json
+
+PICKLED = "adapter_model.bin"
 
 _VERSION = 1  # of the checks whose results are remembered
 _TASKS = (None, "CAUSAL_LM")
@@ -95,6 +100,19 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
     memo("adapters_against_bases", digest([*known, *of_base, package_versions(), _VERSION]), check)
     if misfit:
         yield Problem(where, *misfit)
+
+
+def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield the problems of a whole model: damaged files, or layers that differ from the base's."""
+    try:
+        read_config(folder)
+        refuse_damaged(folder)
+    except UserError as damaged:
+        yield from damaged.problems
+        return
+    if found := architecture_difference(folder, source.path):
+        step = f"name it as base_model: {folder} of an experiment of its own"
+        yield Problem(where, found, f"the architecture of {source.name}", step)
 
 
 def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import peaks
 
-from harness.methods import lora
+from harness.methods.supervised import Lora
 from harness.models.devices import load_base
 from harness.training import FitContext, LowRankParams, lora_config
 from harness.training import trainer as loop
@@ -36,7 +36,7 @@ class TrainingCosts(NamedTuple):
 
 def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCosts:
     peaks.forget(context.machine.device)
-    measured = lora.METHOD.fit(context, params).training
+    measured = Lora.METHOD.fit(context, params).training
     return TrainingCosts(
         measured.n_tokens, measured.n_steps, measured.train_loop_s,
         mean_of_last([loss for _, loss in measured.loss]), peaks.peak_gb(context.machine.device),

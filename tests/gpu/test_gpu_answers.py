@@ -12,7 +12,8 @@ import tiny_methods
 from the_gpu import gpu
 from tiny_model import CHOICES, QUESTIONS, adapter_on
 
-from harness.methods import dpo, lora, qlora
+from harness.methods import dpo
+from harness.methods.supervised import Lora, Qlora
 from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
@@ -115,7 +116,7 @@ def test_a_base_in_nf4_says_what_it_says_on_the_cpu(machine, source):
     assert scores(here) != pytest.approx(scores(ModelHost(source, CPU).base), abs=0.5)
 
 
-@pytest.mark.parametrize("method", [lora, qlora])
+@pytest.mark.parametrize("method", [Lora, Qlora])
 def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny, source, tmp_path):
     base = quantize(source, method.METHOD.quantization)
     one = tiny_methods.examples(slice(0, 1))[:1]

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 import tiny_methods
 
-from harness.methods import endpoint as method
+from harness.methods.made_elsewhere import Endpoint
 from harness.models import openai_api
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
@@ -79,9 +79,9 @@ def _wait(server, health, log):
 @pytest.fixture
 def endpoints(source, url, tmp_path):
     def open_by_protocol(protocol):
-        made = method.METHOD.fit(
+        made = Endpoint.METHOD.fit(
             tiny_methods.context(source.path, tmp_path / protocol, source=source),
-            method.Params(base_url=url, model=MODEL, protocol=protocol),
+            Endpoint.Params(base_url=url, model=MODEL, protocol=protocol),
         )
         return openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
 

@@ -39,14 +39,14 @@ def size_of_checkpoint() -> ClaimResult:
     """Save an adapter of the embedded model and weigh it against the model; compute the paper's."""
     from peft import get_peft_model
 
-    from harness.methods import lora
+    from harness.methods.supervised import Lora
     from harness.models.devices import load_base
     from harness.models.hardware import Machine
     from harness.training import lora_config
 
     source = resolve(EMBEDDED)
     base, _ = load_base(source, Machine("cpu", "CPU", "bf16", 1.0))
-    model = get_peft_model(base, lora_config(lora.Params(r=4, target_modules=["q_proj", "v_proj"])))
+    model = get_peft_model(base, lora_config(Lora.Params(r=4, target_modules=["q_proj", "v_proj"])))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         own = (Path(folder) / "adapter_model.safetensors").stat().st_size
