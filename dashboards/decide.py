@@ -12,8 +12,9 @@ from harness.analysis.candidate_facts import CandidateFacts, best_untrained
 from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, hour_usd, index_sentences
 from harness.analysis.estimators import Comparison
+from harness.experiment import decide_by
 from harness.formatting import count, round_up, seconds, usd
-from harness.report import ExperimentReport, decide_by
+from harness.report import ExperimentReport
 from harness.report.result_tables import arithmetic_rows
 from harness.spec import DecidePolicy
 from parts import charts, controls, project, safe_text, scores

@@ -43,7 +43,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "if len(hosts) != 1 or any(", "if False and any("),
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "is_local = _NAMED_LOCAL.fullmatch(hosts[0]) is not None", "is_local = True"),
     ("test_dashboard_command.py::test_beyond_this_machine_it_asks_for_the_token_that_it_printed", "dashboards/parts/server.py", "if self._is_token(HTTPConnection(scope).cookies.get(_COOKIE, \"\")):", "if True:"),
-    ("test_dashboard_command.py::test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show", "harness/cli/gate.py", '"browser.gatherUsageStats": "false",', ""),
+    ("test_dashboard_command.py::test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show", "harness/cli/runs.py", '"browser.gatherUsageStats": "false",', ""),
     ("test_sql.py::test_a_query_reads_and_writes_no_file_but_the_stored_rows", "harness/store/index.py", 'db.execute("SET enable_external_access = false")', "pass"),
     # Models, adapters and archives
     ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[base]", "harness/models/hub.py", "files if checksum(file) != file_checksum(file)", "files if False"),

@@ -174,7 +174,7 @@ def open_world(path: Path, versions: dict[str, Version], overrides=(), scope: Sc
         if candidate.source.method == "lora":
             for part, seed in product((session, *session.in_folds()), candidate.seeds):
                 lay_down(part, candidate, AS_IT_IS, seed)
-    found = experiment.run_all(session, loaded, scope if scope.fewer else None)
+    found = experiment.run_all(session, loaded, scope if scope.fewer else Scope())
     return World(path, session, loaded, found, host)
 
 

@@ -20,7 +20,7 @@ from harness.analysis.decision import Decision
 from harness.analysis.gating import GateResult
 from harness.cache import cache_dir
 from harness.cli.compare import exit_code
-from harness.cli.gate import next_step
+from harness.cli.runs import next_step
 from harness.cli.options import ExperimentFile
 from harness.config import CommandLine
 from harness.report import ExperimentReport

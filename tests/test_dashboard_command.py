@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
-from harness.cli.gate import app_file, server_command, server_environment
+from harness.cli.runs import app_file, server_command, server_environment
 
 
 def test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show():

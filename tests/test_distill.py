@@ -53,7 +53,7 @@ def rows_of(made):
 
 
 def distill(session, teacher="large", **asked):
-    return prepare_distillation(session, teacher, Distillation(**asked)).distill("a.jsonl")
+    return prepare_distillation(session, teacher, Distillation(**asked), "a.jsonl").make()
 
 
 def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_asked_and_paid_once(
@@ -63,7 +63,7 @@ def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_ask
     first, again = (distill(session, n_rows=4) for _ in range(2))
     assert (len(server.asked), rows_of(again), again.spent) == (4, rows_of(first), first.spent)
     own = {e.id: e for e in session.target.items.train}
-    plan = prepare_distillation(session, "large", Distillation()).plan
+    plan = prepare_distillation(session, "large", Distillation(), "a.jsonl").plan
     assert (plan.requests, plan.known) == (len(own), 4)
     made = distill(session)
     rows = rows_of(made)
@@ -72,7 +72,7 @@ def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels_and_is_ask
     assert all(row["prompt"] == own[row["id"]].prompt for row in rows)
     assert {row["reference"] for row in rows} == {"late", "money"}
     right = sum(row["reference"] == own[row["id"]].references[0] for row in rows)
-    assert made.agreement == pytest.approx(right / len(rows))
+    assert f"the rows' own: {100 * right / len(rows):.1f} over all rows" in made.notes[-2]
     assert made.spent.cost_usd == pytest.approx(len(rows) * (100 * 1000 + 10 * 5000) / 1e6)
 
 
@@ -124,7 +124,7 @@ def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
     expected = [f"{own[row['id']]}, because of the word" for row in rows_of(made)]
     assert [row["reference"] for row in rows_of(made)] == expected
     assert "Add a reason." in server.asked[0][1]["messages"][-1]["content"]
-    assert made.agreement is None
+    assert not any("the rows' own" in note for note in made.notes)
 
 
 def test_only_answers_that_score_enough_are_kept_and_one_that_is_no_label_makes_no_row(
@@ -367,7 +367,9 @@ def test_a_making_that_cost_what_is_allowed_goes_on_and_asks_nothing_twice(sessi
     assert 12 < len(server.asked) <= 33
     made = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
     whole = len(server.asked)
-    assert whole == made.spent.cost_usd + made.ranking_usd + 2, "two anchors were asked about again"
+    assert whole == made.spent.cost_usd + made.edit.parameters["paid"]["ranking_usd"] + 2, (
+        "two anchors were asked about again"
+    )
     again = make_pairs(session, "far", draw_by_judge(), "made.jsonl")
     assert (len(server.asked), rows_of(again)) == (whole, rows_of(made))
 

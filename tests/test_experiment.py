@@ -13,7 +13,7 @@ from harness import config, experiment, report, store
 from harness.analysis.rules import ControlFacts, control_rule, has_drifted
 from harness.cli.compare import exit_code
 from harness.errors import UserError
-from harness.evaluation import control_arm
+from harness.evaluation.runner import measure_control
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.stored_rows import StoredRows
 from harness.lifecycle import release
@@ -222,12 +222,12 @@ def test_a_base_that_answers_as_stored_passes_its_rows_stay_and_where_all_is_reu
 def test_each_measurement_asks_generated_answers_and_the_next_other_block_unless_a_limit_cuts_it(path):
     session = tiny_experiment.session(path)
     for _ in range(2):
-        control_arm.measure(session, session.source, 2)
+        measure_control(session, session.source, 2)
     asked = [{b.task for b in one.blocks} for one in store.controls(open_store(path))]
     assert all("facts" in tasks for tasks in asked)
     assert set().union(*asked) == {"facts", "sums", "prose"}
     session = tiny_experiment.session(path, limit=3)
-    assert control_arm.measure(session, session.source, 3) == ""
+    assert measure_control(session, session.source, 3) == ""
 
 
 @pytest.mark.e2e
@@ -287,7 +287,7 @@ def test_the_same_answers_elsewhere_are_no_drift_and_their_flips_make_the_rate_o
     (first,) = StoredRows(open_store(path)).controls_of(run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
     session = tiny_experiment.session(path)
-    later = control_arm.measure(session, session.source, 2)
+    later = measure_control(session, session.source, 2)
     for digest in run.rows.values():
         store.keep_origin(open_store(path), digest, 0, Origin("", later))
     (second,) = StoredRows(open_store(path)).controls_of(run)

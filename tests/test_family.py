@@ -23,9 +23,8 @@ from harness.analysis.seeds import Family, family_of, place_in_family
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
+from harness.experiment import Reader, study_session
 from harness.experiment import measure as measure_run
-from harness.experiment import study_session
-from harness.experiment.judged_runs import Reader
 from harness.lifecycle import release
 from harness.metrics import mean_metric
 from harness.records import Noise, SampleResult, TaskNoise

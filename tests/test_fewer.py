@@ -14,8 +14,8 @@ from harness.analysis.verdict import Rule, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
+from harness.evaluation.judging_stage import base_arm
 from harness.experiment import Scope, fewer_items, prepare_session
-from harness.experiment.stored_rows import base_arm
 from harness.lifecycle import release, rescue
 from harness.progress import SilentProgress
 

@@ -10,8 +10,8 @@ from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness import store
 from harness.errors import UserError
-from harness.evaluation.grade_costs import cost_usd, plan_grades
-from harness.experiment import compare
+from harness.evaluation.grading import cost_usd
+from harness.experiment import compare, plan_grades
 from harness.lifecycle import release
 from harness.lifecycle.label_file import export_answers, import_labels
 from harness.store import Store

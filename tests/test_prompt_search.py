@@ -187,7 +187,7 @@ def write_proposing(folder, tiny, url):
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
     with serve_model(Proposer(None)) as server:
         session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
-        made = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).propose()
+        made = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
         assert len(server.asked) == 4
         assert made.texts == (
             'You are a clerk, "quoted"\nwho sorts.',
@@ -202,7 +202,7 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         assert not any(e.prompt in said for e in evaluated)
         assert "late, money" in said
         assert made.spent.cost_usd == pytest.approx(4 * 0.07)
-        prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).propose()
+        prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
         assert len(server.asked) == 4  # kept
 
 

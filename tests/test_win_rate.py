@@ -25,9 +25,9 @@ from harness.analysis.rules import target_rule
 from harness.analysis.significance import target_p
 from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
-from harness.experiment import judge_pairs
+from harness.experiment import judge_pairs, study_session
 from harness.experiment.stored_rows import Reader
-from harness.experiment.study import open_where_failed, study_session, wins_of
+from harness.experiment.study import open_where_failed, wins_of
 from harness.lifecycle import release
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy

@@ -12,8 +12,7 @@ from io import TextIOWrapper
 # In the order in which help lists the commands.
 # isort: off
 # ruff: noqa: F401
-from harness.cli import setup, compare, gate, release, nightly
-from harness.cli import people, runs, data, synthetic_rows
+from harness.cli import setup, compare, runs, release, people, data, synthetic_rows
 
 # isort: on
 from harness.cli.app import app, say
@@ -47,8 +46,8 @@ def main() -> None:
         say(f"error: {error.complete(str(error))}")
         sys.exit(error.exit_code)
     except OSError as error:
-        said = (error.strerror or one_line(error)).lower()
-        otherwise = said, "free disk space, and whole files that may be read and written"
+        reason = (error.strerror or one_line(error)).lower()
+        otherwise = reason, "free disk space, and whole files that may be read and written"
         found, expected = _KINDS.get(error.errno or 0, otherwise)
         say(f"error: {Problem(error.filename or 'disk', found, expected, 'fix that and run again')}")
         sys.exit(2)

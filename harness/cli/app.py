@@ -158,7 +158,7 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
             yield from _lines(inner, indent + "  ")
         elif isinstance(inner, list | tuple):
             # Of what holds more than names and numbers, such as a curve, how many.
-            is_nested = any(isinstance(one, dict | list | tuple) for one in inner)
+            is_nested = any(isinstance(part, dict | list | tuple) for part in inner)
             listed = ", ".join(map(str, inner)) or "none"
             yield f"{indent}{key}: {f'a list of {len(inner)}, which --json shows' if is_nested else listed}"
         else:

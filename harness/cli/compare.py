@@ -6,6 +6,7 @@ Invariant: models load only inside a command.
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,16 +36,17 @@ from harness.cli.options import (
     Verbose,
     verb,
 )
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import UNKNOWN, count, plain, seconds, usd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from harness.evaluation.costs import Work
-    from harness.evaluation.session import Session
+    from harness.experiment import PlannedGrades
     from harness.experiment.preflight import Cost
     from harness.experiment.standalone import PreparedEvaluation
+    from harness.lifecycle.rescue import PreparedRescue
     from harness.report import ExperimentReport
     from harness.spec import GatePolicy, Task
 
@@ -113,38 +115,44 @@ def compare(
     ordered = experiment.in_order(session.candidates, loaded.selected)
     stored = experiment.find_stored_runs(session, ordered)
     if dry_run:
-        experiment.refuse_sensitive(session, loaded, ordered, stored)
+        placed = experiment.place_open(loaded, ordered, stored)
+        refuse(experiment.sensitive_endpoints(session.experiment, placed))
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
     estimates, wanted = experiment.Estimates(session), {}
     if learning_curve:
         wanted["learning curve"] = experiment.plan_curve(session, loaded.selected)
     if rescue:
-        from harness.lifecycle.rescue import largest_work
+        from harness.lifecycle.rescue import largest_work, prepare_from_report
 
         wanted["rescue, at most"] = largest_work(session, loaded.selected)
     work, missing = (
         estimates.work(loaded.selected, smoke=scope.smoke, found=found) | wanted if computes else {}
         for found in (None, stored)
     )
-    plan, missing_plan = (estimates.seconds(of) for of in (work, missing))
+    plan, missing_plan = (estimates.seconds(amounts) for amounts in (work, missing))
     missing_s = sum(missing_plan.values())
     typed = at.command_line(candidates or [])
     power = experiment.estimate_power(session.experiment, session.suites, typed)
     if strict and power.warnings:
         expected = "margins that the items at hand can show"
-        raise UserError([Problem("--strict", one, expected, power.advice) for one in power.warnings])
+        raise UserError([Problem("--strict", warning, expected, power.advice) for warning in power.warnings])
     if fewer_items and computes:
         say(
             "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
             " from, the base answers the sampled items again"
         )
-    notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
+    notes = experiment.list_plan_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
     if power.note and not scope.smoke:  # whose numbers are no evidence anyway
         notes = [power.note, *notes]
     if dry_run:
+        from harness.evaluation.costs import price_usd
+
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
-        _print_plan(session, costs, work, plan, as_json)
-        jobs = experiment.workers_sentence(session, loaded.selected, stored, scope)
+        grades = [*experiment.plan_grades(session, [cost.candidate for cost in costs])]
+        hour_usd = session.experiment.decide.device_hour_usd
+        usd_of = partial(price_usd, device=session.machine.device, device_hour_usd=hour_usd)
+        _print_plan(costs, work, plan, grades, usd_of, as_json)
+        jobs = experiment.describe_workers(session, ordered, stored, scope)
         known = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
         for line in [*notes, known, *filter(None, [jobs])]:
             say(line)
@@ -158,7 +166,8 @@ def compare(
         found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
     found = write_report(found, at, candidates or [], session)
     if rescue and not scope.smoke:
-        _print_with_rescue(session, found, loaded.folder / "reports", as_json)
+        prepared = prepare_from_report(session, found)
+        _print_with_rescue(prepared, found, loaded.folder / "reports", as_json)
     else:
         print_report(found, as_json, verbose)
     if rescue and scope.smoke:
@@ -168,27 +177,13 @@ def compare(
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 
-def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool, dry_run: bool) -> list[str]:
-    from harness import experiment
-
-    short = experiment.short_contexts(session, selected) if computes else []
-    policy = session.experiment.execution
-    is_idle = policy.executor == "in_process" and (policy.workers or 1) > 1
-    idle = f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"
-    return [
-        *experiment.describe_rows_and_prompts(session, selected),
-        *experiment.recipe_warnings(session, selected),
-        *([idle] if is_idle else []),
-        *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused
-    ]
-
-
-def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
+def _print_with_rescue(
+    prepared: "PreparedRescue | None", found: "ExperimentReport", folder: Path, as_json: bool
+) -> None:
     from harness import report
-    from harness.cli.nightly import run_rescue
+    from harness.cli.release import run_rescue
     from harness.lifecycle import rescue as rescuing
 
-    prepared = rescuing.prepare_from_report(session, found)
     if not as_json:
         print_report(found, False)
     rescued_one = run_rescue(prepared, folder) if prepared else None
@@ -256,33 +251,31 @@ def _end_with_input() -> None:
 
 
 def _print_plan(
-    session: "Session",
     costs: "Sequence[Cost]",
     work: "dict[str, Work]",
     plan: dict[str, float],
+    grades: "Sequence[PlannedGrades]",
+    usd_of: "Callable[[float], float]",
     as_json: bool,
 ) -> None:
-    from harness.evaluation.grade_costs import plan_grades
     from harness.report import ResultDocument, to_plain
 
-    grades = [*plan_grades(session, [cost.candidate for cost in costs])]
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in costs}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}
         planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
-        judged = {f"{one.metric} of {one.task} by {one.judge}": one._asdict() for one in grades}
+        judged = {f"{grade.metric} of {grade.task} by {grade.judge}": grade._asdict() for grade in grades}
         print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
         return
-    hour_usd, device = session.experiment.decide.device_hour_usd, session.machine.device
     from harness.cli.setup import memory_texts
-    from harness.evaluation.costs import Work, price_usd
+    from harness.evaluation.costs import Work
     from harness.report import Section
 
     of_memory = {cost.candidate: memory_texts(cost) for cost in costs}
 
     def row(label: str, work_of: "Work", took_s: float | None) -> list[str]:
         tokens = map(count, (work_of.trained, work_of.read, work_of.generated))
-        price = None if took_s is None else price_usd(took_s, device, hour_usd)
+        price = None if took_s is None else usd_of(took_s)
         return [label, *tokens, seconds(took_s), usd(price), *of_memory.get(label, (UNKNOWN, UNKNOWN))]
 
     rows = [row(label, work_of, plan.get(label)) for label, work_of in work.items()]
@@ -295,10 +288,10 @@ def _print_plan(
     columns = ("candidate", "trained", "read", "generated", "about", "cost USD", "memory GiB", "fits")
     section = Section(columns=columns, rows=[*rows, [*total[:-2], "", ""]], lead=lead, notes=knobs)
     print_document(ResultDocument("", [section], ""))
-    for one in grades:
-        price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
-        what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
-        say(f"{what}, about {count(one.read)} tokens read{price}")
+    for grade in grades:
+        price = "" if grade.cost_usd is None else f", {usd(grade.cost_usd)} USD"
+        what = f"{grade.metric}: at most {count(grade.grades)} grades of {grade.task} by {grade.judge}"
+        say(f"{what}, about {count(grade.read)} tokens read{price}")
     say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
 
 
@@ -417,12 +410,8 @@ def ask_one(
     from harness.report import to_plain
     from harness.report.escape import clean_lines
 
-    session, loaded = at.open_session(candidate)
-    name, *others = loaded.selected
-    if others:
-        found = f"{candidate}, which names {', '.join(loaded.selected)}"
-        raise UserError("harness ask", found, "one candidate", f"harness ask '{name}'")
-    answer = experiment.ask(session, name, text, item)
+    session, _ = at.open_candidate(candidate, "harness ask")
+    answer = experiment.ask(session, candidate, text, item)
     prompt, row = answer.prompt, answer.row
     lines = [
         f"prompt, {count(prompt.n_tokens)} tokens:",
@@ -441,7 +430,7 @@ def _prepare_standalone(
     name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
 ) -> "PreparedEvaluation":
     from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment import Scope, prepare_session, standalone
+    from harness.experiment import standalone
     from harness.models.hub import NAMES
 
     progress = TerminalProgress()
@@ -449,7 +438,7 @@ def _prepare_standalone(
     if at.config.is_file() and not is_model:
         loaded = at.override(computing).load()
         if name in loaded.experiment.candidates:
-            return standalone.prepare_candidate(prepare_session(loaded, Scope(), progress), name, tasks)
+            return standalone.prepare_candidate(loaded, name, tasks, progress)
     if at.settings:
         found = f"{at.settings[0]}, and a model that is not a candidate of {at.config}"
         expected = "overrides for a candidate's experiment only"

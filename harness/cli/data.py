@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from harness.data.edit.changes import EditedRow
     from harness.data.edit.save import Edit, SavedEdit
     from harness.data.text_files import Rows
-    from harness.experiment.distilled_rows import DistilledRows
-    from harness.experiment.preference_pairs import MadePairs
-    from harness.lifecycle.corrections import FeedbackEdit
+    from harness.experiment.writers import MadeRows
 
 _SEEN = 1_000  # rows by which the columns of a file are recognised
 
@@ -138,7 +136,9 @@ def data_dedup(
     require_out(out, [file, *tests], dry_run=dry_run)
     content, evaluated = read_all(file), list(map(read_all, tests))
     roles = roles_of(content, named)
-    others = [(row, of) for c in evaluated for of in [roles_of_test(c, named)] for row in c.rows]
+    others = [
+        (row, test_roles) for c in evaluated for test_roles in [roles_of_test(c, named)] for row in c.rows
+    ]
     parameters = {"alike": alike, "conflicts": conflicts, **_digests("against", tests)}
     edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
@@ -302,8 +302,8 @@ def roles_of(content: "Rows", named: RowColumns) -> "Roles":
 
     roles = find_roles(content, *named)
     names = content.names
-    there = ([column for column in columns if column in names] for columns in roles)
-    questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
+    known = ([column for column in columns if column in names] for columns in roles)
+    questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in known)
     say(f"{content.shown}: prompt from {questions}, answer from {answers}")
     unused = find_unread_contexts(content, roles, *named)
     if unused.contexts:
@@ -316,7 +316,7 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
     from harness.data.columns import columns_of
 
     names = content.names
-    own = (one if one and set(columns_of(one, names)) <= names else None for one in named)
+    own = (column if column and set(columns_of(column, names)) <= names else None for column in named)
     return roles_of(content, RowColumns(*own))
 
 
@@ -346,7 +346,7 @@ def _save(
         say("nothing is written in a dry run")
 
 
-def save_made(made: "DistilledRows | FeedbackEdit | MadePairs", out: Path, as_json: bool) -> None:
+def save_made(made: "MadeRows", out: Path, as_json: bool) -> None:
     """Write rows that were made, print what became of them, and say what is to be known of them."""
     from harness.data.edit.save import save
 

@@ -103,10 +103,10 @@ def verb(
                         error.complete = at.command_line().complete
                 raise
 
-        defaults = {name: one.default for name, one in signature(function).parameters.items()}
+        defaults = {name: parameter.default for name, parameter in signature(function).parameters.items()}
         parameters = list(_parameters(kinds, defaults))
         vars(call)["__signature__"] = Signature(parameters)
-        call.__annotations__ = {one.name: one.annotation for one in parameters}
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         group.command(name, rich_help_panel=heading, epilog=examples(*commands))(call)
         return function
 
@@ -142,8 +142,7 @@ def _declare(name: str, kind: Any) -> Any:
 
 Config = Annotated[Path, Option("The experiment file.", short="-c", env=True)]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override."),
+    list[str] | None, typer.Argument(metavar="a.b=value", help="Keys of harness.yaml to override.")
 ]
 Json = Annotated[bool, Option("Print JSON instead of text.", "--json", env=True)]
 Verbose = Annotated[bool, Option("Print all notes and tables.")]
@@ -206,6 +205,16 @@ class ExperimentFile(NamedTuple):
 
         loaded = self.load(candidates)
         return prepare_session(loaded, Scope(dry_run=dry_run), TerminalProgress()), loaded
+
+    def open_candidate(
+        self, name: str, where: str, *, dry_run: bool = False
+    ) -> "tuple[Session, LoadedExperiment]":
+        """Open the experiment for one candidate; refuses the name of a grid."""
+        session, loaded = self.open_session(name, dry_run=dry_run)
+        if name not in session.candidates:
+            found = f"{name}, a grid of {len(loaded.selected)} candidates"
+            raise UserError(where, found, "one candidate", f"one of: {', '.join(loaded.selected)}")
+        return session, loaded
 
 
 class StoredRuns(NamedTuple):

@@ -149,7 +149,7 @@ def doctor(
     found = examine(at.config, at.settings, TerminalProgress(), embeddings)
     machine, room = found.machine, found.memory
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
-    slow = f"; {said}" if (said := probe_notes(machine)) else ""
+    slow = f"; {remark}" if (remark := probe_notes(machine)) else ""
     rows = [
         ("machine", f"{machine.name}; {machine.precision}, {describe_speed(machine.gflops)}{slow}"),
         ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
@@ -168,7 +168,7 @@ def doctor(
         say(line)
     for problem in found.problems:
         say(f"error: {problem}")
-    given = "".join(f" {shlex.quote(one)}" for one in at.settings) + at.option
+    given = "".join(f" {shlex.quote(setting)}" for setting in at.settings) + at.option
     step = f"fix that, then harness doctor{given}" if found.problems else f"harness compare{given}"
     say(f"next: {step}")
     raise typer.Exit(2 if found.problems else 0)
@@ -213,7 +213,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
         *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
         *found.notes,
-        *(f"proposed: {one}" for one in found.proposed),
+        *(f"proposed: {proposal}" for proposal in found.proposed),
     ]
     columns = ("method", *Peak._fields, "in all", "fits", "time", "cost USD")
     fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))

@@ -9,17 +9,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from harness.cli.app import BY_A_MODEL, data_app, pairs_app, print_json, print_result, say
-from harness.cli.data import (
-    File,
-    Out,
-    Remarks,
-    print_saved,
-    read_all,
-    roles_of,
-    roles_of_test,
-    save_made,
-)
+from harness.cli.app import BY_A_MODEL, data_app, pairs_app, print_result, say
+from harness.cli.data import File, Out, Remarks, read_all, roles_of, roles_of_test, save_made
 from harness.cli.options import (
     CONFIG,
     AnswerTokens,
@@ -40,12 +31,11 @@ from harness.cli.options import (
     verb,
 )
 from harness.errors import Problem, UserError, as_operand, refuse
-from harness.formatting import price
 
 if TYPE_CHECKING:
     from harness.evaluation.session import Session
     from harness.experiment.augmentation import Rewriting
-    from harness.experiment.writers import Writer
+    from harness.experiment.writers import Writer, WriterPlan
     from harness.models.openai_api import Settings
 
 _ADDRESS = re.compile(r"https?://")
@@ -105,8 +95,7 @@ def data_augment(
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.columns import column_options
     from harness.data.edit.row_files import row_suffix
-    from harness.data.edit.save import save
-    from harness.experiment.augmentation import choose_rows, make_rows, plan
+    from harness.experiment.augmentation import choose_rows, find_evaluated, prepare_rows, read_evaluated
 
     tests = against or []
     written_to = require_out(out, [file, *tests], dry_run=dry_run)
@@ -116,8 +105,6 @@ def data_augment(
     session = _session(by_whom, config, dry_run=dry_run)
     writer = _writer(session, by_whom, endpoint, how)
     tasks = session.tasks if session else ()
-    from harness.experiment.augmentation import find_evaluated, read_evaluated
-
     evaluated = [find_evaluated(tasks)] if tasks else []
     for test_file in tests:
         tested = read_all(test_file)
@@ -127,25 +114,31 @@ def data_augment(
     chosen = choose_rows(
         content, roles, evaluated, n_rows, how, session.target.task.labels if session else ()
     )
-    tell = print if dry_run and not as_json else say
     task = "write new questions from" if how.by == "new-questions" else "reword"
-    tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}")
-    tell(str(planned := plan(chosen, writer, how)))
-    if dry_run:
-        if as_json:
-            print_json(planned._asdict())
-        say("a dry run sends no request and writes nothing")
-        return
+    first = f"{len(chosen.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}"
     in_columns = not row_suffix(written_to.name).startswith(".json")
-    outcomes, spent = make_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
-    used = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict(), "rows": n_rows}
-    del used["max_cost"]
-    used |= {"evaluated": sum(len(of.questions) for of in evaluated), "against": tests, **roles._asdict()}
-    edit = remarks.edit("augment", used, [file], spent.cost_usd)
-    print_saved(save(edit, outcomes, written_to), as_json)
+    prepared = prepare_rows(chosen, writer, how, TerminalProgress(), in_columns=in_columns)
+    if not _announce(prepared.plan, first, dry_run=dry_run, as_json=as_json):
+        return
+    made = prepared.make()
+    used = {**made.edit.parameters, "rows": n_rows, "against": tests, **roles._asdict()}
+    save_made(
+        made._replace(edit=remarks.edit("augment", used, [file], made.edit.cost_usd)), written_to, as_json
+    )
     command = shlex.join(["harness", "data", "check", as_operand(str(written_to)), *column_options(*named)])
     train = f"train: {name_beside(config, written_to)} on a candidate in {config}"
     say(f"next: {command}, then {train}; its test items stay as they are")
+
+
+def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> bool:
+    """Say what the requests take; returns whether they are to be sent."""
+    if not dry_run:
+        for line in (*lines, str(plan)):
+            say(line)
+        return True
+    print_result(plan._asdict(), [*lines, str(plan)], as_json)
+    say("a dry run sends no request")
+    return False
 
 
 def _write_prompts(wording: Wording) -> "Rewriting":
@@ -167,10 +160,10 @@ def _write_prompts(wording: Wording) -> "Rewriting":
     if by != "back-translation" and (via, language) != (usual.via, usual.language):
         problems.append(Problem("--via", f"{via} for {by}", "--by back-translation", "leave languages out"))
     refuse(problems)
-    there, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
+    to_language, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
     prompts = {
         "paraphrase": (instruction or PARAPHRASE,),
-        "back-translation": (there, back),
+        "back-translation": (to_language, back),
         "new-questions": (NEW_QUESTION,),
     }
     how = Rewriting(by, prompts[by], variants, temperature, max_new_tokens=max_new_tokens)
@@ -181,7 +174,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
     at = ExperimentFile(config=config)
     if _ADDRESS.match(by_whom):
         return at.open_session(dry_run=True)[0] if config.is_file() else None
-    return _open_session(at, by_whom, "--with", dry_run=dry_run)
+    return at.open_candidate(by_whom, "--with", dry_run=dry_run)[0]
 
 
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":
@@ -225,8 +218,8 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
         )
     except ValidationError as error:
         found = error.errors()[0]  # never its input, which may hold a secret
-        said = f"{found['loc'][0]}: {found['msg'].removeprefix('Value error, ')}"
-        raise UserError("--with", said, "settings of an endpoint", "correct it") from None
+        reason = f"{found['loc'][0]}: {found['msg'].removeprefix('Value error, ')}"
+        raise UserError("--with", reason, "settings of an endpoint", "correct it") from None
     refuse(problems(settings, "--with"))
     return settings
 
@@ -261,25 +254,14 @@ def data_distill(
     from harness.experiment.distilled_rows import Distillation, prepare_distillation
 
     written_to = require_out(out, [prompts] if prompts else [], dry_run=dry_run)
-    session = _open_session(at, teacher, "teacher", dry_run=dry_run)
+    session = at.open_candidate(teacher, "teacher", dry_run=dry_run)[0]
     request = Distillation(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
     )
-    prepared = prepare_distillation(session, teacher, request)
-    plan = prepared.plan
-    if dry_run:
-        print_result(plan._asdict(), [str(plan)], as_json)
-        say("a dry run sends no request")
+    prepared = prepare_distillation(session, teacher, request, str(written_to))
+    if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json):
         return
-    say(str(plan))
-    made = prepared.distill(str(written_to))
-    save_made(made, written_to, as_json)
-    if made.agreement is not None:
-        metric = session.target.primary
-        said = f"{metric.name} of the answers against the rows' own"
-        say(f"{said}: {made.agreement * metric.unit.scale:.1f} over all rows that have one")
-    cost = price(made.spent.cost_usd)
-    say(f"the teacher's answers took {made.spent.n_output_tokens:,} tokens and {cost}, kept in the manifest")
+    save_made(prepared.make(), written_to, as_json)
     say(f"next: train: {name_beside(at.config, written_to)} on a candidate in {at.config}")
 
 
@@ -317,12 +299,9 @@ def pairs_make(
     from harness.experiment.preference_pairs import Drawing, make_pairs
 
     out = require_out(out, [])
-    session = _open_session(at, candidate, "candidate")
+    session = at.open_candidate(candidate, "candidate")[0]
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
-    made = make_pairs(session, candidate, drawing, str(out))
-    save_made(made, out, as_json)
-    answers, ranking = map(price, (made.spent.cost_usd, made.ranking_usd))
-    say(f"the answers took {made.spent.n_output_tokens:,} tokens and {answers}, ranking them {ranking}")
+    save_made(make_pairs(session, candidate, drawing, str(out)), out, as_json)
     train = f"train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}"
     say(f"next: {train}, or the file as pairs: in data: of the target")
 
@@ -357,26 +336,13 @@ def data_propose_prompts(
         refuse_existing(out)
     elif not dry_run:
         raise UserError("--out", "no --out", "a new file", "name it: --out proposed.yaml")
-    session = _open_session(at, proposer, "proposer", dry_run=dry_run)
+    session = at.open_candidate(proposer, "proposer", dry_run=dry_run)[0]
     request = prompts.PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
     prepared = prompts.prepare_proposal(session, proposer, request)
-    plan = prepared.plan
-    if dry_run or out is None:
-        print_result(plan._asdict(), [str(plan)], as_json)
-        say("a dry run sends no request")
+    if not _announce(prepared.plan, dry_run=dry_run, as_json=as_json) or out is None:
         return
-    say(str(plan))
-    made = prepared.propose()
+    made = prepared.make()
     with out.open("x", encoding="utf-8") as file:
         file.write(prompts.recipe_text(made))
     print_result({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
     say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")
-
-
-def _open_session(at: ExperimentFile, name: str, option: str, *, dry_run: bool = False) -> "Session":
-    session, _ = at.open_session(name, dry_run=dry_run)
-    if name not in session.candidates:
-        members = [one for one in session.candidates if one.startswith(f"{name}[")]
-        found = f"{name}, a grid of {len(members)} candidates"
-        raise UserError(option, found, "one candidate", f"one of: {', '.join(members)}")
-    return session

@@ -237,7 +237,9 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
     methods = {name: mapping(member.recipe).get("method", BASE) for name, member in members.items()}
     names = plugins.names("methods")
-    return tuple(name for name, of in methods.items() if of not in names or plugins.method(of).answers)
+    return tuple(
+        name for name, method in methods.items() if method not in names or plugins.method(method).answers
+    )
 
 
 def _place(problem: Problem) -> tuple[str, int]:

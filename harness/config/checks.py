@@ -19,12 +19,7 @@ from pydantic import ValidationError
 
 from harness import plugins, spec
 from harness.config.files import GridMember, describe_missing_file, raw_tasks
-from harness.config.recipe_checks import (
-    GENERAL_ROWS,
-    WrittenRecipe,
-    check_recipe,
-    check_rows_file,
-)
+from harness.config.recipe_checks import GENERAL_ROWS, WrittenRecipe, check_recipe, check_rows_file
 from harness.config.rubrics import endpoint_params, endpoint_settings, is_endpoint, is_judged, try_to_read
 from harness.config.yaml_loading import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, did_you_mean
@@ -99,7 +94,7 @@ def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
                 "kind: generate, or a metric such as accuracy",
             )
             yield Problem(at, found, "answers in text to be graded", step)
-        if [spec.metric_name(one) for one in task.metrics].count(judge) > 1:
+        if [spec.metric_name(metric) for metric in task.metrics].count(judge) > 1:
             yield Problem(at, f"{judge} twice", "each name of a rubric once", "rename one of the files")
         if isinstance(rubric := try_to_read(name, tree.folder, at), list):
             yield from rubric
@@ -121,12 +116,15 @@ def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[
     if policy is None or "sensitive_data" not in policy.needs:
         return
     gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
-    listed = [((*keys, "metrics", i), one) for keys, task in tasks for i, one in enumerate(task.metrics)]
+    listed = [
+        ((*keys, "metrics", i), metric) for keys, task in tasks for i, metric in enumerate(task.metrics)
+    ]
     listed += [(("gate", "target", "by"), gate.target.by)] if gate else []
     for place, written in listed:
         rubric = try_to_read(written, tree.folder, "") if is_judged(written) else []
-        for one in () if isinstance(rubric, list) else rubric.judges:
-            if is_endpoint(one) and (server := endpoint_settings()(**endpoint_params(one))).leaves_machine:
+        for judge in () if isinstance(rubric, list) else rubric.judges:
+            server = endpoint_settings()(**endpoint_params(judge)) if is_endpoint(judge) else None
+            if server and server.leaves_machine:
                 found = f"{spec.metric_name(written)}: a judge on an external server, {server.name}"
                 expected = "sensitive data to stay here, as decide.needs: [sensitive_data] says"
                 step = "a judge that runs here or in your network, or remove sensitive_data"
@@ -286,30 +284,32 @@ def lint(
     warmup = params.get(_WARMUP) or None  # none at all is a choice of its own
     known = {**params, BATCH: rows * steps if rows and steps else None}
     known |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
-    speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
-    for setting in dict.fromkeys(one.setting for one in speaking):
-        value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
-        if value is None or min(one.low for one in sources) <= value <= max(one.high for one in sources):
+    speaking = [r for r in ranges() if r.speaks_of(method, params, n_parameters)]
+    for setting in dict.fromkeys(r.setting for r in speaking):
+        value, sources = known.get(setting), [r for r in speaking if r.setting == setting]
+        low, high = min(r.low for r in sources), max(r.high for r in sources)
+        if value is None or low <= value <= high:
             continue
-        place = "below" if value < min(one.low for one in sources) else "above"
-        said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
+        place = "below" if value < low else "above"
+        published = "; ".join(f"{_span(r)} ({r.source})" for r in sources)
         name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
         default = ", the default," if _KEYS.get(setting, {setting}).isdisjoint(written) else ""
-        yield f"{name} {value:g}{default} is {place} what was published for {_size(n_parameters)}: {said}"
+        where = f"{place} what was published for {_size(n_parameters)}"
+        yield f"{name} {value:g}{default} is {where}: {published}"
     training = plugins.method(method).published_as
-    others = [one for one in ranges() if one.setting == _RATE and one.training == training]
-    if others and _RATE not in {*written, *(one.setting for one in speaking)}:
-        sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
-        said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
-        yield f"{_RATE} {params[_RATE]:g}, the default, {said}"
+    others = [r for r in ranges() if r.setting == _RATE and r.training == training]
+    if others and _RATE not in {*written, *(r.setting for r in speaking)}:
+        sizes = f"{min(r.from_b for r in others):g} to {max(r.to_b for r in others):g} B"
+        assumed = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
+        yield f"{_RATE} {params[_RATE]:g}, the default, {assumed}"
 
 
-def _span(of: Range) -> str:
-    if of.low == of.high:
-        return f"{of.low:g}"
-    if of.low == -inf:
-        return f"at most {of.high:g}"
-    return f"at least {of.low:g}" if of.high == inf else f"{of.low:g} to {of.high:g}"
+def _span(r: Range) -> str:
+    if r.low == r.high:
+        return f"{r.low:g}"
+    if r.low == -inf:
+        return f"at most {r.high:g}"
+    return f"at least {r.low:g}" if r.high == inf else f"{r.low:g} to {r.high:g}"
 
 
 def _size(n_parameters: float) -> str:

@@ -277,7 +277,7 @@ def _resolve_row_files(written: Any, folder: Path) -> Any:
     if isinstance(written, str):
         return written if written.startswith(HUB) else _absolute(written, folder)
     if isinstance(written, list):
-        return [_resolve_row_files(one, folder) for one in written]
+        return [_resolve_row_files(entry, folder) for entry in written]
     if isinstance(written, dict) and "files" in written:
         return {**written, "files": _resolve_row_files(written["files"], folder)}
     if isinstance(written, dict):

@@ -81,7 +81,7 @@ class WrittenRecipe(NamedTuple):
         while ahead:
             recipe = read_valid(spec.Recipe, self.members[ahead.pop()].recipe)
             named = {recipe.init_from, *recipe.merges} if recipe else set()
-            parents = {one for one in named if one is not None and one in self.members} - found
+            parents = {parent for parent in named if parent is not None and parent in self.members} - found
             found |= parents
             ahead += parents
         return found
@@ -186,7 +186,7 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
             step = f"one with the method {' or '.join(plugins.methods(makes='reward'))}"
             yield written.of_another_kind("reward", reward, "reward", step)
     elif spec.metric_plugin(reward) not in (known := plugins.names("metrics")):
-        makers = {one for one in members if written.kind_of(one) == "reward"}
+        makers = {candidate for candidate in members if written.kind_of(candidate) == "reward"}
         step = did_you_mean(reward, {*known, *makers})
         yield Problem(written.where("reward"), f"unknown reward {reward!r}", expected, step)
 
@@ -266,7 +266,9 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
         if reward not in members:
             is_metric = reward in plugins.names("metrics")
             why = "needs the reference, and no user has it" if is_metric else "is not a candidate"
-            able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
+            able = {
+                name for name, member in members.items() if mapping(member.recipe).get("method") in makers
+            }
             found = f"the best by {reward!r}, which {why}"
             yield Problem(place, found, expected, did_you_mean(reward, able))
         elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
@@ -278,7 +280,7 @@ def _check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterato
 
 def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
     name = spec.metric_name(by)
-    written = next((one for one in target.metrics if spec.metric_name(one) == name), None)
+    written = next((metric for metric in target.metrics if spec.metric_name(metric) == name), None)
     if written is None:
         yield Problem(where, f"{by}, which is none of the target's metrics", "one of them", "list it there")
         return
@@ -301,8 +303,8 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
 
     def find_refusal(name: str) -> str:
         tried = ({key: value} for key, values in recipe.tried.items() for value in values)
-        said = (plugins.refuses(name, {**recipe.params, **one}) for one in ({}, *tried))
-        return next(filter(None, said), "")
+        refusals = (plugins.refuses(name, {**recipe.params, **point}) for point in ({}, *tried))
+        return next(filter(None, refusals), "")
 
     # The parameters with each tried value of those that say which hooks the method calls.
     values_by_name = {name: recipe.tried[name] for name in hooks if name in recipe.tried}

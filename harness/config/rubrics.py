@@ -140,14 +140,14 @@ class Rubric(Spec):
             yield "judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]"
         if len(self.panel) == 1:
             yield "a panel of one judge; list two judges or more, or write judge: in its place"
-        own = ["usd_per_million_tokens" in one for one in self.judges if is_endpoint(one)]
+        own = ["usd_per_million_tokens" in judge for judge in self.judges if is_endpoint(judge)]
         is_priced = self.usd_per_million_tokens or (own and all(own))
         if self.judges and self.max_cost is not None and not is_priced:
             yield "max_cost without usd_per_million_tokens, by which the cost is counted"
         other = {"scale", "examples", "reference", "passages"} & self.model_fields_set
         if self.mode == "pairwise" and other:
-            said = "the better answer is A, B or tie, and one of the two is the reference"
-            yield f"mode: pairwise with {', '.join(sorted(other))}; {said}"
+            expected_names = "the better answer is A, B or tie, and one of the two is the reference"
+            yield f"mode: pairwise with {', '.join(sorted(other))}; {expected_names}"
         known = self.grades
         for example in self.examples:
             if str(example.grade) not in known:
@@ -189,7 +189,7 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
     if "judge" in tree.data:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
     if isinstance(panel := tree.data.get("panel"), list):
-        tree.data["panel"] = [resolve_judge(one, path.parent) for one in panel]
+        tree.data["panel"] = [resolve_judge(judge, path.parent) for judge in panel]
     refuse([*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree)])
     return Rubric.model_validate(tree.data)
 
@@ -210,7 +210,7 @@ def digest_question(task: Task, metric: str) -> str:
 def current_labels(found: Iterable[LabelSet], task: Task) -> list[LabelSet]:
     """List the labels that were given by a rubric's criteria and scale as they are now."""
     now = {name: digest_question(task, name) for name in map(metric_name, task.metrics)}
-    return [of for of in found if of.rubric == now.get(of.metric)]
+    return [label for label in found if label.rubric == now.get(label.metric)]
 
 
 def try_to_read(written: str, folder: Path, where: str) -> Rubric | list[Problem]:

@@ -107,8 +107,8 @@ def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
         return plain(loaded), marks
     except YAMLError as error:
         if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-            said = " ".join(str(error).split())[:120]
-            raise UserError(shown, said, "YAML", "fix the file") from None
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(shown, reason, "YAML", "fix the file") from None
         where = f"{shown}:{error.problem_mark.line + 1}"
         found = str(error.problem).split(" with value")[0].removeprefix("found ")
         expected, step = "valid YAML", "check quotes, brackets and indentation"
@@ -158,8 +158,8 @@ def _count_values(node: Any, counted: dict[int, float]) -> float:
         if isinstance(node.value, str):
             n = 1 + len(node.value) / 50
         else:
-            inner = chain.from_iterable(one if isinstance(one, tuple) else (one,) for one in node.value)
-            n = 1 + sum(_count_values(one, counted) for one in inner)
+            inner = chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in node.value)
+            n = 1 + sum(_count_values(part, counted) for part in inner)
         counted[id(node)] = n
         if n > _MOST_VALUES:
             problem = f"aliases that stand for more than {_MOST_VALUES:,} values"
@@ -320,8 +320,8 @@ def _describe_expected(error: Any) -> str:
         return _EXPECTED[error["type"]]
     if error["type"] == "literal_error":
         return f"one of {error['ctx']['expected']}"
-    said = str(error["msg"]).removeprefix("Input should be ").split(", ")[0]
-    return f"a value {said}" if said.startswith(("greater", "less")) else said
+    expected = str(error["msg"]).removeprefix("Input should be ").split(", ")[0]
+    return f"a value {expected}" if expected.startswith(("greater", "less")) else expected
 
 
 def short_repr(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.config import is_judged
-from harness.errors import Problem, Unscored, UserError
+from harness.errors import Unscored, UserError
 from harness.evaluation.sampled_answers import draw_answers, limits_of, seed_of, settle
 from harness.metrics import Metric, Parts, extremes, normalize
 from harness.models import Candidate

@@ -121,10 +121,7 @@ class Pace(NamedTuple):
     runs: Rate = Rate(each_s=0.5)
 
 
-_ASSUMED = {
-    "cpu": Pace(),
-    "cuda": Pace(*(Rate(each_s=s) for s in (2.0, 0.2, 5.0, 1.0, 0.5, 1.0))),
-}
+_ASSUMED = {"cpu": Pace(), "cuda": Pace(*(Rate(each_s=s) for s in (2.0, 0.2, 5.0, 1.0, 0.5, 1.0)))}
 
 
 class _Sums(NamedTuple):

@@ -10,7 +10,7 @@ Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2; Fisher's exact tes
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -25,9 +25,8 @@ from harness import formatting, store
 from harness.config import Rubric
 from harness.errors import CandidateFailed, SharedFailure
 from harness.evaluation import costs, judges
-from harness.evaluation.costs import Budget
-from harness.evaluation.grade_costs import cost_usd, open_budget
-from harness.evaluation.judges import Judge, JudgedMetric, Order, UngradedAnswer
+from harness.evaluation.costs import Budget, Words, price_usd, tokens_usd
+from harness.evaluation.judges import GradingLimit, Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize
@@ -36,7 +35,9 @@ from harness.models import Candidate
 from harness.models.hub import chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.records import Anchor, AnchorCheck, Grade, Message, Output, PromptText, digest
+from harness.spec import TokenPrices
 from harness.stats import Array
+from harness.store.measurements import list_grades, read_rechecks
 
 _TOGETHER = 32  # answers that a local model scores and stores together
 
@@ -308,3 +309,81 @@ def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
     moved, asked = sum(check.n_moved for check in calm), sum(len(check.grades) for check in calm)
     table = [[n_moved, n - n_moved], [moved, asked - moved]]
     return float(fisher_exact(table, alternative="greater").pvalue) < ALPHA
+
+
+def list_paid_grades(judged: JudgedMetric, judge: Judge) -> list[Grade]:
+    """List all grades that a judge was asked for, including those of its anchors."""
+    return [*list_grades(judged.store, judge.book), *read_rechecks(judged.store, judge.book, Grade)]
+
+
+def sum_paid_usd(judged: JudgedMetric) -> float | None:
+    """Add up the costs of all endpoints of a rubric so far; None if unknown."""
+    remote = [judge for judge in judged.judges if judge.settings]
+    return _total(cost_usd(list_paid_grades(judged, judge), judge.prices) for judge in remote)
+
+
+def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
+    """Add up the costs of grades by their tokens; None without prices, or if a server reported no tokens."""
+    if prices is None or any(g.status != "error" and not g.n_prompt_tokens for g in grades):
+        return None  # a grade without tokens: its server sent no `usage`
+    read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
+    return tokens_usd(prices, read, written)
+
+
+def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:
+    """Return what is left of `max_cost` or the command's limit; None without a limit or price."""
+    if judge.prices is None:
+        return None
+    spent, price = sum_paid_usd(judged), partial(tokens_usd, judge.prices)
+    n = sum(len(list_paid_grades(judged, other)) for other in judged.judges if other.settings)
+    most, limit = judged.rubric.max_cost, judged.limit
+    since = None if spent is None or limit is None else spent - limit.before_usd
+    if limit and (most is None or spent is None or since is None or limit.usd - since < most - spent):
+        return Budget(limit.usd, price, since, n - limit.n_before, Words(paid="grades"))
+    words = Words("max_cost", " in the rubric", "grades")
+    return None if most is None else Budget(most, price, spent, n, words)
+
+
+class GradeAccount:
+    """Account of the grades of some answers, and of anchors graded since it was opened."""
+
+    def __init__(self, judged: JudgedMetric) -> None:
+        self._judged, self._keys = judged, dict[str, set[str]]()
+        books = (judge.book for judge in judged.judges)
+        self._n_again = {book: len(read_rechecks(judged.store, book, Grade)) for book in books}
+
+    def count(self, keys: Mapping[str, set[str]]) -> None:
+        """Count the answers with these keys, by book."""
+        for book, answer_keys in keys.items():
+            self._keys.setdefault(book, set()).update(answer_keys)
+
+    def cost_usd(self, device: str, device_hour_usd: float | None) -> float | None:
+        """Add up the judges' costs so far, of a local one by its time; None if unknown."""
+        local = [judge for judge in self._judged.judges if judge.weights]
+        seconds = sum(grade.compute_s for judge in local for grade in self._grades(judge))
+        remote = self._remote_usd()
+        return None if remote is None else remote + price_usd(seconds, device, device_hour_usd)
+
+    def limit(self, most_usd: float | None) -> GradingLimit | None:
+        """Return the limit under which these grades cost at most `most_usd`; None for no limit."""
+        if most_usd is None:
+            return None
+        remote = [judge for judge in self._judged.judges if judge.settings]
+        n_others = sum(len(list_paid_grades(self._judged, j)) - len(self._grades(j)) for j in remote)
+        before_usd = (sum_paid_usd(self._judged) or 0.0) - (self._remote_usd() or 0.0)
+        return GradingLimit(most_usd, before_usd, n_others)
+
+    def _remote_usd(self) -> float | None:
+        remote = [judge for judge in self._judged.judges if judge.settings]
+        return _total(cost_usd(self._grades(judge), judge.prices) for judge in remote)
+
+    def _grades(self, judge: Judge) -> list[Grade]:
+        grades_store, keys = self._judged.store, self._keys.get(judge.book, set())
+        counted = [grade for grade in list_grades(grades_store, judge.book) if grade.key in keys]
+        return [*counted, *read_rechecks(grades_store, judge.book, Grade)[self._n_again[judge.book] :]]
+
+
+def _total(costs: Iterable[float | None]) -> float | None:
+    all_costs = list(costs)
+    known = [cost for cost in all_costs if cost is not None]
+    return sum(known) if len(known) == len(all_costs) else None

@@ -109,7 +109,7 @@ def open_judged(
 ) -> JudgedMetric:
     """Read the rubric of a judged metric with its judges; UserError if it cannot be used."""
     rubric = _rubric(written)
-    judges = tuple(_judge(rubric, one, judging, machine) for one in rubric.judges)
+    judges = tuple(_judge(rubric, judge, judging, machine) for judge in rubric.judges)
     return JudgedMetric(metric_name(written), rubric, judges, store)
 
 
@@ -127,10 +127,12 @@ def list_local_judges(metrics: Iterable[str]) -> tuple[dict[str, str], dict[Judg
 
 def list_stored_digests(task: Task, store: Store) -> Iterator[dict[str, str]]:
     """Yield the digests of the possible judges of each judged metric, from the files alone."""
-    written = [one for one in task.metrics if is_judged(one)]
-    books = [_list_stored_books(_rubric(one), store) for one in written]
-    for chosen in product(*(product(*of) for of in books)):
-        yield {metric_name(one): digest(list(of)) for one, of in zip(written, chosen, strict=True)}
+    written = [metric for metric in task.metrics if is_judged(metric)]
+    books = [_list_stored_books(_rubric(metric), store) for metric in written]
+    for chosen in product(*(product(*grades) for grades in books)):
+        yield {
+            metric_name(metric): digest(list(grades)) for metric, grades in zip(written, chosen, strict=True)
+        }
 
 
 def read_stored_grades(written: str, store: Store) -> list[dict[str, Grade]]:
@@ -154,8 +156,8 @@ def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
         books.append(
             [
                 book
-                for book, of in read_identities(store).items()
-                if named.items() <= of["judge"].items() and code.items() <= of.items()
+                for book, identity in read_identities(store).items()
+                if named.items() <= identity["judge"].items() and code.items() <= identity.items()
             ]
         )
     return books
@@ -269,9 +271,9 @@ def judge_messages(
     return [{**turns[0], "content": rules + turns[0]["content"]}, *turns[1:]]
 
 
-def read_grade(rubric: Rubric, said: str) -> str | None:
+def read_grade(rubric: Rubric, text: str) -> str | None:
     """Parse a judge's answer as a grade, ignoring case, quotes and a period; None if it is not one."""
-    return {normalize(grade): grade for grade in rubric.grades}.get(normalize(said))
+    return {normalize(grade): grade for grade in rubric.grades}.get(normalize(text))
 
 
 def grade_value(rubric: Rubric, grade: str, order: Order) -> float:

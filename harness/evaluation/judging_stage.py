@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from harness import store
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
-from harness.evaluation.grade_costs import cost_usd, list_paid_grades
-from harness.evaluation.grading import grade_answers
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.grading import cost_usd, grade_answers, list_paid_grades
 from harness.evaluation.judges import GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
-from harness.evaluation.row_sets import Chooser, RowSet
-from harness.evaluation.runner import answer
+from harness.evaluation.row_sets import Chooser, RowSet, suite_sets
+from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.formatting import count, percent, usd
 from harness.metrics import Parts
@@ -60,6 +60,31 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
     return rescore_stored(session, lacking)
 
 
+def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
+    """Measure a base on the capability suite, as it is served; returns the row set of each task."""
+    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
+
+
+def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
+    """Measure weights on the suites where that is missing; return the row set of each task.
+
+    `shared` row sets are also shared with experiments in other folders of this machine.
+    """
+    sets = suite_sets(session, weights)
+    lacking = score_answered(session, sets)
+    if lacking := find_base_rows(session, lacking) if shared else lacking:
+        with open_weights(session, weights) as candidate:
+            fill(session, candidate, lacking, name, shared=shared)
+        score_answered(session, lacking)
+    return {s.measured.task.name: s.identity.digest for s in sets}
+
+
+def is_measured(session: Session, source: ModelSource) -> bool:
+    """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
+    sets = suite_sets(session, base_weights(source))
+    return not find_base_rows(session, score_answered(session, sets))
+
+
 def grade_rows(
     session: Session, parts: Sequence[tuple[RowSet, Sequence[SampleResult]]]
 ) -> list[list[SampleResult]]:
@@ -77,21 +102,25 @@ def judge_remarks(session: Session, of_pairs: JudgedMetric | None, runs: Iterabl
     decides: dict[tuple[str, ...], bool] = {}
     named: dict[tuple[str, ...], JudgedMetric] = {}
     for task in session.tasks:
-        for one in task.judged.values():
-            books = (one.metric, *(judge.book for judge in one.judges))
-            named.setdefault(books, one)
-            decides[books] = decides.get(books, False) or one.metric == task.task.primary_metric
-    for books, one in named.items():
+        for judged_metric in task.judged.values():
+            books = (judged_metric.metric, *(judge.book for judge in judged_metric.judges))
+            named.setdefault(books, judged_metric)
+            decides[books] = decides.get(books, False) or judged_metric.metric == task.task.primary_metric
+    for books, judged_metric in named.items():
         become = "count as failed answers" if decides[books] else "leave these answers without that score"
-        for judge, known in zip(one.judges, one.grades(), strict=True):
-            yield _remark_of(one, judge, known, ("answers graded", "grades"), become)
+        for judge, known in zip(judged_metric.judges, judged_metric.grades(), strict=True):
+            yield _remark_of(judged_metric, judge, known, ("answers graded", "grades"), become)
     # Models prefer their own text (Panickssery et al. 2024, arXiv 2404.13076).
     makers: dict[str, list[str]] = {}
     for run in runs:
         if run.state == "done":
             makers.setdefault(run.weights_digest, []).append(run.label)
     all_judged = [*named.values(), *([of_pairs] if of_pairs else [])]
-    graded = {(one.metric, judge.book): judge for one in all_judged for judge in one.judges}
+    graded = {
+        (judged_metric.metric, judge.book): judge
+        for judged_metric in all_judged
+        for judge in judged_metric.judges
+    }
     for (metric, _), judge in graded.items():
         if judge.weights and (own := makers.get(judge.weights.digest)):
             text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"

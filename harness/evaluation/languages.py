@@ -76,9 +76,9 @@ def describe_unspoken(target: MeasuredTask, suites: Iterable[MeasuredTask]) -> I
 
     asked, *evaluated = memo("languages", key, find_languages)
     spoken = dict.fromkeys(language for languages in evaluated for language in languages)
-    for language in [one for one in asked if spoken and one not in spoken]:
+    for language in [code for code in asked if spoken and code not in spoken]:
         known = SPOKEN.get(language, Spoken(f"the language “{language}”"))
-        others = " and ".join(SPOKEN.get(one, Spoken(one)).name for one in spoken)
+        others = " and ".join(SPOKEN.get(code, Spoken(code)).name for code in spoken)
         examples = ", ".join([*known.tasks][:3])
         step = f"tasks of lm-eval such as {examples} in a suite" if examples else "a suite in that language"
         yield (

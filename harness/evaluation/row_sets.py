@@ -226,7 +226,7 @@ class RunRequest(NamedTuple):
 def list_open(requests: Sequence[RunRequest], found: Sequence[Run | None]) -> list[RunRequest]:
     """List the requests whose run was not found finished."""
     pairs = zip(requests, found, strict=True)
-    return [one for one, run in pairs if run is None or run.state != "done"]
+    return [request for request, run in pairs if run is None or run.state != "done"]
 
 
 class RunIdentity(NamedTuple):

@@ -13,6 +13,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count as count_up
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from harness.data.contamination import overlaps
 from harness.data.edit.changes import Change, EditedRow, PlacedText, label_places, put_text
 from harness.data.edit.dedup import dedup, stand_on_same
 from harness.data.edit.mix import draw
+from harness.data.edit.save import Edit
 from harness.data.examples import read_example
 from harness.data.guessed_columns import label_set
 from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
@@ -285,22 +287,33 @@ def _ask(prompt: str, text: str) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt.replace(TEXT, text)},)
 
 
-def plan(chosen: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.WriterPlan:
-    """Count what the new rows take, before anything is sent."""
-    first, later = writers.plan_requests(writer, [*_first_requests(chosen, how).values()]), how.prompts[1:]
+def prepare_rows(
+    chosen: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
+) -> writers.PreparedRequests[writers.MadeRows]:
+    """Count what the new rows take; nothing is sent before they are made."""
+    requests, later = _first_requests(chosen, how), how.prompts[1:]
+    first = writers.plan_requests(writer, [*requests.values()])
     read = sum(costs.tokens(prompt) + costs.CHAT_TOKENS + how.max_new_tokens for prompt in later)
     read = first.read + read * first.requests
     generated = first.generated + len(later) * first.requests * how.max_new_tokens
     n_requests = first.requests * len(how.prompts)
-    return writers.WriterPlan(n_requests, first.known, read, generated, writer.planned(read, generated))
+    plan = writers.WriterPlan(n_requests, first.known, read, generated, writer.planned(read, generated))
+    make = partial(_make, chosen, writer, how, progress, requests, in_columns=in_columns)
+    return writers.PreparedRequests(plan, make)
 
 
-def make_rows(
-    chosen: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
-) -> tuple[list[EditedRow], writers.WriterUsage]:
-    """Let a model write rows; return all rows, each followed by those made from it, and their cost."""
+def _make(
+    chosen: Augmentation,
+    writer: writers.Writer,
+    how: Rewriting,
+    progress: Progress,
+    requests: Mapping[tuple[int, int], writers.PromptRequest],
+    *,
+    in_columns: bool,
+) -> writers.MadeRows:
+    """Let a model write rows; return all rows, each followed by those made from it."""
     budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
-    requests, written = _first_requests(chosen, how), dict[tuple[int, int], WrittenQuestion]()
+    written = dict[tuple[int, int], WrittenQuestion]()
     for number in range(1, len(how.prompts) + 1):
         label = f"{how.by} by {writer.name}"
         label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
@@ -344,7 +357,11 @@ def make_rows(
     for index, (row, change) in enumerate(outcomes):
         if row is not None and change is None:
             outcomes[index] = EditedRow(row, left.get(row.where))
-    return outcomes, budgeted.usage
+    used: dict[str, Any] = {"with": writer.name, "who_answers": dict(writer.identity), **how._asdict()}
+    del used["max_cost"]
+    used["evaluated"] = sum(len(evaluated.questions) for evaluated in chosen.evaluated)
+    edit = Edit("augment", used, (), cost_usd=budgeted.usage.cost_usd)
+    return writers.MadeRows(edit, outcomes, spent=budgeted.usage)
 
 
 def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:

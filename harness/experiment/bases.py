@@ -194,16 +194,16 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
     Quantised files (by the method of this name) are taken as they are, and unpacked to 16 bits.
     """
     found = []
-    for name, of in _forms("prompting", shape, quantized):
+    for name, form in _forms("prompting", shape, quantized):
         tokens = query.batch * query.length
-        prompting = memory.inference_peak(of, tokens, query.precision, read=tokens)
+        prompting = memory.inference_peak(form, tokens, query.precision, read=tokens)
         if query.gpus > 1:  # each GPU has some of the layers with their keys
             weights, keys = prompting.weights / query.gpus, prompting.keys / query.gpus
             prompting = prompting._replace(weights=weights, keys=keys)
         found.append(BaseUse(name, prompting, prompting.total <= query.gpu_gb))
     # Each with what it trains: a number of parameters, all of them (0), or an adapter as LoRA's.
     lora = memory.lora_parameters(shape, RANK)
-    trainings = [_Training(name, of, lora) for name, of in _forms("LoRA", shape, quantized)]
+    trainings = [_Training(name, form, lora) for name, form in _forms("LoRA", shape, quantized)]
     if not quantized:
         trainings += [_Training("QLoRA", shape, lora, "nf4"), _Training(_WHOLE, shape)]
         trainings += [_Training(_WHOLE_IN_BF16, shape)] if query.precision != "fp16" else []
@@ -221,7 +221,7 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
 
 def _alternatives() -> dict[str, MethodAlternative]:
     declared = {name: plugins.method(name).alternative for name in plugins.names("methods")}
-    return {name: one for name, one in declared.items() if one}
+    return {name: recipe for name, recipe in declared.items() if recipe}
 
 
 class _Training(NamedTuple):
@@ -239,8 +239,8 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
         yield f"{name} (unpacked)", shape._replace(stored_bytes=0.0)
 
 
-def _estimate_training(one: _Training, query: FitQuery, stage: int, *, checkpointing: bool) -> BaseUse:
-    (name, shape, n_adapter, quantization), cards, hour = one, query.gpus, query.hour_usd
+def _estimate_training(training: _Training, query: FitQuery, stage: int, *, checkpointing: bool) -> BaseUse:
+    (name, shape, n_adapter, quantization), cards, hour = training, query.gpus, query.hour_usd
     peak = memory.training_peak(
         shape,
         n_adapter or shape.n_parameters,
@@ -273,9 +273,9 @@ def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     for base in dict.fromkeys((candidate.served_base, candidate.trained_base)):
         if not base.quantization or hub.is_packed(base):
             continue
-        said = shapes.quantization_method(read_config(base.path))
-        if said not in ("", "bitsandbytes"):
-            found = f"{base.quantization} of {base.name}, whose files are quantised already ({said})"
+        method = shapes.quantization_method(read_config(base.path))
+        if method not in ("", "bitsandbytes"):
+            found = f"{base.quantization} of {base.name}, whose files are quantised already ({method})"
             yield Problem(where, found, "a base in 16 bits", "method: lora on the files as they are")
         elif (share := hub.expert_share(base)) > memory.MOST_IN_EXPERTS:
             found = f"{base.quantization} of {base.name}, where {share:.0%} are experts that stay in 16 bits"

@@ -99,20 +99,20 @@ def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
 
 def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
     where, own, recipe = f"candidate {candidate.name}", candidate.base, candidate.recipe
-    is_quantized = any(one.quantization for one in (candidate.served_base, candidate.trained_base))
+    is_quantized = any(source.quantization for source in (candidate.served_base, candidate.trained_base))
     if is_quantized and find_spec("bitsandbytes") is None:
         step = "pip install 'harness-evals[qlora]', or leave the candidate out"
         found = "a quantised base, and no package bitsandbytes"
         yield Problem(where, found, "the package that quantises", step)
-    bases = {one.name: one.served_base for one in candidate.merges}
-    if len({one.weights_digest for one in bases.values()}) > 1:
+    bases = {merged.name: merged.served_base for merged in candidate.merges}
+    if len({source.weights_digest for source in bases.values()}) > 1:
         named = (
             f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
         )
         found = f"adapters for several bases: {', '.join(named)}"
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
-        adapters = {one.name: find_adapter_config(one) for one in candidate.merges}
+        adapters = {merged.name: find_adapter_config(merged) for merged in candidate.merges}
         yield from candidate.method.checks.of_merges(candidate.source, adapters, where)
     if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
         return
@@ -341,9 +341,9 @@ def _find_unwritable_rows(
     # The rows that the chat template of a candidate's base does not write, at most ten of a file.
     bases = {
         base
-        for one in candidates
-        if one.method.makes_language_model and not one.is_remote
-        for base in (one.base, one.trained_base)
+        for candidate in candidates
+        if candidate.method.makes_language_model and not candidate.is_remote
+        for base in (candidate.base, candidate.trained_base)
         if not is_packed(base) and chat_template(base)
     }
     rows = [row for measured in tasks for row in _list_conversations(measured)] if bases else []

@@ -1,9 +1,9 @@
-"""One run with its own measurements, before it is compared with others; the first one is shown at once.
+"""One run with its own measurements, before it is compared with others; the learning curve of a fine-tune.
 
-Invariant: an error in one run is recorded as its failure and stops no other run.
+Invariant: validation and test rows are read as stored; people's labels correct a judge's scores on both.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -15,149 +15,43 @@ from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
 from harness.analysis.candidate_facts import (
-    AnswerFacts,
     BaseSize,
     CandidateFacts,
-    UnderLoad,
-    UnreadAnswers,
+    best_untrained,
     facts_of_run,
     judged_run,
 )
 from harness.analysis.comparison import estimate
-from harness.analysis.economics import index_usd_per_1k
+from harness.analysis.economics import apply_budgets, index_usd_per_1k
+from harness.analysis.estimators import is_judge
 from harness.analysis.target_scores import LearningCurve, TrainingSize, learning_curve
 from harness.data import Split, part_of
-from harness.errors import CandidateFailed, HarnessError, UserError, one_line
+from harness.errors import HarnessError, UserError
 from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.judging_stage import score_answered
-from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_id, target_sets, total_work
-from harness.evaluation.runner import answer
+from harness.evaluation.row_sets import RunRequest, suite_sets, target_sets, total_work
 from harness.evaluation.session import MeasuredTask, Session, join_items
-from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.run_candidate import find_stored_runs, make_run
-from harness.experiment.stored_rows import (
-    EdgeCases,
-    Facts,
-    Reader,
-    Rows,
-    Runs,
-    is_cross_validated,
-    is_measured,
-    refuse_folds,
+from harness.experiment.stored_rows import Facts, Reader, Rows, Runs, refuse_folds, rows_by_slice
+from harness.experiment.study import (
+    Study,
+    TaskWeights,
+    compute_s,
+    correct_reached,
+    count_missing,
+    facts_on_target,
+    judge_labels,
+    mark_recipe,
 )
-from harness.experiment.training_fit import fit_work
-from harness.experiment.trials import digest_prompts
-from harness.formatting import UNKNOWN, quote, score
-from harness.metrics import Metric, extremes, item_scores
-from harness.models import is_private
+from harness.experiment.trials import digest_prompts, fit_work
+from harness.metrics import item_scores
 from harness.models.artefacts import count_bytes
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
-from harness.records import Run, SampleResult, TokenCounts, digest
-from harness.report import first_result_line
-from harness.report.escape import clean
+from harness.records import Run, TokenCounts, digest
 from harness.spec import Recipe, TokenPrices
-
-
-def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke: bool) -> None:
-    """Evaluate the first untrained candidate on the target's test before the suites of its base."""
-    for request in ordered:
-        # The base as published, without judge, folds or draws.
-        candidate, folds = request.candidate, session.folds
-        own = candidate.given == candidate.served_base == session.source and not candidate.is_remote
-        waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(folds, candidate)
-        if own and not waits:
-            break
-    else:
-        return
-    if (candidate.name, request.seed) in session.failures:
-        return
-    try:
-        weights = ensure_weights(session, candidate, request.seed)
-        rows = target_sets(session, candidate.recipe, weights, request.seed)[1]
-        lacking = score_answered(session, [rows])
-        if not lacking or is_measured(session, candidate.base):
-            return
-        session.begin(candidate.name, request.seed)
-        answer(session, weights, lacking, candidate.name)
-        answered = rows.read(session.store)
-        if all(row.status == "error" for row in answered):
-            return
-        reached, metric = estimate(session.target.primary, answered), session.target.task.primary_metric
-        score_line = first_result_line(candidate.name, reached, metric, smoke=smoke)
-        items = describe_items(session.target, session.shown, answered)
-        session.progress.show(candidate.name, score_line, *items)
-    except UserError:
-        raise
-    except Exception:  # noqa: BLE001 (the run records it, and the others go on)
-        return
-
-
-def describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[SampleResult]) -> list[str]:
-    """List question, score, answer and reference of the first test items; none once some were `shown`."""
-    if shown or target.task.kind == "bits_per_byte":
-        return []
-    shown.append(target.task.name)
-    prompts = {example.id: example.prompt for example in target.examples("test")}
-    lines, metric = [], target.primary
-    for row in [row for row in test_rows if row.status != "error"][:3]:
-        reference = quote(clean(row.references[0])) if row.references else UNKNOWN
-        ends, parts = extremes(metric, row.references), row.parts[metric.name]
-        if parts is None:
-            said = "not scored"
-        elif ends and parts in ends:  # the best or the worst score that there is
-            said = "right" if parts == ends.best else "wrong"
-        else:
-            said = f"{metric.name} {score(metric.unit, float(item_scores(metric, np.array([parts]))[0]))}"
-        answer_line = f"  {said}: {quote(clean(row.text))} (reference: {reference})"
-        lines += [clean(prompts.get(row.example_id, row.prompt)), answer_line]
-    return lines
-
-
-def attempt(
-    session: Session, reader: Reader, candidate: ResolvedCandidate, seed: int, done: Run | None = None
-) -> tuple[Run, CandidateFacts]:
-    """Make the missing parts of a run; its errors, here or at a worker, are recorded.
-
-    Raises UserError if no run can be made at all, for example because the disk is full.
-    """
-    if seed == candidate.seeds[0]:
-        session.checked_judges.clear()  # a judge may be another by now
-        session.refused_judges.clear()
-    try:
-        if done is None and (error := session.failures.get((candidate.name, seed))):
-            raise error
-        run = make_run(session, candidate, seed, done)
-        # A run without any row that could be scored has no facts: it failed as well.
-        return run, facts_of(session, reader, run)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 (one run must not stop the others)
-        run = describe_run(
-            session.experiment.name,
-            candidate,
-            seed,
-            run_id=make_failure_id(session.name_begun(candidate.name, seed)),
-            weights_digest="",
-            state="failed",
-            rows={},
-            error=one_line(error),
-        )
-        store.save_run(session.store, run)
-        return run, facts_of(session, reader, run)
-
-
-def outcome(target: MeasuredTask, reader: Reader, run: Run) -> Run:
-    """Return a stored run as `compare` ended with it: failed if none of its test rows could be scored."""
-    try:
-        if run.state != "failed":
-            _refuse_unanswered(reader.read(run, target))
-    except CandidateFailed as error:
-        return replace(run, state="failed", rows={}, error=one_line(error))
-    return run
 
 
 def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
@@ -267,8 +161,8 @@ class _Measured(NamedTuple):
             test = list_each_answer(test, drawn)
             examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
         parts = {row.example_id: row.parts[metric.name] for row in test}
-        scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
-        scores = {i: float(item_scores(metric, of)[0]) for i, of in scored.items()}
+        scored = {i: np.array([values]) for i, values in parts.items() if values is not None}
+        scores = {i: float(item_scores(metric, values)[0]) for i, values in scored.items()}
         right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
         found = retrieval_use(test, right, examples, target.items.documents)
         return found._replace(by_answer=bool(drawn)) if found else None
@@ -283,7 +177,7 @@ class _Measured(NamedTuple):
             zero_shot = self.run.prompting == "zero_shot"
             prompting_s = 0.0 if zero_shot else self.run.latency.get("prompting_s", 0.0)
             return 1000 * costs.request_usd(tokens, prices) + self.price(1000 * prompting_s)
-        busy_s = _compute_s(self.run, test)
+        busy_s = compute_s(self.run, test)
         return None if self.is_remote or busy_s is None else self.price(1000 * busy_s)
 
     def count_rows(self) -> tuple[int, int]:
@@ -300,77 +194,6 @@ class _Measured(NamedTuple):
             return training.n_pairs, taught
         behind = init or Recipe()
         return training.n_pairs + n_rows(data(behind), behind), taught
-
-
-def rows_by_slice(rows: Sequence[SampleResult], edge_cases: EdgeCases) -> dict[str, Rows]:
-    """Return the rows of each slice that they name, and of each edge case."""
-    names = sorted({row.slice for row in rows} - {""})
-    own = {name: [row for row in rows if row.slice == name] for name in names}
-    return own | {case: [r for r in rows if r.example_id in ids] for case, ids in edge_cases.items()}
-
-
-def _refuse_unanswered(test: Rows) -> None:
-    if any(row.status != "error" for row in test):
-        return
-    if any(row.finish_reason != "error" for row in test):
-        raise CandidateFailed(f"no answer could be graded: {test[0].error}", "another judge, or rubric")
-    knob = "fewer shots or passages, or a longer context"
-    raise CandidateFailed(f"no test row could be answered: {test[0].error}", knob)
-
-
-def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
-    """Mark a candidate whose recipe, or the one that its weights come from, sends rows away."""
-    source = recipes.get(recipe.weights_of or "", recipe)
-    is_remote = plugins.find_method(source.method).is_remote
-    leaves = is_remote and not is_private(source.params["base_url"])
-    return replace(facts, leaves_machine=leaves)
-
-
-def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
-    """Return the facts of a finished run on the target, scores and speed, by which recipes are chosen.
-
-    Raises CandidateFailed if every test row is an error.
-    """
-    _refuse_unanswered(test)
-    busy_s, timed, facts = _compute_s(run, test), run.latency, facts_of_run(run)
-    disturbed, under_load, prompt = dict(facts.speed.disturbed), None, fmean(r.n_prompt_tokens for r in test)
-    if timed.get("compute_contended") and timed.get("compute_s"):
-        disturbed["requests_per_s"] = 1 / timed["compute_s"]
-    if "at_once" in timed and not timed.get("at_once_contended"):
-        under_load = UnderLoad(
-            n=round(timed["at_once"]),
-            requests_per_s=timed["at_once"] / timed["at_once_s"],
-            first_token_p50_s=timed.get("first_token_at_once_p50_s"),
-            first_token_p95_s=timed.get("first_token_at_once_p95_s"),
-            first_token_alone_s=timed.get("first_token_s"),
-        )
-    # None of a classifier, which no provider sells by the token, and of a server that counts none.
-    tokens = None
-    if plugins.method(run.method).makes_language_model and prompt:
-        shared = min(prompt, timed.get("shared_prompt_tokens", 0.0))
-        tokens = TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
-    cut = [row.n_output_tokens for row in test if row.status == "truncated"]
-    unparsable = sum(row.status == "unparsable" for row in test)
-    return replace(
-        facts,
-        target=estimate(metric, test),
-        validation=estimate(metric, validation).score,
-        tokens=tokens,
-        speed=facts.speed._replace(
-            requests_per_s=1 / busy_s if busy_s else None, under_load=under_load, disturbed=disturbed
-        ),
-        answers=AnswerFacts(
-            unread=UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
-        ),
-    )
-
-
-def _compute_s(run: Run, test: Rows) -> float | None:
-    # Per request in a batch, with prompting; None if other work disturbed it. Of runs before that was noticed
-    # it is the mean of all rows.
-    if run.latency.get("compute_contended"):
-        return None
-    return run.latency.get("compute_s", fmean(r.compute_s for r in test)) + run.latency.get("prompting_s", 0)
 
 
 SHARES = (0.125, 0.25, 0.5)
@@ -420,9 +243,11 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     points = [
         TrainingSize(
-            _n_rows(of, r.candidate), facts_of(of, reader, r).training_cost_usd, reader.read(r, of.target)
+            _n_rows(session_of_part, r.candidate),
+            facts_of(session_of_part, reader, r).training_cost_usd,
+            reader.read(r, session_of_part.target),
         )
-        for of, r in [*trained, (session, whole)]
+        for session_of_part, r in [*trained, (session, whole)]
     ]
     return learning_curve(name, points, session.target.primary)
 
@@ -449,7 +274,7 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
 
     for share in SHARES:
         target = cut(session.target, share)._replace(judged=session.target.judged)
-        training = {key: cut(of, share) for key, of in session.training.items()}
+        training = {key: cut(rows, share) for key, rows in session.training.items()}
         here = replace(last, target=target, training=training, suites=(), more_targets=())
         part = f"{name}@{_n_rows(here, name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
@@ -465,3 +290,53 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
 def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) -> str | None:
     run = judged_run(facts)
     return run.name if run and candidates[run.name].method.trains else None
+
+
+def study_session(session: Session, reader: Reader) -> Study:
+    """Return the study of an open experiment; settled runs keep the items of their analysis."""
+    current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
+
+    def find_weights(run: Run) -> TaskWeights:
+        settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
+        return settled.weights if settled else current
+
+    def find_base_arm(run: Run) -> dict[str, str]:
+        # Rows of the base's capability suite; none unless it is completely measured.
+        sets = suite_sets(session, base_weights(session.candidates[run.candidate].base))
+        is_whole = all(rows.is_there(session.store) for rows in sets)
+        return {rows.measured.task.name: rows.identity.digest for rows in sets} if is_whole else {}
+
+    return Study(
+        session.experiment,
+        session.store,
+        {m.task.name: m.metrics for m in session.tasks},
+        reader,
+        find_weights,
+        find_base_arm,
+        store.find_first_base(session.store.folder.parent, session.target.task.name),
+        settled=session.settled,
+    )
+
+
+def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
+    """Return the runs' own results, corrected by labels, by which validation chooses."""
+    measured = (facts_of(session, reader, run) for run in runs)
+    facts = apply_budgets(measured, session.experiment.decide)
+    study, metric, task = study_session(session, reader), session.target.primary, session.target.task
+    if not is_judge(metric.name):
+        return list(facts)
+    labels = judge_labels(study.store, task, metric.name)
+    corrected = [
+        correct_reached(metric, f, study.rows.with_drawn(run, task), labels, reader.edge_cases)
+        if f.target
+        else f
+        for f, run in zip(facts, runs, strict=True)
+    ]
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    best = by_name.get(best_untrained(corrected) or "")
+    missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
+    for f, run in zip(corrected, runs, strict=True):
+        if f.target:
+            lacks = count_missing(study, *filter(None, (run, best)))
+            missing[f.name] = max(missing.get(f.name, 0), lacks)
+    return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]

@@ -89,10 +89,10 @@ class _Maker(NamedTuple):
 
     def begin(self) -> FitInputs:
         init, reward = (
-            self._replace(candidate=one).weights() if one else None
-            for one in (self.candidate.init, self.candidate.reward)
+            self._replace(candidate=maker).weights() if maker else None
+            for maker in (self.candidate.init, self.candidate.reward)
         )
-        merges = [self._replace(candidate=one).weights() for one in self.candidate.merges]
+        merges = [self._replace(candidate=maker).weights() for maker in self.candidate.merges]
         # What they start from or merge may have turned out to be of another kind than the method takes.
         wanted = {"init_from": self.candidate.method.init_from, "merges": self.candidate.method.makes}
         for key, given in (("init_from", [init] if init else []), ("merges", merges)):
@@ -129,12 +129,12 @@ class _Maker(NamedTuple):
 
     def add_choosers(self, weights: Weights) -> Weights:
         choosers = tuple(
-            (one.name, self._replace(candidate=one).weights()) for one in self.candidate.choosers
+            (chooser.name, self._replace(candidate=chooser).weights()) for chooser in self.candidate.choosers
         )
         if not choosers:
             return weights
-        record, made = weights.training, [one for _, one in choosers]
-        before_s = round((record.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
+        record, made = weights.training, [chooser for _, chooser in choosers]
+        before_s = round((record.init_wall_s or 0.0) + sum(chooser.training.total_s for chooser in made), 3)
         record = replace(record, init_wall_s=before_s, stands_on={**record.stands_on, **stands_on(*made)})
         return weights._replace(training=record, choosers=choosers)
 
@@ -159,35 +159,39 @@ class _Maker(NamedTuple):
             with suppress(NotStored):
                 stored = self._replace(session=self.session.reading()).try_all()
                 is_searched = self.candidate.source_name in self.session.searched
-                tried = stored if is_searched or any(_is_whole(one.trial) for one in stored) else []
+                tried = stored if is_searched or any(_is_whole(attempt.trial) for attempt in stored) else []
         if not tried:
             tried = self.try_all()
             if not self.session.reads_only:
                 self.session.searched.add(self.candidate.source_name)
-        best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
+        best = max((attempt.trial for attempt in tried), key=partial(rank_trial, sign=sign))
         if not _is_whole(best):
             self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
-            raise phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
+            raise phrase_no_trial(
+                [(attempt.trial.params, attempt.error) for attempt in tried if attempt.error]
+            )
         chosen = self._replace(candidate=self.candidate.at(best.params))
         found = chosen.find_or_fit(chosen.begin(), shows_points=True)
         again = 0.0 if self.seed == first else found.training.wall_s or 0.0
         record = replace(
             found.training,
-            wall_s=round(sum(one.trial.wall_s for one in tried) + again, 3),
-            sweep=tuple(replace(one.trial, chosen=one.trial is best) for one in tried),
+            wall_s=round(sum(attempt.trial.wall_s for attempt in tried) + again, 3),
+            sweep=tuple(replace(attempt.trial, chosen=attempt.trial is best) for attempt in tried),
             searched_by=trials.searcher(self.candidate.source) if self.candidate.source.search else "",
-            stands_on=stands_on(*(one.weights for one in tried if one.weights)),
+            stands_on=stands_on(*(attempt.weights for attempt in tried if attempt.weights)),
         )
         return found._replace(training=record)
 
     def try_all(self) -> list[Tried]:
         tried, made = list[Tried](), list[Trial]()
         for proposal in self.propose(made):
-            one = self.attempt(proposal)
-            is_again = any(one.trial.params == before.params for before in made)
-            counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # a training counts once
-            tried.append(one._replace(trial=counted))
-            made.append(one.trial)
+            attempt = self.attempt(proposal)
+            is_again = any(attempt.trial.params == before.params for before in made)
+            counted = (
+                replace(attempt.trial, wall_s=0.0) if is_again else attempt.trial
+            )  # a training counts once
+            tried.append(attempt._replace(trial=counted))
+            made.append(attempt.trial)
         return tried
 
     def propose(self, made: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
@@ -236,20 +240,20 @@ class _Maker(NamedTuple):
         session, candidate = self.session, self.candidate
         scores, pruned = self.train_until_pruned(begun, proposal.should_prune)
         found = pruned or self.find_or_fit(begun)
-        of = found.training
+        record = found.training
         made = Trial(
             params=proposal.params,
             validation=None,
-            best_validation_loss=of.best_validation_loss,
-            wall_s=of.wall_s or 0.0,
-            loss=of.loss,
-            validation_loss=of.validation_loss,
+            best_validation_loss=record.best_validation_loss,
+            wall_s=record.wall_s or 0.0,
+            loss=record.loss,
+            validation_loss=record.validation_loss,
             points=scores,
             most_forgetting=bound.forgetting if bound else None,
-            fit_key=of.fit_key,
+            fit_key=record.fit_key,
         )
         if pruned:
-            return Tried(replace(made, validation=scores[-1][1], pruned_at=of.n_steps), found)
+            return Tried(replace(made, validation=scores[-1][1], pruned_at=record.n_steps), found)
         score, prompts_digest = validate(session, candidate, found)
         forgetting = score_forgetting(session, candidate, found, bound) if bound else None
         return Tried(replace(made, validation=score, asked=prompts_digest, forgetting=forgetting), found)
@@ -394,16 +398,16 @@ def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> Ca
     knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
     if len(points) == 1:
         return CandidateFailed(f"every trial failed: {next(iter(points))}", ", or ".join(filter(None, knobs)))
-    said = "; ".join(f"{of[0]}: {reason}" for reason, of in points.items())
-    return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
+    reasons = "; ".join(f"{settings[0]}: {reason}" for reason, settings in points.items())
+    return CandidateFailed(f"every trial failed: {reasons}", ", or ".join(filter(None, knobs)))
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
     """Map the keys of weights, and of all weights that they are based on, to their digests."""
     behind: dict[str, str] = {}
-    for one in weights:
-        own = one.training.fit_key
-        behind |= one.training.stands_on | ({own: one.digest} if own else {})
+    for made in weights:
+        own = made.training.fit_key
+        behind |= made.training.stands_on | ({own: made.digest} if own else {})
     return behind
 
 
@@ -437,6 +441,9 @@ def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, Resolved
 
     Failed ones are left out, and on a read-only session those with a trial without stored answers.
     """
-    searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
-    chosen = ((one.name, _Maker(session, one, session.first_seed).choose_prompt()) for one in searching)
-    return {name: one for name, one in chosen if one}
+    searching = [candidate for name in names if (candidate := session.candidates[name]).searches_prompts]
+    chosen = (
+        (candidate.name, _Maker(session, candidate, session.first_seed).choose_prompt())
+        for candidate in searching
+    )
+    return {name: candidate for name, candidate in chosen if candidate}

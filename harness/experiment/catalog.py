@@ -49,7 +49,7 @@ def _keys(model: type[Spec], prefix: str = "") -> Iterator[tuple[str, str]]:
     _, meanings = map_meanings(model)
     for name, field in model.model_fields.items():
         key, sections = f"{prefix}{name}", models_in(field.annotation)
-        inner = next((one for one in sections if one is not Suite), None)
+        inner = next((section for section in sections if section is not Suite), None)
         if inner is None:
             options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             listed_options = f"{', '.join(map(str, options))}; " if options else ""

@@ -8,7 +8,9 @@ prompts written by a model from a few examples, Zhou et al. 2023, https://arxiv.
 
 import json
 import random
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +24,13 @@ from harness.data.examples import FIELD
 from harness.data.text_files import Row, display_path
 from harness.errors import Unscored, UserError
 from harness.evaluation import seed_of
-from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.stored_rows import refuse_folds
-from harness.formatting import pluralize
+from harness.formatting import pluralize, price
 from harness.metrics import normalize
+from harness.progress import Progress
 from harness.records import Example, Limits, Message, Output, fold_text
 from harness.spec import Fields, Task
 
@@ -60,84 +62,9 @@ class Distillation(NamedTuple):
     seed: int = 0
 
 
-class DistilledRows(NamedTuple):
-    """Rows to save, the outcome of each, the cost, the score against the rows' own answers, and remarks."""
-
-    edit: Edit
-    outcomes: list[EditedRow]
-    spent: writers.WriterUsage
-    agreement: float | None
-    notes: tuple[str, ...]
-
-
-class PreparedDistillation(NamedTuple):
-    """A teacher with the rows that it answers or rewrites, and the requests that this takes."""
-
-    session: Session
-    candidate: ResolvedCandidate
-    request: Distillation
-    writer: writers.Writer
-    rows: list[SourcedExample]
-    prompts: list[writers.PromptRequest]
-    plan: writers.WriterPlan
-
-    def distill(self, out: str) -> DistilledRows:
-        """Let the teacher answer or rewrite the rows; CandidateFailed if it cannot, or costs too much."""
-        session, candidate, request, writer, rows, prompts, _ = self
-        name, target = candidate.name, session.target
-        notes = writers.check_contamination(session.tasks, rows, "train", request.prompts or out)
-        budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
-        answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
-        once = {prompt.key: answer for prompt, answer in zip(prompts, answers, strict=True)}
-        spent = writers.sum_usage(writer, [a for a in once.values() if a.finish_reason != "error"])
-        metric = target.primary
-        file = request.prompts or target.task.data.source("train") or ""
-        sources = {row.where: row for row in readers.read(file, "train").rows}
-        outcomes: list[EditedRow] = []
-        scored: list[float] = []
-        for (example, where, _), answer in zip(rows, answers, strict=True):
-            source = sources.get(where)
-            score: float | None = None
-            if not target.judged and answer.finish_reason != "error" and not request.rewrite:
-                with suppress(Unscored):
-                    text = Output(answer.text.strip())
-                    parts = metric.score(text, example) if example.references else None
-                    if parts is not None:
-                        score = float(metric.aggregate(np.array([parts]), np.ones(1)))
-            scored += [] if score is None else [score]
-            if target.task.fields != Fields():  # in the columns that the task names
-                written = sources[where]
-            else:
-                question, groups = writers.write_question(example)
-                marks = (splits.SOURCE, splits.ORIGIN) if source and splits.is_augmented(source) else ()
-                groups |= {name: source.fields[name] for name in marks if source and name in source.fields}
-                documents = {"documents": list(example.documents)} if example.documents else {}
-                written = Row(where, {**question, **groups, **documents})
-            outcomes.append(_outcome(target.task, written, answer, score, request))
-        if not any(outcome.row for outcome in outcomes):
-            reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
-            found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
-            step = "a larger --max-new-tokens, a system text that says the form of the answer"
-            step += ", or another teacher"
-            raise UserError("harness data distill", found, "answers to train on", step)
-        prompting = prompting_digest(target, candidate.recipe, session.first_seed)
-        used = {
-            "teacher": name,
-            "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
-            "weights": writer.weights_digest,
-            "prompting": "" if request.rewrite else prompting,
-            "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
-            **request._asdict(),
-            "max_new_tokens": request.max_new_tokens or target.task.max_new_tokens,
-            "spent": spent._asdict(),
-            "leak_check": writers.record_contamination(session.tasks, notes),
-        }
-        edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
-        agreement = float(np.mean(scored)) if scored else None
-        return DistilledRows(edit, outcomes, spent, agreement, notes)
-
-
-def prepare_distillation(session: Session, name: str, request: Distillation) -> PreparedDistillation:
+def prepare_distillation(
+    session: Session, name: str, request: Distillation, out: str
+) -> writers.PreparedRequests[writers.MadeRows]:
     """Find the rows for a candidate to answer or rewrite, and build its prompts; nothing is sent."""
     candidate, target, task = session.candidates[name], session.target, session.target.task
     refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
@@ -175,8 +102,80 @@ def prepare_distillation(session: Session, name: str, request: Distillation) -> 
             messages = step_to(example).messages
         seed = seed_of(request.seed, example.id, 0) if request.temperature > 0 else None
         prompts.append(writers.PromptRequest(messages, limits, seed))
-    planned = writers.plan_requests(writer, prompts)
-    return PreparedDistillation(session, candidate, request, writer, rows, prompts, planned)
+    make = partial(_distill, session, name, request, out, writer, rows, prompts)
+    return writers.PreparedRequests(writers.plan_requests(writer, prompts), make)
+
+
+def _distill(
+    session: Session,
+    name: str,
+    request: Distillation,
+    out: str,
+    writer: writers.Writer,
+    rows: Sequence[SourcedExample],
+    prompts: Sequence[writers.PromptRequest],
+) -> writers.MadeRows:
+    target = session.target
+    candidate = session.candidates[name]
+    notes = writers.check_contamination(session.tasks, rows, "train", request.prompts or out)
+    budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
+    answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
+    once = {prompt.key: answer for prompt, answer in zip(prompts, answers, strict=True)}
+    spent = writers.sum_usage(writer, [a for a in once.values() if a.finish_reason != "error"])
+    metric = target.primary
+    file = request.prompts or target.task.data.source("train") or ""
+    sources = {row.where: row for row in readers.read(file, "train").rows}
+    outcomes: list[EditedRow] = []
+    scored: list[float] = []
+    for (example, where, _), answer in zip(rows, answers, strict=True):
+        source = sources.get(where)
+        score: float | None = None
+        if not target.judged and answer.finish_reason != "error" and not request.rewrite:
+            with suppress(Unscored):
+                text = Output(answer.text.strip())
+                parts = metric.score(text, example) if example.references else None
+                if parts is not None:
+                    score = float(metric.aggregate(np.array([parts]), np.ones(1)))
+        scored += [] if score is None else [score]
+        if target.task.fields != Fields():  # in the columns that the task names
+            written = sources[where]
+        else:
+            question, groups = writers.write_question(example)
+            marks = (splits.SOURCE, splits.ORIGIN) if source and splits.is_augmented(source) else ()
+            groups |= {name: source.fields[name] for name in marks if source and name in source.fields}
+            documents = {"documents": list(example.documents)} if example.documents else {}
+            written = Row(where, {**question, **groups, **documents})
+        outcomes.append(_outcome(target.task, written, answer, score, request))
+    if not any(outcome.row for outcome in outcomes):
+        reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
+        found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
+        step = "a larger --max-new-tokens, a system text that says the form of the answer"
+        step += ", or another teacher"
+        raise UserError("harness data distill", found, "answers to train on", step)
+    prompting = prompting_digest(target, candidate.recipe, session.first_seed)
+    used = {
+        "teacher": name,
+        "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
+        "weights": writer.weights_digest,
+        "prompting": "" if request.rewrite else prompting,
+        "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
+        **request._asdict(),
+        "max_new_tokens": request.max_new_tokens or target.task.max_new_tokens,
+        "spent": spent._asdict(),
+        "leak_check": writers.record_contamination(session.tasks, notes),
+    }
+    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
+    remarks = [*notes]
+    if scored:
+        share = metric.unit.scale * float(np.mean(scored))
+        remarks.append(
+            f"{metric.name} of the answers against the rows' own: {share:.1f} over all rows that have one"
+        )
+    cost = price(spent.cost_usd)
+    remarks.append(
+        f"the teacher's answers took {spent.n_output_tokens:,} tokens and {cost}, kept in the manifest"
+    )
+    return writers.MadeRows(edit, outcomes, tuple(remarks), spent)
 
 
 def _outcome(task: Task, row: Row, answer: Output, score: float | None, request: Distillation) -> EditedRow:
@@ -230,49 +229,9 @@ class ProposedPrompts(NamedTuple):
     spent: writers.WriterUsage
 
 
-class PreparedProposal(NamedTuple):
-    """A proposer with the training rows that it is shown, and the requests that this takes."""
-
-    session: Session
-    name: str
-    request: PromptProposal
-    writer: writers.Writer
-    shown: list[Example]
-    prompts: list[writers.PromptRequest]
-    plan: writers.WriterPlan
-
-    def propose(self) -> ProposedPrompts:
-        """Let the candidate propose system texts; CandidateFailed if it cannot, or costs too much."""
-        session, name, request, writer, shown, prompts, _ = self
-        task = session.target.task
-        budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
-        outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
-        answers = [output for output in outputs if output.finish_reason != "error"]
-        first: dict[str, str] = {}
-        for answer in answers:
-            if answer.finish_reason != "length" and (text := answer.text.strip()):
-                first.setdefault(fold_text(text), text)
-        if not first:
-            failed = dict.fromkeys(output.error for output in outputs if output.error)
-            reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
-            step = "a larger --max-new-tokens, or another model"
-            raise UserError("harness data propose-prompts", reasons, "a text to try", step)
-        spent = writers.sum_usage(writer, answers)
-        file = task.data.source("train") or ""
-        provenance = {
-            "harness": __version__,
-            "proposer": name,
-            "weights": writer.weights_digest,
-            "task": task.name,
-            "examples": [example.id for example in shown],
-            "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
-            **request._asdict(),
-            "spent": spent._asdict(),
-        }
-        return ProposedPrompts(tuple(first.values()), provenance, spent)
-
-
-def prepare_proposal(session: Session, name: str, request: PromptProposal) -> PreparedProposal:
+def prepare_proposal(
+    session: Session, name: str, request: PromptProposal
+) -> writers.PreparedRequests[ProposedPrompts]:
     """Sample the training rows to show to a proposer, and build its prompts; nothing is sent."""
     refuse_folds(session.folds, "harness data propose-prompts", "in which every training row is tested too")
     writer = writers.candidate_writer(session, name, request.max_cost)
@@ -295,8 +254,44 @@ def prepare_proposal(session: Session, name: str, request: PromptProposal) -> Pr
         )
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
         prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
-    planned = writers.plan_requests(writer, prompts)
-    return PreparedProposal(session, name, request, writer, shown, prompts, planned)
+    make = partial(_propose, task, name, request, session.progress, writer, shown, prompts)
+    return writers.PreparedRequests(writers.plan_requests(writer, prompts), make)
+
+
+def _propose(
+    task: Task,
+    name: str,
+    request: PromptProposal,
+    progress: Progress,
+    writer: writers.Writer,
+    shown: Sequence[Example],
+    prompts: Sequence[writers.PromptRequest],
+) -> ProposedPrompts:
+    budgeted = writers.BudgetedWriter(writer, request.max_cost, progress)
+    outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
+    answers = [output for output in outputs if output.finish_reason != "error"]
+    first: dict[str, str] = {}
+    for answer in answers:
+        if answer.finish_reason != "length" and (text := answer.text.strip()):
+            first.setdefault(fold_text(text), text)
+    if not first:
+        failed = dict.fromkeys(output.error for output in outputs if output.error)
+        reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
+        step = "a larger --max-new-tokens, or another model"
+        raise UserError("harness data propose-prompts", reasons, "a text to try", step)
+    spent = writers.sum_usage(writer, answers)
+    file = task.data.source("train") or ""
+    provenance = {
+        "harness": __version__,
+        "proposer": name,
+        "weights": writer.weights_digest,
+        "task": task.name,
+        "examples": [example.id for example in shown],
+        "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
+        **request._asdict(),
+        "spent": spent._asdict(),
+    }
+    return ProposedPrompts(tuple(first.values()), provenance, spent)
 
 
 def recipe_text(made: ProposedPrompts) -> str:

@@ -29,17 +29,20 @@ from harness.experiment.worker import (
     PACKAGE,
     PATIENCE_S,
     TRIES,
+    Assignment,
     Journal,
     Plan,
     Step,
+    describe_state,
     name_assignment,
     wait_for_files,
     work,
     write_assignment,
 )
-from harness.formatting import pluralize
-from harness.models.hardware import torch_threads, visible_gpus
+from harness.formatting import count, pluralize
+from harness.models.hardware import cpu_name, torch_threads, visible_gpus
 from harness.models.hub import ModelSource
+from harness.models.pass_costs import list_known_costs
 from harness.progress import Advance
 from harness.spec import ExecutionPolicy
 from harness.store import CLAIMS, remove
@@ -56,21 +59,21 @@ def make_plan(
     """
     needs_judge = session.target.task.primary_metric in session.target.judged
     shared = []
-    for one in requests:
-        chooses = any(recipe.tried for recipe in one.candidate.lineage.values())
-        apart = one.candidate.is_remote or bool(one.candidate.choosers)
-        apart = apart or is_cross_validated(session.folds, one.candidate)
+    for request in requests:
+        chooses = any(recipe.tried for recipe in request.candidate.lineage.values())
+        apart = request.candidate.is_remote or bool(request.candidate.choosers)
+        apart = apart or is_cross_validated(session.folds, request.candidate)
         if not (apart or (chooses and (needs_judge or not answers))):
-            shared.append(one)
+            shared.append(request)
     plan = Plan({}, {})
     planner = _Planner(session, plan.needs, n_workers)
     if answers:
-        compared = [one.candidate for one in shared if one.candidate.method.makes_language_model]
+        compared = [request.candidate for request in shared if request.candidate.method.makes_language_model]
         for source in list_measured_bases(compared):
             planner.base_steps(source)
-    for one in shared:
-        made = planner.weights_step(one.candidate, one.seed)
-        plan.rests_on[one.candidate.name, one.seed] = (made,) if made else ()
+    for request in shared:
+        made = planner.weights_step(request.candidate, request.seed)
+        plan.rests_on[request.candidate.name, request.seed] = (made,) if made else ()
     if not answers:
         return plan
     # Answers are split so that no worker is idle; suites are answered once per weights.
@@ -285,7 +288,7 @@ def _start_on_ray(ray: Any, file: Path, policy: ExecutionPolicy, threads: int, d
 
     def start(places: Sequence[int]) -> list[StartedWorker]:
         running = [task.remote(file) for _ in places]
-        return [StartedWorker(partial(read_end, one), partial(stop, one)) for one in running]
+        return [StartedWorker(partial(read_end, task_run), partial(stop, task_run)) for task_run in running]
 
     return Starter(min(room, policy.workers or room), start)
 
@@ -316,6 +319,16 @@ def _missing(executor: str, package: str) -> UserError:
     return UserError(f"executor: {executor}", f"no package {package}", "the package", step)
 
 
+def describe_workers(session: Session, requests: Sequence[RunRequest], found: FoundRuns, scope: Scope) -> str:
+    """Describe the steps that workers would get; empty without workers."""
+    policy = session.experiment.execution
+    if policy.executor == "in_process":
+        return ""
+    plan = make_plan(session, list_open(requests, found), policy.workers or 1, answers=not scope.fewer)
+    most = f", at most {count(policy.workers)} at once" if policy.workers else ""
+    return f"workers ({policy.executor}{most}) would get {plan}"
+
+
 def make_on_workers(
     session: Session, loaded: LoadedExperiment, scope: Scope, requests: list[RunRequest], found: FoundRuns
 ) -> None:
@@ -337,7 +350,11 @@ def make_on_workers(
             plan = make_plan(session, open_, starter.size, answers=not scope.fewer)
             if not plan.needs:
                 return
-            journal = write_assignment(file, session, loaded, scope, plan, threads)
+            machine = session.machine
+            machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
+            state = describe_state(session.sources, session.tasks, machine, threads)
+            shared = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
+            journal = write_assignment(file, shared)
             label = f"{plan} on {pluralize(starter.size, 'worker')} ({policy.executor})"
             with session.progress.stage(label) as advance:
                 follow(journal, starter, advance)
@@ -371,7 +388,7 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
                 n_ended, n_lost = len(journal.files), 0
                 last = next(reversed(journal.files))
                 advance(n_ended, len(journal.plan.needs), f"{last.kind} {last.name}")
-            lost = {place: said for place, said in ends.items() if said}
+            lost = {place: last_word for place, last_word in ends.items() if last_word}
             started = {place: worker for place, worker in started.items() if ends[place] is None}
             n_lost += len(lost)
             last_words = next(iter(lost.values()), last_words)

@@ -15,13 +15,14 @@ from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
 from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
+from harness.evaluation.judging_stage import base_arm
 from harness.evaluation.row_sets import rows_version
 from harness.evaluation.sampling import ItemStrata
 from harness.evaluation.session import MeasuredTask, Session
+from harness.experiment.analyse import InterimVerdict, judge_runs
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.judged_runs import InterimVerdict, judge_runs
 from harness.experiment.run_candidate import make_run
-from harness.experiment.stored_rows import Reader, Runs, base_arm, list_measured_bases
+from harness.experiment.stored_rows import Reader, Runs, list_measured_bases
 from harness.formatting import count
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SamplingRecord, digest
@@ -35,7 +36,7 @@ class InterimAnalysis(NamedTuple):
     """One interim analysis: the suites with their sampled items, its description, and its record."""
 
     suites: tuple[MeasuredTask, ...]
-    said: str
+    sentence: str
     sampling: SamplingRecord
 
 
@@ -46,29 +47,34 @@ def run_interim_analyses(
 
     `base_rows` are the base's row sets of whole tasks; `make_all` makes the runs that it is not given.
     """
-    analyses = plan_interim_analyses(session, base_rows)
     runs: list[Run] = []
+    sentence = "fewer items: no task is large enough to draw from, so all items were evaluated"
+    analyses, progress = plan_interim_analyses(session, base_rows), session.progress
     if not analyses:
         runs = make_all(runs)
         _keep_settled(session, runs)
-        said = "fewer items: no task is large enough to draw from, so all items were evaluated"
-        return _describe_runs(session, said, runs)
-    progress = session.progress
     for analysis in analyses:
         gate = session.experiment.gate.model_copy(update={"alpha": analysis.sampling.alpha})
         session.experiment = session.experiment.model_copy(update={"gate": gate})
-        session.suites = analysis.suites
+        session.suites, sentence = analysis.suites, analysis.sentence
         session.progress = PrefixedProgress(progress, f"{analysis.sampling.analysis}: ")
-        settled = set(session.settled)
+        settled_before = set(session.settled)
         runs = make_all([run if run.run_id in session.settled else None for run in runs])
         facts = _keep_settled(session, runs)
         for run in runs:
-            if run.state == "done" and run.run_id not in settled:
+            if run.state == "done" and run.run_id not in settled_before:
                 store.save_sampling(session.store, run.run_id, analysis.sampling)
         if is_settled(facts):
             break
     session.progress = progress
-    return _describe_runs(session, analysis.said, runs)
+    # Runs whose verdict was settled on fewer items than the last analysis takes.
+    settled = [(run.label, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
+    notes = [
+        f"{label}: its verdict was settled on {count(verdict.n)} items, at alpha {verdict.alpha:.2g}"
+        for label, verdict in settled
+        if verdict.alpha != session.experiment.gate.alpha
+    ]
+    return [sentence, *notes], runs
 
 
 def answer_all_items(session: Session, run: Run) -> Run:
@@ -99,8 +105,8 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
     rows = {name: store.read_rows(session.store, base_rows[name], n) for name, n in sizes.items()}
     counted = [m for m in session.suites if _counts(m)]
     drawn = [m for m in counted if not is_named_critical(m.task, m.suite, gate)]
-    found = {m.task.name: sampling.pool_of(rows[m.task.name], m.primary, m.task.chance) for m in drawn}
-    pools = {name: pool for name, pool in found.items() if pool}
+    strata = {m.task.name: sampling.pool_of(rows[m.task.name], m.primary, m.task.chance) for m in drawn}
+    pools = {name: pool for name, pool in strata.items() if pool}
     if not pools:
         return []
     full = [len(rows[m.task.name]) for m in counted if m.task.name not in pools]
@@ -123,9 +129,8 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
         sampled = list(session.suites)
         for i, name in ((i, m.task.name) for i, m in enumerate(sampled) if m.task.name in pools):
             sampled[i] = _sample_task(sampled[i], pools[name], plan.drawn[name][k], orders[name])
-        suites = tuple(sampled)
-        name = f"interim analysis {k + 1} of {len(plan.alphas)}"
-        said = (
+        suites, name = tuple(sampled), f"interim analysis {k + 1} of {len(plan.alphas)}"
+        sentence = (
             f"fewer items: {count(sum(plan.n(task, k) for task in pools))} of {n_all} items of "
             f"{', '.join(pools)} were evaluated, sampled by the base's answers; {name}, judged at alpha "
             f"{alpha:.2g}, as are its intervals"
@@ -133,7 +138,7 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
         weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
         versions = {task: whole[task] for task in weights}
         record = SamplingRecord(name, alpha, gate.alpha, weights, versions)
-        analyses.append(InterimAnalysis(suites, said, record))
+        analyses.append(InterimAnalysis(suites, sentence, record))
     return analyses
 
 
@@ -178,14 +183,3 @@ def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
         if open_ and is_settled([f]):
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
     return judged.facts
-
-
-def _describe_runs(session: Session, said: str, runs: list[Run]) -> tuple[list[str], list[Run]]:
-    """Add the runs whose verdict was settled on fewer items than the last analysis takes."""
-    settled = [(run.label, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
-    notes = [
-        f"{label}: its verdict was settled on {count(verdict.n)} items, at alpha {verdict.alpha:.2g}"
-        for label, verdict in settled
-        if verdict.alpha != session.experiment.gate.alpha
-    ]
-    return [said, *notes], runs

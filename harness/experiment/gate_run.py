@@ -16,11 +16,7 @@ from harness.analysis import comparison, gating
 from harness.analysis.admission import Measurement, admit_tasks, cut_tasks, cut_to_half
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.gating import GateResult
-from harness.analysis.rules import (
-    cumulative_policy,
-    cumulative_rule,
-    export_rule,
-)
+from harness.analysis.rules import cumulative_policy, cumulative_rule, export_rule
 from harness.analysis.verdict import WORDS, Half, Rule, Verdict, may_decide
 from harness.errors import IncompatibleRuns
 from harness.experiment.study import ArmsOfPair, Study, SuiteTask, compare_on, target_facts
@@ -41,9 +37,9 @@ def measure_over(study: Study, run: Run, weights: str) -> list[Measurement]:
     def find(own: RowsIdentity, key: str = "") -> RowsIdentity:
         return replace(own, weights_digest=weights)
 
-    keys = (f"{one.task.name}/test" for one in study.suite_tasks())
+    keys = (f"{suite_task.task.name}/test" for suite_task in study.suite_tasks())
     own = [store.read_identity(study.store, run.rows[key]) for key in keys if key in run.rows]
-    stored = all(study.store.parquet(find(one).digest).exists() for one in own)
+    stored = all(study.store.parquet(find(identity).digest).exists() for identity in own)
     return measure_arms(study, run, find)[0] if stored else []
 
 
@@ -68,7 +64,7 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
     measured, notes = list[Measurement](), list[str]()
     for (task, role, suite), own, base in arms:
         metrics, command = study.metrics[task.name], study.typed.command
-        new_rows, base_rows = (rows.whole(of.digest) for of in (own, base))
+        new_rows, base_rows = (rows.whole(rows_identity.digest) for rows_identity in (own, base))
         unscored = [name for name in metrics if any(name not in row.parts for row in (*new_rows, *base_rows))]
         if unscored:
             raise IncompatibleRuns(
@@ -112,12 +108,12 @@ def find_baseline_identity(
     if at.parquet(wanted.digest).exists():
         return wanted
     if champion is None and own.computes_apart:
-        there = store.list_base_rows(at, run, own, key)
-        if len(there) == 1:
-            return there[0]
+        stored = store.list_base_rows(at, run, own, key)
+        if len(stored) == 1:
+            return stored[0]
         if rows := study.base_arm(run).get(own.task):
             return store.read_identity(at, rows)
-        found = f"rows of the base, computed in {len(there)} ways" if there else "no rows of the base"
+        found = f"rows of the base, computed in {len(stored)} ways" if stored else "no rows of the base"
         raise IncompatibleRuns(
             f"{key}: found {found} with {run.run_id}; expected those of one run in {at.folder}; "
             f"next: add prompt: {{method: base}}, then {typed.command('compare')}"
@@ -190,9 +186,9 @@ def judge_stored_run(
         policy = policy.model_copy(update={"target": TargetPolicy()})
     arms = compare_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
     missing = [
-        one.task.name
-        for one in study.suite_tasks()
-        if may_decide(*one, experiment.gate) and f"{one.task.name}/test" not in run.rows
+        suite_task.task.name
+        for suite_task in study.suite_tasks()
+        if may_decide(*suite_task, experiment.gate) and f"{suite_task.task.name}/test" not in run.rows
     ]
     # An artefact is judged on the target against the run that it was exported from.
     export, own_run = None, str(run.parity.get("own_run") or "")
@@ -227,7 +223,7 @@ def compare_arms(
     study: Study, run: Run, digest: str, find: FindIdentity, items: Half | None = None
 ) -> ArmsOfPair:
     """Compare a run with the baseline of a digest, or reuse the result of a run with the same rows."""
-    names = [f"{one.task.name}/test" for one in study.suite_tasks()]
+    names = [f"{suite_task.task.name}/test" for suite_task in study.suite_tasks()]
     key = (digest, run.base_digest, run.weights_digest, items or "", *(run.rows.get(n, "") for n in names))
     if key not in study.compared:
         (measured, notes), gate, admitted = measure_arms(study, run, find), study.experiment.gate, None
@@ -358,8 +354,8 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
     if before is None:
         return ""
     was_invalid, is_invalid = (
-        any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in one.rules)
-        for one in (before, now)
+        any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in verdict.rules)
+        for verdict in (before, now)
     )
     if (before.outcome, was_invalid) == (now.outcome, is_invalid):
         return ""
@@ -376,7 +372,7 @@ def verdict_change(at: Store, now: VerdictRecord) -> str:
 def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
     defaults = to_plain(GatePolicy())
     for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
-        was, written = (of.policy.get(key, defaults.get(key)) for of in (before, now))
+        was, written = (verdict.policy.get(key, defaults.get(key)) for verdict in (before, now))
         if was != written:
             yield f"{key if '.' in key else f'gate.{key}'} {was} → {written}"
     if other := sorted(key for key in {*before.rows, *now.rows} if before.rows.get(key) != now.rows.get(key)):

@@ -104,8 +104,8 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
     examples = {e.id: e for e in rows.measured.examples("test") if e.id in items}
     if absent := [item for item in items if item not in examples]:
         raise CandidateFailed(f"{task} has no item {absent[0]} now")
-    put = _prompting(session, recipe, run.seed, rows)
-    prompts = _sent(session.source, weights, rows, [put(examples[item]) for item in items])
+    step = _prompting(session, recipe, run.seed, rows)
+    prompts = _sent(session.source, weights, rows, [step(examples[item]) for item in items])
     return dict(zip(items, prompts, strict=True))
 
 
@@ -118,48 +118,55 @@ def add_prompts(
     """
     run_ids = tuple(f.run_id for f in report.facts)
     if earlier and tuple(f.run_id for f in earlier.facts) == run_ids:
-        kept = {(item.task, item.item): item.prompts for item in earlier.answers}
-        if any(kept.values()) and {(item.task, item.item) for item in report.answers} == kept.keys():
-            answers = (replace(item, prompts=kept[item.task, item.item]) for item in report.answers)
+        known = {(shown.task, shown.item): shown.prompts for shown in earlier.answers}
+        if any(known.values()) and {(shown.task, shown.item) for shown in report.answers} == known.keys():
+            answers = (replace(shown, prompts=known[shown.task, shown.item]) for shown in report.answers)
             return replace(report, answers=tuple(answers))
     runs = store.read_written_runs(session.store, [f.run_id for f in report.facts])
     by_label = {f.label: runs[f.run_id] for f in report.facts if f.run_id in runs}
-    shown: list[ShownItem] = []
-    for _, items in groupby(report.answers, key=lambda item: item.task):
-        shown += _add_to_task(session, by_label, list(items))
-    return replace(report, answers=tuple(shown))
+    with_prompts: list[ShownItem] = []
+    for task, of_task in groupby(report.answers, key=lambda shown: shown.task):
+        items = list(of_task)
+        ids, key = [shown.item for shown in items[:_ITEMS]], f"{task}/test"
+        made: dict[tuple[str, str], ShownPrompt] = {}
+        columns_of: dict[tuple[str, str], list[str]] = {}
+        for column in items[0].answers:
+            run = next(
+                (run for label, run in by_label.items() if f"{column}, ".startswith(f"{label}, ")), None
+            )
+            if run:
+                rows_digest = run.rows.get(key, "")
+            else:  # the base, whose rows are named by a run on it
+                of_base = (store.digest_of_base(session.store, other, key) for other in by_label.values())
+                rows_digest = next(filter(None, of_base), "")
+            rows = store.read_samples(session.store, rows_digest, ids) if rows_digest else {}
+            lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
+            with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
+                sent = find_sent_prompts(session, run, task, lacking) if run and lacking else {}
+                for item, full in sent.items():
+                    prompt = ShownPrompt((), excerpt(full.text, _LONGEST), full.n_tokens, False, full.digest)
+                    made[item, rows[item].prompt_digest] = prompt
+            for item, row in rows.items():
+                columns_of.setdefault((item, row.prompt_digest), []).append(column)
+        prompts = _fit_into_room(ids, made, columns_of)
+        with_prompts += [replace(shown, prompts=tuple(prompts.get(shown.item, ()))) for shown in items]
+    return replace(report, answers=tuple(with_prompts))
 
 
-def _add_to_task(session: Session, runs: Mapping[str, Run], items: Sequence[ShownItem]) -> list[ShownItem]:
-    task, ids = items[0].task, [entry.item for entry in items[:_ITEMS]]
-    made: dict[tuple[str, str], ShownPrompt] = {}
-    columns_of: dict[tuple[str, str], list[str]] = {}
-    key = f"{task}/test"
-    for column in items[0].answers:
-        run = next((run for label, run in runs.items() if f"{column}, ".startswith(f"{label}, ")), None)
-        if run:
-            rows_digest = run.rows.get(key, "")
-        else:  # the base, whose rows are named by a run on it
-            of_base = (store.digest_of_base(session.store, other, key) for other in runs.values())
-            rows_digest = next(filter(None, of_base), "")
-        rows = store.read_samples(session.store, rows_digest, ids) if rows_digest else {}
-        lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
-        with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
-            found = find_sent_prompts(session, run, task, lacking) if run and lacking else {}
-            for item, full in found.items():
-                shown = ShownPrompt((), excerpt(full.text, _LONGEST), full.n_tokens, False, full.digest)
-                made[item, rows[item].prompt_digest] = shown
-        for item, row in rows.items():
-            columns_of.setdefault((item, row.prompt_digest), []).append(column)
+def _fit_into_room(
+    ids: Sequence[str],
+    made: Mapping[tuple[str, str], ShownPrompt],
+    columns_of: Mapping[tuple[str, str], list[str]],
+) -> dict[str, list[ShownPrompt]]:
     prompts: dict[str, list[ShownPrompt]] = {item: [] for item in ids}
     room = _ROOM
-    for (item, sent), columns in sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0])):
-        if prompt := made.get((item, sent)):
+    for (item, sent_digest), columns in sorted(columns_of.items(), key=lambda entry: ids.index(entry[0][0])):
+        if prompt := made.get((item, sent_digest)):
             room -= len(prompt.text) * len(columns)
             if room >= 0:
-                was_sent = prompt.digest == sent
+                was_sent = prompt.digest == sent_digest
                 prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
-    return [replace(entry, prompts=tuple(prompts.get(entry.item, ()))) for entry in items]
+    return prompts
 
 
 def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Step:
@@ -176,13 +183,13 @@ def _sent(base: ModelSource, weights: Weights, rows: RowSet, examples: Sequence[
     if weights.is_language_model and weights.kind != "chat":
         tokenizer = _load_tokenizer_once(weights.source or base)
         prompts = [prompt_text(rows.measured.task, example) for example in examples]
-        tokens = [one.context for one in encode_all(tokenizer, prompts)]
+        tokens = [encoded.context for encoded in encode_all(tokenizer, prompts)]
         texts = [str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in tokens]
     else:
         is_chat = weights.kind == "chat"
-        texts = [canonical_json(list(one.messages)) if is_chat else one.prompt for one in examples]
+        texts = [canonical_json(list(e.messages)) if is_chat else e.prompt for e in examples]
         tokens = [tuple(text.encode()) for text in texts]
     return [
-        SentPrompt(one.messages, one.passages, text, len(ids), digest(ids))
-        for one, text, ids in zip(examples, texts, tokens, strict=True)
+        SentPrompt(example.messages, example.passages, text, len(ids), digest(ids))
+        for example, text, ids in zip(examples, texts, tokens, strict=True)
     ]

@@ -22,15 +22,14 @@ from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.grade_costs import GradeAccount
-from harness.evaluation.grading import grade_answers
+from harness.evaluation.grading import GradeAccount, grade_answers
 from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
 from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.stored_rows import refuse_folds
-from harness.formatting import count, pluralize
+from harness.formatting import count, pluralize, price
 from harness.metrics import item_scores
 from harness.metrics import version as metric_version
 from harness.prompting import Step
@@ -146,17 +145,7 @@ class Drawing(NamedTuple):
     max_cost: float | None = None
 
 
-class MadePairs(NamedTuple):
-    """Pairs to save, the outcome of each prompt, the costs of sampling and ranking, and remarks."""
-
-    edit: Edit
-    outcomes: list[EditedRow]
-    spent: writers.WriterUsage
-    ranking_usd: float | None
-    notes: tuple[str, ...]
-
-
-def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
+def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> writers.MadeRows:
     """Sample a candidate's answers to its training prompts, rank them, and pair the best with the worst."""
     candidate = session.candidates[name]
     refuse_folds(session.folds, "harness pairs make", "in which every training row is tested too")
@@ -220,7 +209,9 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     files = () if draws_pairs else row_files(task, candidate.source)
     files = files or (task.data.source("train") or "",)
     edit = Edit("make", used, files, command="harness pairs make", cost_usd=total)
-    return MadePairs(edit, outcomes, spent, ranking_usd, notes)
+    costs = f"{price(spent.cost_usd)}, ranking them {price(ranking_usd)}"
+    cost_note = f"the answers took {spent.n_output_tokens:,} tokens and {costs}"
+    return writers.MadeRows(edit, outcomes, (*notes, cost_note), spent)
 
 
 def _draw(

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import config, metrics, provenance, store
-from harness.config import lint
 from harness.errors import Problem, UserError, gather
 from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work, times
-from harness.evaluation.grade_costs import short_contexts
+from harness.evaluation.judging_stage import is_measured
 from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
+from harness.evaluation.runner import reevaluate
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.preparation import Scope, prepare_session
-from harness.experiment.stored_rows import arm_label, is_cross_validated, is_measured, list_measured_bases
-from harness.experiment.training_fit import fit_work, processes_of
-from harness.experiment.trials import estimate_tracking
+from harness.experiment.run_remarks import recipe_warnings, short_contexts
+from harness.experiment.stored_rows import arm_label, is_cross_validated, list_measured_bases
+from harness.experiment.training_fit import processes_of
+from harness.experiment.trials import estimate_tracking, fit_work
 from harness.formatting import count, pluralize
 from harness.metrics import is_flipped
 from harness.models import Candidate, Size, hardware, hub, memory, vllm
@@ -76,11 +76,14 @@ TIMED_AGAIN = "single requests of the best"
 _GIB = 2**30 / 1e9  # GB
 
 
+@dataclass
 class Estimates:
     """Estimates of the candidates of a session."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    session: Session
+
+    def __post_init__(self) -> None:
+        session = self.session
         self._folds = [session, *session.in_folds()]
         self._making = cache(self._estimate_making)
         self._answering = cache(
@@ -172,9 +175,11 @@ class Estimates:
         session, candidates = self.session, self.session.candidates.values()
         remote = {candidate.name for candidate in candidates if candidate.is_remote}
         base_model, measured = session.experiment.base_model, list_measured_bases(candidates)
-        bases = {one.name: one.base for one in candidates} | {arm_label(base_model, s): s for s in measured}
-        known = {name: one for name, one in work.items() if name not in remote}
-        return {name: session.seconds(one, bases.get(name)) for name, one in known.items()}
+        bases = {candidate.name: candidate.base for candidate in candidates} | {
+            arm_label(base_model, s): s for s in measured
+        }
+        known = {name: planned for name, planned in work.items() if name not in remote}
+        return {name: session.seconds(planned, bases.get(name)) for name, planned in known.items()}
 
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate."""
@@ -268,28 +273,6 @@ def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
     return candidate.method.adapter.n_parameters(shape, _params(candidate))
 
 
-def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
-    """List settings of the selected trainings that differ from published ones or do not suit their rows."""
-    said, policy = dict[str, list[str]](), session.experiment.training.accelerate
-    candidates = [session.candidates[name] for name in selected]
-    made = [one for one in candidates if one.name == one.source_name and one.method.trains]
-    for candidate, trial in ((one, trial) for one in made for trial in one.trials):
-        method, written = candidate.method, trial.source.params
-        params, train = method.params(**written).model_dump(), session.training_data(trial.source).items.train
-        lines = [*lint(candidate.source.method, params, candidate.base.n_parameters, written)]
-        if method.trains_on_rows and (most := params.get("max_length")) is not None:
-            n_rows, limit = pluralize(len(train), "row"), f"max_length, {count(most)} tokens"
-            lines += filter(None, [costs.describe_longer(train, most, n_rows, limit)])
-        if processes_of(policy, trial.source) < (wanted := policy.num_processes):
-            lines.append(
-                f"trains in one process, not in {wanted} (training.accelerate), as its method or a "
-                "regulariser of it cannot share steps"
-            )
-        for line in lines:
-            said.setdefault(line, []).append(candidate.name)
-    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
-
-
 # What is optional, and the extra that brings it.
 _EXTRAS = {
     "bitsandbytes": "qlora",
@@ -347,7 +330,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     engine = session.experiment.vllm if session and session.experiment.engine == "vllm" else None
     problems += compiler_problems(machine.device)
     short = short_contexts(session, selected) if session else []
-    problems += [one.problem for one in short if one.problem]
+    problems += [context.problem for context in short if context.problem]
     data, room = None, hardware.memory(machine.device)
     with gather(problems):
         data = check_target(session.target.task, session.progress) if session else None
@@ -364,7 +347,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
         costs=Estimates(session).costs(selected, room) if session else (),
         problems=tuple(problems),
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
-        judges=tuple(one.text for one in short if not one.problem),
+        judges=tuple(context.text for context in short if not context.problem),
     )
 
 
@@ -376,13 +359,13 @@ def compiler_problems(device: str, include: Path | None = None, path: str | None
     if device != "cuda":
         return []
     headers = include or Path(sysconfig.get_paths()["include"])
-    there = {
+    available = {
         "C compiler": any(shutil.which(name, path=path) for name in ("cc", "gcc", "clang")),
         "Python.h": (headers / "Python.h").exists(),
     }
     expected = "what Triton compiles a training's kernels with"
     step = "apt-get install gcc python3-dev, or an image with them"
-    return [Problem("doctor", f"no {name}", expected, step) for name, found in there.items() if not found]
+    return [Problem("doctor", f"no {name}", expected, step) for name, found in available.items() if not found]
 
 
 def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
@@ -398,8 +381,8 @@ def _describe_experiment(session: Session, selected: Iterable[str]) -> tuple[str
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
     is_folded = bool(session.folds)
     trained = describe_training_rows(session.candidates, selected, session.training_data, in_folds=is_folded)
-    said = (*items.overlap, *trained)
-    return (*models, ", ".join([target, *others]), *said, suites)
+    remarks = (*items.overlap, *trained)
+    return (*models, ", ".join([target, *others]), *remarks, suites)
 
 
 LAYOUT, BATCH = "layout", "batch"

@@ -41,14 +41,14 @@ from harness.training import Weights
 def train_judges(session: Session) -> Session:
     """Train this experiment's judging candidates without weights; a failure fails what it would grade."""
     judging = dict(session.judging)
-    for one in list_local_judges(_metrics(session.experiment, session.tasks))[1]:
-        if one.experiment or not isinstance(judging[one.label], str):
+    for judge in list_local_judges(_metrics(session.experiment, session.tasks))[1]:
+        if judge.experiment or not isinstance(judging[judge.label], str):
             continue
         try:
-            made = ensure_weights(session, session.candidates[one.candidate], session.first_seed)
-            judging[one.label] = _require_pinned(one, made, f"candidate {one.candidate}")
+            made = ensure_weights(session, session.candidates[judge.candidate], session.first_seed)
+            judging[judge.label] = _require_pinned(judge, made, f"candidate {judge.candidate}")
         except CandidateFailed as error:
-            judging[one.label] = f"{one.candidate}, which judges, cannot be trained: {error.reason}"
+            judging[judge.label] = f"{judge.candidate}, which judges, cannot be trained: {error.reason}"
     return session if judging == session.judging else _add_judging(replace(session, judging=judging))
 
 
@@ -65,12 +65,15 @@ def _add_judging(session: Session) -> Session:
     return replace(session, target=add_judges(session.target), more_targets=targets, suites=suites)
 
 
-def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | str:
+def _weights_of(here: Session, judge: JudgingCandidate, where: str) -> Weights | str:
     # Or the reason why this experiment has none yet.
-    candidate = here.candidates.get(one.candidate)
+    candidate = here.candidates.get(judge.candidate)
     if candidate is None:
-        expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
-        raise UserError(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step)
+        expected, step = (
+            judge.experiment or "this experiment",
+            did_you_mean(judge.candidate, {*here.candidates}),
+        )
+        raise UserError(where, f"unknown {judge.candidate!r}", f"a candidate of {expected}", step)
     if candidate.is_remote:
         found, expected = f"{candidate.name}, an endpoint", "a candidate whose weights are here"
         step = "judge: {base_url: …, model: …}, the parameters of that candidate"
@@ -78,24 +81,28 @@ def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | s
     if not candidate.method.makes_language_model:
         found = f"{candidate.name}, whose method {candidate.source.method} makes no language model"
         raise UserError(where, found, "a candidate that generates text", "name another one")
-    if tried := [name for name, of in candidate.lineage.items() if of.tried] if not one.experiment else []:
+    if (
+        tried := [name for name, recipe in candidate.lineage.items() if recipe.tried]
+        if not judge.experiment
+        else []
+    ):
         found = f"{candidate.name}, and a sweep or search of {tried[0]}, which would hang on its own grades"
         step = "the chosen params in place of it, or the judge in an experiment of its own"
         raise UserError(where, found, "weights that no grade of theirs chose", step)
     weights = find_stored_weights(here, candidate, here.first_seed)
-    command = f"harness train {one.candidate}" + (f" -c {one.experiment}" if one.experiment else "")
-    if weights is None and one.experiment:
-        raise UserError(where, f"{one.label}, which is not trained yet", "its weights", command)
+    command = f"harness train {judge.candidate}" + (f" -c {judge.experiment}" if judge.experiment else "")
+    if weights is None and judge.experiment:
+        raise UserError(where, f"{judge.label}, which is not trained yet", "its weights", command)
     if weights is None:
-        return f"{one.candidate}, which judges, is not trained yet; next: {command}"
-    return _require_pinned(one, weights._replace(source=weights.source or candidate.served_base), where)
+        return f"{judge.candidate}, which judges, is not trained yet; next: {command}"
+    return _require_pinned(judge, weights._replace(source=weights.source or candidate.served_base), where)
 
 
-def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weights:
-    if not weights.digest.startswith(one.weights):
-        found = f"{one.label} with the weights {weights.digest[: max(8, len(one.weights))]}"
+def _require_pinned(judge: JudgingCandidate, weights: Weights, where: str) -> Weights:
+    if not weights.digest.startswith(judge.weights):
+        found = f"{judge.label} with the weights {weights.digest[: max(8, len(judge.weights))]}"
         step = f"weights: {weights.digest[:8]} where these are meant; all answers are then graded again"
-        raise UserError(where, found, f"weights: {one.weights}, as the rubric pins", step)
+        raise UserError(where, found, f"weights: {judge.weights}, as the rubric pins", step)
     return weights
 
 
@@ -140,8 +147,8 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
                 candidates[name] = recipe.model_copy(update={"params": short})
         experiment = _cap(experiment, SMOKE_LIMITS, SMOKE_ITEMS).model_copy(update={"candidates": candidates})
     if scope.limit:
-        of, name = ItemLimits(test=scope.limit), f"{experiment.name}-limit{scope.limit}"
-        experiment = _cap(experiment, of, scope.limit).model_copy(update={"name": name})
+        limits, name = ItemLimits(test=scope.limit), f"{experiment.name}-limit{scope.limit}"
+        experiment = _cap(experiment, limits, scope.limit).model_copy(update={"name": name})
     return experiment
 
 
@@ -152,7 +159,7 @@ def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
         # Where a split's limit is higher, or there is none.
         own, caps = target.data.limits.model_dump(), most.model_dump()
         known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
-        limits = ItemLimits(**{split: min(of, default=None) for split, of in known.items()})
+        limits = ItemLimits(**{split: min(values, default=None) for split, values in known.items()})
         data = target.data.model_copy(update={"limits": limits})
         targets.append(target.model_copy(update={"data": data}))
     for suite in experiment.suites:
@@ -174,15 +181,17 @@ def prepare_session(
     Raises UserError with the problems of all tasks at once.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
-    judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
+    judging: dict[str, Weights | str] = {
+        name: base_weights(source) for name, source in session.sources.items()
+    }
     problems: list[Problem] = []
-    for one, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():
+    for judge, where in list_local_judges(_metrics(session.experiment, session.tasks))[1].items():
         with gather(problems):
             here = session
-            if one.experiment:
-                other = config.load(Path(one.experiment), (), ())
+            if judge.experiment:
+                other = config.load(Path(judge.experiment), (), ())
                 here = _prepare_without_judges(other, Scope(), progress, None, None)
-            judging[one.label] = _weights_of(here, one, where)
+            judging[judge.label] = _weights_of(here, judge, where)
     refuse(problems)
     session = _add_judging(replace(session, judging=judging))
     refuse_weights(session, loaded)

@@ -21,7 +21,7 @@ from harness.errors import CandidateFailed
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered
+from harness.evaluation.judging_stage import answer_and_score, base_arm, rescore_stored, score_answered
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -37,7 +37,7 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights, refuse_other_prompts
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
-from harness.experiment.stored_rows import base_arm, is_cross_validated
+from harness.experiment.stored_rows import is_cross_validated
 from harness.experiment.trials import measure_points, read_kept_points
 from harness.models import artefacts
 from harness.records import BLOCK, Origin, Run, TrackedPoint, digest
@@ -185,7 +185,7 @@ class _RunParts:
         at, device, n = session.store, session.machine.device, timing.FEW_REQUESTS
         if not lacking:  # the newest finished run with the same answers, scored otherwise
             wanted = {s.name: s.identity.answers for s in sets}
-            known = {one.digest: one.answers for one in store.identities(at)}
+            known = {identity.digest: identity.answers for identity in store.identities(at)}
             same = (candidate.name, self.seed, weights.digest, "done")
             for before in reversed(store.list_runs(at, session.experiment.name)):
                 answers = {key: known.get(rows) for key, rows in before.rows.items()}
@@ -204,7 +204,7 @@ class _RunParts:
                 latency["prompting_s"] = timing.measure_prompting(validation, n)
                 latency["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
         score_answered(session, lacking)
-        said = describe_rows(session.training_data(candidate.source), candidate.source)
+        training_rows = describe_rows(session.training_data(candidate.source), candidate.source)
         run = describe_run(
             session.experiment.name,
             candidate,
@@ -215,7 +215,7 @@ class _RunParts:
             latency=latency,
             provenance=provenance.collect(session.machine.name)
             | {"precision": session.machine.precision}
-            | ({"training_rows": said} if said else {}),
+            | ({"training_rows": training_rows} if training_rows else {}),
             metrics=metric_ranges(sets),
             parity=self.measure_parity() if candidate.method.makes == "artefact" else {},
             **self.identity._asdict(),
@@ -295,7 +295,9 @@ class _RunParts:
         try:
             with open_and_fill(exact, own_weights, [own_test], f"{own.candidate} in fp32") as model:
                 asked = [prompt_text(test.measured.task, e) for e in own_test.examples()[:_N_PROMPTS]]
-                texts = [ids for one in model.encode_all(asked) if len(ids := one.context) >= _N_TOKENS]
+                texts = [
+                    ids for encoded in model.encode_all(asked) if len(ids := encoded.context) >= _N_TOKENS
+                ]
                 wanted = [*artefacts.list_logits(model, texts, _N_TOKENS)]
         finally:
             exact.unload()
@@ -371,11 +373,11 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
 def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:
     """Find the runs of recipes as they are written now, or their failures; computes nothing."""
     at, stored = session.store, [_find_whole(session, *request) for request in requests]
-    store.read_ids(at, {rows.identity.digest for one in stored if one for rows in one.sets})
-    wanted = [one.identity if one and one.is_answered else None for one in stored]
+    store.read_ids(at, {rows.identity.digest for parts in stored if parts for rows in parts.sets})
+    wanted = [parts.identity if parts and parts.is_answered else None for parts in stored]
     found = [
-        run if run and one and _has_trials(run, one.weights) else None
-        for one, run in zip(stored, find_runs(at, wanted), strict=True)
+        run if run and parts and _has_trials(run, parts.weights) else None
+        for parts, run in zip(stored, find_runs(at, wanted), strict=True)
     ]
     if all(found):
         return found

@@ -1,7 +1,9 @@
 """Remarks on runs: sentences on rows, prompts, bases and servers, shown as notes in a report."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -9,23 +11,34 @@ from typing import NamedTuple
 
 from harness import plugins
 from harness.analysis.alignment import fill_errors
-from harness.evaluation import has_instruction
+from harness.analysis.seeds import family_of
+from harness.analysis.significance import chance_of_an_equal_model, list_spare_items, power_warnings
+from harness.config import CommandLine, lint
+from harness.errors import Problem
+from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import describe_training_rows
+from harness.evaluation.costs import tokens_usd
+from harness.evaluation.judges import LIMITS, judge_messages, orders
 from harness.evaluation.languages import describe_unspoken
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.timing import describe_timing
-from harness.experiment.stored_rows import Reader, Runs
+from harness.experiment.stored_rows import FoundRuns, Reader, Runs
 from harness.experiment.study import Study
-from harness.formatting import count, interval, plain, pluralize
-from harness.models import artefacts
+from harness.experiment.training_fit import processes_of
+from harness.formatting import count, interval, plain, pluralize, seconds
+from harness.models import artefacts, encode_all
+from harness.models.hardware import Machine, describe_speed, probe_notes
+from harness.models.hub import chat_template, context_length, is_packed, load_tokenizer
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, describe_prompts
-from harness.records import Run, TrainingRecord
-from harness.report import front_sentence, print_tried_value
+from harness.progress import spins_briefly
+from harness.prompting import PromptingContext, Step, context_of, describe_prompts
+from harness.records import Example, PromptText, Run, TrainingRecord
+from harness.report import advise_on_power, front_sentence, print_tried_value
+from harness.spec import Experiment
 from harness.stats import paired_delta, t_interval, wilson
 
 
-def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
+def count_rows(study: Study, tasks: Sequence[MeasuredTask], reader: Reader, runs: Runs) -> Iterator[str]:
     """Yield counts over the rows of finished runs: failed and ungraded ones."""
     done = [run for run in runs if run.state == "done"]
     for run in done:
@@ -35,10 +48,12 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
             some = sum(r.status == "incomplete" for r in failed)
             also = f"; to {some} others some of several answers failed" if some else ""
-            said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
-            yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
+            errors = (
+                f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
+            )
+            yield f"{errors}{also}, the first one {failed[0].example_id}: {failed[0].error}"
     # How many answers to a judged task were cut, empty or failed, and so never judged.
-    judged = [measured for measured in session.tasks if measured.judged]
+    judged = [measured for measured in tasks if measured.judged]
     for run, measured in product(done, judged):
         if f"{measured.task.name}/test" not in run.rows:
             continue
@@ -51,10 +66,10 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             elif row.finish_reason == "error":
                 why[_FAILED] += 1
         if n := why.total():
-            of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {task.name}"
+            counted_answers = f"{count(n)} of {pluralize(len(rows), 'answer')} to {task.name}"
             reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
             worst = "" if set(why) == {_FAILED} else "; what is cut or empty has the lowest grade"
-            ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
+            ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {counted_answers}"
             step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
             yield f"{ungraded}: {reasons}{worst}{step}"
 
@@ -64,41 +79,37 @@ def list_remarks(session: Session, runs: Runs) -> Iterator[str]:
     done = [run for run in runs if run.state == "done"]
     own, candidates = session.source.weights_digest, session.candidates
     others = {run.candidate: run.base_model for run in done if run.base_digest != own}
-    used = {need for name, one in candidates.items() for need in one.lineage if need != name}
+    used = {need for name, other in candidates.items() for need in other.lineage if need != name}
     yield from dict.fromkeys(describe_timing(done))
     yield from (f"{name}: made from {base}, and measured against that" for name, base in others.items())
-    yield from _note_endpoints(session, [run for run in done if plugins.method(run.method).is_remote])
+    for run in (run for run in done if plugins.method(run.method).is_remote):
+        candidate, name = candidates[run.candidate], run.candidate
+        settings = Settings(**candidate.source.params)
+        prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
+        cost = "" if prices else "; its requests have no price here without usd_per_million_tokens"
+        yield f"{name}: {settings.name}, asked by {settings.protocol}; times include the network{cost}"
+        left_out = [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]
+        if left_out and not candidate.is_target_only:
+            why = "which need token ids or their log-probabilities, and chat has neither"
+            yield f"{name}: not evaluated on {', '.join(left_out)}, {why}"
     for run in (run for run in done if plugins.method(run.method).makes == "artefact"):
         candidate = candidates[run.candidate]
         path = Path(candidate.source.path or "")
         if candidate.given is None:  # which engine answered, as the base's rows come from another
             engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
             base = session.engine(candidate.base)[0].partition("/")[0]
-            said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
-            yield f"{run.candidate}: {path.name}, {said}"
+            who = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
+            yield f"{run.candidate}: {path.name}, {who}"
     for name, candidate in candidates.items():
         if not candidate.method.answers and name not in used:
             unused = "not trained, as it answers nothing and no candidate uses it"
             yield f"{name}: {unused}; next: harness train {name}"
 
 
-def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
-    for run in runs:
-        candidate, name = session.candidates[run.candidate], run.candidate
-        settings = Settings(**candidate.source.params)
-        prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
-        cost = "" if prices else "; its requests have no price here without usd_per_million_tokens"
-        yield f"{name}: {settings.name}, asked by {settings.protocol}; times include the network{cost}"
-        left = [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]
-        if left and not candidate.is_target_only:
-            said = "which need token ids or their log-probabilities, and chat has neither"
-            yield f"{name}: not evaluated on {', '.join(left)}, {said}"
-
-
 def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
     """Describe the target's rows, the training rows, incomplete prompts, and untested languages."""
     names_by_note: dict[str, list[str]] = {}
-    targets = [(one.target.task, one.target.items) for one in session.in_folds() or [session]]
+    targets = [(part.target.task, part.target.items) for part in session.in_folds() or [session]]
     asked = [(name, trial) for name in names for trial in session.candidates[name].trials]
     for (name, trial), (task, items) in product(asked, targets):
         context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
@@ -212,9 +223,9 @@ class RewardGain(NamedTuple):
 def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
     """Estimate the change of the reward on validation, over the clusters of its prompts; None without any."""
     known = [
-        (one.cluster, one.before, one.after)
-        for one in training.validation_rewards
-        if one.before is not None and one.after is not None
+        (rewards.cluster, rewards.before, rewards.after)
+        for rewards in training.validation_rewards
+        if rewards.before is not None and rewards.after is not None
     ]
     if not known:
         return None
@@ -237,3 +248,233 @@ def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
         yield f"learning rate not swept: {', '.join(once)}; another one may do better"
+
+
+def describe_stored(unknown_bases: Sequence[str], found: FoundRuns, missing_s: float) -> str:
+    """Describe how much of a dry run's plan is stored, and the time of the rest, or why it is unknown."""
+    if unknown_bases:
+        never = f"{', '.join(unknown_bases)} was never loaded on this machine, and a dry run loads no model"
+        return f"unknown whether any of it is stored: {never}"
+    n_done = sum(run is not None and run.state == "done" for run in found)
+    stored = f"{count(n_done)} of {count(len(found))} runs are stored already"
+    return f"{stored}; the others take about {seconds(missing_s)}" if 0 < n_done < len(found) else stored
+
+
+def first_line(
+    experiment: Experiment, machine: Machine, n_candidates: int, whole_s: float | None, missing_s: float
+) -> str:
+    """Describe what runs where, and the time of the missing part and of the whole (None: all is stored)."""
+    beside = whole_s is not None and machine.device == "cpu" and spins_briefly()
+    notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if beside else ""]
+    remarks = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
+    n = pluralize(n_candidates, "candidate")
+    took = "all of it stored"
+    if whole_s is not None:
+        rest = f"about {seconds(missing_s)} for what is missing, " if missing_s < whole_s else ""
+        took = f"{rest}about {seconds(whole_s)} from nothing"
+    return (
+        f"{experiment.name}: {n} on {experiment.base_model}, {machine.name}, {machine.precision}{remarks}, "
+        f"{describe_speed(machine.gflops)}; {took}"
+    )
+
+
+class Power(NamedTuple):
+    """Margins that items probably cannot show, how to show them, and a note on power."""
+
+    warnings: tuple[str, ...]
+    advice: str
+    note: str
+
+
+def estimate_power(experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine) -> Power:
+    """Estimate what the items can show, for one of all fine-tunes; commands repeat `typed` options.
+
+    The note names a margin that cannot be shown, or how often an equal model passes a judged macro.
+    """
+    asked, held = {m.task.name: len(m.items.test) for m in suites}, {m.task.name: m.held for m in suites}
+    members = family_of(experiment).size
+    warn = partial(power_warnings, experiment.suites, policy=experiment.gate, n_members=members)
+    spare = list_spare_items(experiment, (), lambda task: held[task.name])
+    warnings, advice = warn(asked), advise_on_power(asked, spare, warn, typed).text
+    chance = chance_of_an_equal_model(experiment.suites, asked, experiment.gate, members)
+    note = warnings[0] if warnings else ""
+    if len(warnings) > 1:
+        note = f"power: {note} (and {len(warnings) - 1} more margins; --strict lists them all)"
+    elif members and chance is not None and not warnings:
+        among = f", as one of {members}," if members > 1 else ""
+        chance_shown = f"{100 * chance:.0f} % of the time"
+        note = f"power: a fine-tune that lost nothing{among} passes the macro {chance_shown}"
+    return Power(warnings, advice, note)
+
+
+def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
+    """List settings of the selected trainings that differ from published ones or do not suit their rows."""
+    names_by_line, policy = dict[str, list[str]](), session.experiment.training.accelerate
+    candidates = [session.candidates[name] for name in selected]
+    made = [one for one in candidates if one.name == one.source_name and one.method.trains]
+    for candidate, trial in ((one, trial) for one in made for trial in one.trials):
+        method, written = candidate.method, trial.source.params
+        params, train = method.params(**written).model_dump(), session.training_data(trial.source).items.train
+        lines = [*lint(candidate.source.method, params, candidate.base.n_parameters, written)]
+        if method.trains_on_rows and (most := params.get("max_length")) is not None:
+            n_rows, limit = pluralize(len(train), "row"), f"max_length, {count(most)} tokens"
+            lines += filter(None, [costs.describe_longer(train, most, n_rows, limit)])
+        if processes_of(policy, trial.source) < (wanted := policy.num_processes):
+            lines.append(
+                f"trains in one process, not in {wanted} (training.accelerate), as its method or a "
+                "regulariser of it cannot share steps"
+            )
+        for line in lines:
+            names_by_line.setdefault(line, []).append(candidate.name)
+    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in names_by_line.items()]
+
+
+_CHARACTERS = 4  # assumed characters per token of an answer
+
+
+class PlannedGrades(NamedTuple):
+    """Upper bound of one judge's grades for a metric; tokens `read` and `generated`."""
+
+    task: str
+    metric: str
+    judge: str
+    grades: int
+    read: int
+    generated: int
+    cost_usd: float | None
+
+
+def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+    """Yield the planned grades of each judge, for the candidates' answers and the base's on suites."""
+    named = [session.candidates[name] for name in candidates]
+    target = session.target
+    n_answers = sum(
+        len(candidate.seeds) * (decoding.samples if (decoding := candidate.recipe.decoding) else 1)
+        for candidate in named
+    )
+    examples = [*target.items.validation, *target.items.test]
+    shown = any(judged_metric.rubric.passages for judged_metric in target.judged.values())
+    steps = (
+        [session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in named] if shown else []
+    )
+    n_passages = max((passage_tokens(step, examples) for step in steps), default=0)
+    yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
+    n_own = sum(len(candidate.seeds) for candidate in named if not candidate.method.keeps_base)
+    for other in session.more_targets:
+        items = [*other.items.validation, *other.items.test]
+        yield from _plan_items(other, items, n_answers, n_checks=len(named))
+    for suite in session.suites:
+        yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
+    if judged := session.open_judge_of_pairs():  # it compares fine-tunes with the best untrained candidate
+        n_tuned = sum(
+            len(candidate.seeds)
+            for candidate in named
+            if candidate.method.tunes and not candidate.is_target_only
+        )
+        reply = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
+        pairs = [replace(example, references=(reply,)) for example in target.items.test]
+        yield from _plan_items(target._replace(judged={judged.metric: judged}), pairs, n_tuned)
+
+
+def passage_tokens(step: Step, examples: Sequence[Example]) -> int:
+    """Estimate the tokens of the longest passages in the prompts that a step makes."""
+    return max((costs.tokens(context_of(step(e).prompt, e.prompt)) for e in examples), default=0)
+
+
+def _plan_items(
+    measured: MeasuredTask,
+    examples: Sequence[Example],
+    n_answers: int,
+    n_passages: int = 0,
+    n_checks: int = 1,
+) -> Iterator[PlannedGrades]:
+    """Yield the grades of `n_answers` to each item; an endpoint grades its anchors again at each check."""
+    for judged in measured.judged.values():
+        n_each = n_answers * len(orders(judged.rubric))
+        more = n_passages if judged.rubric.passages else 0
+        # Of each prompt its texts, and an answer of the task's maximal length.
+        (order, *_), answer = orders(judged.rubric), measured.task.max_new_tokens
+        prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
+        longest = [sum(costs.tokens(turn["content"]) for turn in turns) + answer + more for turns in prompts]
+        for judge in judged.judges:
+            n_anchors = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
+            again = n_checks * n_anchors
+            grades = judge.attempts * n_each * len(examples) + again
+            read = judge.attempts * n_each * sum(longest) + again * max(longest, default=0)
+            written = grades * LIMITS.max_new_tokens
+            cost = tokens_usd(judge.prices, read, written) if judge.prices else None
+            yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
+
+
+_SHORTER = (
+    "shorter criteria, fewer graded examples, a smaller max_new_tokens, or a judge with a longer context"
+)
+
+
+class ShortContext(NamedTuple):
+    """A judge whose context is too short for some prompts; `problem` is set if it is for all of them."""
+
+    text: str
+    problem: Problem | None
+
+
+def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]:
+    """List the judges whose context is too short for some prompts about the candidates' answers."""
+    judged_items = [
+        (judged, m, [*m.items.validation, *m.items.test], 1)
+        for m in session.tasks
+        for judged in m.judged.values()
+    ]
+    if pairs := session.open_judge_of_pairs():  # the reference is another candidate's answer
+        items = [replace(example, references=("",)) for example in session.target.items.test]
+        judged_items.append((pairs, session.target, items, 2))
+    short = []
+    for judged, measured, examples, n_answers in judged_items:
+        for judge in judged.judges:
+            source = session.candidates[judge.name].served_base if judge.absent else None
+            source = judge.weights.source if judge.weights else source
+            context = context_length(source) if source and not is_packed(source) else None
+            if source is None or context is None or not examples:
+                continue
+            answers = n_answers * measured.task.max_new_tokens
+            if judged.rubric.passages and measured.role == "target":
+                named = (session.candidates[name] for name in names)
+                steps = (session.prompting_step(candidate.recipe, candidate.seeds[0]) for candidate in named)
+                answers += max((passage_tokens(step, examples) for step in steps), default=0)
+            # Each item's prompt with an empty answer, followed by the longest grade.
+            order, chat = orders(judged.rubric)[0], bool(chat_template(source))
+            grade = ("" if chat else " ") + max(judged.rubric.grades, key=len)
+            prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
+            texts = [PromptText(turns, grade, chat) for turns in prompts]
+            encoded = encode_all(load_tokenizer(source), texts)
+            sizes = [len(e.context) + len(e.continuation) for e in encoded]
+            n_long, n_sure = (sum(size + more > context for size in sizes) for more in (answers, 0))
+            if not n_long:
+                continue
+            task = measured.task.name
+            share = f"{count(n_long)} of {count(len(sizes))} items of {task}"
+            sure = f", {count(n_sure)} of them with any answer" if n_sure else ""
+            text = (
+                f"{judged.metric}: the context of {judge.name} holds {count(context)} tokens; with the"
+                f" longest answer that it may be shown, the prompts of {share} are longer (up to "
+                f"{count(max(sizes) + answers)} tokens){sure}. Such an answer gets no grade; next: {_SHORTER}"
+            )
+            found = f"prompts of {count(min(sizes))} tokens and more for {task}, before any answer"
+            expected = f"at most {count(context)}, the context of {judge.name}"
+            problem = Problem(f"{judged.metric}: judge", found, expected, _SHORTER)
+            short.append(ShortContext(text, problem if n_sure == len(sizes) else None))
+    return short
+
+
+def list_plan_notes(session: Session, selected: Sequence[str], *, computes: bool, dry_run: bool) -> list[str]:
+    """List what is to be known before a comparison of the selected candidates starts."""
+    short = short_contexts(session, selected) if computes else []
+    policy = session.experiment.execution
+    is_idle = policy.executor == "in_process" and (policy.workers or 1) > 1
+    idle = f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"
+    return [
+        *describe_rows_and_prompts(session, selected),
+        *recipe_warnings(session, selected),
+        *([idle] if is_idle else []),
+        *(context.text for context in short if dry_run or not context.problem),  # else it is refused
+    ]

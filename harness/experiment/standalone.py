@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 
 from harness import report, store
 from harness.analysis import comparison
+from harness.config import LoadedExperiment
 from harness.errors import UserError, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates
 from harness.evaluation.costs import Work
+from harness.evaluation.judging_stage import suite_arm
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.preparation import join_lm_eval_task
-from harness.experiment.stored_rows import suite_arm
+from harness.experiment.preparation import Scope, join_lm_eval_task, prepare_session
 from harness.formatting import pluralize, seconds
 from harness.models import vllm
 from harness.models.hardware import probe
@@ -109,8 +110,11 @@ def prepare_model(
     return PreparedEvaluation(session, model, base_weights(source), found)
 
 
-def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> PreparedEvaluation:
+def prepare_candidate(
+    loaded: LoadedExperiment, name: str, tasks: Sequence[Task], progress: Progress
+) -> PreparedEvaluation:
     """Prepare one candidate's weights, training them if missing, for other tasks than its suites."""
+    session = prepare_session(loaded, Scope(), progress)
     found = lm_eval.load(tasks, lm_eval.datasets_folder(session.experiment.datasets_dir), gated=False)
     session.begin(name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
@@ -133,7 +137,7 @@ def evaluate(prepared: PreparedEvaluation) -> Evaluation:
     for name, task in found.items():
         rows[name] = answered = store.read_rows(session.store, digests[name], len(task.items.test))
         scores += _scores(name, task, answered)
-        notes += [f"{name}: {said}" for said in task.left_out]
+        notes += [f"{name}: {sentence}" for sentence in task.left_out]
         if errors := [row for row in answered if row.status == "error"]:
             counted = "score worst, or are left out where a metric has no bounds"
             notes.append(

@@ -13,16 +13,12 @@ from harness.analysis.rules import AA_FLIPS, ControlFacts, has_drifted
 from harness.data import Split
 from harness.data.row_traits import reported_cases
 from harness.errors import UserError
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judging_stage import score_answered
-from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.runner import fill, find_base_rows, open_weights
-from harness.evaluation.session import Fold, MeasuredTask, Session
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.session import Fold, MeasuredTask
 from harness.models.hub import ModelSource
 from harness.records import Run, Sample, SampleResult
 from harness.spec import Task
 from harness.store import Store
-from harness.training import Weights
 
 
 def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> bool:
@@ -45,6 +41,13 @@ Runs = Sequence[Run]
 FoundRuns = Sequence[Run | None]  # of requests; None where one is not stored
 Facts = Sequence[CandidateFacts]
 EdgeCases = Mapping[str, Collection[str]]  # the ids of the test items of each
+
+
+def rows_by_slice(rows: Sequence[SampleResult], edge_cases: EdgeCases) -> dict[str, Rows]:
+    """Return the rows of each slice that they name, and of each edge case."""
+    names = sorted({row.slice for row in rows} - {""})
+    own = {name: [row for row in rows if row.slice == name] for name in names}
+    return own | {case: [r for r in rows if r.example_id in ids] for case, ids in edge_cases.items()}
 
 
 class StoredRows:
@@ -85,7 +88,31 @@ class StoredRows:
             if origin.control
         }
         if named and len(store.controls(self.at)) != len(self._controls):  # one has come
-            self._controls = judge_controls(self.at)
+            rates, found = AA_FLIPS | store.noise_rates(self.at), dict[str, ControlFacts]()
+            environment = cache(lambda key: store.read_environment(self.at, key))
+            for control in store.controls(self.at):
+                flips, n = rates.get(control.precision, AA_FLIPS["bf16"])
+                now = environment(control.environment)
+                same = [b for b in control.blocks if b.environment == control.environment]
+                other = [b for b in control.blocks if b.environment != control.environment]
+                others = dict.fromkeys(b.environment for b in other)
+                changed = [provenance.changes(environment(key), now) for key in others]
+                facts = ControlFacts(
+                    id=control.id,
+                    n_blocks=len(control.blocks),
+                    n_same=sum(b.n for b in same),
+                    n_other=sum(b.n for b in other),
+                    reworded=tuple(item for b in control.blocks for item in b.reworded),
+                    differing=tuple(item for b in same for item in b.differing),
+                    flipped=tuple(item for b in other for item in b.flipped),
+                    aa_flips=flips,
+                    aa_n=n,
+                    changed="; ".join(dict.fromkeys(changed)),
+                )
+                found[control.id] = facts
+                if not has_drifted(facts):
+                    rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
+            self._controls = found
         return [self._controls[one] for one in sorted(named) if one in self._controls]
 
 
@@ -132,60 +159,6 @@ class Reader(StoredRows):
             for m in self._tasks
             if f"{m.task.name}/test" in run.rows
         }
-
-
-def judge_controls(at: Store) -> dict[str, ControlFacts]:
-    """Judge all measurements in their order, each with the A/A rate of those before it that did not drift."""
-    rates, found = AA_FLIPS | store.noise_rates(at), dict[str, ControlFacts]()
-    environment = cache(lambda key: store.read_environment(at, key))
-    for control in store.controls(at):
-        flips, n = rates.get(control.precision, AA_FLIPS["bf16"])
-        now = environment(control.environment)
-        same = [b for b in control.blocks if b.environment == control.environment]
-        other = [b for b in control.blocks if b.environment != control.environment]
-        others = dict.fromkeys(b.environment for b in other)
-        changed = [provenance.changes(environment(key), now) for key in others]
-        facts = ControlFacts(
-            id=control.id,
-            n_blocks=len(control.blocks),
-            n_same=sum(b.n for b in same),
-            n_other=sum(b.n for b in other),
-            reworded=tuple(item for b in control.blocks for item in b.reworded),
-            differing=tuple(item for b in same for item in b.differing),
-            flipped=tuple(item for b in other for item in b.flipped),
-            aa_flips=flips,
-            aa_n=n,
-            changed="; ".join(dict.fromkeys(changed)),
-        )
-        found[control.id] = facts
-        if not has_drifted(facts):
-            rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
-    return found
-
-
-def base_arm(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base on the capability suite, as it is served; returns the row set of each task."""
-    return suite_arm(session, base_weights(source), f"base {source.quantization}".rstrip(), shared=True)
-
-
-def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = False) -> dict[str, str]:
-    """Measure weights on the suites where that is missing; return the row set of each task.
-
-    `shared` row sets are also shared with experiments in other folders of this machine.
-    """
-    sets = suite_sets(session, weights)
-    lacking = score_answered(session, sets)
-    if lacking := find_base_rows(session, lacking) if shared else lacking:
-        with open_weights(session, weights) as candidate:
-            fill(session, candidate, lacking, name, shared=shared)
-        score_answered(session, lacking)
-    return {s.measured.task.name: s.identity.digest for s in sets}
-
-
-def is_measured(session: Session, source: ModelSource) -> bool:
-    """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
-    sets = suite_sets(session, base_weights(source))
-    return not find_base_rows(session, score_answered(session, sets))
 
 
 BASE_ARM = "capability suite of the base"

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,8 +19,15 @@ from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.admission import AdmittedTasks, Measurement
 from harness.analysis.answers import list_each_answer
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned
-from harness.analysis.comparison import compare_on_target, correct_estimate, labels_missing
+from harness.analysis.candidate_facts import (
+    AnswerFacts,
+    CandidateFacts,
+    UnderLoad,
+    UnreadAnswers,
+    best_untrained,
+    facts_of_run,
+)
+from harness.analysis.comparison import compare_on_target, correct_estimate, estimate, labels_missing
 from harness.analysis.economics import apply_budgets
 from harness.analysis.estimators import Comparison, Estimate, is_judge
 from harness.analysis.gating import ComparedArms
@@ -36,24 +44,20 @@ from harness.analysis.verdict import TargetFacts, is_judged
 from harness.config import CommandLine, LoadedExperiment, current_labels
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.evaluation.candidates import base_weights
 from harness.evaluation.judges import read_stored_grades
 from harness.evaluation.judging_stage import answers_differ, map_shown_pairs, pair_rows, preferences
 from harness.evaluation.lm_eval import LmEvalTask
-from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.session import Session
-from harness.experiment.candidate_result import facts_of, facts_on_target, mark_recipe, rows_by_slice
 from harness.experiment.preparation import find_lm_eval_tasks
-from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Rows, Runs, StoredRows
+from harness.experiment.stored_rows import EdgeCases, Rows, StoredRows, rows_by_slice
 from harness.metrics import Metric, load_metrics
-from harness.models.openai_api import WHO_ANSWERS
-from harness.records import Run, canonical_json
+from harness.models.openai_api import WHO_ANSWERS, is_private
+from harness.records import Run, TokenCounts, canonical_json
 from harness.spec import PEOPLE, Experiment, GatePolicy, Recipe, Role, Task, metric_name
 from harness.store import Store
 
 _PLAIN, _NONE = CommandLine(), MappingProxyType[str, frozenset[str]]({})
 
-Weights = Mapping[str, Mapping[str, float]]
+TaskWeights = Mapping[str, Mapping[str, float]]
 
 
 class SuiteTask(NamedTuple):
@@ -86,7 +90,7 @@ class Study:
     store: Store
     metrics: Mapping[str, Mapping[str, Metric]]
     rows: StoredRows
-    weights: Callable[[Run], Weights]
+    weights: Callable[[Run], TaskWeights]
     base_arm: Callable[[Run], Mapping[str, str]] = lambda run: {}
     first_base: str = ""
     typed: CommandLine = _PLAIN
@@ -149,32 +153,6 @@ def add_lm_eval(study: Study) -> tuple[Study, Mapping[str, LmEvalTask]]:
     return replace(study, experiment=experiment, metrics=metrics), catalogue
 
 
-def study_session(session: Session, reader: Reader) -> Study:
-    """Return the study of an open experiment; settled runs keep the items of their analysis."""
-    current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
-
-    def find_weights(run: Run) -> Weights:
-        settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
-        return settled.weights if settled else current
-
-    def find_base_arm(run: Run) -> dict[str, str]:
-        # Rows of the base's capability suite; none unless it is completely measured.
-        sets = suite_sets(session, base_weights(session.candidates[run.candidate].base))
-        is_whole = all(rows.is_there(session.store) for rows in sets)
-        return {rows.measured.task.name: rows.identity.digest for rows in sets} if is_whole else {}
-
-    return Study(
-        session.experiment,
-        session.store,
-        {m.task.name: m.metrics for m in session.tasks},
-        reader,
-        find_weights,
-        find_base_arm,
-        store.find_first_base(session.store.folder.parent, session.target.task.name),
-        settled=session.settled,
-    )
-
-
 def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:
     """Tell whether a candidate is measured only on the target: a baseline with its own weights."""
     return recipe.get("role") == "baseline" and plugins.find_method(method).tunes
@@ -188,13 +166,13 @@ def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
         return False
     if recipe.tried and not plugins.find_method(recipe.method).trains:
         # Its prompt was chosen among those of the recipe: all of a sweep, some of a search.
-        params = [one.params for one in run.training.sweep]
+        params = [trial.params for trial in run.training.sweep]
         if recipe.sweep:
             is_tried = set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
         else:
-            known = (of.get(name) in values for of in params for name, values in recipe.search.items())
+            known = (point.get(name) in values for point in params for name, values in recipe.search.items())
             is_tried = len(params) <= recipe.trials and all(known)
-        chosen = (recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen)
+        chosen = (recipe.with_prompt(trial.params) for trial in run.training.sweep if trial.chosen)
         recipe = next(chosen, recipe) if is_tried else recipe
     return _strip_unasked(recipe).is_stored_as(_strip_unasked(own).stored_form(), at.folder.parent)
 
@@ -204,30 +182,6 @@ def _strip_unasked(recipe: Recipe) -> Recipe:
         return recipe
     named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
     return recipe.model_copy(update={"params": named})
-
-
-def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
-    """Return the runs' own results, corrected by labels, by which validation chooses."""
-    measured = (facts_of(session, reader, run) for run in runs)
-    facts = apply_budgets(measured, session.experiment.decide)
-    study, metric, task = study_session(session, reader), session.target.primary, session.target.task
-    if not is_judge(metric.name):
-        return list(facts)
-    labels = judge_labels(study.store, task, metric.name)
-    corrected = [
-        correct_reached(metric, f, study.rows.with_drawn(run, task), labels, reader.edge_cases)
-        if f.target
-        else f
-        for f, run in zip(facts, runs, strict=True)
-    ]
-    by_name = {run.candidate: run for run in runs if run.state == "done"}
-    best = by_name.get(best_untrained(corrected) or "")
-    missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
-    for f, run in zip(corrected, runs, strict=True):
-        if f.target:
-            lacks = count_missing(study, *filter(None, (run, best)))
-            missing[f.name] = max(missing.get(f.name, 0), lacks)
-    return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]
 
 
 def correct_reached(
@@ -299,7 +253,7 @@ def compare_on(study: Study, run: Run, other: Run | None, task: Task | None = No
     metric = study.primary(task)
     labels = judge_labels(study.store, task, metric.name)
     read = study.rows.with_drawn if labels else study.rows.cut
-    base, new = (read(one, task) for one in (other, run))
+    base, new = (read(arm, task) for arm in (other, run))
     return compare_on_target(metric, base, new, labels, study.experiment.gate.max_errors)
 
 
@@ -312,24 +266,28 @@ def score_on(study: Study, run: Run, task: Task) -> Estimate:
 
 def is_answered(study: Study, run: Run, task: Task, split: Split = "test") -> bool:
     """Tell whether a run answered an item of a target at all."""
-    there = f"{task.name}/{split}" in run.rows
-    return there and any(row.status != "error" for row in study.rows.cut(run, task, split))
+    has_rows = f"{task.name}/{split}" in run.rows
+    return has_rows and any(row.status != "error" for row in study.rows.cut(run, task, split))
 
 
 def is_better_on_validation(study: Study, run: Run, other: Run, task: Task) -> bool:
     """Tell whether a run scores higher than another on the validation rows of a target."""
-    if not all(is_answered(study, one, task, "validation") for one in (other, run)):
+    if not all(is_answered(study, arm, task, "validation") for arm in (other, run)):
         return False
     metric, rows = study.primary(task), study.rows
-    old, new = (comparison.estimate(metric, rows.cut(one, task, "validation")).score for one in (other, run))
+    old, new = (comparison.estimate(metric, rows.cut(arm, task, "validation")).score for arm in (other, run))
     return metric.unit.sign * (new - old) > 0
 
 
 def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
     """Find the plain prompt among runs, preferably on a run's base, else the first."""
     recipes = study.experiment.candidates
-    prompts = [one for one in runs if is_prompt(one) and recipes[one.candidate].role != "baseline"]
-    return next((one for one in prompts if one.base_digest == run.base_digest), next(iter(prompts), None))
+    prompts = [
+        prompt for prompt in runs if is_prompt(prompt) and recipes[prompt.candidate].role != "baseline"
+    ]
+    return next(
+        (prompt for prompt in prompts if prompt.base_digest == run.base_digest), next(iter(prompts), None)
+    )
 
 
 def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
@@ -350,9 +308,9 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
     key, plain = f"{task.name}/test", next(iter([*alike, *filter(is_prompt, stored)]), None)
     are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
 
-    def answers(of: Run) -> Rows:
-        own = rows.with_drawn(of, task)
-        return (list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
+    def answers(answered: Run) -> Rows:
+        own = rows.with_drawn(answered, task)
+        return (list_each_answer(own, rows.drawn(answered, key)) if are_drawn else []) or own
 
     return answers(plain) if plain else None, answers(run)
 
@@ -371,27 +329,26 @@ def find_best_untrained(study: Study, run: Run) -> Run | None:
     own = _scored_by(study, run)
     if own not in study.untrained:
         experiment, task = study.experiment, study.experiment.target
-        runs = [one for one in list_untrained(study) if _scored_by(study, one) == own]
+        runs = [untrained for untrained in list_untrained(study) if _scored_by(study, untrained) == own]
         keys = [f"{task.name}/{split}" for split in ("test", "validation")]
-        study.rows.prepare(one.rows[key] for one in runs for key in keys)
+        study.rows.prepare(untrained.rows[key] for untrained in runs for key in keys)
         facts = list[CandidateFacts]()
-        for one in runs:
-            refuse_lost_folds(study, one)
+        for untrained in runs:
+            refuse_lost_folds(study, untrained)
             with suppress(CandidateFailed):
-                facts.append(reached_on_target(study, one))
+                facts.append(reached_on_target(study, untrained))
         best = best_untrained(apply_budgets(facts, experiment.decide))
-        study.untrained[own] = {one.candidate: one for one in runs}.get(best or "")
+        study.untrained[own] = {untrained.candidate: untrained for untrained in runs}.get(best or "")
     found = study.untrained[own]
     return found if found and found.run_id != run.run_id else None
 
 
 def _scored_by(study: Study, run: Run) -> tuple[str, str]:
-    # The items and the scoring of a run's test rows.
     rows_digest = run.rows.get(f"{study.experiment.target.name}/test")
     if rows_digest is None:
         return "", ""
-    of = store.read_identity(study.store, rows_digest)
-    return of.task_version, of.scoring_digest
+    identity = store.read_identity(study.store, rows_digest)
+    return identity.task_version, identity.scoring_digest
 
 
 def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> CandidateFacts:
@@ -440,11 +397,11 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
     at, policy, task = study.store, study.experiment.gate, study.target
     rows = old_rows, _ = study.rows.cut(base, task), study.rows.cut(run, task)
     both = list(pair_rows(*rows))
-    # Two answers that do not differ are a tie, also where both failed.
+    # Equal answers are a tie, also where both failed.
     clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
     differing = {now.example_id: clusters[now.example_id] for old, now in both if answers_differ(old, now)}
     tied = {item: cluster for item, cluster in clusters.items() if item not in differing}
-    pairs, digests = AnswerPairs(differing, tied), [one.rows[f"{task.name}/test"] for one in (base, run)]
+    pairs, digests = AnswerPairs(differing, tied), [arm.rows[f"{task.name}/test"] for arm in (base, run)]
     votes = map_counted_shares(store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests)
     by, most = policy.target.by, policy.max_errors
     if by == PEOPLE:
@@ -474,9 +431,65 @@ def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[st
     return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
 
 
-def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
-    """List the finished fine-tunes, each with the run of the best untrained candidate."""
-    best = best_untrained(facts)
-    base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
-    tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
-    return [(run, base) for run in tuned] if base else []
+def refuse_unanswered(test: Rows) -> None:
+    """Raise CandidateFailed if every test row is an error."""
+    if any(row.status != "error" for row in test):
+        return
+    if any(row.finish_reason != "error" for row in test):
+        raise CandidateFailed(f"no answer could be graded: {test[0].error}", "another judge, or rubric")
+    knob = "fewer shots or passages, or a longer context"
+    raise CandidateFailed(f"no test row could be answered: {test[0].error}", knob)
+
+
+def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
+    """Mark a candidate whose recipe, or the one that its weights come from, sends rows away."""
+    source = recipes.get(recipe.weights_of or "", recipe)
+    is_remote = plugins.find_method(source.method).is_remote
+    leaves = is_remote and not is_private(source.params["base_url"])
+    return replace(facts, leaves_machine=leaves)
+
+
+def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> CandidateFacts:
+    """Return the facts of a finished run on the target, scores and speed, by which recipes are chosen.
+
+    Raises CandidateFailed if every test row is an error.
+    """
+    refuse_unanswered(test)
+    busy_s, timed, facts = compute_s(run, test), run.latency, facts_of_run(run)
+    disturbed, under_load, prompt = dict(facts.speed.disturbed), None, fmean(r.n_prompt_tokens for r in test)
+    if timed.get("compute_contended") and timed.get("compute_s"):
+        disturbed["requests_per_s"] = 1 / timed["compute_s"]
+    if "at_once" in timed and not timed.get("at_once_contended"):
+        under_load = UnderLoad(
+            n=round(timed["at_once"]),
+            requests_per_s=timed["at_once"] / timed["at_once_s"],
+            first_token_p50_s=timed.get("first_token_at_once_p50_s"),
+            first_token_p95_s=timed.get("first_token_at_once_p95_s"),
+            first_token_alone_s=timed.get("first_token_s"),
+        )
+    # None of a classifier, which no provider sells by the token, and of a server that counts none.
+    tokens = None
+    if plugins.method(run.method).makes_language_model and prompt:
+        shared = min(prompt, timed.get("shared_prompt_tokens", 0.0))
+        tokens = TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
+    cut = [row.n_output_tokens for row in test if row.status == "truncated"]
+    unparsable = sum(row.status == "unparsable" for row in test)
+    return replace(
+        facts,
+        target=estimate(metric, test),
+        validation=estimate(metric, validation).score,
+        tokens=tokens,
+        speed=facts.speed._replace(
+            requests_per_s=1 / busy_s if busy_s else None, under_load=under_load, disturbed=disturbed
+        ),
+        answers=AnswerFacts(
+            unread=UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
+        ),
+    )
+
+
+def compute_s(run: Run, test: Rows) -> float | None:
+    """Return the seconds of a request in a batch, with prompting; None if other work disturbed them."""
+    if run.latency.get("compute_contended"):
+        return None
+    return run.latency.get("compute_s", fmean(r.compute_s for r in test)) + run.latency.get("prompting_s", 0)

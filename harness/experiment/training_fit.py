@@ -6,21 +6,19 @@ Invariant: however a training ends, the next call resumes from its checkpoints.
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins, training
 from harness.data import TaskItems
 from harness.errors import Diverged
-from harness.evaluation import costs
-from harness.evaluation.candidate_rows import find_shipped, regularization_work
+from harness.evaluation.candidate_rows import find_shipped
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import prompting_digest, suite_sets
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
+from harness.experiment.trials import fit_work
 from harness.masking import mask_values
 from harness.metrics import version as metric_version
 from harness.models.artefacts import artefact_files
@@ -32,7 +30,6 @@ from harness.regularizers import Answered, Mixture, general_rows, has_hook, regu
 from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolicy, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
-from harness.training.sft import joins_rows_of
 from harness.training.worker import launch
 
 PRUNED = "pruned.json"  # in the folder of a trial that was pruned
@@ -119,7 +116,7 @@ class Fit(NamedTuple):
             "init": init.digest if init else "",
             "reward": rewarded_by,
             "reads": method.reads(method.params(**source.params)),
-            "merges": [one.digest for one in merges],
+            "merges": [merged.digest for merged in merges],
             "path": content_digest(given) if source.path else "",
             "training": trained_on,
             "track": source.track.points if source.track else 0,
@@ -272,45 +269,6 @@ def _init_path(init: training.Weights | None) -> Path | None:
     if init is None or init.folder:
         return init.folder / init.kind if init and init.folder else None
     return init.source.path if init.source else None
-
-
-def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
-    """Estimate the tokens and steps one fit trains on; methods without epochs train no language model."""
-    method = plugins.method(source.method)
-    if not method.trains:
-        return costs.Work()
-    params = method.params(**source.params)
-    step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
-    items, step = session.training_data(source).items, session.prompting_step(source, seed)
-    base = session.sources.get(source.base_model or "", session.source)
-    n_answers = getattr(params, "num_generations", 1)  # drawn for each row, and rows of the training
-    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
-    epochs = params.num_train_epochs
-    if params.max_steps > 0:
-        epochs = params.max_steps * step_rows / max(n_rows, 1)
-    if method.draws_from == "pairs":
-        plain = costs.preference(list(map(step, items.pairs)), epochs)
-    else:
-        prompted = list(map(step, items.train))
-        apart = (
-            session.machine.device != "cpu"
-            or getattr(params, "packing", False)
-            or getattr(params, "lora_dropout", 0.0)
-            or getattr(params, "peft_type", "LORA") != "LORA"
-            or has_hook(source.regularize, "DRAWS")
-        )
-        joins = "sft" in method.loops and not apart and any(e.has_system for e in prompted)
-        batch_size = params.per_device_train_batch_size if joins and joins_rows_of(base) else 1
-        plain = costs.training(prompted, epochs * n_answers, batch_size)
-    read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
-    extra = costs.Work(read=read, generated=generated)
-    plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
-    is_shipped = partial(find_shipped, session.target.task, base)
-    general = regularization_work(
-        source, session.mix_context(source, seed), is_shipped, plain, (n_rows, step_rows)
-    )
-    whole = plain + extra + general
-    return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
 def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:

@@ -17,19 +17,21 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from math import log10
+from math import ceil, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harness import store
+from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.admission import Measurement, cluster_name, cut_to_half, name_admitted_tasks, split
 from harness.analysis.estimators import Comparison, mean_change, rescale
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
+from harness.evaluation import costs
+from harness.evaluation.candidate_rows import find_shipped, regularization_work
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import answer_and_score
@@ -38,9 +40,11 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.metrics import Metric, extremes
 from harness.plugins import methods
 from harness.records import Example, SampleResult, TrackedPoint, Trial, digest
+from harness.regularizers import has_hook
 from harness.spec import Recipe, SubjectTo, is_span, span_of
 from harness.store import write_whole
 from harness.training import TRACKED, Weights, map_tracked_folders
+from harness.training.sft import joins_rows_of
 
 if TYPE_CHECKING:
     import optuna
@@ -93,9 +97,9 @@ def proposals(
         study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
     )
 
-    def should_prune(one: optuna.Trial, place: int, score: float) -> bool:
-        one.report(sign * score, place)
-        return bool(one.should_prune())
+    def should_prune(trial: optuna.Trial, place: int, score: float) -> bool:
+        trial.report(sign * score, place)
+        return bool(trial.should_prune())
 
     n_points = source.track.points if source.prune and source.track else 1
     left, n_repeats = source.trials * n_points, 0
@@ -241,14 +245,14 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
     """
     assert weights.folder
     tasks, kept = general_items(session.suites, session.first_seed, bound.items), weights.folder / _KEPT
-    arms = [suite_sets(session, of, tasks) for of in (base_weights(trial.base), weights)]
+    arms = [suite_sets(session, arm_weights, tasks) for arm_weights in (base_weights(trial.base), weights)]
     key = digest([rows.identity.digest for arm in arms for rows in arm])
     known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     if key not in known:
         session.refuse_if_reading("answers to general items for validation")
-        for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
-            base = None if of.digest == trial.base.weights_digest else trial.base
-            answer_and_score(session, of, sets, "general items for validation", base)
+        for arm_weights, sets in zip((base_weights(trial.base), weights), arms, strict=True):
+            base = None if arm_weights.digest == trial.base.weights_digest else trial.base
+            answer_and_score(session, arm_weights, sets, "general items for validation", base)
         pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
         alike = [
             Measurement(m.task, m.role, m.suite, m.metrics, base, base)
@@ -284,9 +288,9 @@ def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> li
     """
     whole = [m for m in suites if not m.task.lm_eval]
     tests = {m.task.name: load_task(m.task, seed).test for m in whole}
-    clusters = {e.cluster for of in tests.values() for e in of if e.cluster != e.id}
-    questions = {question_of(e) for of in tests.values() for e in of}
-    ids = {name: {e.id for e in of} for name, of in tests.items()}
+    clusters = {e.cluster for examples in tests.values() for e in examples if e.cluster != e.id}
+    questions = {question_of(e) for examples in tests.values() for e in examples}
+    ids = {name: {e.id for e in examples} for name, examples in tests.items()}
     spare: Mapping[str, list[Example]] = {
         m.task.name: [
             row.example
@@ -338,10 +342,10 @@ def measure_points(
     ]
     part = cut_to_half(alike, split(rows, general_seed), "search")
     counting = name_admitted_tasks(part)
-    there = {m.task.name: m.base for m in part if m.task.name in counting}
-    each, sampled = -(-source.track.items // max(1, len(there))), []
-    for m in (m for m in measured if m.task.name in there):
-        of_task = there[m.task.name]
+    base_rows_of = {m.task.name: m.base for m in part if m.task.name in counting}
+    each, sampled = -(-source.track.items // max(1, len(base_rows_of))), []
+    for m in (m for m in measured if m.task.name in base_rows_of):
+        of_task = base_rows_of[m.task.name]
         order = {row.example_id: digest([general_seed, cluster_name(row)]) for row in of_task}
         base = sorted(of_task, key=lambda row: (order[row.example_id], row.example_id))[:each]
         ids = sorted(row.example_id for row in base)
@@ -349,6 +353,45 @@ def measure_points(
         versions = {**m.versions, "test": digest([m.versions["test"], ids])}  # which names the items
         sampled.append((m._replace(items=items, versions=versions, weights=None), base))
     return tuple(measure_point(session, candidate, step, made, seed, sampled) for step, made in kept.items())
+
+
+def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
+    """Estimate the tokens and steps one fit trains on; methods without epochs train no language model."""
+    method = plugins.method(source.method)
+    if not method.trains:
+        return costs.Work()
+    params = method.params(**source.params)
+    step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
+    items, step = session.training_data(source).items, session.prompting_step(source, seed)
+    base = session.sources.get(source.base_model or "", session.source)
+    n_answers = getattr(params, "num_generations", 1)  # drawn for each row, and rows of the training
+    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
+    epochs = params.num_train_epochs
+    if params.max_steps > 0:
+        epochs = params.max_steps * step_rows / max(n_rows, 1)
+    if method.draws_from == "pairs":
+        plain = costs.preference(list(map(step, items.pairs)), epochs)
+    else:
+        prompted = list(map(step, items.train))
+        apart = (
+            session.machine.device != "cpu"
+            or getattr(params, "packing", False)
+            or getattr(params, "lora_dropout", 0.0)
+            or getattr(params, "peft_type", "LORA") != "LORA"
+            or has_hook(source.regularize, "DRAWS")
+        )
+        joins = "sft" in method.loops and not apart and any(e.has_system for e in prompted)
+        batch_size = params.per_device_train_batch_size if joins and joins_rows_of(base) else 1
+        plain = costs.training(prompted, epochs * n_answers, batch_size)
+    read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
+    extra = costs.Work(read=read, generated=generated)
+    plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
+    is_shipped = partial(find_shipped, session.target.task, base)
+    general = regularization_work(
+        source, session.mix_context(source, seed), is_shipped, plain, (n_rows, step_rows)
+    )
+    whole = plain + extra + general
+    return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
 def estimate_tracking(session: Session, source: Recipe) -> Work:

@@ -24,18 +24,17 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.control_arm import measure_once
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
-from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
+from harness.evaluation.runner import answer, fill, find_base_rows, measure_control_once, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
 from harness.formatting import count
-from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
+from harness.models.hardware import Machine, cpu_kernels, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
-from harness.models.pass_costs import learn_costs, list_known_costs
+from harness.models.pass_costs import learn_costs
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
 from harness.training import FIT, MEMORY_KNOBS
@@ -68,8 +67,8 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         kinds = Counter(step.kind for step in self.needs)
-        said = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
-        return f"{count(len(self.needs))} steps ({said})"
+        counts = ", ".join(f"{kind} {count(n)}" for kind, n in kinds.items())
+        return f"{count(len(self.needs))} steps ({counts})"
 
 
 TRIES = 3  # attempts of a step whose workers are killed
@@ -237,21 +236,14 @@ def name_assignment(at: store.Store) -> Path:
     return file
 
 
-def write_assignment(
-    file: Path, session: Session, loaded: LoadedExperiment, scope: Scope, plan: Plan, threads: int
-) -> Journal:
+def write_assignment(file: Path, assignment: Assignment) -> Journal:
     """Write what workers need to know; returns the journal that they will write."""
-    machine = session.machine
-    if machine.device == "cpu":
-        machine = machine._replace(name=cpu_name(threads))
-    state = _state(session.sources, session.tasks, machine, threads)
-    assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
     # The code comes first: what other code wrote need not be readable.
     content = pickle.dumps(_code_digest()) + pickle.dumps(assignment)
     part = file.with_suffix(".part")
     part.write_bytes(content)
     part.rename(file)
-    return Journal(file.with_name(JOURNAL), plan)
+    return Journal(file.with_name(JOURNAL), assignment.plan)
 
 
 def find_assignment(runs: Path) -> Path:
@@ -271,7 +263,16 @@ def work(file: Path, *, reports: bool = True) -> None:
     """
     try:
         given = _read_assignment(file)
-        session = _prepare(given)
+        os.chdir(given.folder)
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before a library is loaded
+        quiet_libraries()
+        use_threads(given.threads)
+        learn_costs(given.costs)
+        session = prepare_session(given.loaded, given.scope, SilentProgress(), given.machine)
+        session.is_worker = True
+        here = session.machine._replace(name=current_device(given.machine.device))
+        state = describe_state(session.sources, session.tasks, here, torch_threads())
+        _refuse_other(given.state, state)
     except UserError as error:
         if reports and file.exists():
             append(file.with_name(JOURNAL), "refused", *encode_error(error))
@@ -328,10 +329,10 @@ class _Worker(NamedTuple):
     def find_or_make(self, step: Step) -> Outcome:
         session, at = self.session, self.session.store
         if step.kind in ("base", "control"):
-            known = (source for one in session.candidates.values() for source in one.bases)
+            known = (source for candidate in session.candidates.values() for source in candidate.bases)
             base = next(source for source in known if source.weights_digest == step.name)
             if step.kind == "control":
-                measured = measure_once(session, base)
+                measured = measure_control_once(session, base)
                 return self.outcome([store.control_file(at, measured)] if measured else [], measured)
             weights = base_weights(base)
             sets = suite_sets(session, weights)[step.part :: step.parts]
@@ -353,16 +354,16 @@ class _Worker(NamedTuple):
             if lacking := self.find_unanswered(sets):
                 answer(session, weights, lacking, "", candidate.base)
         digests = [rows.answers.identity.digest for rows in sets]
-        for one in digests:  # blocks left by a worker that was killed at completion go
-            if (at.rows(one) / "blocks").exists():
-                with session.claim(one):
-                    store.remove_merged_blocks(at, one)
+        for rows_digest in digests:  # blocks left by a worker that was killed at completion go
+            if (at.rows(rows_digest) / "blocks").exists():
+                with session.claim(rows_digest):
+                    store.remove_merged_blocks(at, rows_digest)
         return self.outcome(map(at.parquet, digests))
 
     def outcome(self, files: Iterable[Path], value: str = "") -> Outcome:
         own = self.session.store.folder
-        there = (file for file in files if file.is_relative_to(own) and file.exists())
-        return Outcome(value, files=tuple(str(file.relative_to(own)) for file in there))
+        written = (file for file in files if file.is_relative_to(own) and file.exists())
+        return Outcome(value, files=tuple(str(file.relative_to(own)) for file in written))
 
     def find_unanswered(self, sets: Sequence[RowSet]) -> list[RowSet]:
         # What judges have yet to grade is graded where the command runs.
@@ -381,22 +382,10 @@ def _read_assignment(file: Path) -> Assignment:
     return given
 
 
-def _prepare(given: Assignment) -> Session:
-    os.chdir(given.folder)
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before a library is loaded
-    quiet_libraries()
-    use_threads(given.threads)
-    learn_costs(given.costs)
-    session = prepare_session(given.loaded, given.scope, SilentProgress(), given.machine)
-    session.is_worker = True
-    here = session.machine._replace(name=current_device(given.machine.device))
-    _refuse_other(given.state, _state(session.sources, session.tasks, here, torch_threads()))
-    return session
-
-
-def _state(
+def describe_state(
     sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
 ) -> dict[str, str]:
+    """Describe what has to be the same on all workers, and where the command runs."""
     of_cpu = machine.device == "cpu"
     kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
     if "CPU flags" in kernels:

@@ -15,10 +15,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from harness.cache import cache_dir
 from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows, splits
+from harness.data.edit.changes import EditedRow
+from harness.data.edit.save import Edit
 from harness.data.text_files import display_path
 from harness.errors import CandidateFailed, UserError, refuse
 from harness.evaluation import costs
@@ -109,7 +111,7 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
     }
 
     def price(outputs: Sequence[Output]) -> float:
-        return costs.price_usd(sum(one.compute_s for one in outputs), machine.device, hour)
+        return costs.price_usd(sum(output.compute_s for output in outputs), machine.device, hour)
 
     def estimate_usd(read: float, generated: float) -> float:
         seconds = session.seconds(costs.Work(round(read), round(generated)), base)
@@ -132,9 +134,11 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
             server.api.close()
 
     def price(outputs: Sequence[Output]) -> float | None:
-        if prices is None or not all(one.n_prompt_tokens for one in outputs):
+        if prices is None or not all(output.n_prompt_tokens for output in outputs):
             return None
-        return sum(costs.tokens_usd(prices, one.n_prompt_tokens, one.n_output_tokens) for one in outputs)
+        return sum(
+            costs.tokens_usd(prices, output.n_prompt_tokens, output.n_output_tokens) for output in outputs
+        )
 
     def estimate_usd(read: float, generated: float) -> float | None:
         return None if prices is None else costs.tokens_usd(prices, read, generated)
@@ -181,7 +185,7 @@ def check_contamination(
     has an evaluated question.
     """
     items, task = tasks[0].items, tasks[0].task
-    evaluated = [row for of in items.evaluated.values() for row in of]
+    evaluated = [row for split_rows in items.evaluated.values() for row in split_rows]
     shown = display_path(file)
     if found := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
         raise UserError(contamination.problems(found, shown, "leave the row out"))
@@ -229,10 +233,10 @@ class AnswerBook:
 
         Raises HarnessError if the disk is full; earlier answers stay.
         """
-        fresh, lines = {key: of for key, of in answers.items() if of.finish_reason != "error"}, ""
-        for key, of in fresh.items():
-            counted = of.n_prompt_tokens, of.n_output_tokens, of.compute_s
-            lines += f"{canonical_json([key, of.text, of.finish_reason, *counted])}\n"
+        fresh, lines = {key: answer for key, answer in answers.items() if answer.finish_reason != "error"}, ""
+        for key, answer in fresh.items():
+            counted = answer.n_prompt_tokens, answer.n_output_tokens, answer.compute_s
+            lines += f"{canonical_json([key, answer.text, answer.finish_reason, *counted])}\n"
         self.known |= fresh
         self.path.parent.mkdir(parents=True, exist_ok=True)
         append_lines(Store(self.path.parent), self.path, lines)
@@ -264,16 +268,38 @@ class WriterPlan(NamedTuple):
     def __str__(self) -> str:
         """Render as one line."""
         known = f", {count(self.known)} of them answered before" if self.known else ""
-        said = f"{pluralize(self.requests, 'request')}{known}: some {count(self.read)} tokens read"
+        requests = f"{pluralize(self.requests, 'request')}{known}: some {count(self.read)} tokens read"
         priced = "at no known price" if self.cost_usd is None else f"at most {usd(self.cost_usd)} USD"
-        return f"{said}, at most {count(self.generated)} written, {priced}"
+        return f"{requests}, at most {count(self.generated)} written, {priced}"
+
+
+class MadeRows(NamedTuple):
+    """Rows that a model or people wrote: the edit to save, the outcome of each row, and remarks."""
+
+    edit: Edit
+    outcomes: list[EditedRow]
+    notes: tuple[str, ...] = ()
+    spent: WriterUsage | None = None
+
+
+_Made = TypeVar("_Made")
+
+
+class PreparedRequests(NamedTuple, Generic[_Made]):
+    """Requests, counted before one is sent, and the function that sends them and makes something of them.
+
+    `make` raises CandidateFailed if the writer fails or costs too much, UserError if nothing can be made.
+    """
+
+    plan: WriterPlan
+    make: Callable[[], _Made]
 
 
 def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:
     """Count what the requests take, before one is sent."""
-    book, each = AnswerBook(writer.folder, writer.identity), {one.key: one for one in requests}
-    new = [one for key, one in each.items() if key not in book.known]
-    read, generated = sum(map(n_read, new)), sum(one.limits.max_new_tokens for one in new)
+    book, each = AnswerBook(writer.folder, writer.identity), {request.key: request for request in requests}
+    new = [request for key, request in each.items() if key not in book.known]
+    read, generated = sum(map(n_read, new)), sum(request.limits.max_new_tokens for request in new)
     return WriterPlan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
 
 
@@ -284,8 +310,8 @@ def n_read(request: PromptRequest) -> int:
 
 def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
     """Add up what answers took."""
-    read, written = sum(one.n_prompt_tokens for one in outputs), sum(one.n_output_tokens for one in outputs)
-    return WriterUsage(read, written, sum(one.compute_s for one in outputs), writer.price(outputs))
+    read, written = sum(o.n_prompt_tokens for o in outputs), sum(o.n_output_tokens for o in outputs)
+    return WriterUsage(read, written, sum(o.compute_s for o in outputs), writer.price(outputs))
 
 
 class BudgetedWriter:
@@ -311,11 +337,12 @@ class BudgetedWriter:
 
         Raises CandidateFailed if the writer cannot be asked, or the budget is too small; what came is kept.
         """
-        made = {one.key: self._book.known[one.key] for one in requests if one.key in self._book.known}
+        by_key = {request.key: request for request in requests}
+        made = {key: self._book.known[key] for key in by_key if key in self._book.known}
         self._paid |= made
-        if lacking := list({one.key: one for one in requests if one.key not in made}.values()):
+        if lacking := [request for key, request in by_key.items() if key not in made]:
             self._request(lacking, made, label)
-        return [made[one.key] for one in requests]
+        return [made[request.key] for request in requests]
 
     def _request(self, lacking: Sequence[PromptRequest], made: dict[str, Output], label: str) -> None:
         n, failures, writer = self._writer.num_concurrent, list[CandidateFailed](), self._writer
@@ -331,7 +358,7 @@ class BudgetedWriter:
                 try:
                     if failures:
                         return
-                    tokens = sum(map(n_read, part)), sum(one.limits.max_new_tokens for one in part)
+                    tokens = sum(map(n_read, part)), sum(prompt.limits.max_new_tokens for prompt in part)
                     with budget.reserve(*tokens) if budget else nullcontext() as spend:
                         found = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
                         with self._lock:
@@ -352,10 +379,12 @@ class BudgetedWriter:
 
     def _generate(self, model: Candidate, part: Sequence[PromptRequest]) -> list[Output]:
         limits = part[0].limits
-        texts = [PromptText(one.messages, chat_template=self._writer.chat) for one in part]
+        texts = [PromptText(request.messages, chat_template=self._writer.chat) for request in part]
         prompts = [encoded.context for encoded in model.encode_all(texts)]
         fits = [len(prompt) + limits.max_new_tokens <= model.max_context for prompt in prompts]
-        seeds = [one.seed for one, fit in zip(part, fits, strict=True) if fit and one.seed is not None]
+        seeds = [
+            request.seed for request, fit in zip(part, fits, strict=True) if fit and request.seed is not None
+        ]
         fitting = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
         outputs = iter(model.generate(fitting, limits, seeds) if fitting else ())
         return [

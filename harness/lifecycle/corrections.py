@@ -6,7 +6,7 @@ row; the rows of one sender are capped. A test item needs a file that names the 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.data import SourcedExample, readers
 from harness.data.check.personal_data import redact
@@ -18,6 +18,7 @@ from harness.data.text_files import Row
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import writers
+from harness.experiment.writers import MadeRows
 from harness.lifecycle.feedback import mask_example
 from harness.metrics import normalize
 from harness.records import FEEDBACK_ORIGIN, Example, FeedbackRow, checksum
@@ -28,15 +29,7 @@ _SENDERS_CAP = "more than --per-sender of one sender"
 _Answers = dict[str, str]  # columns of a row except its question
 
 
-class FeedbackEdit(NamedTuple):
-    """Rows to save, the outcome of each feedback row, and notes of the leak check."""
-
-    edit: Edit
-    outcomes: list[EditedRow]
-    notes: tuple[str, ...]
-
-
-def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
+def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> MadeRows:
     """Make training rows from corrections: the request, and the answer that a person wrote."""
     prompt, reference = _columns(session.target.task)
     labels = {normalize(label): label for label in session.target.task.labels}
@@ -50,7 +43,7 @@ def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, ou
     return _make(session, corrected, per_sender, out, "rows", prompt, answers)
 
 
-def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
+def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> MadeRows:
     """Make preference pairs of a preferred and a rejected answer."""
 
     def answers(row: FeedbackRow) -> _Answers | str:
@@ -70,7 +63,7 @@ def _make(
     what: str,
     prompt: str,
     answers: Callable[[FeedbackRow], _Answers | str],
-) -> FeedbackEdit:
+) -> MadeRows:
     if not rows:
         kind = {"rows": "correction", "pairs": "preference"}[what]
         step = f"harness feedback add FILE, with a column {kind}"
@@ -98,7 +91,7 @@ def _make(
         "per_sender": per_sender,
         "leak_check": writers.record_contamination(session.tasks, notes),
     }
-    return FeedbackEdit(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
+    return MadeRows(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
 
 
 _Leaks = dict[str, tuple[str, str]]  # by id of a stored row: the place of the row that it repeats, and how
@@ -132,9 +125,7 @@ def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExamp
     return [row._replace(example=mask_example(row.example, region)) for row in rows]
 
 
-def make_test_items(
-    target: MeasuredTask, region: str, rows: Sequence[FeedbackRow], marks: str
-) -> FeedbackEdit:
+def make_test_items(target: MeasuredTask, region: str, rows: Sequence[FeedbackRow], marks: str) -> MadeRows:
     """Make test items from stored rows that a person marked in a file with columns id and marked_by.
 
     The reference is the file's column `reference`, or the stored correction; personal data is masked.
@@ -162,7 +153,7 @@ def make_test_items(
         for row, text, by in chosen
     ]
     used = {"marks": {"file": readers.display_path(marks), "sha256": digest_of(marks)}}
-    return FeedbackEdit(Edit("rows", used, (), command="harness feedback rows --test-items"), outcomes, ())
+    return MadeRows(Edit("rows", used, (), command="harness feedback rows --test-items"), outcomes)
 
 
 def _columns(task: Task) -> tuple[str, str]:

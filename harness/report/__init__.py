@@ -18,7 +18,7 @@ from harness.report.document import (
     CAPTION, CLASSES, ERROR, Command, ResultDocument, Section, markdown, print_document, terminal_lines,
 )
 from harness.report.experiment_report import (
-    RIGHT, WRONG, AttributionStep, ExperimentReport, ShownItem, ShownPrompt, decide_by,
+    RIGHT, WRONG, AttributionStep, ExperimentReport, ShownItem, ShownPrompt,
     describe_answer, describe_prompt, excerpt, mark_answer, show_items,
 )
 from harness.report.first_page import advise_more_items, advise_on_power

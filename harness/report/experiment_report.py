@@ -13,7 +13,7 @@ from harness import formatting
 from harness.analysis.ablation import Ablation, TrainingSets
 from harness.analysis.answers import AnswerDiversity
 from harness.analysis.candidate_facts import CandidateFacts, target_unit
-from harness.analysis.decision import Decision, decide
+from harness.analysis.decision import Decision
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.labelled_answers import MetricCalibration
 from harness.analysis.seeds import Family, SeedSummary
@@ -169,25 +169,6 @@ class ExperimentReport:
         console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=False)
         terminal(self, console)
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
-    """Decide between the candidates of a report by other facts and another policy."""
-    return decide(
-        facts,
-        policy,
-        closed_labels=report.closed_labels,
-        has_documents=report.has_documents,
-        metric_name=report.metric,
-        curve=report.curve,
-        family=report.family,
-        goal=report.declared.min if report.declared else None,
-        win_rate=report.declared.win_rate if report.declared else None,
-        trivial=report.trivial,
-        can_fold=report.can_fold,
-        spare=report.spare,
-        relative=report.macro_margin is None,
-    )
 
 
 def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:

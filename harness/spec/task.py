@@ -72,7 +72,7 @@ def metric_plugin(written: str) -> str:
 def metric_params(written: str) -> dict[str, str]:
     """Return the parameters that a metric is written with, as text."""
     call = _WITH_PARAMS.fullmatch(written)
-    return dict(one.split("=") for one in call[2][1:-1].split(", ")) if call else {}
+    return dict(assignment.split("=") for assignment in call[2][1:-1].split(", ")) if call else {}
 
 
 def write_metric(value: Any) -> Any:

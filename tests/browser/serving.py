@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.gate import server_command, server_environment
+from harness.cli.runs import server_command, server_environment
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -76,8 +76,8 @@ class SetupProposal(NamedTuple):
 def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     """Look at the rows and propose a task, metrics and candidates for a machine, this one; writes nothing."""
     seen, name = _recognise(request), _name_of(request)
-    there = request.base_model in EMBEDDED or Path(request.base_model).expanduser().is_dir()
-    base = hub.resolve(request.base_model, unpacks=False, where="--base-model") if there else None
+    is_here = request.base_model in EMBEDDED or Path(request.base_model).expanduser().is_dir()
+    base = hub.resolve(request.base_model, unpacks=False, where="--base-model") if is_here else None
     if here is None:
         machine = hardware.probe(shape=hub.shape(base) if base else None)
         here = Resources(machine, hardware.memory(machine.device))

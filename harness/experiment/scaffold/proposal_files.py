@@ -273,12 +273,12 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
     usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
     spoken = [{"lm_eval": n, "limit": _LIMIT, "chance": round(c, 3)} for n, c in language.tasks.items()]
     wanted = spoken or usual
-    source, there = _find_data([str(task["lm_eval"]) for task in wanted])
-    kept = [task for task in wanted if task["lm_eval"] in there] or wanted
+    source, available = _find_data([str(task["lm_eval"]) for task in wanted])
+    kept = [task for task in wanted if task["lm_eval"] in available] or wanted
     name = standard.name if kept == usual else PUBLIC
     lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept)]
     text = "" if name == standard.name else "\n".join(lines) + "\n"
-    of = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
+    tasks = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
     setting = f"'suites=[general,safety,{name}]'"
     if source and on_gpu:
         said = f"listed, with data from {source}; they are not in the margins and the time above"
@@ -289,7 +289,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
             "not listed, for no hub, cache or mirror (HARNESS_DATASETS_DIR) of their data is reached, or"
             f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
         )
-    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {of}; {said}")
+    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {tasks}; {said}")
 
 
 def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:

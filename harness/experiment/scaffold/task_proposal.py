@@ -93,7 +93,17 @@ def propose_task(
     if not all(text.startswith(TOOL_USE) for text in systems):  # rows say what to do themselves
         return task, []
     draft = draft_instruction(seen.answers, columns, examples)
-    return {**task, "system": draft}, vary_instruction(draft, seen.answers)
+    short, _, reply = draft.partition(" Reply with ")
+    if _LISTED in reply:
+        listed = reply.partition(f"{_LISTED} ")[2]
+        short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
+    elif seen.answers.form == "joined labels":
+        short = draft  # which names the labels
+    role = f"You are an expert, and your answers are used as they stand. {draft}"
+    stressed = f"{draft} {_STRESSED.get(seen.answers.form, 'Give the answer alone, without any other word.')}"
+    return {**task, "system": draft}, [
+        text for text in dict.fromkeys((role, stressed, short)) if text != draft
+    ]
 
 
 _METRICS: dict[recognition.AnswerForm, list[str]] = {
@@ -273,19 +283,6 @@ def draft_instruction(
     if answers.form in ("json", "spans"):
         return _ask_for_json(columns, references)
     return (_ask_for_number if answers.form == "number" else _ask_for_text)(columns, references)
-
-
-def vary_instruction(draft: str, answers: recognition.Answers) -> list[str]:
-    """Write a draft in other words: with a role, with its form stressed, and in short or labels first."""
-    short, _, reply = draft.partition(" Reply with ")
-    if _LISTED in reply:
-        listed = reply.partition(f"{_LISTED} ")[2]
-        short = f"The labels are: {listed}\n{short} Reply with the one that fits best, as it is spelt above."
-    elif answers.form == "joined labels":
-        short = draft  # which names the labels
-    role = f"You are an expert, and your answers are used as they stand. {draft}"
-    stressed = f"{draft} {_STRESSED.get(answers.form, 'Give the answer alone, without any other word.')}"
-    return [text for text in dict.fromkeys((role, stressed, short)) if text != draft]
 
 
 _STRESSED: dict[recognition.AnswerForm, str] = {

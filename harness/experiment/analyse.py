@@ -16,6 +16,7 @@ from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
 from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained, is_fine_tuned
 from harness.analysis.comparison import RecipeDifference, compare_recipes
+from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
@@ -41,7 +42,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judging_stage import judge_remarks
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.bases import base_remarks
-from harness.experiment.candidate_result import fit_stored_curve
+from harness.experiment.candidate_result import describe_reached, fit_stored_curve, study_session
 from harness.experiment.gate_run import (
     judge_stored_run,
     list_verdict_records,
@@ -61,18 +62,15 @@ from harness.experiment.study import (
     answers_on_target,
     compare_on,
     correct_reached,
-    describe_reached,
     find_prompt,
     is_answered,
     is_target_only,
     judge_labels,
-    pair_with_best,
-    study_session,
     wins_of,
 )
 from harness.records import Run, has_closed_labels
-from harness.report import AttributionStep, ExperimentReport, ShownItem, decide_by, origin, show_items
-from harness.spec import GatePolicy, Task
+from harness.report import AttributionStep, ExperimentReport, ShownItem, origin, show_items
+from harness.spec import DecidePolicy, GatePolicy, Task
 
 
 class InterimVerdict(NamedTuple):
@@ -138,10 +136,18 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     return RunVerdicts(tuple(corrected), results, study)
 
 
+def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
+    """List the finished fine-tunes, each with the run of the best untrained candidate."""
+    best = best_untrained(facts)
+    base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
+    tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
+    return [(run, base) for run in tuned] if base else []
+
+
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items with answers in the report
 
 
-def judge_and_decide(
+def _build_report(
     session: Session, reader: Reader, runs: Runs, header: dict[str, object], notes: list[str], *, smoke: bool
 ) -> ExperimentReport:
     """Compare, judge and decide over the runs of one experiment."""
@@ -169,7 +175,7 @@ def judge_and_decide(
         },
         header=header,
         smoke=smoke,
-        notes=(*notes, *count_rows(of_runs.study, session, reader, runs)),
+        notes=(*notes, *count_rows(of_runs.study, session.tasks, reader, runs)),
         not_admitted=_explain_not_admitted(every, policy),
         one_half={t.task.name: t.half.why for t in every if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
@@ -256,7 +262,7 @@ def find_answers(
     """Show some items of every task with what each candidate answered, the best untrained first."""
     best, shown = best_untrained(judged.facts), list[ShownItem]()
     named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
-    named.sort(key=lambda one: one[1].candidate != best)
+    named.sort(key=lambda entry: entry[1].candidate != best)
     gated = [run for run in runs if run.run_id in judged.results]
     gated.sort(key=lambda run: run.run_id in judged.study.settled)
     # The first run that no interim analysis settled names the base's rows.
@@ -266,7 +272,10 @@ def find_answers(
         for label, run in ((label, run) for label, run in named if key in run.rows):
             labels.setdefault(run.rows[key], []).append(label)
             by_rows[run.rows[key]] = run
-        arms = {", ".join(of): reader.read(by_rows[rows], m) for rows, of in labels.items()}
+        arms = {
+            ", ".join(labels_of_rows): reader.read(by_rows[rows], m)
+            for rows, labels_of_rows in labels.items()
+        }
         if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
             arms = {"base": bases[m.task.name]} | arms
         if arms and not is_reported_only(m.task):
@@ -285,8 +294,10 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
         for m in measure(judged.study, run):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is not a collapse.
-                of = answer_diversity(m.new, m.base)
-                found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
+                diversity = answer_diversity(m.new, m.base)
+                found.append(
+                    replace(diversity, collapsed=False) if diversity and m.role == "safety" else diversity
+                )
         out[f.label] = tuple(filter(None, found))
     return {label: found for label, found in out.items() if found}
 
@@ -337,9 +348,9 @@ def add_comparisons(
         return compare_on(study, run, other, task)
 
     def over_items(seeds: Runs, *others: Run | None) -> ItemVariances | None:
-        of = [study.rows.cut(run, task) for run in seeds]
+        rows_of_seeds = [study.rows.cut(run, task) for run in seeds]
         rows = [study.rows.cut(other, task) if other else None for other in others]
-        return item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
+        return item_variances(metric, rows_of_seeds, *rows) if len(rows_of_seeds) > 1 and not labels else None
 
     done = list(by_name.values())
     others = {r.run_id: (by_name.get(best or ""), find_prompt(study, done, r)) for r in runs}
@@ -362,8 +373,8 @@ def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
     metric = study.primary(target)
     labels = judge_labels(study.store, target, metric.name)
 
-    def rows(of: Facts) -> list[Rows]:
-        return [study.rows.cut(by_id[f.run_id], target) for f in of]
+    def rows(facts: Facts) -> list[Rows]:
+        return [study.rows.cut(by_id[f.run_id], target) for f in facts]
 
     def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
         return compare_on(study, by_id[new.run_id], by_id[old.run_id])
@@ -401,9 +412,9 @@ def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, Tar
             rows, validation = study.rows.with_drawn(run, task), None
             if f"{task.name}/validation" in run.rows:
                 validation = comparison.estimate(metric, study.rows.cut(run, task, "validation")).score
-            there = replace(f, target=comparison.estimate(metric, rows), validation=validation)
+            scored = replace(f, target=comparison.estimate(metric, rows), validation=validation)
             answered.append(run)
-            own.append(correct_reached(metric, there, rows, labels))
+            own.append(correct_reached(metric, scored, rows, labels))
     compared = add_comparisons(study, answered, own, task)
     best = best_untrained(compared)
     return {
@@ -413,16 +424,16 @@ def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, Tar
     }
 
 
-def judge_and_report(
+def analyse(
     session: Session,
     reader: Reader,
     runs: Runs,
     *,
     smoke: bool = False,
-    said: Sequence[str] = (),
+    notes: Sequence[str] = (),
     wall_s: float | None = None,
 ) -> ExperimentReport:
-    """Report finished runs, with the notes `said` while they were made, and changed stored verdicts."""
+    """Report finished runs with verdicts and the decision, notes of their making, and changed verdicts."""
     header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
     with suppress(CandidateFailed):
         header["engine"] = session.engine(session.source)[0]
@@ -430,14 +441,35 @@ def judge_and_report(
         header["wall_s"] = wall_s
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
-    notes = list(said)
-    if others := [n for n, one in session.candidates.items() if n not in names and one.method.answers]:
-        notes.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
-    notes += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
-    notes += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
-    notes += [*list_remarks(session, runs)]
-    notes += judge_remarks(session, session.open_judge_of_pairs(), runs)
-    report = judge_and_decide(session, reader, runs, header, notes, smoke=smoke)
+    remarks = [*notes]
+    if others := [
+        n for n, candidate in session.candidates.items() if n not in names and candidate.method.answers
+    ]:
+        remarks.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
+    remarks += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
+    remarks += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
+    remarks += [*list_remarks(session, runs)]
+    remarks += judge_remarks(session, session.open_judge_of_pairs(), runs)
+    report = _build_report(session, reader, runs, header, remarks, smoke=smoke)
     now = list_verdict_records(report, runs, study)
     changes = filter(None, (verdict_change(study.store, record) for record in now))
     return replace(report, notes=(*report.notes, *changes))
+
+
+def decide_by(report: ExperimentReport, facts: Sequence[CandidateFacts], policy: DecidePolicy) -> Decision:
+    """Decide between the candidates of a report by other facts and another policy."""
+    return decide(
+        facts,
+        policy,
+        closed_labels=report.closed_labels,
+        has_documents=report.has_documents,
+        metric_name=report.metric,
+        curve=report.curve,
+        family=report.family,
+        goal=report.declared.min if report.declared else None,
+        win_rate=report.declared.win_rate if report.declared else None,
+        trivial=report.trivial,
+        can_fold=report.can_fold,
+        spare=report.spare,
+        relative=report.macro_margin is None,
+    )
