@@ -20,8 +20,8 @@ from harness.analysis.decision import Decision
 from harness.analysis.gating import GateResult
 from harness.cache import cache_dir
 from harness.cli.compare import exit_code
-from harness.cli.runs import next_step
 from harness.cli.options import ExperimentFile
+from harness.cli.runs import next_step
 from harness.config import CommandLine
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy

@@ -37,7 +37,7 @@ from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.records import Anchor, AnchorCheck, Grade, Message, Output, PromptText, digest
 from harness.spec import TokenPrices
 from harness.stats import Array
-from harness.store.measurements import list_grades, read_rechecks
+from harness.store import list_grades, read_rechecks
 
 _TOGETHER = 32  # answers that a local model scores and stores together
 

@@ -48,8 +48,7 @@ from harness.models.hardware import cpu_kernels, load
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource, refuse_changed_files
 from harness.progress import Progress
-from harness.records import BLOCK, Origin, PromptText, Run, SampleResult
-from harness.records.repeated_measurements import Control, ControlBlock
+from harness.records import BLOCK, Control, ControlBlock, Origin, PromptText, Run, SampleResult
 from harness.spec import DATA_FILES, Experiment, Fields
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
