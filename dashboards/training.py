@@ -92,9 +92,10 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
             "best validation loss": plain(record.best_validation_loss),
             "overfitting gap": plain(gap(record), sign=True),
             "cost USD": costs.get(trained[name].run_id, UNKNOWN),
-            **{figure_title(figure): figure_text(figure, getattr(record, figure)) for figure in _FIGURES},
+            **{figure_title(figure): figure_text(figure, plain_record.get(figure)) for figure in _FIGURES},
         }
         for name, record in records.items()
+        for plain_record in [record.to_plain()]
     ]
     controls.show_rows(rows, "training")
     for name, record in records.items():

@@ -131,7 +131,7 @@ def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny,
     figures = made.training
     candidate = open_weights(head, made, resolve(str(tiny)))
     assert accuracy(candidate, tiny_methods.examples(slice(0, 3))) >= (0.7 if train == "head" else 0.9)
-    assert figures.n_examples == 18
+    assert figures.others["n_examples"] == 18
     assert figures.best_validation_loss == min(loss for _, loss in figures.validation_loss)
     assert open_weights(head, made, resolve(str(tiny))).weights_digest == made.digest
 
@@ -237,7 +237,7 @@ def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path):
     assert distances[-1] < distances[0]
     assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
     assert made.kind == "adapter"
-    assert made.training.teacher == resolve(str(teacher)).weights_digest
+    assert made.training.others["teacher"] == resolve(str(teacher)).weights_digest
 
 
 def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, stranger):
@@ -269,4 +269,4 @@ def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, t
     path = tiny_experiment.write(tmp_path / "right", tiny, candidates(teacher))
     tiny_experiment.run(path, "suites=[]")
     made = tiny_experiment.runs_of(path)["taught-0"]
-    assert made.training.teacher == resolve(str(teacher)).weights_digest
+    assert made.training.others["teacher"] == resolve(str(teacher)).weights_digest

@@ -227,7 +227,7 @@ def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp
     params = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
     params |= {"max_steps": 36, "learning_rate": 0.01}
     made = tiny_methods.fit(tiny, tmp_path, Full, params, machine=FP16).training
-    skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
+    skipped, losses = made.others["n_skipped_steps"], [loss for _, loss in made.loss]
     assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
     assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))
     assert min(losses[:skipped]) > max(losses[-3:])

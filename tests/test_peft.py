@@ -387,9 +387,12 @@ def test_it_is_a_candidate_whose_scan_the_report_prints_with_share_and_size(tiny
     assert "Signal-to-noise of the base's matrices: own" in told
     assert "self_attn.q_proj" in told
     assert training.scan[0].n == 2
-    assert runs_of(path)["full"].training.trainable_share == 1.0
-    assert training.trainable_share == training.n_trainable / runs_of(path)["full"].training.n_trainable
-    assert training.base_size_bytes == (tiny / "model.safetensors").stat().st_size
-    assert 0.9 * 4 * training.n_trainable < training.size_bytes < training.base_size_bytes
+    assert runs_of(path)["full"].training.others["trainable_share"] == 1.0
+    assert (
+        training.others["trainable_share"]
+        == training.n_trainable / runs_of(path)["full"].training.n_trainable
+    )
+    assert training.others["base_size_bytes"] == (tiny / "model.safetensors").stat().st_size
+    assert 0.9 * 4 * training.n_trainable < training.others["size_bytes"] < training.others["base_size_bytes"]
     for name in ("trainable_share", "size_bytes", "base_size_bytes"):
-        assert figure_text(name, getattr(training, name)) in told
+        assert figure_text(name, training.others[name]) in told

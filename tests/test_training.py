@@ -177,7 +177,7 @@ def test_activations_are_computed_again_where_memory_would_not_be_enough(
 
 def test_the_classifier_keeps_texts_and_labels_needs_two_and_the_same_give_one_digest(context, tmp_path):
     made = Classifier.METHOD.fit(context, Classifier.Params())
-    assert made.training.n_examples == len(context.train)
+    assert made.training.others["n_examples"] == len(context.train)
     assert Classifier.METHOD.fit(context, Classifier.Params()).digest == made.digest
     assert Classifier.METHOD.fit(context, Classifier.Params(C=1.0)).digest != made.digest
     open_set = replace(context, train=tiny_methods.examples(slice(0, 2), choices=()))
@@ -297,7 +297,7 @@ ALONE = {"per_device_train_batch_size": 12, **STEPS}
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path):
     alone = fit(tiny, tmp_path / "alone", Lora, {"r": 2, **ALONE}).training
     packed = fit(tiny, tmp_path / "packed", Lora, {"r": 2, **ALONE, "packing": True}).training
-    assert 1 < packed.n_packs < 12
+    assert 1 < packed.others["n_packs"] < 12
     for name in ("loss", "validation_loss"):
         assert [loss for _, loss in getattr(packed, name)] == pytest.approx(
             [loss for _, loss in getattr(alone, name)], abs=1e-4

@@ -127,11 +127,10 @@ def fit(context: FitContext, params: Params) -> Weights:
     made = TrainingRecord(
         wall_s=round(ended.wall_s, 3),
         peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
-        command=mask_secrets(params.run),
-        command_version=mask_secrets(next(iter(read_lines(version, folder)), "") if version else ""),
-        exit_code=ended.code,
         **_curves(out),
     )
+    names_version = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else None
+    made = made.add(command=mask_secrets(params.run), command_version=names_version, exit_code=ended.code)
     weights = _take_over(context, out, made)
     shutil.move(log, context.folder / LOG)
     if out.is_symlink():

@@ -60,7 +60,7 @@ def _copy_checkpoint(context: FitContext, params: CheckpointParams) -> Weights:
         raise CandidateFailed(f"no weights were kept of step {params.step}, but {there}", knob)
     kind = context.init.name  # the folder is named after the kind of weights
     shutil.copytree(kept[params.step] / kind, context.folder / kind)
-    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
+    made = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
     return made_weights(context, kind, made)
 
 
@@ -137,7 +137,7 @@ def _scale(context: FitContext, params: ScaledParams) -> Weights:
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
-    made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
+    made = TrainingRecord().add(copying_s=round(time.perf_counter() - start, 3))
     return made_weights(context, "adapter", made)
 
 
@@ -205,7 +205,7 @@ def _interpolate(context: FitContext, params: ScaledParams) -> Weights:
                 raise CandidateFailed(f"{name} of the shape {shapes}", step)
             mixed[name] = known.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
         save_file(mixed, file, {"format": "pt"})
-    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
+    made = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
     return made_weights(context, "model", made)
 
 
@@ -318,7 +318,7 @@ def _merge(context: FitContext, params: MergedParams) -> Weights:
         raise CandidateFailed(reason, "another combination_type or a smaller svd_rank") from error
     model.save_pretrained(context.folder, selected_adapters=[_NAME])
     (context.folder / _NAME).rename(context.folder / "adapter")
-    made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
+    made = TrainingRecord().add(mixing_s=round(time.perf_counter() - start, 3))
     return made_weights(context, "adapter", made)
 
 

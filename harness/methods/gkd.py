@@ -98,7 +98,7 @@ def distill(
     )
     made = low_rank_adapters.train_policy(policy, trainer, n_dropped)
     losses = curve(trainer.state.log_history, "eval_loss")
-    return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
+    return replace(made, validation_loss=losses).add(teacher=teacher.weights_digest)
 
 
 def _row(_: Example, start: int, ids: list[int]) -> loop.Row:

@@ -102,7 +102,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     made = loop.run(trainer, start, n_dropped, save)
     losses = curve(trainer.state.log_history, "eval_loss")
     best = min((loss for _, loss in losses if loss is not None), default=None)
-    made = replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
+    made = replace(made, validation_loss=losses, best_validation_loss=best).add(n_examples=len(train))
     return Weights("head", heads.head_digest(folder, source), context.folder, made)
 
 

@@ -98,7 +98,7 @@ def _copy_adapter(context: FitContext, params: AdapterParams) -> Weights:
             raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
     copying_s = round(time.perf_counter() - start, 3)
     named = read_adapter_config(folder).get("base_model_name_or_path")
-    return made_weights(context, "adapter", TrainingRecord(copying_s=copying_s, named_base=named))
+    return made_weights(context, "adapter", TrainingRecord(named_base=named).add(copying_s=copying_s))
 
 
 class Adapter:
@@ -181,7 +181,7 @@ def _name_artefact(context: FitContext, params: Spec) -> Weights:
     record = context.folder / artefacts.FILE
     record.write_text(json.dumps({"path": str(context.path.absolute())}), "utf-8")
     own = artefacts.artefact_digest(record, context.source.weights_digest)
-    made = TrainingRecord(size_bytes=artefacts.count_bytes(context.path))
+    made = TrainingRecord().add(size_bytes=artefacts.count_bytes(context.path))
     return Weights("artefact", own, context.folder, made, source=context.source)
 
 

@@ -37,7 +37,7 @@ def _store_texts(context: FitContext, params: ClassifierParams) -> Weights:
         **({"grams": True} if is_unspaced(texts) else {}),
     }
     (context.folder / "classifier.json").write_text(json.dumps(content, ensure_ascii=False))
-    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(texts))
+    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3)).add(n_examples=len(texts))
     return Weights("classifier", digest(content), context.folder, made)
 
 
@@ -93,7 +93,7 @@ def _fit_on_embeddings(context: FitContext, params: EmbeddingParams) -> Weights:
     folder = context.folder / heads.EMBEDDING
     folder.mkdir()
     (folder / "embedding.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(texts))
+    made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3)).add(n_examples=len(texts))
     own = heads.head_digest(folder, heads.encoder_of(params.encoder, context.source))
     return Weights("embedding", own, context.folder, made)
 

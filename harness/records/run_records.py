@@ -3,7 +3,7 @@
 Invariant: what was not measured is None or empty, and is not stored. Runs name rows by digest and share them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -134,33 +134,58 @@ _Int = int | None
 _SQL_TYPES: dict[Any, str] = {_Float: "DOUBLE", _Int: "BIGINT", Curve: ""}
 
 
+# Figures that nothing reads by its name, by the field of `TrainingRecord` that they follow.
+_FURTHER = {
+    "train_loop_s": (
+        Figure("copying_s", "copying", "s", "", ""),
+        Figure("mixing_s", "mixing", "s", "", ""),
+    ),
+    "n_steps": (
+        Figure("n_skipped_steps", "steps whose gradients overflowed", "", "steps without a change", "BIGINT"),
+    ),
+    "n_trainable": (
+        Figure("trainable_share", "share of the base's parameters", "share", "those trained"),
+        Figure("size_bytes", "size on disk", "bytes", "what the finished weights take on disk", "BIGINT"),
+        Figure("base_size_bytes", "size of the base on disk", "bytes", "size of the base", "BIGINT"),
+    ),
+    "peak_memory_gib": (
+        Figure("peak_includes", "peak memory includes", "", "what else the peak holds", "VARCHAR"),
+    ),
+    "validation_token_accuracy": (
+        Figure("n_packs", "packs of rows", "", "packs of rows", "BIGINT"),
+        Figure("n_processes", "processes", "", "processes that shared its steps", "BIGINT"),
+        Figure("batch_size", "rows at once", "rows", "rows of a process in memory at once", "BIGINT"),
+        Figure("accumulated_batches", "batches a step", "", "batches of a process in a step", "BIGINT"),
+    ),
+    "reward_model_accuracy": (Figure("teacher", "teacher", "", "", ""),),
+    "heldout_margin": (Figure("n_examples", "texts", "", "texts that were trained on", "BIGINT"),),
+    "named_base": (
+        Figure("command", "command", "", "", ""),
+        Figure("command_version", "command version", "", "", ""),
+        Figure("exit_code", "exit code", "", "", ""),
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
-    """Measured figures of one training (see `TRAINING`), in the order of reports; None if not measured.
+    """Measured figures of one training, in the order of reports; None if not measured.
 
     `wall_s` includes a sweep's trials; `init_wall_s` is that of the training it continues. Curves are by
-    optimiser step. `loss` is smoothed by `label_smoothing`, `validation_loss` is not. The gradients of
-    `n_skipped_steps` overflowed in fp16. `reward` is the mean over answers. `teacher` is a digest of weights,
-    `searched_by` the search that proposed the `sweep`, `named_base` the base that an adapter made elsewhere
-    names. `stands_on` maps the keys of other weights that it depends on to digests. `others` are figures of a
-    user's own method.
+    optimiser step. `loss` is smoothed by `label_smoothing`, `validation_loss` is not. `reward` is the mean
+    over answers. `searched_by` is the search that proposed the `sweep`, `named_base` the base that an adapter
+    made elsewhere names. `stands_on` maps the keys of other weights that it depends on to digests. `others`
+    are figures that nothing reads by its name (`_FURTHER`), and those of a user's own method.
     """
 
     wall_s: Annotated[_Float, "time", "s", "time of the training, a sweep's trials included"] = None
     train_loop_s: Annotated[_Float, "time of the steps", "s", "time of the optimiser steps alone"] = None
-    copying_s: _Float = None
-    mixing_s: _Float = None
     n_tokens: Annotated[_Int, "tokens", "tokens", "tokens that were trained on, padding left out"] = None
     tokens_per_s: Annotated[_Float, "tokens a second", "tokens/s", "speed of the training loop"] = None
     n_steps: Annotated[_Int, "steps", "", "optimiser steps"] = None
-    n_skipped_steps: Annotated[_Int, "steps whose gradients overflowed", "", "steps without a change"] = None
     n_dropped_too_long: Annotated[_Int, "rows too long, left out", "rows", "rows that were too long"] = None
     n_trainable: Annotated[_Int, "parameters trained", "", "parameters that were trained"] = None
-    trainable_share: Annotated[_Float, "share of the base's parameters", "share", "those trained"] = None
-    size_bytes: Annotated[_Int, "size on disk", "bytes", "what the finished weights take on disk"] = None
-    base_size_bytes: Annotated[_Int, "size of the base on disk", "bytes", "size of the base"] = None
     peak_memory_gib: Annotated[_Float, "peak memory, GiB", "GiB", "the largest memory that it held"] = None
-    peak_includes: Annotated[str, "peak memory includes", "", "what else the peak holds"] = ""
     waited_share: Annotated[
         _Float, "share of the time that it waited for a processor", "share", "waited for a processor"
     ] = None
@@ -172,10 +197,6 @@ class TrainingRecord:
     loss_scale: Curve = ()
     token_accuracy: Curve = ()
     validation_token_accuracy: Curve = ()
-    n_packs: Annotated[_Int, "packs of rows", "", "packs of rows"] = None
-    n_processes: Annotated[_Int, "processes", "", "processes that shared its steps"] = None
-    batch_size: Annotated[_Int, "rows at once", "rows", "rows of a process in memory at once"] = None
-    accumulated_batches: Annotated[_Int, "batches a step", "", "batches of a process in a step"] = None
     not_packed: Annotated[str, "not packed, because it", "", "why requested rows were not packed"] = ""
     n_pairs: Annotated[_Int, "pairs", "", "preference pairs that were trained on"] = None
     reward_margin: Curve = ()
@@ -187,16 +208,11 @@ class TrainingRecord:
     reward_model_accuracy: Annotated[
         _Float, "held-out accuracy of the reward model", "share", "on held-out pairs"
     ] = None
-    teacher: str = ""
     n_heldout: Annotated[_Int, "rows held out", "rows", "pairs that were held out"] = None
     heldout_accuracy: Annotated[Curve, "held-out accuracy", "share", ""] = ()
     heldout_margin: Annotated[Curve, "held-out margin", "", ""] = ()
-    n_examples: Annotated[_Int, "texts", "", "texts that were trained on"] = None
     n_replayed: _Int = None
     named_base: str | None = None
-    command: str = ""
-    command_version: str = ""
-    exit_code: _Int = None
     fit_key: Annotated[NameOrNone, "key of the weights", "", "the folder runs/weights/<fit_key>"] = ""
     init_wall_s: Annotated[_Float, "time of what it starts from", "s", "of the training before it"] = None
     stands_on: dict[StoredName, str] = field(default_factory=dict)
@@ -206,24 +222,39 @@ class TrainingRecord:
     tracked: tuple[TrackedPoint, ...] = ()
     others: dict[str, Any] = field(default_factory=dict)
 
+    def add(self, **others: Any) -> "TrainingRecord":
+        """Return the record with further figures; those that are None are left out."""
+        known = {name: value for name, value in others.items() if value is not None}
+        return replace(self, others=self.others | known)
+
     @property
     def total_s(self) -> float:
         """Seconds of the training and of the one it continues; 0 if nothing was trained."""
         return (self.wall_s or 0.0) + (self.init_wall_s or 0.0)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the known figures as stored, with those of a user's own method on the same level."""
-        nested: dict[str, tuple[Any, ...]] = {"sweep": self.sweep, "scan": self.scan, "tracked": self.tracked}
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("others", *nested)}
-        known |= {name: [asdict(record) for record in records] for name, records in nested.items() if records}
-        return {name: v for name, v in known.items() if v is not None and v not in ("", (), {})} | self.others
+        """Return the known figures as stored, with the further ones on the same level."""
+        plain: dict[str, Any] = {}
+        for f in (f for f in fields(self) if f.name != "others"):
+            value = getattr(self, f.name)
+            if value is not None and value not in ("", (), {}):
+                nested = f.name in ("sweep", "scan", "tracked")
+                plain[f.name] = [asdict(record) for record in value] if nested else value
+            names = (figure.name for figure in _FURTHER.get(f.name, ()))
+            plain |= {name: self.others[name] for name in names if name in self.others}
+        return plain | self.others
 
 
-TRAINING = tuple(
-    Figure._make((f.name, *f.type.__metadata__[-3:], _SQL_TYPES.get(get_args(f.type)[0], "VARCHAR")))
-    for f in fields(TrainingRecord)
-    if hasattr(f.type, "__metadata__")
-)
+def _list_figures() -> Iterator[Figure]:
+    for f in fields(TrainingRecord):
+        if said := getattr(f.type, "__metadata__", None):
+            heading, unit, meaning = said[-3:]
+            kind = _SQL_TYPES.get(get_args(f.type)[0], "VARCHAR")
+            yield Figure(f.name, heading, unit, meaning, kind)
+        yield from _FURTHER.get(f.name, ())
+
+
+TRAINING = tuple(_list_figures())
 
 
 def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:

@@ -155,7 +155,7 @@ def figures(
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
     scales = curve(history, SCALE)
     known = [scale or 0.0 for _, scale in scales]  # a skipped step lowers the scale
-    return TrainingRecord(
+    made = TrainingRecord(
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),
         n_tokens=n_tokens,
@@ -168,8 +168,10 @@ def figures(
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),
         loss_scale=scales,
-        n_skipped_steps=sum(after < before for before, after in pairwise(known)) if known else None,
     )
+    # The gradients of such a step overflowed in fp16.
+    n_skipped = sum(after < before for before, after in pairwise(known)) if known else None
+    return made.add(n_skipped_steps=n_skipped)
 
 
 def resident_peak_bytes() -> int:

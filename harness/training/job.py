@@ -179,16 +179,16 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
             load_tokenizer(source).save_pretrained(own)  # for use elsewhere: the base has no chat template
         spent = hardware.load().since(start)
         key = folder.name.removesuffix(".part")
-        measured: dict[str, Any] = {"n_replayed": job.n_mixed or None, "fit_key": key}
+        training = replace(made.training, n_replayed=job.n_mixed or None, fit_key=key)
         if n_trainable is not None:
-            measured["trainable_share"] = n_trainable / source.n_parameters
+            training = training.add(trainable_share=n_trainable / source.n_parameters)
         if own.is_dir():
-            measured |= {"size_bytes": weights_bytes(own), "base_size_bytes": weights_bytes(source.path)}
+            sizes = weights_bytes(own), weights_bytes(source.path)
+            training = training.add(size_bytes=sizes[0], base_size_bytes=sizes[1])
         if method.trains:
             waited = None if spent.waited_s is None else round(min(1.0, spent.waited_s / spent.wall_s), 3)
-            before = "" if is_own_peak else "what this process did before"
-            measured |= {"waited_share": waited, "peak_includes": before}
-        training = replace(made.training, **measured)
+            before = None if is_own_peak else "what this process did before"
+            training = replace(training, waited_share=waited).add(peak_includes=before)
         record = {"kind": made.kind, "digest": made.digest, "trained_on": source.weights_digest}
         _write_whole(folder / FIT, json.dumps(record | {"training": training.to_plain()}))
 

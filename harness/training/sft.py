@@ -128,15 +128,15 @@ def fine_tune(
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
     losses = curve(trainer.state.log_history, "eval_loss")
-    return replace(
+    made = replace(
         measured,
         validation_loss=losses,
         token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
         not_packed=against,
-        n_packs=len(read) if params.packing else None,
     )
+    return made.add(n_packs=len(read) if params.packing else None)
 
 
 def _save_model(

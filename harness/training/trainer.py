@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -377,7 +377,7 @@ def run(
         trainer.args.per_device_train_batch_size,
         trainer.args.gradient_accumulation_steps,
     )
-    return replace(made, n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
+    return made.add(n_processes=n, batch_size=batch_size, accumulated_batches=accumulated)
 
 
 def start_time(folder: Path) -> float:

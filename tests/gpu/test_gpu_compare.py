@@ -66,4 +66,4 @@ def test_two_gpus_share_each_training(tiny, tmp_path, kind):
     path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
     assert set(states(path).values()) == {"done"}
     runs = tiny_experiment.runs_of(path)
-    assert {runs[name].training.n_processes for name in SHARED[kind]} == {2}
+    assert {runs[name].training.others["n_processes"] for name in SHARED[kind]} == {2}

@@ -142,7 +142,7 @@ def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
     assert (again.target.n, len(answers)) == (N_TEST, N_TEST)
     assert all(0 <= score <= 1 for score in (again.target.score, base.target.score))
     row = {
-        "n_rows": training.n_pairs or training.n_examples or 16, "n_steps": training.n_steps,
+        "n_rows": training.n_pairs or training.others.get("n_examples") or 16, "n_steps": training.n_steps,
         "n_trainable": training.n_trainable, "loss": loss,
         "validation_loss": [value for _, value in training.validation_loss], "training_s": training.wall_s,
         "all_s": round(time.perf_counter() - start), "metric": "token_f1", "n_test": N_TEST,

@@ -24,8 +24,8 @@ def test_trl_sft_trains_an_adapter_by_the_template_that_ships(tiny, tmp_path, mo
         own.write_text((ROOT / "baselines" / name).read_text() + more)
     found = next(f for f in compare(path).facts if f.name == "trl")
     training, run = found.training, runs_of(path)["trl"]
-    assert (found.state, training.exit_code) == ("done", 0), found.error
-    assert training.command_version.startswith("trl 1.")
+    assert (found.state, training.others["exit_code"]) == ("done", 0), found.error
+    assert training.others["command_version"].startswith("trl 1.")
     assert len(training.loss) == 12, "30 rows, 8 a batch, three epochs"
     assert training.loss[-1][1] < training.loss[0][1]
     assert len(training.validation_loss) == 3
