@@ -206,6 +206,11 @@ def skill(t: TaskComparison) -> float:
     return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
 
 
+def write_margin(share: float, *, relative: bool) -> Margin:
+    """Write a margin that is this share of the scale, or of the skill."""
+    return f"{100 * share:g}%" if relative else share
+
+
 def margin_text(margin: Margin) -> str:
     """Format a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
     unit = "% of the base's skill" if is_relative(margin) else "pp"

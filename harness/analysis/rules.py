@@ -27,6 +27,7 @@ from harness.analysis.margins import (
     margin_verdict,
     ruled_out,
     task_margin,
+    write_margin,
 )
 from harness.analysis.significance import noninferiority_p, target_p
 from harness.analysis.verdict import (
@@ -462,7 +463,7 @@ def cumulative_policy(policy: GatePolicy) -> GatePolicy:
     if margin is None:
         own = margin_share(policy.macro)
         twice = max(own, min(2 * own, _MOST_MARGIN))
-        margin = f"{100 * twice:g}%" if is_relative(policy.macro) else twice
+        margin = write_margin(twice, relative=is_relative(policy.macro))
     return policy.model_copy(update={"macro": margin, "mode_collapse": None})
 
 

@@ -31,6 +31,7 @@ from harness.analysis.margins import (
     margin_text,
     task_margin,
     upper_se,
+    write_margin,
 )
 from harness.analysis.verdict import (
     ItemsNeeded,
@@ -413,5 +414,5 @@ def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, r
     least, names = (floor(-min(lowers, default=-1.0) * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
     margin = ""
     if not sizes and names in ({"macro"}, {"cumulative"}) and least <= WIDEST_MARGIN:
-        margin = f"gate.{names.pop()}={100 * least:g}%" if relative else f"gate.{names.pop()}={least:g}"
+        margin = f"gate.{names.pop()}={write_margin(least, relative=relative)}"
     return Settling(needed.total, sum(left.values()), sizes, margin)

@@ -279,10 +279,7 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
         written = mapping(tree.value(at) if at else tree.data)
         named = (word for word in re.findall(r"\w+", said) if word in written)
         return Problem(tree.where((*at, *islice(named, 1))), found, _EXPECTED["value_error"], step)
-    # Only margins are a number or a text, which is a share then.
-    is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in error["expected"])
-    kinds = ["a share such as 10%" if is_number and kind == "text" else kind for kind in error["expected"]]
-    expected = " or ".join(dict.fromkeys(kinds))
+    expected = " or ".join(dict.fromkeys(error["expected"]))
     found = f"{name}: {short_repr(error['input'])}"
     value, kind, step = error["input"], error["type"], "write another value"
     if loc == ("candidates",) and not value:
@@ -314,8 +311,6 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _describe_expected(error: Any) -> str:
-    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"].endswith("%$"):
-        return "a share such as 10%"
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]]
     if error["type"] == "literal_error":

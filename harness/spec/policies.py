@@ -106,12 +106,12 @@ class TargetPolicy(Spec):
 
 
 class GatePolicy(Spec):
-    """Margins of the gate in (0, 1); docs/statistics.md has the rules.
+    """Margins of the gate; docs/statistics.md has the rules.
 
-    `macro` and `each` may be a share of the base's skill above chance, not of its score, written `10%`. A
-    critical task passes below twice `critical_margin`, which is therefore below one half. `drift` is a rise
-    in bits per byte that fails; without it the rise is only reported. `control_blocks` of the base's stored
-    rows are evaluated again whenever a candidate is evaluated; 0 switches that off.
+    `macro`, `each`, `cumulative` and `export` are written as the `margin` of a task. A critical task passes
+    below twice `critical_margin`, which is therefore below one half. `drift` is a rise in bits per byte that
+    fails; without it the rise is only reported. `control_blocks` of the base's stored rows are evaluated
+    again whenever a candidate is evaluated; 0 switches that off.
 
     `macro` is the margin of the mean over the capability tasks, `each` that of a single one, `safety` that of
     each task of a suite with role safety; `safety: null` only reports these. `critical` names tasks or suites

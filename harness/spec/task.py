@@ -16,8 +16,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -35,18 +38,28 @@ BASE = "base"  # default method of a recipe
 HUB = "hub:"  # prefix of a data set on the hub
 _WITH_PARAMS = re.compile(r"(.+?)(\(\w+=[^(),=]*(?:, \w+=[^(),=]*)*\))")  # rouge(kind=rougeL)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-# Above 0 % and below 100 %: no number of items can show a margin of 0.
-_SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
-Share = Annotated[str, Field(pattern=_SHARE)]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"  # becomes the name of files and folders
 Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # accepted by every random number generator
-Margin = Fraction | Share
 Need = Literal[
     "changing_facts", "private_knowledge", "new_domain", "style_or_format", "low_latency", "little_data",
     "knowledge_and_behaviour", "sensitive_data", "general_purpose", "rapid_iteration", "no_compute",
     "low_resource_language", "answers_with_sources", "missing_capability", "cheaper_than_a_larger_model",
 ]  # fmt: skip
+
+
+def _read_margin(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:
+        text = "a number between 0 and 1 or a share such as 10%"
+        raise PydanticCustomError("margin", text) from None
+
+
+# How margins are written; analysis/margins.py says what loss each allows. Above 0 % and below 100 %: no
+# number of items can show a margin of 0.
+_SHARE = r"^([1-9]\d?(\.\d+)?|0?[1-9](\.\d+)?|0{1,2}\.\d*[1-9]\d*)\s*%$"
+Margin = Annotated[Fraction | Annotated[str, Field(pattern=_SHARE)], WrapValidator(_read_margin)]
 _Model = TypeVar("_Model", bound=BaseModel)
 DATA_FILES = ("all", "train", "validation", "test", "pairs", "documents")  # of TaskData
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]")
@@ -234,10 +247,11 @@ class Task(Spec):
 
     `kind` is how it is answered: `generate`, `choice` (log-likelihood of each choice) or `bits_per_byte`.
     `chance` is the score of a guesser in [0, 1], `margin` the loss that counts as a regression on this task:
-    in (0, 1), or `10%` of what the base has above chance. Each of `metrics` is the name of one of ours, a
-    file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, `judge:./FILE.yaml`, a rubric,
-    or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns. An answer
-    cut at `max_new_tokens` scores worst unless `truncated_scores`: for questions whose answer comes first.
+    in (0, 1), or `10%`, a share of what the base scores above chance. Each of `metrics` is the name of one of
+    ours, a file of one's own (`./mine.py`), `evaluate:NAME` of the evaluate library, `judge:./FILE.yaml`, a
+    rubric, or `entailment:MODEL`. `num_fewshot` shots come from the `train` file and are given as turns. An
+    answer cut at `max_new_tokens` scores worst unless `truncated_scores`: for questions whose answer comes
+    first.
 
     `name` is the task's name in reports, `description` says what it measures. `primary` is the deciding
     metric, by default the first. `labels` is the closed set of answers. `limit` caps its test items, sampled
