@@ -15,17 +15,8 @@ from harness.report import (
     figure_title,
     front_sentence,
     sets_section,
+    training_tables,
     trials_section,
-)
-from harness.report.training_tables import (
-    LIKELIHOOD,
-    PREFERENCES,
-    gap,
-    is_of_preferences,
-    numeric_points,
-    round_length,
-    round_means,
-    smooth,
 )
 from parts import charts, controls, project, safe_text
 
@@ -60,7 +51,7 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     for name, run in sorted(shown.items(), key=lambda named: bool(named[1].recipe.get("weights_of"))):
         is_new = not run.recipe.get("weights_of") or run.training.fit_key not in seen
         seen.add(run.training.fit_key)
-        if is_new and len(numeric_points(run.training.loss)) > 1:
+        if is_new and len(training_tables.numeric_points(run.training.loss)) > 1:
             trained[name] = run
     if not trained:
         controls.show_empty("No training was logged yet.")
@@ -87,10 +78,10 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     rows = [
         {
             "candidate": name,
-            "loss": "preference" if is_of_preferences(record) else "likelihood",
-            "last training loss": plain(smooth(record)[-1][1]),
+            "loss": "preference" if training_tables.is_of_preferences(record) else "likelihood",
+            "last training loss": plain(training_tables.smooth(record)[-1][1]),
             "best validation loss": plain(record.best_validation_loss),
-            "overfitting gap": plain(gap(record), sign=True),
+            "overfitting gap": plain(training_tables.gap(record), sign=True),
             "cost USD": costs.get(trained[name].run_id, UNKNOWN),
             **{figure_title(figure): figure_text(figure, plain_record.get(figure)) for figure in _FIGURES},
         }
@@ -99,7 +90,9 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     ]
     controls.show_rows(rows, "training")
     for name, record in records.items():
-        others = {key: value for key in _REWARDS if numeric_points(value := getattr(record, key))}
+        others = {
+            key: value for key in _REWARDS if training_tables.numeric_points(value := getattr(record, key))
+        }
         if others or record.sweep:
             with st.expander(safe_text.label(name)):
                 for key, value in others.items():
@@ -136,22 +129,25 @@ def _draw_losses(records: Mapping[str, TrainingRecord]) -> None:
     for name, record in records.items():
         drawn: dict[str, TrainingRecord | Trial] = {}
         for t in record.sweep:
-            if numeric_points(t.loss):
+            if training_tables.numeric_points(t.loss):
                 params = ", ".join(f"{key}={value}" for key, value in t.params.items())
                 drawn[f"{name}[{params}]" + " (chosen)" * t.chosen] = t
         for label, one in (drawn or {name: record}).items():
-            by_kind[is_of_preferences(record)][label] = smooth(one), numeric_points(one.validation_loss)
+            by_kind[training_tables.is_of_preferences(record)][label] = (
+                training_tables.smooth(one),
+                training_tables.numeric_points(one.validation_loss),
+            )
         if record.token_accuracy:
-            means = round_means(record.token_accuracy, round_length(record))
-            accuracies[name] = means, numeric_points(record.validation_token_accuracy)
+            means = training_tables.round_means(record.token_accuracy, training_tables.round_length(record))
+            accuracies[name] = means, training_tables.numeric_points(record.validation_token_accuracy)
         if record.learning_rate:
-            rates[name] = numeric_points(record.learning_rate), ()
+            rates[name] = training_tables.numeric_points(record.learning_rate), ()
     if by_kind[False]:
         charts.draw(charts.curves(by_kind[False], "loss"), "training")
-        st.caption(LIKELIHOOD)
+        st.caption(training_tables.LIKELIHOOD)
     if by_kind[True]:
         charts.draw(charts.curves(by_kind[True], "preference loss"), "preferences", height=280)
-        st.caption(PREFERENCES)
+        st.caption(training_tables.PREFERENCES)
     if accuracies or rates:
         with st.expander("Token accuracy and learning rate by step"):
             if accuracies:

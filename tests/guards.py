@@ -35,7 +35,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_mutated_inputs.py::test_a_damaged_file_is_named_or_what_it_held_is_computed_again[e2e-rows]", "harness/data/text_files.py", "    except _BROKEN as error:", "    except ZeroDivisionError as error:"),
     # What is shown
     ("test_report_page.py::test_no_cell_of_csv_is_a_formula", "harness/report/escape.py", "return f\"'{cell}\" if cell.startswith(_FORMULA) else cell", "return cell"),
-    ("test_report_page.py::test_text_of_models_and_files_is_text_on_the_page", "harness/report/escape.py", "autoescape=True", "autoescape=False"),
+    ("test_report_page.py::test_text_of_models_and_files_is_text_on_the_page", "harness/report/html_page.py", "autoescape=True", "autoescape=False"),
     ("test_report.py::test_markdown_escapes_what_would_open_a_cell_or_a_tag", "harness/report/escape.py", '.replace("<", "&lt;")', ""),
     ("test_report_page.py::test_no_control_or_direction_character_reaches_the_terminal", "harness/report/escape.py", "visible = text if text.isprintable() else \"\".join(filter(_visible, _ANSI.sub(\"\", text)))", "visible = text"),
     ("test_dashboard.py::test_hostile_answers_are_text", "dashboards/parts/safe_text.py", "_show_named(name, escape(clean_and_cut(text)))", "_show_named(name, text)"),
@@ -60,7 +60,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/hub.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
     ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/runner.py", "            if run != artefact:\n", "            if False:\n"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/runs.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/runs.py", "!= file.bytes or records.checksum(there[name]) != file.sha256:", "!= file.bytes:"),
     ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/runs.py", "for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):", "for name in ():"),
     # Stored runs and names
     ("test_strange_store.py::test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),

@@ -16,24 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import formatting, stats
-from harness.analysis import comparison
+from harness.analysis import comparison, verdict
 from harness.analysis.estimators import Comparison
-from harness.analysis.verdict import (
-    AdmittedHalf,
-    Half,
-    TaskComparison,
-    is_judged,
-    is_named_critical,
-    is_reported_only,
-    may_decide,
-)
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Role, Task
 
 _LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # suffix of an lm-eval item's id
-HALVES: tuple[Half, Half] = ("search", "confirm")
-_OTHER_HALF: Mapping[Half, Half] = {"search": "confirm", "confirm": "search"}
+HALVES: tuple[verdict.Half, verdict.Half] = ("search", "confirm")
+_OTHER_HALF: Mapping[verdict.Half, verdict.Half] = {"search": "confirm", "confirm": "search"}
 _SIGNAL_TO_NOISE = 3.0
 
 
@@ -101,10 +92,10 @@ def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:
 class HalfSplit(NamedTuple):
     """Assignment of clusters to halves."""
 
-    half_of: Mapping[str, Half]
+    half_of: Mapping[str, verdict.Half]
     seed: int
 
-    def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
+    def rows(self, rows: Sequence[SampleResult], half: verdict.Half) -> list[SampleResult]:
         """Select the rows of one half."""
         return [row for row in rows if self.half_of[cluster_name(row)] == half]
 
@@ -126,8 +117,8 @@ def split(
         names = (joined.get(name, name) for name in map(cluster_name, rows))
         for cluster, n in Counter(names).items():
             sizes.setdefault(cluster, {})[task] = n
-    filled: dict[Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
-    half_of: dict[str, Half] = {}
+    filled: dict[verdict.Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
+    half_of: dict[str, verdict.Half] = {}
     order = {
         cluster: int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")
         for cluster in sizes
@@ -165,16 +156,16 @@ class AdmittedTasks(NamedTuple):
     """Halves of each task of one base, which of them are admitted, and why the others are not, by name."""
 
     cut: HalfSplit
-    of: Mapping[str, tuple[tuple[Half, ...], str]]
+    of: Mapping[str, tuple[tuple[verdict.Half, ...], str]]
 
 
 def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
     """Tell whether any rule may judge a task, regardless of the base's score."""
-    if not may_decide(m.task, m.role, m.suite, policy):
+    if not verdict.may_decide(m.task, m.role, m.suite, policy):
         return False
     reported = _explain_reported(m.task, m.metrics[m.task.primary_metric])
     is_vetoed = m.role in ("capability", "safety")
-    return not is_vetoed or not reported or is_named_critical(m.task, m.suite, policy)
+    return not is_vetoed or not reported or verdict.is_named_critical(m.task, m.suite, policy)
 
 
 def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
@@ -183,7 +174,7 @@ def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
     return split({m.task.name: m.base for m in measured}, seed, documents)
 
 
-def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
+def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: verdict.Half) -> list[Measurement]:
     """Reduce both arms to one half, admitted by the base on the other; pinned items are in both halves."""
     parts = []
     for m in measured:
@@ -223,7 +214,7 @@ def admit_tasks(
     measured: Sequence[Measurement], seed: int = 0, policy: GatePolicy | None = None
 ) -> AdmittedTasks:
     """Split every task into halves, the judged ones alone, and admit each half by the base on the other."""
-    judged = [m for m in measured if policy is None or is_judged(m.task.name, policy)]
+    judged = [m for m in measured if policy is None or verdict.is_judged(m.task.name, policy)]
     cut = cut_tasks(judged, seed)
     if len(judged) < len(measured):
         cut = cut._replace(half_of={**cut_tasks(measured, seed).half_of, **cut.half_of})
@@ -238,12 +229,12 @@ def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[s
 
 def compare_metrics(
     m: Measurement, admitted: AdmittedTasks, alpha: float, *, identical: bool
-) -> list[TaskComparison]:
+) -> list[verdict.TaskComparison]:
     """Compare both arms on every metric of a task that scored an item of the base, the primary first."""
     primary = m.task.primary_metric
     metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
     differences = (compare_task(m, alpha, identical=identical, metric=metric) for metric in metrics)
-    out = [TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
+    out = [verdict.TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
     if not out or out[0].comparison.metric != primary:
         return out
     # Safety tasks count whole: no half selects the items that the base happened to refuse.
@@ -252,7 +243,7 @@ def compare_metrics(
     metric, half = m.metrics[primary], None
     if only and (c := compare_task(select_half(m, admitted.cut, only), alpha, identical=identical)):
         rest = admitted.cut.rows(m.base, _OTHER_HALF[only])
-        half = AdmittedHalf(only, c, comparison.estimate(metric, rest).score, why_not)
+        half = verdict.AdmittedHalf(only, c, comparison.estimate(metric, rest).score, why_not)
     may_be_admitted = not _explain_reported(m.task, metric)
     left = round(sum(row.weight for row in m.base)) - len(m.base)
     out[0] = out[0]._replace(
@@ -266,7 +257,7 @@ def compare_metrics(
     return out
 
 
-def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[Half, ...], str]:
+def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[verdict.Half, ...], str]:
     """Admit each half of a task by the base's rows on the other; rows of a single half together."""
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     if reported := _explain_reported(m.task, metric):
@@ -287,7 +278,7 @@ def _admission(m: Measurement, cut: HalfSplit) -> tuple[tuple[Half, ...], str]:
 
 def _explain_reported(task: Task, metric: Metric) -> str:
     """Explain why a metric never counts in the macro average; empty if it may."""
-    if is_reported_only(task) or not metric.higher_is_better:
+    if verdict.is_reported_only(task) or not metric.higher_is_better:
         return f"{metric.name} is reported, never part of the macro"
     if isfinite(metric.range.span):
         return ""
@@ -310,6 +301,6 @@ def compare_task(
     )
 
 
-def select_half(m: Measurement, cut: HalfSplit, half: Half) -> Measurement:
+def select_half(m: Measurement, cut: HalfSplit, half: verdict.Half) -> Measurement:
     """Reduce both arms of a task to one half of its items."""
     return m._replace(base=cut.rows(m.base, half), new=cut.rows(m.new, half))

@@ -17,17 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.alignment import (
-    Arms,
-    BaseErrors,
-    align,
-    align_all,
-    fill_errors,
-    is_binary,
-    quantile,
-    select_ids,
-    validity_rows,
-)
+from harness.analysis import alignment, labelled_answers
 from harness.analysis.answers import COMMONEST, commonest_answer_arms
 from harness.analysis.estimators import (
     Comparison,
@@ -39,14 +29,6 @@ from harness.analysis.estimators import (
     refuse_failed,
 )
 from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score
-from harness.analysis.labelled_answers import (
-    Labels,
-    count_enough_labels,
-    grade_arm,
-    is_correctable,
-    select_labels,
-    select_scored,
-)
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, extremes, flips, mean_metric
 from harness.records import RowsIdentity, SampleResult
@@ -86,8 +68,8 @@ def estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate:
     Raises:
         IncompatibleRuns: no row could be scored.
     """
-    filled = fill_errors(metric, rows, rows)
-    found = identical_difference(metric, align(metric, filled.base, filled.base)).base
+    filled = alignment.fill_errors(metric, rows, rows)
+    found = identical_difference(metric, alignment.align(metric, filled.base, filled.base)).base
     return found._replace(n_errors=filled.errors.total)
 
 
@@ -96,7 +78,7 @@ def is_comparable(metric: Metric, base: Sequence[SampleResult], new: Sequence[Sa
     scored = {row.example_id for row in base if row.parts[metric.name] is not None}
     if any(row.parts[metric.name] is not None and row.example_id in scored for row in new):
         return True
-    filled = fill_errors(metric, base, new, base_errors="bounds").new
+    filled = alignment.fill_errors(metric, base, new, base_errors="bounds").new
     return any(row.parts[metric.name] is not None and row.example_id in scored for row in filled)
 
 
@@ -107,7 +89,7 @@ def compare_rows(
     *,
     alpha: float = 0.05,
     identical: bool = False,
-    base_errors: BaseErrors = "worst",
+    base_errors: alignment.BaseErrors = "worst",
 ) -> Comparison:
     """Compare two runs on the same items; `identical` weights have the delta 0 and [0, 0].
 
@@ -125,12 +107,12 @@ def compare_rows(
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
     """
-    filled = fill_errors(metric, base, base if identical else new, base_errors)
-    errors, arms = filled.errors, align(metric, filled.base, filled.new)
+    filled = alignment.fill_errors(metric, base, base if identical else new, base_errors)
+    errors, arms = filled.errors, alignment.align(metric, filled.base, filled.new)
     found = plain = (identical_difference if identical else estimate_difference)(metric, arms)
     if errors.base and filled.base_extremes:
         # Count the base's failed answers as passed, and as failed.
-        arms_of_extremes = (align(metric, rows, filled.new) for rows in filled.base_extremes)
+        arms_of_extremes = (alignment.align(metric, rows, filled.new) for rows in filled.base_extremes)
         lost, kept = (estimate_difference(metric, extreme) for extreme in arms_of_extremes)
 
         def widest(level: float) -> stats.Interval:
@@ -143,17 +125,17 @@ def compare_rows(
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
     most = metric.bounds[1] - metric.bounds[0]  # which a t on few clusters exceeds
-    is_passed = is_binary(metric, arms) and plain.estimator != "stratified"
+    is_passed = alignment.is_binary(metric, arms) and plain.estimator != "stratified"
     return Comparison(
         task=base[0].task, metric=metric.name, unit=metric.unit, n=len(arms.ids), n_clusters=n_clusters,
         base=found.base.score, base_low=found.base.low, base_high=found.base.high,
         new=found.new.score, new_low=found.new.low, new_high=found.new.high,
         delta=found.delta, low=max(both_ends.low, -most), high=min(both_ends.high, most),
         lower=one_end.low, upper=one_end.high,
-        se=(both_ends.high - both_ends.low) / (2 * quantile(found.df, 1 - alpha / 2)),
+        se=(both_ends.high - both_ends.low) / (2 * alignment.quantile(found.df, 1 - alpha / 2)),
         disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
-        lost=select_ids(arms.ids, moved & (changes < 0)),
-        gained=select_ids(arms.ids, moved & (changes > 0)),
+        lost=alignment.select_ids(arms.ids, moved & (changes < 0)),
+        gained=alignment.select_ids(arms.ids, moved & (changes > 0)),
         estimator=found.estimator, alpha=alpha, df=found.df, refused=found.refused, errors=errors,
         design_effect=stats.design_effect(changes, arms.clusters),
         base_passed=int((arms.base == float(metric.higher_is_better)).sum()) if is_passed else None,
@@ -164,7 +146,7 @@ def compare_on_target(
     metric: Metric,
     base: Sequence[SampleResult],
     new: Sequence[SampleResult],
-    labels: Labels,
+    labels: labelled_answers.Labels,
     max_errors: float,
 ) -> Comparison | None:
     """Compare two runs on a target, corrected by labels; refused if many answers failed, None if all did."""
@@ -181,12 +163,12 @@ def compare_validity(
     clusters: Mapping[str, str] = {},
     alpha: float = 0.05,
     identical: bool = False,
-    base_errors: BaseErrors = "worst",
+    base_errors: alignment.BaseErrors = "worst",
 ) -> Comparison:
     """Compare the share of unusable answers; `clusters` joins pooled names that several tasks share."""
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
-    old = validity_rows(base, clusters)
-    now = old if new == base else validity_rows(new, clusters)
+    old = alignment.validity_rows(base, clusters)
+    now = old if new == base else alignment.validity_rows(new, clusters)
     return compare_rows(metric, old, now, alpha=alpha, identical=identical, base_errors=base_errors)
 
 
@@ -200,17 +182,19 @@ def compare_commonest_answers(
     )
 
 
-def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
+def labels_missing(metric: str, labels: labelled_answers.Labels, *arms: Rows) -> int:
     """Count the labels missing before a judge's grades may decide, of both arms; 0 for other metrics."""
     if not is_judge(metric):
         return 0
-    scored = [select_scored(metric, rows) for rows in arms]
+    scored = [labelled_answers.select_scored(metric, rows) for rows in arms]
     n_items = len(set.intersection(*map(set, scored))) or min(map(len, arms))
-    counted = (set(select_labels(metric, [*of.values()], labels)) for of in scored)
-    return max(count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
+    counted = (set(labelled_answers.select_labels(metric, [*of.values()], labels)) for of in scored)
+    return max(labelled_answers.count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
 
 
-def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:
+def correct_estimate(
+    metric: Metric, found: Estimate, rows: Rows, labels: labelled_answers.Labels
+) -> Estimate:
     """Return a judge's score corrected by labels, or uncorrected if there are too few."""
     if not _is_corrected(metric, rows) or labels_missing(metric.name, labels, rows):
         return found
@@ -221,7 +205,7 @@ def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels
 
 
 def correct_comparison(
-    metric: Metric, found: Comparison, base: Rows, new: Rows, labels: Labels
+    metric: Metric, found: Comparison, base: Rows, new: Rows, labels: labelled_answers.Labels
 ) -> Comparison:
     """Return a judge's difference as labels correct it, if enough items have both; flips stay the judge's."""
     if not _is_corrected(metric, base, new) or found.estimator == "identical":
@@ -239,25 +223,27 @@ def correct_comparison(
         base=b.score, base_low=b.low, base_high=b.high,
         new=n.score, new_low=n.low, new_high=n.high,
         delta=both.score, low=both.low, high=both.high, lower=one.low, upper=one.high,
-        se=(both.high - both.low) / (2 * quantile(both.df, 1 - found.alpha / 2)),
+        se=(both.high - both.low) / (2 * alignment.quantile(both.df, 1 - found.alpha / 2)),
         df=both.df,
         base_passed=None,
     )  # fmt: skip
 
 
 def _is_corrected(metric: Metric, *arms: Rows) -> bool:
-    return is_judge(metric.name) and is_correctable(metric, *arms)
+    return is_judge(metric.name) and labelled_answers.is_correctable(metric, *arms)
 
 
-def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[GradedArm, GradedArm]:
+def _arms(
+    metric: Metric, base: Rows, new: Rows, labels: labelled_answers.Labels
+) -> tuple[GradedArm, GradedArm]:
     """Return grades and labels of the items that both arms scored or failed to answer."""
-    filled = fill_errors(metric, base, new)
+    filled = alignment.fill_errors(metric, base, new)
     old, now = (
         {row.example_id: row for row in rows if row.parts[metric.name] is not None}
         for rows in (filled.base, filled.new)
     )
     shared = sorted(old.keys() & now.keys())
-    first, second = (grade_arm(metric, [of[i] for i in shared], labels) for of in (old, now))
+    first, second = (labelled_answers.grade_arm(metric, [of[i] for i in shared], labels) for of in (old, now))
     return first, second
 
 
@@ -266,7 +252,7 @@ def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | Non
     return _estimate(metric, _read(metric, columns), sum(columns.failed))
 
 
-def _estimate(metric: Metric, own: Arms, n_errors: int) -> Estimate | None:
+def _estimate(metric: Metric, own: alignment.Arms, n_errors: int) -> Estimate | None:
     scored = _pair(own, own)
     return identical_difference(metric, scored).base._replace(n_errors=n_errors) if scored.ids else None
 
@@ -290,7 +276,7 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> di
     return ranks
 
 
-def _differ(metric: Metric, one: Arms, other: Arms) -> bool:
+def _differ(metric: Metric, one: alignment.Arms, other: alignment.Arms) -> bool:
     arms = _pair(one, other)
     if not arms.ids:
         return False
@@ -298,7 +284,7 @@ def _differ(metric: Metric, one: Arms, other: Arms) -> bool:
     return low > 0 or high < 0
 
 
-def _read(metric: Metric, columns: "MetricColumns") -> Arms:
+def _read(metric: Metric, columns: "MetricColumns") -> alignment.Arms:
     """Read a candidate's columns as both arms, NaN without a score; a failed answer scores worst."""
     parts = list(columns.parts)
     for at in np.flatnonzero(columns.failed):
@@ -310,7 +296,7 @@ def _read(metric: Metric, columns: "MetricColumns") -> Arms:
     filled[scored] = known.reshape(-1, filled.shape[1])
     families, folds = _code_families(columns.ids, columns.clusters), columns.folds or [0] * len(columns.ids)
     weights, numbers = np.array(columns.weights, float), np.array(folds)
-    return Arms(columns.ids, families, weights, filled, filled, numbers, numbers)
+    return alignment.Arms(columns.ids, families, weights, filled, filled, numbers, numbers)
 
 
 @lru_cache(maxsize=4)
@@ -320,7 +306,7 @@ def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[n
     return np.unique(families, return_inverse=True)[1]
 
 
-def _pair(base: Arms, new: Arms) -> Arms:
+def _pair(base: alignment.Arms, new: alignment.Arms) -> alignment.Arms:
     """Pair two candidates on the items that both have a score of."""
     both = ~np.asarray(np.isnan(np.hstack([base.base, new.new])).any(axis=1), bool)
     arms = base._replace(new=new.new, new_folds=new.new_folds)
@@ -347,12 +333,12 @@ def compare_recipes(
     Raises:
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.
     """
-    aligned = align_all(metric, (*base, *new))
+    aligned = alignment.align_all(metric, (*base, *new))
     old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
     arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
     found = estimate_difference(metric, arms)
     low, high = found.ends(_ALPHA)
-    se = (high - low) / (2 * quantile(found.df, 1 - _ALPHA / 2))
+    se = (high - low) / (2 * alignment.quantile(found.df, 1 - _ALPHA / 2))
     score_se = (found.new.high - found.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))
     change, score = stats.Variance(se**2, found.df), stats.Variance(score_se**2, None)
     return RecipeDifference(found.delta, change, score, len(arms.ids))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness import formatting
+from harness.analysis import next_step
 from harness.analysis.arithmetic import Economics, economics_of, listing
 from harness.analysis.candidate_facts import (
     Action,
@@ -35,15 +36,6 @@ from harness.analysis.candidate_facts import (
 )
 from harness.analysis.economics import apply_budgets, forecast_text
 from harness.analysis.explain import describe_power, reasons, seeds_text
-from harness.analysis.next_step import (
-    MORE_THAN_FEW,
-    fails_gate,
-    judge_by_wins,
-    more_items_text,
-    open_rating,
-    size_sentences,
-    too_few,
-)
 from harness.analysis.seeds import Family, FamilyMember, family_members, place_in_family, pool_seeds
 from harness.analysis.significance import SpareItems
 from harness.analysis.target_scores import LearningCurve, TrivialBaseline
@@ -103,7 +95,7 @@ def decide(
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
     within = apply_budgets(facts, policy)
-    with_gain = within if win_rate is None else judge_by_wins(within)
+    with_gain = within if win_rate is None else next_step.judge_by_wins(within)
     facts = place_in_family(pool_seeds(with_gain), family)
     case = Case(
         facts=facts,
@@ -129,7 +121,10 @@ def decide(
     members = family_members(facts, family) if family.size > 1 else ()
     return Decision(
         *choice,
-        (*reasons(case, numbers, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
+        (
+            *reasons(case, numbers, *choice[:2], members),
+            *next_step.size_sentences(case, goal, choice.candidate),
+        ),
         listing(numbers),
         tuple(missing_texts(case.missing)),
         members,
@@ -148,8 +143,8 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
         failed = (f.name for f in case.facts if not is_fine_tuned(f) and f.state == "failed")
         return _leave_undecided(why, advise_on_missing(case.missing, failed))
     # The gate may stop a fine-tune, however often its answers are preferred.
-    is_stopped = case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))
-    if (rating := open_rating(case)) and not is_stopped:
+    is_stopped = case.judged is not None and next_step.fails_gate(find_stopping_seed(case.facts, case.judged))
+    if (rating := next_step.open_rating(case)) and not is_stopped:
         return _leave_undecided(f"the goal is a win rate, and {rating.why}", rating.then)
     if missing := case.n_labels_missing:
         # Refuse to decide by the grades of a judge that were not checked against people's labels.
@@ -202,7 +197,7 @@ def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
 def _meanwhile(case: Case, run: CandidateFacts) -> str:
     """Name the run to ship until a question is settled; empty if that run itself must not be shipped."""
     worse = case.trivial is not None and case.trivial.is_above(run.target)
-    if run.over_budget or worse or fails_gate(run) or _has_worst_score(case, run):
+    if run.over_budget or worse or next_step.fails_gate(run) or _has_worst_score(case, run):
         return ""
     return f"; ship {run.name} until then"
 
@@ -255,8 +250,8 @@ def _choose_within_budget(
         tau = case.policy.tau
         over = f"more than {tau:g} {case.unit.name} per USD of training" if tau else "a gain"
         return _leave_undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
-    if few := too_few(case, run):
-        return _leave_undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
+    if few := next_step.too_few(case, run):
+        return _leave_undecided(f"{alone}; {gains}, but {few}", next_step.MORE_THAN_FEW)
     return _ship(case, run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
 
 
@@ -268,8 +263,8 @@ def _choose_with_gain(
     if case.missing:
         why = f"{gains}, but the comparison that decides this is missing"
         return _leave_undecided(why, advise_on_missing(case.missing))
-    if few := too_few(case, winner):
-        why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
+    if few := next_step.too_few(case, winner):
+        why = f"{score_text(case, alternative)}; {gains}, but {few} ({next_step.MORE_THAN_FEW})"
         return _ship(case, alternative, why)
     tau = case.policy.tau
     ratio = numbers.points_per_usd_over_untrained
@@ -347,7 +342,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
     if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
-        return f"{gate} is {WORDS['inconclusive']}", more_items_text(case, list(undecided.values()))
+        return f"{gate} is {WORDS['inconclusive']}", next_step.more_items_text(case, list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "fix that and compare again"
     f, standing = next((f, f.standing) for f in (run, *seeds) if passes_alone(f) and f.standing)
@@ -358,4 +353,4 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
         f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
         f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is required)"
     )
-    return why, more_items_text(case, [f.corrected] if f.corrected else [])
+    return why, next_step.more_items_text(case, [f.corrected] if f.corrected else [])

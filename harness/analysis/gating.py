@@ -10,15 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from harness.analysis import comparison
-from harness.analysis.admission import (
-    AdmittedTasks,
-    Measurement,
-    admit_tasks,
-    compare_metrics,
-    join_rows,
-    may_be_judged,
-)
+from harness.analysis import admission, comparison
 from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
@@ -65,12 +57,12 @@ class ComparedArms(NamedTuple):
 
 
 def compare_arms(
-    measured: Sequence[Measurement],
+    measured: Sequence[admission.Measurement],
     policy: GatePolicy,
     *,
     identical: bool,
     seed: int = 0,
-    admitted: AdmittedTasks | None = None,
+    admitted: admission.AdmittedTasks | None = None,
 ) -> ComparedArms:
     """Compare both arms on all tasks; `admitted` is the admission by the base's rows, if already known.
 
@@ -83,8 +75,8 @@ def compare_arms(
             f"found several tasks named {', '.join(twice)}; expected a name of its own for each task; "
             "next: rename them"
         )
-    admitted = admitted or admit_tasks(measured, seed, policy)
-    compare = partial(compare_metrics, admitted=admitted, alpha=policy.alpha, identical=identical)
+    admitted = admitted or admission.admit_tasks(measured, seed, policy)
+    compare = partial(admission.compare_metrics, admitted=admitted, alpha=policy.alpha, identical=identical)
     tasks = [t for m in measured for t in compare(m)]
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]
@@ -93,20 +85,22 @@ def compare_arms(
     base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
     validity = None
     if any(row.status != "error" for row in base):
-        clusters = join_rows(((m.base, m.documents) for m in generated), name_pooled_cluster)
+        clusters = admission.join_rows(((m.base, m.documents) for m in generated), name_pooled_cluster)
         validity = comparison.compare_validity(
             base, new, clusters=clusters, alpha=policy.alpha, identical=identical, base_errors="bounds"
         )
     return ComparedArms(tasks, validity, find_shared_items(measured, counted, admitted.cut))
 
 
-def _keep_primary(tasks: Sequence[TaskComparison], judged: Sequence[Measurement]) -> list[TaskComparison]:
+def _keep_primary(
+    tasks: Sequence[TaskComparison], judged: Sequence[admission.Measurement]
+) -> list[TaskComparison]:
     primary = {t.task.name: t for t in tasks if t.comparison.metric == t.task.primary_metric}
     return [primary[m.task.name] for m in judged if m.task.name in primary]
 
 
 def judge(
-    measured: Sequence[Measurement],
+    measured: Sequence[admission.Measurement],
     policy: GatePolicy,
     *,
     target: TargetFacts | None,
@@ -134,7 +128,9 @@ def judge(
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     tasks = _keep_primary(compared.tasks, judged)
     there = {t.task.name for t in tasks}
-    unanswered = [m.task.name for m in judged if m.task.name not in there and may_be_judged(m, policy)]
+    unanswered = [
+        m.task.name for m in judged if m.task.name not in there and admission.may_be_judged(m, policy)
+    ]
     commonest: dict[str, Sequence[Comparison]] = {}
     if policy.mode_collapse is not None and not identical:
         for m in judged:

@@ -11,24 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from harness import formatting, stats
+from harness.analysis import margins
 from harness.analysis.estimators import Comparison, at_level, is_judge, orient
 from harness.analysis.human_preferences import OpenRating, find_open_rating
-from harness.analysis.margins import (
-    DeltaPart,
-    allowed_loss,
-    describe_more_items,
-    find_facing_se,
-    find_planning_se,
-    is_relative,
-    lower_se,
-    margin_outcome,
-    margin_share,
-    margin_text,
-    margin_verdict,
-    ruled_out,
-    task_margin,
-    write_margin,
-)
 from harness.analysis.significance import noninferiority_p, target_p
 from harness.analysis.verdict import (
     NAMED,
@@ -139,14 +124,14 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
     if validity is None:
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
     c = orient(validity)
-    outcome = margin_outcome(c.lower, c.upper, policy.validity)
-    part = DeltaPart("validity", find_planning_se(c, lower_se(c)), c.n)
-    advice = describe_more_items(
+    outcome = margins.margin_outcome(c.lower, c.upper, policy.validity)
+    part = margins.DeltaPart("validity", margins.find_planning_se(c, margins.lower_se(c)), c.n)
+    advice = margins.describe_more_items(
         c.delta,
         [part],
         policy.validity,
         policy.alpha,
-        find_facing_se(c.delta, c.lower, c.upper, policy.validity, c.alpha),
+        margins.find_facing_se(c.delta, c.lower, c.upper, policy.validity, c.alpha),
     )
     facts: dict[str, Number] = {"base": c.base, "new": c.new, "delta": validity.delta}
     facts |= {"margin": policy.validity, "low": validity.low, "high": validity.high, "n_items": c.n}
@@ -156,10 +141,10 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
     text = (
         f"validity: unparsable, truncated or refused{failed} answers {formatting.percent(c.base)} → "
         f"{formatting.percent(c.new)} %, {rise} pp, "
-        + margin_verdict(
+        + margins.margin_verdict(
             outcome,
-            margin_text(policy.validity),
-            ruled_out(c.low, c.lower, policy.validity, policy),
+            margins.margin_text(policy.validity),
+            margins.ruled_out(c.low, c.lower, policy.validity, policy),
             advice,
             "a format regression beyond it is shown",
         )
@@ -268,7 +253,7 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
     rise = formatting.points(-c.delta, -c.high, -c.low)
     sentence = (
         f"mode collapse: the commonest answer to {task} {formatting.percent(c.base)} → "
-        f"{formatting.percent(c.new)} %, {rise} pp, limit {margin_text(limit)}: {_WORDS[outcome]}"
+        f"{formatting.percent(c.new)} %, {rise} pp, limit {margins.margin_text(limit)}: {_WORDS[outcome]}"
     )
     return Rule("mode collapse", outcome, sentence, facts)
 
@@ -445,25 +430,25 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
         )
         return Rule("export", "inconclusive", text, {})
     c = at_level(orient(against_own), policy.alpha)
-    margin = policy.export or task_margin(task, "target", policy)
-    share = allowed_loss(margin, c.base - task.chance)
-    outcome = margin_outcome(c.lower, c.upper, share)
-    words = {"pass": ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
+    margin = policy.export or margins.task_margin(task, "target", policy)
+    share = margins.allowed_loss(margin, c.base - task.chance)
+    outcome = margins.margin_outcome(c.lower, c.upper, share)
+    words = {"pass": margins.ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
     judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
     change = (c.delta, c.low, c.high) if c.delta > 0 else (-c.delta, -c.high, -c.low)
     moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"
     text = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
-    return Rule("export", outcome, f"{text}margin {margin_text(margin)}: {judged}", facts)
+    return Rule("export", outcome, f"{text}margin {margins.margin_text(margin)}: {judged}", facts)
 
 
 def cumulative_policy(policy: GatePolicy) -> GatePolicy:
     """Return the policy by which the macro against the first base is judged: twice the margin by default."""
     margin = policy.cumulative
     if margin is None:
-        own = margin_share(policy.macro)
+        own = margins.margin_share(policy.macro)
         twice = max(own, min(2 * own, _MOST_MARGIN))
-        margin = write_margin(twice, relative=is_relative(policy.macro))
+        margin = margins.write_margin(twice, relative=margins.is_relative(policy.macro))
     return policy.model_copy(update={"macro": margin, "mode_collapse": None})
 
 

@@ -17,22 +17,9 @@ import numpy as np
 from scipy import special
 
 from harness import formatting, stats
+from harness.analysis import margins
 from harness.analysis.estimators import Comparison, Estimate, at_level, orient
 from harness.analysis.macro import Macro, SharedItems, average_macro
-from harness.analysis.margins import (
-    POWER,
-    critical_rates,
-    find_planning_se,
-    find_settling_growth,
-    is_relative,
-    lower_se,
-    margin_of,
-    margin_share,
-    margin_text,
-    task_margin,
-    upper_se,
-    write_margin,
-)
 from harness.analysis.verdict import (
     ItemsNeeded,
     MissRate,
@@ -66,7 +53,7 @@ def macro_p(admitted: Sequence[TaskComparison], policy: GatePolicy, shared: Shar
     def lower(alpha: float) -> float:
         return average_macro([t.at_level(alpha) for t in admitted], policy, shared).lower
 
-    return _invert_bound(lower, -margin_share(policy.macro), policy.alpha)
+    return _invert_bound(lower, -margins.margin_share(policy.macro), policy.alpha)
 
 
 def noninferiority_p(c: Comparison, least: float, alpha: float) -> float:
@@ -141,14 +128,14 @@ def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) 
     between = max(spread / scale, 0.0) if scale > 0 else 0.0
     shares: list[float] = (pooled + between / (between + variance) * (found - pooled)).tolist()
     return [
-        _stop(t.counted, delta, share, margin_of(t, policy), alpha)
+        _stop(t.counted, delta, share, margins.margin_of(t, policy), alpha)
         for t, share in zip(admitted, shares, strict=True)
     ]
 
 
 def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha: float) -> Stop:
     if c.base_passed is None:
-        found_se = upper_se(c) or find_planning_se(c, 0.0)  # 0 where all items rose
+        found_se = margins.upper_se(c) or margins.find_planning_se(c, 0.0)  # 0 where all items rose
         se = se_at(c, delta, found_se)
         if not isfinite(se):  # too few clusters to show anything
             return Stop(0.0, -margin)
@@ -204,14 +191,18 @@ def power_warnings(
     warnings = []
     if not judged:
         warnings.append("no capability task has items, so the macro cannot pass")
-    elif is_relative(show.macro):
+    elif margins.is_relative(show.macro):
         known = "once the base has answered, it is known what it takes"
-        warnings.append(f"macro margin {margin_text(show.macro)}: {known}")
+        warnings.append(f"macro margin {margins.margin_text(show.macro)}: {known}")
     else:
-        margin, n_judged, se = margin_share(show.macro), sum(one[2] for one in judged), _macro_se(judged)
+        margin, n_judged, se = (
+            margins.margin_share(show.macro),
+            sum(one[2] for one in judged),
+            _macro_se(judged),
+        )
         power = chance_of_an_equal_model(suites, n, policy, n_members)
-        if power is not None and power < POWER:
-            growth = find_settling_growth(se, margin, show.alpha)
+        if power is not None and power < margins.POWER:
+            growth = margins.find_settling_growth(se, margin, show.alpha)
             needed = ceil(n_judged * growth) if isfinite(growth) else inf
             warnings.append(
                 f"macro margin {formatting.percent(margin)} points: with {formatting.count(n_judged)} items"
@@ -223,7 +214,7 @@ def power_warnings(
         warnings += [_warn_of_each(task, items, len(vetoed), policy, role) for task, _, items in vetoed]
     for task, _, items in critical:
         # Losing nothing leaves α^{1/n} as the bound on what is kept.
-        needed = ceil(log(show.alpha) / log1p(-critical_rates(policy)[1]))
+        needed = ceil(log(show.alpha) / log1p(-margins.critical_rates(policy)[1]))
         if items >= needed:
             continue
         limit = f"critical margin {formatting.percent(policy.critical_margin)} %"
@@ -241,10 +232,10 @@ def miss_rates(
         return ()
     rates = []
     for d in _MACRO_LOSSES:
-        ses = [se_at(t.counted, d, lower_se(t.counted)) for t in admitted]
+        ses = [se_at(t.counted, d, margins.lower_se(t.counted)) for t in admitted]
         se = stats.quadrature(np.multiply(macro.factors, ses).tolist(), macro.correlations)
         lost = d * sum(macro.factors)
-        missed = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
+        missed = stats.noninferiority_power(lost, margins.margin_share(policy.macro), se, policy.alpha)
         rates.append(MissRate(d, missed, "macro"))
     without_loss = stops(admitted, 0.0, policy)
     kept = [1 - stop.chance for stop in without_loss]
@@ -252,21 +243,21 @@ def miss_rates(
         lost_one = [1 - stop.chance for stop in stops(admitted, d, policy)]
         passing = fmean(p * float(np.prod(kept[:i] + kept[i + 1 :])) for i, p in enumerate(lost_one))
         rates.append(MissRate(d, passing, "each"))
-    margin, z = margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
+    margin, z = margins.margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
     passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
     if isfinite(macro.se):  # else too few clusters to show anything
         # Where a task stops `each`, what is found on it takes the macro down with it.
         all_kept, stopped, both = 1.0, 0.0, 0.0
         for t, stop, factor in zip(admitted, without_loss, macro.factors, strict=True):
-            own = factor * lower_se(t.counted)
+            own = factor * margins.lower_se(t.counted)
             rest = sqrt(max(macro.se**2 - own**2, 0.0))
             room = margin + factor * stop.delta - z * macro.se
             passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
             all_kept, stopped = all_kept * (1 - stop.chance), stopped + stop.chance
             both += stop.chance * passes_then
         passes = max(passes - (1 - all_kept) * both / stopped, 0.0) if stopped else passes
-    if validity is not None and lower_se(orient(validity)) > 0:
-        se = lower_se(orient(validity))
+    if validity is not None and margins.lower_se(orient(validity)) > 0:
+        se = margins.lower_se(orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 
@@ -276,10 +267,12 @@ def chance_of_an_equal_model(
 ) -> float | None:
     """Compute before a run how often an equal fine-tune of `n_members` passes the macro; None if unknown."""
     judged = _list_planned(suites, n, policy)[1]
-    if not judged or is_relative(policy.macro):
+    if not judged or margins.is_relative(policy.macro):
         return None
     policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
-    return stats.noninferiority_power(0.0, margin_share(policy.macro), _macro_se(judged), policy.alpha)
+    return stats.noninferiority_power(
+        0.0, margins.margin_share(policy.macro), _macro_se(judged), policy.alpha
+    )
 
 
 def _list_planned(
@@ -296,17 +289,19 @@ def _macro_se(planned: Sequence[Planned]) -> float:
 
 
 def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
-    written, alpha = task_margin(task, role, policy), policy.alpha / n_tasks
-    margin = margin_share(written)
-    if is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
+    written, alpha = margins.task_margin(task, role, policy), policy.alpha / n_tasks
+    margin = margins.margin_share(written)
+    if margins.is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
         return ""
     delta = -2 * margin
     se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
     found_beyond = stats.noninferiority_power(-delta, -margin, se, alpha=0.5)
     power = min(stats.noninferiority_power(-delta, 0.0, se, alpha), found_beyond)
-    if power >= POWER:
+    if power >= margins.POWER:
         return ""
-    growth = max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
+    growth = max(
+        margins.find_settling_growth(se, 2 * margin, alpha), margins.find_settling_growth(se, margin, 0.5)
+    )
     needed = ceil(n * growth) if isfinite(growth) else inf
     return (
         f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
@@ -414,5 +409,5 @@ def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, r
     least, names = (floor(-min(lowers, default=-1.0) * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
     margin = ""
     if not sizes and names in ({"macro"}, {"cumulative"}) and least <= WIDEST_MARGIN:
-        margin = f"gate.{names.pop()}={write_margin(least, relative=relative)}"
+        margin = f"gate.{names.pop()}={margins.write_margin(least, relative=relative)}"
     return Settling(needed.total, sum(left.values()), sizes, margin)

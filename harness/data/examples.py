@@ -9,22 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from harness.data import formats, turns
+from harness.data import formats, text_files, turns
 from harness.data.formats import Layout
 from harness.data.row_forms import misfit, name_question, read_pair
-from harness.data.text_files import (
-    Row,
-    Rows,
-    cap_problems,
-    find_known_fields,
-    is_object,
-    is_plain,
-    names_labels,
-    read_flag,
-    text_of_cell,
-    write_empty_lists,
-    write_json,
-)
 from harness.data.turns import TOOL_FIELDS, add_tools
 from harness.errors import Problem, UserError, as_argument, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
@@ -63,11 +50,11 @@ class Notes(NamedTuple):
 
 def examples(
     task: Task,
-    content: Rows,
+    content: text_files.Rows,
     notes: Notes,
     documents: Sequence[Document] = (),
     problems: list[Problem] | None = None,
-    all_rows: Sequence[Row] | None = None,
+    all_rows: Sequence[text_files.Row] | None = None,
 ) -> list[SourcedExample]:
     """Make the examples of a split, without those of unknown labels if the task drops them.
 
@@ -81,7 +68,7 @@ def examples(
         contexts = "; contexts are left to retrieval" if documents and layout.name == "question" else ""
         notes.read_as.append(f"{content.shown}: read as {layout.name} rows ({layout.form}){contexts}")
 
-    def read_example(row: Row, name: str) -> SourcedExample:
+    def read_example(row: text_files.Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         context = turns.text_of(row.fields.get("context") or "")
         ident = formats.context_id(context) if context else ""
@@ -90,7 +77,9 @@ def examples(
         return SourcedExample(example, row.where)
 
     answer = FIELD.fullmatch(task.fields.reference)
-    content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
+    content = content._replace(
+        rows=[*text_files.write_empty_lists(answer[1] if answer else "", content.rows)]
+    )
     found: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, found)
     kept: list[SourcedExample] = []
@@ -106,7 +95,7 @@ def examples(
             hint = hint if "did you mean" in hint else "correct the row, or set data.unknown_labels: drop"
             expected = f"one of the {len(example.choices)} choices"
             others.append(Problem(where, f"reference {wrong!r}", expected, hint))
-        found += cap_problems(others, content.shown, "rows of other labels")
+        found += text_files.cap_problems(others, content.shown, "rows of other labels")
     if not kept and not found:
         expected = f"at least one with one of the {len(task.labels)} labels"
         found.append(Problem(content.shown, "no row left", expected, "correct labels: of the task"))
@@ -120,12 +109,12 @@ def examples(
     return kept
 
 
-def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
+def read_example(task: Task, layout: Layout | None, row: text_files.Row) -> Example:
     """Make the example of one row; its place is its id if it has none. A row of no use is refused."""
     return _example(task, formats.read(row, layout), row.where)
 
 
-def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
+def unusable_templates(fields: Fields, content: text_files.Rows) -> Iterator[Problem]:
     """Refuse a column's name in place of a template, and a column that no template can name."""
     columns = content.rows[0].fields
     unnameable = [column for column in columns if column and not FIELD.fullmatch(f"{{{column}}}")]
@@ -142,19 +131,19 @@ def unusable_templates(fields: Fields, content: Rows) -> Iterator[Problem]:
             yield Problem(where, found, expected, f'write "{{{template}}}"')
 
 
-def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
+def pairs(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of pairs, also of thumbs: `references` the chosen answer, `rejected` the other one."""
 
-    def read_pair_row(row: Row, name: str) -> SourcedExample:
+    def read_pair_row(row: text_files.Row, name: str) -> SourcedExample:
         return SourcedExample(_pair(task, row, name), row.where)
 
     return _make_each(content, read_pair_row, task.data.invalid_rows, notes.removed)
 
 
-def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
+def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of rows with a question; answers are not read. A UserError names rows of no use."""
 
-    def read_question(row: Row, name: str) -> SourcedExample:
+    def read_question(row: text_files.Row, name: str) -> SourcedExample:
         ident = _fill_own(row, task.fields.id, "id") or name
         messages = _messages(row, task.fields.prompt)
         return SourcedExample(Example(ident, messages, choices=task.labels, cluster=ident), row.where)
@@ -162,13 +151,13 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     return _make_each(content, read_question, task.data.invalid_rows, notes.removed)
 
 
-def documents(content: Rows) -> list[Document]:
+def documents(content: text_files.Rows) -> list[Document]:
     """Make the documents of a knowledge base; of rows with questions, one for every context."""
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         contexts = {turns.text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
 
-    def read_document(row: Row, name: str) -> Document:
+    def read_document(row: text_files.Row, name: str) -> Document:
         text = _fill(row, "{text}")
         if not text.strip():
             step = "fill it in or remove the row"
@@ -179,8 +168,8 @@ def documents(content: Rows) -> list[Document]:
 
 
 def _make_each(
-    content: Rows,
-    make: Callable[[Row, str], _Made],
+    content: text_files.Rows,
+    make: Callable[[text_files.Row, str], _Made],
     invalid_rows: Literal["error", "drop"] = "error",
     notes: list[str] | None = None,
     problems: list[Problem] | None = None,
@@ -198,7 +187,7 @@ def _make_each(
         made.append(item)
         placed_ids.append((item.example.id if isinstance(item, SourcedExample) else item.id, row.where))
     if found and (invalid_rows == "error" or not made):
-        found = cap_problems(found, content.shown, "rows that cannot be used")
+        found = text_files.cap_problems(found, content.shown, "rows that cannot be used")
         if problems is None:
             raise UserError(found)
         problems += found
@@ -220,8 +209,8 @@ def _make_each(
     return made
 
 
-def _example(task: Task, row: Row, name: str) -> Example:
-    is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
+def _example(task: Task, row: text_files.Row, name: str) -> Example:
+    is_text = task.kind != "choice" and text_files.is_plain(row.fields.get("choices"))
     offered = () if is_text else _texts(row, "choices")
     if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, offered))).items() if n > 1]:
         found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
@@ -235,7 +224,7 @@ def _example(task: Task, row: Row, name: str) -> Example:
     if task.labels and not offered:
         references = tuple(match_label(text, task.labels) or text for text in references)
     # Objects in the field are documents themselves, not their ids.
-    holds_texts = not task.data.documents and is_object(row.fields.get("documents"))
+    holds_texts = not task.data.documents and text_files.is_object(row.fields.get("documents"))
     return Example(
         id=ident,
         messages=() if only_read else _messages(row, task.fields.prompt, may_be_empty=task.kind == "choice"),
@@ -248,11 +237,11 @@ def _example(task: Task, row: Row, name: str) -> Example:
     )
 
 
-def _pair(task: Task, written: Row, name: str) -> Example:
-    known = find_known_fields(written)
+def _pair(task: Task, written: text_files.Row, name: str) -> Example:
+    known = text_files.find_known_fields(written)
     if {"completion", "label"} <= known and not {"chosen", "rejected"} <= known:  # a thumb, in TRL's form
         label, answer = written.fields["label"], written.fields["completion"]
-        if (is_up := read_flag(label)) is None:
+        if (is_up := text_files.read_flag(label)) is None:
             raise misfit(written, f"the label {label!r}", "true or false, a thumb")
         if isinstance(answer, list):
             given = turns.read_turns(written, "completion")
@@ -279,7 +268,7 @@ def _pair(task: Task, written: Row, name: str) -> Example:
     return Example(ident, messages, chosen, rejected=rejected, cluster=cluster, slice=part_of)
 
 
-def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
+def _messages(row: text_files.Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
     """Return what a row asks, with the tools that it defines unless the template writes them."""
     question = _question(row, template, may_be_empty)
     media = next((name for name in turns.MEDIA if row.fields.get(name)), None)
@@ -289,8 +278,8 @@ def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Mess
     return question if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(question, row)
 
 
-def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...]:
-    is_text = "prompt" in row.fields and is_plain(row.fields.get("messages"))
+def _question(row: text_files.Row, template: str, may_be_empty: bool) -> tuple[Message, ...]:
+    is_text = "prompt" in row.fields and text_files.is_plain(row.fields.get("messages"))
     if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)
     if "{messages}" in template and isinstance(row.fields.get("messages"), list):
@@ -303,7 +292,7 @@ def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...
     return tuple(turns.add_system([{"role": "user", "content": prompt}], row, template))
 
 
-def _turns(row: Row) -> tuple[Message, ...]:
+def _turns(row: text_files.Row) -> tuple[Message, ...]:
     value = row.fields["messages"]
     expected = "a list of {role, content}, the last one of the user"
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
@@ -316,7 +305,7 @@ def _turns(row: Row) -> tuple[Message, ...]:
     return tuple(read)
 
 
-def _references(row: Row, template: str, *, only_read: bool) -> tuple[str, ...]:
+def _references(row: text_files.Row, template: str, *, only_read: bool) -> tuple[str, ...]:
     """Return one reference, or every text of a list; an object, or a list of objects, is its JSON."""
     if only_read:
         whole = _fill(row, "{text}" if template == _DEFAULT.reference else template)
@@ -328,10 +317,10 @@ def _references(row: Row, template: str, *, only_read: bool) -> tuple[str, ...]:
     elif template == _DEFAULT.reference and row.fields.get("constraints") and "reference" not in row.fields:
         return ()
     field = FIELD.fullmatch(template)
-    if field and is_object(value := _value(row, field[1])):
-        return (write_json(value),)
-    if field and isinstance(value, list) and names_labels(field[1]):
-        labels = [text for label in value if (text := text_of_cell(label)) is not None]
+    if field and text_files.is_object(value := _value(row, field[1])):
+        return (text_files.write_json(value),)
+    if field and isinstance(value, list) and text_files.names_labels(field[1]):
+        labels = [text for label in value if (text := text_files.text_of_cell(label)) is not None]
         if len(labels) < len(value) or any(";" in text for text in labels):
             found = f"{field[1]!r} of another form, or a label with a semicolon"
             step = f'such as "{field[1]}": ["…"]'
@@ -349,17 +338,17 @@ def _references(row: Row, template: str, *, only_read: bool) -> tuple[str, ...]:
     return (reference,)
 
 
-def _fill_own(row: Row, template: str | None, field: str) -> str:
+def _fill_own(row: text_files.Row, template: str | None, field: str) -> str:
     if template is None and row.fields.get(field) is None:
         return ""
     return _fill(row, template or f"{{{field}}}")
 
 
-def _fill(row: Row, template: str) -> str:
+def _fill(row: text_files.Row, template: str) -> str:
     return FIELD.sub(lambda field: _scalar(row, field[1]), template)
 
 
-def _fill_shown(row: Row, template: str) -> str:
+def _fill_shown(row: text_files.Row, template: str) -> str:
 
     def show(field: re.Match[str]) -> str:
         value = _value(row, field[1])
@@ -368,7 +357,7 @@ def _fill_shown(row: Row, template: str) -> str:
     return FIELD.sub(show, template)
 
 
-def _value(row: Row, field: str) -> Any:
+def _value(row: text_files.Row, field: str) -> Any:
     """Return a field of the row, or as `answers.text` a field within it."""
     value: Any = row.fields.get(field)
     if value is None and "." in field:
@@ -378,7 +367,7 @@ def _value(row: Row, field: str) -> Any:
     return value
 
 
-def _scalar(row: Row, field: str) -> str:
+def _scalar(row: text_files.Row, field: str) -> str:
     value = _value(row, field)
     if isinstance(value, str):
         return value
@@ -390,14 +379,14 @@ def _scalar(row: Row, field: str) -> str:
         raise UserError(row.where, f"no field {field!r}", f"a value for {field!r}", hint)
     if isinstance(value, bool):
         return str(value).lower()
-    if (text := text_of_cell(value)) is not None:
+    if (text := text_files.text_of_cell(value)) is not None:
         return text
     found = f"a {type(value).__name__} in {field!r}"
     step = "write it as text, or name another field under fields: of the task"
     raise UserError(row.where, found, "text or a number", step)
 
 
-def _texts(row: Row, field: str) -> tuple[str, ...]:
+def _texts(row: text_files.Row, field: str) -> tuple[str, ...]:
     value = _value(row, field)
     if value is None:
         return ()
@@ -415,4 +404,4 @@ def _find_repeated_ids(ids: Iterable[tuple[str, str]], shown: str) -> list[Probl
         if ident in first:
             problems.append(Problem(where, f"id {ident!r}, as in {first[ident]}", "every id once", step))
         first.setdefault(ident, where)
-    return cap_problems(problems, shown, "repeated ids")
+    return text_files.cap_problems(problems, shown, "repeated ids")

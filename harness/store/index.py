@@ -15,15 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import UserError, did_you_mean
-from harness.store import ingest
+from harness.store import ingest, row_files
 from harness.store.layout import ANEW, Store, clear_errors, failure, first_line, hold_file, rename_when_whole
-from harness.store.row_files import (
-    feedback_files,
-    hide_progress_bar,
-    pattern,
-    quote_texts,
-    whole_feedback_files,
-)
 from harness.store.sql_schema import TABLES
 
 if TYPE_CHECKING:
@@ -90,7 +83,7 @@ def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
     if db is None:
         import duckdb
 
-        db = hide_progress_bar(duckdb.connect())
+        db = row_files.hide_progress_bar(duckdb.connect())
         with clear_errors(store, str(store.folder), REINDEX):
             ingest.create(db, store)
             ingest.sync(db, store)
@@ -138,7 +131,10 @@ def _rebuild(store: Store) -> Counts:
     for left in (store.folder / ".unfinished").glob("*"):  # of killed writers; recent ones are being written
         if time.time() - left.lstat().st_mtime > _STALE_S:
             left.unlink(missing_ok=True)
-    with rename_when_whole(store, store.index) as part, hide_progress_bar(duckdb.connect(str(part))) as db:
+    with (
+        rename_when_whole(store, store.index) as part,
+        row_files.hide_progress_bar(duckdb.connect(str(part))) as db,
+    ):
         ingest.create(db, store)
         skipped = ingest.sync(db, store)
         runs = "SELECT count(*) FROM stored.files WHERE kind = 'run'"
@@ -163,7 +159,7 @@ def _connect(store: Store, wait_s: float, *, read_only: bool) -> "DuckDBPyConnec
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return hide_progress_bar(duckdb.connect(str(store.index), read_only=read_only))
+            return row_files.hide_progress_bar(duckdb.connect(str(store.index), read_only=read_only))
         except (duckdb.IOException, duckdb.ConnectionException) as error:
             if isinstance(error, duckdb.IOException) and "set lock" not in str(error):
                 raise
@@ -203,16 +199,16 @@ def frame(folder: str | Path, sql: str) -> "DataFrame":
 def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
-    if not any(store.folder.glob("*/run.json")) and not feedback_files(store):
+    if not any(store.folder.glob("*/run.json")) and not row_files.feedback_files(store):
         found = "no stored run" if store.folder.is_dir() else "no such folder"
         step = "make one: harness compare, or name another folder with --runs"
         raise UserError(str(store.folder), found, "a folder of stored runs", step)
     with _QUERYING, connect(store) as db:
         # It reads the store's rows, and no other file, address or Python variable, irrevocably.
         folders = [store.folder.resolve() / name for name in ("rows", "feedback")]
-        allowed = [f"{written}/" for folder in folders for written in (folder, pattern(folder))]
+        allowed = [f"{written}/" for folder in folders for written in (folder, row_files.pattern(folder))]
         db.execute("SET python_enable_replacements = false")
-        db.execute(f"SET allowed_directories = {quote_texts(allowed)}")
+        db.execute(f"SET allowed_directories = {row_files.quote_texts(allowed)}")
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         try:
@@ -223,7 +219,7 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
                 raise UserError("query", found, "one SELECT: what is stored is only read", step)
             # Tables of rows leave damaged files out.
             if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
-                whole_feedback_files(store)
+                row_files.whole_feedback_files(store)
             unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets"
             absent = db.execute(f"{unread} ORDER BY rowset").fetchall() if _OF_ROWS.search(sql) else ()
             if damaged := [digest for (digest,) in absent if store.parquet(digest).exists()]:

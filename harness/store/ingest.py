@@ -14,20 +14,9 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.errors import HarnessError
 from harness.records import Rating, Run, load
+from harness.store import row_files
 from harness.store.champions import DecisionRecord, VerdictRecord
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
-from harness.store.row_files import (
-    COLUMNS,
-    DIGEST,
-    FEEDBACK_COLUMNS,
-    READ_NAMED,
-    SAMPLE_COLUMNS,
-    feedback_files,
-    is_damaged,
-    pattern,
-    quote_texts,
-    whole_file,
-)
 from harness.store.rows import read_identity
 from harness.store.sql_schema import TABLES
 
@@ -201,10 +190,10 @@ def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) ->
     times = "SELECT unnest(?::VARCHAR[]) AS rowset, unnest(?::BIGINT[]) AS modified_ns"
     counted = "SELECT parse_path(file_name)[-2] AS rowset, num_rows FROM parquet_file_metadata(?)"
     sets = f"SELECT rowset, num_rows, modified_ns FROM ({counted}) JOIN ({times}) USING (rowset)"
-    entries = f"{DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
-    scores = f"SELECT {entries}, status, cluster, slice, weight FROM {READ_NAMED}"
+    entries = f"{row_files.DIGEST}, example_id, unnest(map_keys(parts)), unnest(map_values(parts))"
+    scores = f"SELECT {entries}, status, cluster, slice, weight FROM {row_files.READ_NAMED}"
     try:
-        files = [whole_file(store.parquet(digest)) for digest in new]
+        files = [row_files.whole_file(store.parquet(digest)) for digest in new]
         with transaction(db):
             db.execute(f"INSERT INTO stored.rowsets {sets}", [files, list(new), list(new.values())])
             db.execute(f"INSERT INTO stored.scores {scores}", [files])
@@ -221,24 +210,31 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
 
     folder = store.folder.resolve()
     every, drawn = (
-        [f"{pattern(folder)}/{files}"] if any(folder.glob(files)) else []
+        [f"{row_files.pattern(folder)}/{files}"] if any(folder.glob(files)) else []
         for files in ("rows/*/rows.parquet", "rows/*/samples/*.jsonl")
     )
     stored = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
-    whole = [pattern(Store(folder).parquet(digest)) for (digest,) in stored]
-    served = [pattern(path) for path in feedback_files(Store(folder)) if not is_damaged(path)]
-    columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
+    whole = [row_files.pattern(Store(folder).parquet(digest)) for (digest,) in stored]
+    served = [
+        row_files.pattern(path)
+        for path in row_files.feedback_files(Store(folder))
+        if not row_files.is_damaged(path)
+    ]
+    columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in row_files.SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
-    read_drawn = f"read_json({quote_texts(drawn)}, columns = {{{columns}}}, {options})"
+    read_drawn = f"read_json({row_files.quote_texts(drawn)}, columns = {{{columns}}}, {options})"
 
     def read(files: Sequence[str], columns: Mapping[str, str], query: str = "") -> str:
         nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
         empty = f"(SELECT {nulls}, '' AS filename LIMIT 0)"
-        return query or READ_NAMED.replace("?", quote_texts(files)) if files else empty
+        return query or row_files.READ_NAMED.replace("?", row_files.quote_texts(files)) if files else empty
 
-    sources = {"samples": read(drawn, SAMPLE_COLUMNS, read_drawn), "feedback": read(served, FEEDBACK_COLUMNS)}
+    sources = {
+        "samples": read(drawn, row_files.SAMPLE_COLUMNS, read_drawn),
+        "feedback": read(served, row_files.FEEDBACK_COLUMNS),
+    }
     for files in [every, whole] if are_whole else [whole]:
-        rows = read(files, COLUMNS)
+        rows = read(files, row_files.COLUMNS)
         wanted = {table.name: table.query.format(rows=rows, **sources) for table in TABLES}
         made = [str(list(wanted.values()))]
         try:

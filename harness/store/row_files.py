@@ -14,16 +14,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import records
 from harness.errors import NotStored, as_argument
-from harness.records import (
-    FeedbackRow,
-    RowsIdentity,
-    Sample,
-    SampleResult,
-    Status,
-    load,
-    many_rows,
-)
 from harness.store import layout
 from harness.store.layout import Store
 
@@ -51,7 +43,7 @@ def is_as_written(path: Path) -> bool | None:
     """Tell whether a file has the content that was written, in its own folder; None without a checksum."""
     actual = _checksum(path)  # before the noted ones are read: the file may be replaced in between
     with suppress(OSError, ValueError):
-        identity = load(RowsIdentity, path.with_name("identity.json").read_bytes())
+        identity = records.load(records.RowsIdentity, path.with_name("identity.json").read_bytes())
         if identity.digest != path.parent.name:
             return False
     known = _read_checksums(path)
@@ -76,7 +68,7 @@ def file_version(path: Path) -> tuple[int, int, int]:
 
 def _read_checksums(path: Path) -> list[str] | None:
     with suppress(OSError, ValueError):
-        return load(list[str], _file(path).read_bytes())
+        return records.load(list[str], _file(path).read_bytes())
     return None
 
 
@@ -150,7 +142,7 @@ def hide_progress_bar(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
 
 _TYPES: dict[Any, str] = {  # DuckDB's, of the fields of rows and of sampled answers
     str: "VARCHAR",
-    Status: "VARCHAR",
+    records.Status: "VARCHAR",
     int: "BIGINT",
     int | None: "BIGINT",
     float: "DOUBLE",
@@ -161,10 +153,10 @@ _TYPES: dict[Any, str] = {  # DuckDB's, of the fields of rows and of sampled ans
     dict[str, tuple[float, ...] | None]: "MAP(VARCHAR, DOUBLE[])",
 }
 _BESIDE = ("samples", "fold")  # fields that other files hold
-COLUMNS = {f.name: _TYPES[f.type] for f in fields(SampleResult) if f.name not in _BESIDE}
+COLUMNS = {f.name: _TYPES[f.type] for f in fields(records.SampleResult) if f.name not in _BESIDE}
 # A sampled answer to an item, as a line of JSON.
-SAMPLE_COLUMNS = {"example_id": "VARCHAR"} | {f.name: _TYPES[f.type] for f in fields(Sample)}
-FEEDBACK_COLUMNS = {f.name: _TYPES[f.type] for f in fields(FeedbackRow)}
+SAMPLE_COLUMNS = {"example_id": "VARCHAR"} | {f.name: _TYPES[f.type] for f in fields(records.Sample)}
+FEEDBACK_COLUMNS = {f.name: _TYPES[f.type] for f in fields(records.FeedbackRow)}
 # Without hive partitioning a folder named `x=1` does not become a column.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")
@@ -183,20 +175,20 @@ _TUPLES = tuple(place for place, name in enumerate(_FIELDS) if COLUMNS[name].end
 _PARTS = _FIELDS.index("parts")
 
 
-def rows_from(db: "DuckDBPyConnection", source: str, *values: object) -> list[SampleResult]:
+def rows_from(db: "DuckDBPyConnection", source: str, *values: object) -> list[records.SampleResult]:
     """Read rows by position; selecting the columns in the order of the fields is fastest."""
-    with many_rows():
+    with records.many_rows():
         found = db.execute(f"SELECT {SELECTED} FROM {source} ORDER BY position", values).fetchall()
         return [row_of(list(row)) for row in found]
 
 
-def row_of(values: list[Any]) -> SampleResult:
+def row_of(values: list[Any]) -> records.SampleResult:
     """Build a row from DuckDB's values for `SELECTED`: its fields in order, then the values of `parts`."""
     for place in _TUPLES:
         values[place] = tuple(values[place])
     parts = (None if scores is None else tuple(scores) for scores in values.pop())
     values[_PARTS] = dict(zip(values[_PARTS], parts, strict=True))
-    return SampleResult(*values)
+    return records.SampleResult(*values)
 
 
 _IDS: dict[tuple[Path, tuple[int, int, int]], list[str] | None] = {}  # by file in its state

@@ -13,22 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import records
 from harness.errors import HarnessError, Problem, UserError, did_you_mean, refuse, refuse_unreadable
-from harness.records import (
-    RowsIdentity,
-    Run,
-    SamplingRecord,
-    StoredName,
-    Trial,
-    checksum,
-    is_bare_name,
-    load,
-    load_files,
-    parse_json,
-    read_object,
-    reader,
-    run_record,
-)
 from harness.store import garbage, index, layout
 from harness.store.layout import Store
 from harness.store.rows import identities, list_variants, read_identity
@@ -42,8 +28,8 @@ _EXPORT_AGAIN = "delete the folder and export again"
 class TrialRun:
     """Run of a trial, its settings, and the metric that scores its rows, the validation answers."""
 
-    run: Run
-    trial: Trial
+    run: records.Run
+    trial: records.Trial
     metric: str
 
     @property
@@ -80,17 +66,17 @@ def find_trial(store: Store, run_id: str) -> TrialRun | None:
 
 def _read(file: Path) -> TrialRun | None:
     with suppress(ValueError, TypeError, KeyError):
-        plain = read_object(file)
-        trial: Trial = reader(Trial).validate_python(plain["trial"])
-        run = run_record(plain["run"])
+        plain = records.read_object(file)
+        trial: records.Trial = records.reader(records.Trial).validate_python(plain["trial"])
+        run = records.run_record(plain["run"])
         return TrialRun(run, trial, str(plain["metric"])) if run.run_id == file.stem else None
     return None
 
 
-def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
+def trials_by_run(store: Store, runs: Sequence[records.Run]) -> dict[str, list[TrialRun]]:
     """Map each run to the trials it was chosen from, each once, and "" to trials without a run."""
     trials_of: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
-    choosers: dict[str, list[Run]] = defaultdict(list)
+    choosers: dict[str, list[records.Run]] = defaultdict(list)
     for run in runs:
         for key in _list_tried_keys(run):
             choosers[key].append(run)
@@ -104,7 +90,7 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
     return trials_of
 
 
-def split_trials(store: Store, runs: Iterable[Run]) -> tuple[set[str], list[garbage.Leftover]]:
+def split_trials(store: Store, runs: Iterable[records.Run]) -> tuple[set[str], list[garbage.Leftover]]:
     """Return the rows that repeating the choice of the given runs needs, and the files of unneeded trials."""
     needed, trials = _map_runs_by_key(runs), list_trials(store)
     rows = {row for one in trials if _key(one.trial) in needed for row in one.run.rows.values()}
@@ -112,7 +98,7 @@ def split_trials(store: Store, runs: Iterable[Run]) -> tuple[set[str], list[garb
     return rows, [garbage.Leftover(file, garbage.size(file)) for file in files]
 
 
-def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
+def count_freed_bytes(store: Store, runs: Sequence[records.Run]) -> dict[str, int]:
     """Map each run, and each trial that no run needs, to what removing its folders would free, in bytes."""
     used, freed = _UsedParts(store, runs), {}
     for run in runs:
@@ -128,7 +114,7 @@ def count_freed_bytes(store: Store, runs: Sequence[Run]) -> dict[str, int]:
 class _UsedParts:
     """Parts of a store that runs use; `users` counts runs by rows, weights, tried key and question."""
 
-    def __init__(self, store: Store, runs: Iterable[Run], keep: Collection[str] = ()) -> None:
+    def __init__(self, store: Store, runs: Iterable[records.Run], keep: Collection[str] = ()) -> None:
         self.trials, self.users = list_trials(store), Counter[Any]()
         self._store, self._keep = store, set(keep)
         self._identities = {rows.digest: rows for rows in identities(store)}
@@ -143,7 +129,7 @@ class _UsedParts:
         for run in runs:
             self.count(run, 1)
 
-    def count(self, run: Run, n: int) -> None:
+    def count(self, run: records.Run, n: int) -> None:
         """Count a run `n` times more as a user of what it refers to and depends on."""
         names, behind = garbage.run_references([run]), garbage.weights_behind(run)
         stored = names & self._identities.keys()
@@ -152,7 +138,7 @@ class _UsedParts:
         for used in {*names, *garbage.points_of(self._store, behind), *tried, *questions}:
             self.users[used] += n
 
-    def list_freed(self, run: Run) -> tuple[list[Path], dict[str, list[Path]]]:
+    def list_freed(self, run: records.Run) -> tuple[list[Path], dict[str, list[Path]]]:
         """List what only this run needs: its exports, rows and weights; and by trial those of its trials."""
         store, key = self._store, run.training.fit_key
         own = [store.place("exports", run.run_id)]
@@ -190,20 +176,20 @@ class _UsedParts:
         return self.users[rows.weights_digest] > 0 and self.users[garbage.question(rows)] > 0
 
 
-def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def _map_runs_by_key(runs: Iterable[records.Run]) -> dict[str, list[records.Run]]:
     """Map the keys of all weights that runs depend on to these runs; diverged trials are included."""
-    runs_by_key: dict[str, list[Run]] = {}
+    runs_by_key: dict[str, list[records.Run]] = {}
     for run in runs:
         for key in _list_tried_keys(run) | garbage.weights_behind(run).keys():
             runs_by_key.setdefault(key, []).append(run)
     return runs_by_key
 
 
-def _key(trial: Trial) -> str:
+def _key(trial: records.Trial) -> str:
     return trial.fit_key or trial.asked
 
 
-def _list_tried_keys(run: Run) -> frozenset[str]:
+def _list_tried_keys(run: records.Run) -> frozenset[str]:
     return frozenset(filter(None, map(_key, run.training.sweep)))
 
 
@@ -211,7 +197,7 @@ def _file(store: Store, run_id: str) -> Path:
     return store.place(FOLDER, f"{run_id}.json")
 
 
-def save_run(store: Store, run: Run) -> None:
+def save_run(store: Store, run: records.Run) -> None:
     """Write `run.json`, then update the index unless another process holds it: it catches up later."""
     file = store.run_file(run.run_id)
     layout.in_own_folder(run, file)
@@ -221,24 +207,28 @@ def save_run(store: Store, run: Run) -> None:
     index.update(store)
 
 
-def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
+def save_sampling(store: Store, run_id: str, sampling: records.SamplingRecord) -> None:
     """Write the items sampled for a run, replacing those of an earlier analysis."""
     layout.write_record(store, store.place(run_id, "sampling.json"), sampling)
 
 
-def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
+def read_sampling(store: Store, run_id: str) -> records.SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
-    return next(iter(load_files(SamplingRecord, [store.place(run_id, "sampling.json")])), None)
+    return next(
+        iter(records.load_files(records.SamplingRecord, [store.place(run_id, "sampling.json")])), None
+    )
 
 
-def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
+def list_runs(store: Store, experiment: str | None = None) -> list[records.Run]:
     """List the runs, oldest first, optionally of one experiment. Damaged ones are left out."""
     runs, _ = runs_on_disk(store)
     of_experiment = (run for run in runs if experiment in (None, run.experiment))
     return sorted(of_experiment, key=lambda run: (run.created, run.run_id))
 
 
-def list_base_rows(store: Store, run: Run, own: RowsIdentity, key: str) -> list[RowsIdentity]:
+def list_base_rows(
+    store: Store, run: records.Run, own: records.RowsIdentity, key: str
+) -> list[records.RowsIdentity]:
     """List the base's whole rows with which a run's `own` are compared; several where any may be meant."""
     wanted = replace(own, weights_digest=run.base_digest)
     if store.parquet(wanted.digest).exists():
@@ -253,7 +243,7 @@ def list_base_rows(store: Store, run: Run, own: RowsIdentity, key: str) -> list[
     return there
 
 
-def digest_of_base(store: Store, run: Run, key: str) -> str | None:
+def digest_of_base(store: Store, run: records.Run, key: str) -> str | None:
     """Find the base's row set with which a run's is compared; None unless exactly one is stored."""
     if key not in run.rows:
         return None
@@ -264,7 +254,7 @@ def digest_of_base(store: Store, run: Run, key: str) -> str | None:
     return found[0].digest if len(found) == 1 else None
 
 
-def get_run(store: Store, run_id: str) -> Run:
+def get_run(store: Store, run_id: str) -> records.Run:
     """Find a run by its id, whether a candidate's or a trial's."""
     runs = {run.run_id: run for run in list_runs(store)}
     if run_id not in runs and (trial := find_trial(store, run_id)):
@@ -282,28 +272,28 @@ def get_run(store: Store, run_id: str) -> Run:
     return runs[run_id]
 
 
-def weights_folder(store: Store, run: Run) -> Path | None:
+def weights_folder(store: Store, run: records.Run) -> Path | None:
     """Return the folder of a run's weights; None for a base's own weights, and where the folder is gone."""
     fit_folder = store.weights(run.training.fit_key) if run.training.fit_key else None
-    kind = str(read_object(fit_folder / "fit.json").get("kind")) if fit_folder else ""
-    folder = fit_folder / kind if fit_folder and is_bare_name(kind) else None
+    kind = str(records.read_object(fit_folder / "fit.json").get("kind")) if fit_folder else ""
+    folder = fit_folder / kind if fit_folder and records.is_bare_name(kind) else None
     return folder if folder and folder.is_dir() else None
 
 
-def read_run(file: Path) -> Run | None:
+def read_run(file: Path) -> records.Run | None:
     """Read a `run.json`; None if it is missing or damaged."""
     with suppress(OSError, ValueError, TypeError):
         return _parse_run(file)
     return None
 
 
-def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
+def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, records.Run]:
     """Read runs by their ids from their folders; missing and damaged ones are left out."""
     run_by_id = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
     return {run_id: run for run_id, run in run_by_id.items() if run}
 
 
-def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
+def runs_on_disk(store: Store) -> tuple[list[records.Run], list[str]]:
     """Read every `run.json`; return the runs, and the unreadable files with the reason."""
     runs, unreadable = [], []
     for path in sorted(store.folder.glob("*/run.json")):
@@ -316,7 +306,7 @@ def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
     return runs, unreadable
 
 
-def all_runs(store: Store) -> list[Run]:
+def all_runs(store: Store) -> list[records.Run]:
     """Read every run from its folder, to know what they share; an unreadable one is refused."""
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
@@ -340,8 +330,8 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     index.update(store)
 
 
-def _parse_run(file: Path) -> Run:
-    return layout.in_own_folder(run_record(parse_json(file.read_bytes())), file)
+def _parse_run(file: Path) -> records.Run:
+    return layout.in_own_folder(records.run_record(records.parse_json(file.read_bytes())), file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +353,7 @@ class Export:
 
     format: str
     quantization: str
-    run_id: StoredName
+    run_id: records.StoredName
     candidate: str
     seed: int
     experiment: str
@@ -391,7 +381,7 @@ class Export:
 def read_export(folder: Path) -> Export:
     """Read the record of an export."""
     with refuse_unreadable(folder / EXPORT_RECORD, "what harness export wrote", _EXPORT_AGAIN):
-        return load(Export, (folder / EXPORT_RECORD).read_bytes())
+        return records.load(Export, (folder / EXPORT_RECORD).read_bytes())
 
 
 def verify_export(folder: Path) -> Export:
@@ -401,7 +391,7 @@ def verify_export(folder: Path) -> Export:
     for name, file in export.files.items():
         if name not in there:
             problems.append(Problem(str(folder / name), "no such file", expected, _EXPORT_AGAIN))
-        elif there[name].stat().st_size != file.bytes or checksum(there[name]) != file.sha256:
+        elif there[name].stat().st_size != file.bytes or records.checksum(there[name]) != file.sha256:
             problems.append(Problem(str(folder / name), "another content", expected, _EXPORT_AGAIN))
     for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):
         found, step = "a file that was added", "move it elsewhere"
