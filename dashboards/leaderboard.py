@@ -93,8 +93,8 @@ def page() -> None:
     if st.button("Estimate all", key="estimate"):
         bar, done = st.progress(0.0), 0
         for name, digests in unread.items():
-            for n in scores.estimate_all(digests, task, name):
-                done += n
+            for start in range(0, len(digests), AT_ONCE):
+                done += len(scores.estimates(digests[start : start + AT_ONCE], task, name))
                 bar.progress(done / n_unread)
         st.rerun()
 

@@ -1,6 +1,6 @@
 """Scores, ranks and paired differences of runs from stored rows; a row set is read once for each metric."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,12 +135,6 @@ def estimates(digests: Sequence[str], task: str, metric: str) -> dict[str, Estim
         definition, columns = project.metric(task, metric), _columns(new)
         cache.update({k: estimate_columns(definition, columns[k]) if k in columns else None for k in new})
     return {key.digest: cache[key] for key in keys if key in cache}
-
-
-def estimate_all(digests: Sequence[str], task: str, metric: str) -> Iterator[int]:
-    """Estimate and cache the scores of all row sets; yields the number of each batch."""
-    for start in range(0, len(digests), AT_ONCE):
-        yield len(estimates(digests[start : start + AT_ONCE], task, metric))
 
 
 def read_parts(digests: Sequence[str], task: str, metric: str) -> list[MetricColumns]:

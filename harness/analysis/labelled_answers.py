@@ -247,9 +247,7 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
     arm = _label_arm(metric, rows, labels)
     moved = arm.labels + arm.grades - _select_own_grades(metric, rows)
     has = arm.has_label
-    if has.any() and 0 <= moved[has].mean() <= 1:
-        return arm._replace(labels=moved)
-    return arm
+    return arm._replace(labels=moved) if has.any() and 0 <= moved[has].mean() <= 1 else arm
 
 
 def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:

@@ -195,12 +195,11 @@ def power_warnings(
         known = "once the base has answered, it is known what it takes"
         warnings.append(f"macro margin {margins.margin_text(show.macro)}: {known}")
     else:
-        margin, n_judged, se = (
-            margins.margin_share(show.macro),
+        margin, se = margins.margin_share(show.macro), _macro_se(judged)
+        n_judged, power = (
             sum(one[2] for one in judged),
-            _macro_se(judged),
+            chance_of_an_equal_model(suites, n, policy, n_members),
         )
-        power = chance_of_an_equal_model(suites, n, policy, n_members)
         if power is not None and power < margins.POWER:
             growth = margins.find_settling_growth(se, margin, show.alpha)
             needed = ceil(n_judged * growth) if isfinite(growth) else inf
@@ -269,10 +268,8 @@ def chance_of_an_equal_model(
     judged = _list_planned(suites, n, policy)[1]
     if not judged or margins.is_relative(policy.macro):
         return None
-    policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
-    return stats.noninferiority_power(
-        0.0, margins.margin_share(policy.macro), _macro_se(judged), policy.alpha
-    )
+    margin, alpha = margins.margin_share(policy.macro), policy.alpha / max(n_members, 1)
+    return stats.noninferiority_power(0.0, margin, _macro_se(judged), alpha)
 
 
 def _list_planned(

@@ -5,7 +5,7 @@ Invariant: every example has an id, and a reference among its choices if it has 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -133,11 +133,12 @@ def unusable_templates(fields: Fields, content: text_files.Rows) -> Iterator[Pro
 
 def pairs(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of pairs, also of thumbs: `references` the chosen answer, `rejected` the other one."""
-
-    def read_pair_row(row: text_files.Row, name: str) -> SourcedExample:
-        return SourcedExample(_pair(task, row, name), row.where)
-
-    return _make_each(content, read_pair_row, task.data.invalid_rows, notes.removed)
+    return _make_each(
+        content,
+        lambda row, name: SourcedExample(_pair(task, row, name), row.where),
+        task.data.invalid_rows,
+        notes.removed,
+    )
 
 
 def prompts(task: Task, content: text_files.Rows, notes: Notes) -> list[SourcedExample]:
@@ -201,7 +202,13 @@ def _make_each(
             f"{content.shown}: {n_rows:,} of {len(content.rows):,} rows dropped, invalid: "
             f"{why}{more}; the first is {first}"
         )
-    repeated = _find_repeated_ids(placed_ids, content.shown)
+    places, repeated = dict[str, str](), list[Problem]()
+    step = f"harness data clean {as_argument(content.shown)} --new-ids --out NEW gives such rows new ids"
+    for ident, where in placed_ids:
+        if ident in places:
+            repeated.append(Problem(where, f"id {ident!r}, as in {places[ident]}", "every id once", step))
+        places.setdefault(ident, where)
+    repeated = text_files.cap_problems(repeated, content.shown, "repeated ids")
     if problems is None:
         refuse(repeated)
     else:
@@ -394,14 +401,3 @@ def _texts(row: text_files.Row, field: str) -> tuple[str, ...]:
         return tuple(value)
     found, step = f"{field!r} of another form", f'such as "{field}": ["…", "…"]'
     raise UserError(row.where, found, "a list of texts", step)
-
-
-def _find_repeated_ids(ids: Iterable[tuple[str, str]], shown: str) -> list[Problem]:
-    first: dict[str, str] = {}
-    problems = []
-    step = f"harness data clean {as_argument(shown)} --new-ids --out NEW gives such rows new ids"
-    for ident, where in ids:
-        if ident in first:
-            problems.append(Problem(where, f"id {ident!r}, as in {first[ident]}", "every id once", step))
-        first.setdefault(ident, where)
-    return text_files.cap_problems(problems, shown, "repeated ids")

@@ -63,7 +63,8 @@ def run_interim_analyses(
         facts = _keep_settled(session, runs)
         for run in runs:
             if run.state == "done" and run.run_id not in settled_before:
-                store.save_sampling(session.store, run.run_id, analysis.sampling)
+                file = session.store.place(run.run_id, "sampling.json")
+                store.write_record(session.store, file, analysis.sampling)
         if is_settled(facts):
             break
     session.progress = progress

@@ -5,7 +5,7 @@ sent once, and again the next night if sending failed. Source: the e-detector of
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -153,6 +153,15 @@ def build_report(
     known = nightly_state.open_alarms(state)
     told = {(a.about, a.verdict) for a in known}
     new = tuple(a for a in raised if (a.about, a.verdict) not in told)
+    pool = []
+    for key, left in last.left.items():
+        taken = formatting.count(last.taken[key])
+        used_up = (
+            f"the pool is used up ({taken} clusters evaluated): weights that do not change answer nothing"
+            " new from here on, and to show a loss by others takes more each time round; add items"
+        )
+        asked = f"{taken} clusters evaluated, {formatting.count(left)} never yet" if left else used_up
+        pool.append(f"{key}: {asked}")
     named = ", ".join(line.name for line in lines if line.verdict == verdict)
     who = f" ({named})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
     who = f": {harness}" if verdict == "harness-drift" else who
@@ -166,7 +175,7 @@ def build_report(
         new=new,
         open=tuple(known),
         missed=tuple(list_missed_nights(nights)),
-        pool=tuple(_pool(last)),
+        pool=tuple(pool),
         commit=last.commit,
         environment=last.environment,
         precision=last.precision,
@@ -257,18 +266,6 @@ def _strength(e_value: float) -> str:
     if e_value >= 1e6:
         return f"over {formatting.count(1e6)}"
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
-
-
-def _pool(night: nightly_state.Night) -> Iterable[str]:
-    for key, left in night.left.items():
-        taken = formatting.count(night.taken[key])
-        used_up = (
-            f"the pool is used up ({taken} clusters evaluated): weights that do not change answer nothing"
-            " new from here on, and to show a loss by others takes more each time round; add items"
-        )
-        yield f"{key}: " + (
-            f"{taken} clusters evaluated, {formatting.count(left)} never yet" if left else used_up
-        )
 
 
 def describe_judged_change(change: nightly_state.JudgedChange) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from harness import config, data, experiment, report, store
 from harness.analysis.estimators import Estimate
-from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
+from harness.analysis.gating import GateResult, combine_exit_codes, exit_code, worst_result
 from harness.analysis.margins import is_relative
 from harness.analysis.rules import cumulative_of
 from harness.analysis.run_diff import differences
@@ -41,7 +41,7 @@ from harness.lifecycle.gates import (
 )
 from harness.progress import Progress, SilentProgress
 from harness.records import Example, Run, parse_json
-from harness.report import Command, family_text, gate_document, gate_json, gate_junit, markdown
+from harness.report import Command, family_text, gate_document, gate_json, junit, markdown
 from harness.spec import Recipe, Task, TaskData, is_path, metric_parts
 from harness.store import Champion
 
@@ -218,11 +218,12 @@ def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despit
     return judged
 
 
-def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:
+def write(judged: Sequence[GateResult], junit_file: Path | None, summary: str | None) -> None:
     """Write JUnit XML to a named file, and append to the summary page that CI names."""
-    if junit is not None:
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(gate_junit(judged, "harness gate"), "utf-8")
+    if junit_file is not None:
+        junit_file.parent.mkdir(parents=True, exist_ok=True)
+        stops = [(j.candidate, j.verdict, exit_code(j.verdict, j.policy) != 0) for j in judged]
+        junit_file.write_text(junit(stops, "harness gate"), "utf-8")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as page:
             page.writelines(f"{markdown(gate_document(one), 2)}\n" for one in judged)

@@ -28,7 +28,7 @@ from harness.report.interchange import paths as kept_reports
 from harness.report.pictures import front_file
 from harness.report.result_tables import ScoreRow, origin, score_section, targets_section
 from harness.report.sections import (
-    arithmetic_lines, experiment_document, gate_document, gate_json, gate_junit,
+    arithmetic_lines, experiment_document, gate_document, gate_json,
 )
 from harness.report.terminal import print_last, terminal, terminal_table
 from harness.report.training_tables import (

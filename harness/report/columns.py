@@ -256,9 +256,3 @@ def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:
             ends = (value.low, value.high) if value else (None, None)
             found[f"{column.name}_low"], found[f"{column.name}_high"] = ends
     return found
-
-
-def list_names(columns: Iterable[Column[Any]]) -> list[str]:
-    """List the keys of `map_values` for some columns."""
-    ends = {"interval": ("", "_low", "_high")}
-    return [f"{column.name}{end}" for column in columns for end in ends.get(column.kind, ("",))]

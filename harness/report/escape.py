@@ -87,19 +87,14 @@ def _shorten_to(text: str, width: int) -> str:
     return text
 
 
-def shorten_for_table(names: Sequence[str], width: int) -> list[str]:
-    """Shorten names to a width in cells; names that would become equal are left to wrap."""
-    return _shorten_all(names, width) or list(names)
-
-
 def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
     """Shorten names to a width in cells; names that would become equal are numbered: `a name th… long 2`."""
     places = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
     numbered = [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
-    return _shorten_all(names, width) or numbered
+    return shorten_all(names, width) or numbered
 
 
-def _shorten_all(names: Sequence[str], width: int) -> list[str] | None:
+def shorten_all(names: Sequence[str], width: int) -> list[str] | None:
     """Shorten names, those of a grid by its keys first; None if different names would become equal."""
     brief = [_KEYS.sub("", name) for name in names]
     for shown in (list(names), brief, [shorten(name, width) for name in brief]):

@@ -80,7 +80,7 @@ def reasons(report: ExperimentReport) -> Iterator[Reason]:
         parts = [f"measured on {n_items} test items"]
         if (against := run.vs_untrained) and against.n_clusters < against.n:
             parts[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
-        if miss := _nearest(run):
+        if miss := find_nearest_miss(run):
             lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
             parts.append(f"the gate lets a loss of {lost} on every task pass in {chance} of cases")
         if report.family.size > 1:
@@ -186,13 +186,7 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
     return parts
 
 
-def nearest_miss(run: candidate_facts.CandidateFacts) -> str:
-    """Describe how often the gate passes a too large loss; empty if unknown."""
-    nearest = _nearest(run)
-    return wording.miss_text(nearest) if nearest else ""
-
-
-def _nearest(run: candidate_facts.CandidateFacts) -> MissRate | None:
+def find_nearest_miss(run: candidate_facts.CandidateFacts) -> MissRate | None:
     """Return the chance of the smallest loss beyond the macro's margin, else of the largest."""
     if (at := run.corrected or run.verdict) is None:
         return None

@@ -20,13 +20,15 @@ from harness.analysis.candidate_facts import CandidateFacts, best_untrained
 from harness.analysis.verdict import Verdict
 from harness.errors import Problem, UserError
 from harness.records import TrainingRecord, parse_json, read_training_record
-from harness.report.columns import COMPARISON_FILE, list_names, map_values
+from harness.report.columns import COMPARISON_FILE, map_values
 from harness.report.escape import clean, write_csv
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first
 
 _CANDIDATE = ("experiment", "candidate", "seed", "slice")
-COLUMNS = (*_CANDIDATE, *list_names(COMPARISON_FILE), "compared_with", "evidence")
+_ENDS = {"interval": ("", "_low", "_high")}  # of a value, as `map_values` names them
+_COMPARED = (f"{column.name}{end}" for column in COMPARISON_FILE for end in _ENDS.get(column.kind, ("",)))
+COLUMNS = (*_CANDIDATE, *_COMPARED, "compared_with", "evidence")
 Row = dict[str, Any]
 _GROUPS = ("speed", "answers")  # of CandidateFacts; in the file their fields stand beside its own
 _INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}

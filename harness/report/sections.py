@@ -26,8 +26,8 @@ from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
-from harness.report.first_page import first_page, nearest_miss
-from harness.report.interchange import junit, to_plain
+from harness.report.first_page import find_nearest_miss, first_page
+from harness.report.interchange import to_plain
 from harness.report.wording import change_text, score_text
 
 _DIVERSITY_COLUMNS = (
@@ -201,7 +201,8 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
         level, outcome = formatting.percent(f.standing.level), WORDS[f.corrected.outcome]
         parts = [f"as one of {f.standing.n} fine-tunes, at {level} %: {outcome}"]
         parts += [report.settling(f.corrected).text] if f.corrected.items_needed else []
-        notes.append("; ".join([*parts, *filter(None, [nearest_miss(f)])]))
+        parts += [wording.miss_text(miss)] if (miss := find_nearest_miss(f)) else []
+        notes.append("; ".join(parts))
     return Section("gate", title, columns, rows, wording.miss_basis(f.verdict), notes, f.label)
 
 
@@ -243,12 +244,6 @@ def gate_document(judged: GateResult) -> ResultDocument:
     ]
     title = f"{WORDS[v.outcome]}: {judged.candidate} against {judged.baseline}"
     return ResultDocument(title, sections, f"{judged.candidate}: {v.sentence}")
-
-
-def gate_junit(judged: Sequence[GateResult], name: str) -> str:
-    """Write one test case a rule; what is inconclusive fails where the policy says so."""
-    stops = [(j.candidate, j.verdict, gating.exit_code(j.verdict, j.policy) != 0) for j in judged]
-    return junit(stops, name)
 
 
 def gate_json(judged: GateResult) -> dict[str, Any]:

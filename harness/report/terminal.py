@@ -16,7 +16,7 @@ from harness.analysis.candidate_facts import is_fine_tuned
 from harness.report import wording
 from harness.report.columns import result_headings, result_rows
 from harness.report.document import STYLES, terminal_lines
-from harness.report.escape import clean, shorten, shorten_for_table
+from harness.report.escape import clean, shorten, shorten_all
 from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import find_judged, labels_note, next_steps, reasons
 from harness.report.sections import collapse_sentence, experiment_document, retrieval_text
@@ -98,7 +98,8 @@ def terminal_table(report: ExperimentReport) -> Table:
     table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
     for heading in others:
         table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
-    shown = shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
+    names = [row["candidate"] for row in rows[1:]]
+    shown = shorten_all(names, name_width) or names  # those that would become equal are left to wrap
     for name, row in zip(shown, rows[1:], strict=True):
         cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
         table.add_row(Text(name), *list(cells)[1:])

@@ -39,7 +39,7 @@ from harness.store.rows import (
 from harness.store.runs import (
     EXPORT_RECORD, Export, ExportedFile, TrialRun, all_runs, count_freed_bytes, digest_of_base, exports_of,
     find_trial, get_run, list_base_rows, list_exported_files, list_runs, list_trials, main_file, read_export,
-    read_run, read_sampling, read_written_runs, remove_run, runs_on_disk, save_run, save_sampling, save_trial,
+    read_run, read_sampling, read_written_runs, remove_run, runs_on_disk, save_run, save_trial,
     split_trials, trials_by_run, verify_export, weights_folder,
 )
 from harness.store.sql_schema import TABLES

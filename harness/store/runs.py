@@ -207,11 +207,6 @@ def save_run(store: Store, run: records.Run) -> None:
     index.update(store)
 
 
-def save_sampling(store: Store, run_id: str, sampling: records.SamplingRecord) -> None:
-    """Write the items sampled for a run, replacing those of an earlier analysis."""
-    layout.write_record(store, store.place(run_id, "sampling.json"), sampling)
-
-
 def read_sampling(store: Store, run_id: str) -> records.SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
     return next(
