@@ -196,10 +196,8 @@ def power_warnings(
         warnings.append(f"macro margin {margins.margin_text(show.macro)}: {known}")
     else:
         margin, se = margins.margin_share(show.macro), _macro_se(judged)
-        n_judged, power = (
-            sum(one[2] for one in judged),
-            chance_of_an_equal_model(suites, n, policy, n_members),
-        )
+        power = chance_of_an_equal_model(suites, n, policy, n_members)
+        n_judged = sum(one[2] for one in judged)
         if power is not None and power < margins.POWER:
             growth = margins.find_settling_growth(se, margin, show.alpha)
             needed = ceil(n_judged * growth) if isfinite(growth) else inf
