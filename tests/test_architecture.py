@@ -77,8 +77,8 @@ OFFERED = {
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone. `study` and
     # `gate_run` judge what is stored, which takes no comparison.
     "experiment": (
-        "augmentation bases catalog check_rows distilled_rows gate_run preference_pairs preflight run_candidate scaffold "
-        "standalone study worker writers"
+        "augmentation bases catalog check_rows gate_run preflight run_candidate scaffold "
+        "standalone study worker writers written_rows"
     ),
     # A group: engines, weights and devices, of which each package needs a few.
     "models": "against_base artefacts batching chat_templates deltas devices hardware hf hub later loglikelihood memory openai_api pass_costs prefix_cache shapes supervision vllm weight_files",

@@ -12,8 +12,13 @@ from openai_server import Fault, Rule, ServerAnswer, serve_model
 from harness.data.edit.row_files import payments_for, total_usd
 from harness.data.edit.save import save
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.distilled_rows import Distillation, prepare_distillation
-from harness.experiment.preference_pairs import Drawing, make_pairs, open_ranking
+from harness.experiment.written_rows import (
+    Distillation,
+    Drawing,
+    make_pairs,
+    open_ranking,
+    prepare_distillation,
+)
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

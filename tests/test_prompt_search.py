@@ -8,8 +8,8 @@ from tiny_experiment import runs_of
 from harness import config
 from harness.errors import IncompatibleRuns
 from harness.experiment import Scope, compare, find_stored_runs, in_order, prepare_session, report_stored
-from harness.experiment.distilled_rows import PromptProposal, prepare_proposal
 from harness.experiment.study import load_study
+from harness.experiment.written_rows import PromptProposal, prepare_proposal
 from harness.lifecycle.release import candidate_runs
 from harness.progress import SilentProgress
 from harness.records import parse_json
@@ -201,7 +201,7 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         evaluated = [*session.target.items.validation, *session.target.items.test]
         assert not any(e.prompt in said for e in evaluated)
         assert "late, money" in said
-        assert made.spent.cost_usd == pytest.approx(4 * 0.07)
+        assert made.provenance["spent"]["cost_usd"] == pytest.approx(4 * 0.07)
         prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).make()
         assert len(server.asked) == 4  # kept
 

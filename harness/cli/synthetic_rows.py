@@ -4,6 +4,7 @@ Invariant: each writes a new file, never over one, with a manifest that says who
 they cost. The requests are announced before one is sent.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -251,7 +252,7 @@ def data_distill(
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.experiment.distilled_rows import Distillation, prepare_distillation
+    from harness.experiment.written_rows import Distillation, prepare_distillation
 
     written_to = require_out(out, [prompts] if prompts else [], dry_run=dry_run)
     session = at.open_candidate(teacher, "teacher", dry_run=dry_run)[0]
@@ -296,7 +297,7 @@ def pairs_make(
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness.experiment.preference_pairs import Drawing, make_pairs
+    from harness.experiment.written_rows import Drawing, make_pairs
 
     out = require_out(out, [])
     session = at.open_candidate(candidate, "candidate")[0]
@@ -330,7 +331,7 @@ def data_propose_prompts(
     It is shown the task and some training rows, and the texts are written as a grid.
     """
     from harness.data.edit.save import refuse_existing
-    from harness.experiment import distilled_rows as prompts
+    from harness.experiment import written_rows as prompts
 
     if out is not None:
         refuse_existing(out)
@@ -343,6 +344,12 @@ def data_propose_prompts(
         return
     made = prepared.make()
     with out.open("x", encoding="utf-8") as file:
-        file.write(prompts.recipe_text(made))
+        # A candidate with the texts as a grid of harness.yaml; a comment says who proposed them.
+        comments = [
+            f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()
+        ]
+        texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in made.texts]
+        lines = [*comments, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""]
+        file.write("\n".join(lines))
     print_result({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
     say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")

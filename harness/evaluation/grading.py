@@ -33,7 +33,7 @@ from harness.formatting import pluralize
 from harness.metrics import normalize
 from harness.models import Candidate
 from harness.models.hub import chat_template
-from harness.models.openai_api import ChatCandidate, Server, Settings
+from harness.models.openai_api import ChatCandidate, Server
 from harness.records import Anchor, AnchorCheck, Grade, Message, Output, PromptText, digest
 from harness.spec import TokenPrices
 from harness.stats import Array
@@ -67,7 +67,7 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 
         try:
             if judge.settings:
-                _ask_endpoint(session, judge.settings, distinct, keep)
+                _ask_endpoint(session.checked_judges, session.refused_judges, distinct, keep)
             elif judge.weights:
                 assert judge.weights.source is not None, "weights that judge name their base"
                 chat = bool(chat_template(judge.weights.source))
@@ -82,7 +82,7 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 
 
 def _ask_endpoint(
-    session: Session, settings: Settings, answers: Sequence[UngradedAnswer], keep: Keep
+    checked: set[str], refused: dict[str, CandidateFailed], answers: Sequence[UngradedAnswer], keep: Keep
 ) -> None:
     # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
     # found even if the grading is interrupted. They are chosen by digest, that is as if at random, from the
@@ -96,20 +96,21 @@ def _ask_endpoint(
         store.keep_anchors(judged.store, judge.book, known)
         anchors |= {anchor.key for anchor in known}
     anchor_answers = [answer for answer in answers if answer.key in anchors]
-    server = Server(settings)
+    assert judge.settings is not None
+    server = Server(judge.settings)
     with closing(server.api):
-        candidate = ChatCandidate(server, digest(settings.name), logprobs=judged.rubric.logprobs)
+        candidate = ChatCandidate(server, digest(judge.settings.name), logprobs=judged.rubric.logprobs)
         say = partial(_say, candidate, open_budget(judged, judge))
-        if judge.book not in session.checked_judges:
+        if judge.book not in checked:
             try:
                 check_anchors(judged, judge, say)
             except CandidateFailed as error:
-                session.refused_judges[judge.book] = error
+                refused[judge.book] = error
                 raise
         if anchor_answers:
             _ask_each(server, say, anchor_answers, keep)
             check_anchors(judged, judge, say, graded_now={answer.key for answer in anchor_answers})
-        session.checked_judges.add(judge.book)
+        checked.add(judge.book)
         if others := [answer for answer in answers if answer.key not in anchors]:
             _ask_each(server, say, others, keep)
 

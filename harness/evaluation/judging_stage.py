@@ -20,7 +20,7 @@ from harness.evaluation.grading import cost_usd, grade_answers, list_paid_grades
 from harness.evaluation.judges import GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.row_sets import Chooser, RowSet, suite_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count, percent, usd
 from harness.metrics import Parts
 from harness.models.hardware import Machine
@@ -97,11 +97,13 @@ def grade_rows(
     return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 
-def judge_remarks(session: Session, of_pairs: JudgedMetric | None, runs: Iterable[Run]) -> Iterator[str]:
+def judge_remarks(
+    tasks: Iterable[MeasuredTask], of_pairs: JudgedMetric | None, runs: Iterable[Run], max_errors: float
+) -> Iterator[str]:
     """Say how much each judge graded and compared, at which price, what was unreadable, and whose answers."""
     decides: dict[tuple[str, ...], bool] = {}
     named: dict[tuple[str, ...], JudgedMetric] = {}
-    for task in session.tasks:
+    for task in tasks:
         for judged_metric in task.judged.values():
             books = (judged_metric.metric, *(judge.book for judge in judged_metric.judges))
             named.setdefault(books, judged_metric)
@@ -126,7 +128,7 @@ def judge_remarks(session: Session, of_pairs: JudgedMetric | None, runs: Iterabl
             text = f"{metric}: {judge.name} grades answers of its own weights ({', '.join(own)})"
             step = "let another model judge, or people label answers of both sides"
             yield f"{text}, and models prefer what they would say themselves; {step}"
-    limit = f"{percent(session.experiment.gate.max_errors)} % of items (gate.max_errors)"
+    limit = f"{percent(max_errors)} % of items (gate.max_errors)"
     become = f"make their items half a win, beyond {limit} the win rate is left open"
     for judge, known in zip(of_pairs.judges, of_pairs.grades(), strict=True) if of_pairs else ():
         if of_pairs and known:

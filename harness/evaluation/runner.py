@@ -44,7 +44,7 @@ from harness.models import (
 )
 from harness.models.chat_templates import special_tokens_of
 from harness.models.deltas import apply_delta
-from harness.models.hardware import cpu_kernels, load
+from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource, refuse_changed_files
 from harness.progress import Progress
@@ -67,34 +67,32 @@ def fill(
         rows = row_set.answers
         with session.claim(rows.identity.digest):
             if not rows.is_there(session.store):
-                _fill(session, candidate, rows, name, control)
+                job, block_origin = rows.job(), origin(session.store, session.machine.name, control)
+                done = store.list_stored_blocks(session.store, job.identity, rows.ids)
+                work, times = work_of(job), list[Load]()
+                missing = [index for index in range(job.n_blocks) if index not in done]
+                encode = partial(rows.measured.encode, candidate, job)
+                ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
+                with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
+                    start = began = load()
+                    for index, encoded in encode_blocks(encode, missing, ahead=ahead):
+                        block = rows.measured.evaluate(candidate, job, index, encoded)
+                        times.append(load().since(start))
+                        # A worker's times count as disturbed by the other workers.
+                        disturbed = session.is_worker or times[-1].is_contended()
+                        timed_origin = block_origin._replace(contended=disturbed)
+                        store.keep_origin(session.store, job.identity.digest, index, timed_origin)
+                        store.append_block(session.store, job.identity, index, block)
+                        advance(index + 1, job.n_blocks)
+                        start = load()
+                store.complete_rows(session.store, job.identity, len(rows.ids))
+                if source := session.base_in_memory(job.identity.engine):
+                    alone = not (done or session.is_worker or any(time.is_contended() for time in times))
+                    took_s = load().since(began).wall_s
+                    session.learn_pace("answering", work, took_s, source, teaches=alone)
         if shared and _is_shared(row_set.measured, (session.target, *session.training.values())):
             environment = provenance.describe_environment(session.machine.name)
             store.keep_base_rows(session.store, row_set.identity, environment, cpu_kernels())
-
-
-def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
-    """Compute the missing blocks of one set; a worker's times count as disturbed by the other workers."""
-    job, block_origin = rows.job(), origin(session.store, session.machine.name, control)
-    done = store.list_stored_blocks(session.store, job.identity, rows.ids)
-    work, times = work_of(job), []
-    missing = [index for index in range(job.n_blocks) if index not in done]
-    encode = partial(rows.measured.encode, candidate, job)
-    ahead = session.machine.device != "cpu" or openai_api.is_endpoint(candidate.engine)
-    with session.progress.stage(f"{name}: {rows.name}", session.seconds(work)) as advance:
-        start = began = load()
-        for index, encoded in encode_blocks(encode, missing, ahead=ahead):
-            block = rows.measured.evaluate(candidate, job, index, encoded)
-            times.append(load().since(start))
-            timed_origin = block_origin._replace(contended=session.is_worker or times[-1].is_contended())
-            store.keep_origin(session.store, job.identity.digest, index, timed_origin)
-            store.append_block(session.store, job.identity, index, block)
-            advance(index + 1, job.n_blocks)
-            start = load()
-    store.complete_rows(session.store, job.identity, len(rows.ids))
-    if source := session.base_in_memory(job.identity.engine):
-        alone = not (done or session.is_worker or any(time.is_contended() for time in times))
-        session.learn_pace("answering", work, load().since(began).wall_s, source, teaches=alone)
 
 
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:

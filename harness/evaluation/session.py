@@ -195,6 +195,10 @@ class Session:
             raise CandidateFailed(found, step)
         return self.training[key] if key else self.target
 
+    def n_training_rows(self, name: str) -> int:
+        """Count the rows that a candidate's weights are trained on."""
+        return len(self.training_data(self.candidates[name].source).items.train)
+
     def mix_context(self, recipe: Recipe, seed: int) -> MixContext:
         """Return the context for sampling general rows, which must contain no evaluated item."""
         own = self.training_data(recipe).items

@@ -449,7 +449,8 @@ def analyse(
     remarks += [*describe_rows_and_prompts(session, names), *base_remarks(session.sources)]
     remarks += dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
     remarks += [*list_remarks(session, runs)]
-    remarks += judge_remarks(session, session.open_judge_of_pairs(), runs)
+    max_errors = session.experiment.gate.max_errors
+    remarks += judge_remarks(session.tasks, session.open_judge_of_pairs(), runs, max_errors)
     report = _build_report(session, reader, runs, header, remarks, smoke=smoke)
     now = list_verdict_records(report, runs, study)
     changes = filter(None, (verdict_change(study.store, record) for record in now))

@@ -207,7 +207,7 @@ def plan_curve(session: Session, selected: Iterable[str]) -> Work:
     if not trained:
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError("--learning-curve", "no fine-tune among the candidates", expected, step)
-    if (n_most := max(_n_rows(session, one.name) for one in trained)) < _LEAST / SHARES[0]:
+    if (n_most := max(session.n_training_rows(one.name) for one in trained)) < _LEAST / SHARES[0]:
         expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
         raise UserError("--learning-curve", f"{n_most} training rows", expected, "leave it out")
     works, n = [], len(SHARES)
@@ -243,7 +243,7 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     points = [
         TrainingSize(
-            _n_rows(session_of_part, r.candidate),
+            session_of_part.n_training_rows(r.candidate),
             facts_of(session_of_part, reader, r).training_cost_usd,
             reader.read(r, session_of_part.target),
         )
@@ -252,14 +252,10 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     return learning_curve(name, points, session.target.primary)
 
 
-def _n_rows(session: Session, name: str) -> int:
-    return len(session.training_data(session.candidates[name].source).items.train)
-
-
 def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:
     # A session with each share of the training data, and its run; each reuses the base in memory.
     name = _curve_candidate(session.candidates, facts)
-    if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
+    if name is None or session.n_training_rows(name) * SHARES[0] < _LEAST:
         return
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     candidates = dict(session.experiment.candidates)
@@ -276,7 +272,7 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
         target = cut(session.target, share)._replace(judged=session.target.judged)
         training = {key: cut(rows, share) for key, rows in session.training.items()}
         here = replace(last, target=target, training=training, suites=(), more_targets=())
-        part = f"{name}@{_n_rows(here, name)}"
+        part = f"{name}@{here.n_training_rows(name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
         yield last, RunRequest(last.candidates[part], session.first_seed)
 
