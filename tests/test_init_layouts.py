@@ -127,7 +127,7 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     make, columns, expected, instruction = LAYOUTS[name]
     made = make_rows(make)
     found = propose(tmp_path, made)
-    assert next(line for line in found.said if line.startswith("columns: ")) == f"columns: {columns}"
+    assert next(line for line in found.lines if line.startswith("columns: ")) == f"columns: {columns}"
     assert (found.task.system, found.task.metrics) == (instruction, METRICS.get(name, found.task.metrics))
     assert not examine_rows(RowCheck([str(tmp_path / "mine.jsonl")])).table.unusable
     read = read_evaluated(found.task)
@@ -184,4 +184,4 @@ SMALL = {
 def test_a_small_file_shows_by_names_and_form_whether_its_answers_are_labels(tmp_path, name):
     content, expected = SMALL[name]
     found = propose(tmp_path, content)
-    assert next(line for line in found.said if line.startswith("task: ")).startswith(f"task: {expected}")
+    assert next(line for line in found.lines if line.startswith("task: ")).startswith(f"task: {expected}")

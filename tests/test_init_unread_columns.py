@@ -96,7 +96,7 @@ def propose_on(large_file, tiny, tmp_path):
 
 
 def find_time_line(found):
-    (line,) = [line for line in found.said if line.startswith("time:")]
+    (line,) = [line for line in found.lines if line.startswith("time:")]
     return line
 
 

@@ -84,7 +84,7 @@ def write_experiment(folder, texts, here):
     shutil.rmtree(folder / "new", ignore_errors=True)
     proposal = scaffold.propose(Request(folder / "new", str(folder / "mine.jsonl")), here)
     path = scaffold.write(proposal)[0]
-    (said,) = [line for line in proposal.said if line.startswith("public tasks: ")]
+    (said,) = [line for line in proposal.lines if line.startswith("public tasks: ")]
     return said, path
 
 

@@ -131,9 +131,9 @@ def test_the_contexts_of_questions_keep_them_together_and_become_documents_for_r
     found = propose_rows(QUESTIONS, kind="question")
     assert {"rag", "hybrid"} <= found.candidates.keys()
     assert found.task.data.documents == found.task.data.all
-    assert "documents: 40 to retrieve from" in found.said
+    assert "documents: 40 to retrieve from" in found.lines
     assert found.task.fields.cluster == "{title}"
-    assert any(line.startswith("split by title:") for line in found.said)
+    assert any(line.startswith("split by title:") for line in found.lines)
 
 
 def thumbs(n, down):
@@ -157,11 +157,11 @@ def test_answers_with_thumbs_are_learned_from_both_ways_and_only_those_up_are_an
 def test_many_rows_are_drawn_from_and_a_few_unusable_left_out_as_is_said(propose_rows):
     found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
     assert found.task.data.limits.test == 400
-    assert any("drawn" in line for line in found.said)
+    assert any("drawn" in line for line in found.lines)
 
     found = propose_rows([*FREE, {**FREE[0], "output": ""}])
     assert found.task.data.invalid_rows == "drop"
-    assert any("1 of 41 rows dropped, invalid" in line for line in found.said)
+    assert any("1 of 41 rows dropped, invalid" in line for line in found.lines)
 
 
 @pytest.mark.e2e
@@ -247,12 +247,12 @@ def test_compare_runs_on_what_was_written(propose_rows, tiny, own_cache):
 def test_few_rows_are_tested_in_folds_and_where_a_label_is_too_rare_for_it_this_is_said(propose_rows):
     rare = propose_rows([*LABELLED, {"text": "What now?", "label": "other"}])
     assert rare.task.data.folds is None
-    assert any(line.startswith("few rows: folds: 5") and "'other'" in line for line in rare.said)
+    assert any(line.startswith("few rows: folds: 5") and "'other'" in line for line in rare.lines)
     many = [{"text": f"My {i}?", "label": i % 2} for i in range(300)]
     assert propose_rows(many).task.data.folds is None
     found = propose_rows(LABELLED)
     assert config.load(scaffold.write(found)[0]).experiment.target.data.folds == 5
-    assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in found.said)
+    assert any("32 rows to train on, 8 for validation; folds: 5" in line for line in found.lines)
 
 
 @pytest.mark.e2e
@@ -262,7 +262,7 @@ def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_row
     assert (experiment.gate.macro, experiment.gate.each, experiment.gate.safety) == (0.04, 0.1, 0.1)
     items = {task.name: len(load_task(task, 0).test) for suite in experiment.suites for task in suite.tasks}
     assert power_warnings(experiment.suites, items, experiment.gate, n_members=2) == ()
-    assert any("that lost nothing, as one of 2, passes the average in 9" in line for line in found.said)
+    assert any("that lost nothing, as one of 2, passes the average in 9" in line for line in found.lines)
 
 
 def test_a_fine_tune_is_proposed_with_a_sweep_and_replay_and_pairs_are_trained_on_from_it(propose_rows):

@@ -49,4 +49,4 @@ def test_an_export_of_a_spreadsheet_is_read_by_its_odd_headers(base, tmp_path):
     assert found.task.fields.prompt == "{Customer Text (as sent)}"
     assert found.task.fields.reference == "{Final Label}"
     assert found.task.labels == ("borrow", "repair", "return")
-    assert any("dropped, invalid: an empty" in line for line in found.said)
+    assert any("dropped, invalid: an empty" in line for line in found.lines)

@@ -45,10 +45,9 @@ if TYPE_CHECKING:
     from harness.evaluation.costs import Work
     from harness.experiment import PlannedGrades
     from harness.experiment.preflight import Cost
-    from harness.experiment.standalone import PreparedEvaluation
     from harness.lifecycle.rescue import PreparedRescue
     from harness.report import ExperimentReport
-    from harness.spec import GatePolicy, Task
+    from harness.spec import GatePolicy
 
 
 @verb(
@@ -345,14 +344,26 @@ def evaluate(
         found = "--log-samples without a folder"
         raise UserError("harness eval", found, "where to write the rows", "add -o FOLDER")
     if tasks:
+        from harness.cli.progress_bar import TerminalProgress
         from harness.experiment import standalone
+        from harness.models.hub import NAMES
         from harness.report import ResultDocument, score_section
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
         named = (("engine", engine), ("precision", precision))
-        computing = {key: str(value) for key, value in named if value}
-        prepared = _prepare_standalone(candidate, evaluated, at, runs, computing)
+        computing: dict[str, Any] = {key: str(value) for key, value in named if value}
+        progress = TerminalProgress()
+        is_model = candidate in NAMES or "/" in candidate or Path(candidate).expanduser().is_dir()
+        loaded = at.override(computing).load() if at.config.is_file() and not is_model else None
+        if loaded and candidate in loaded.experiment.candidates:
+            prepared = standalone.prepare_candidate(loaded, candidate, evaluated, progress)
+        elif at.settings:
+            found = f"{at.settings[0]}, and a model that is not a candidate of {at.config}"
+            expected = "overrides for a candidate's experiment only"
+            raise UserError("harness eval", found, expected, "leave it out, or use --precision, --engine")
+        else:
+            prepared = standalone.prepare_model(candidate, evaluated, runs, progress, **computing)
         say(prepared.first_line)
         scores = standalone.evaluate(prepared)
         written = standalone.write(scores, output_path, log_samples=log_samples) if output_path else ()
@@ -424,24 +435,3 @@ def ask_one(
         for metric, parts in row.parts.items():
             lines.append(f"{metric}: {', '.join(map(plain, parts)) if parts else 'not scored'}")
     print_result(to_plain(answer), lines, as_json)
-
-
-def _prepare_standalone(
-    name: str, tasks: "list[Task]", at: ExperimentFile, runs: Path, computing: dict[str, str]
-) -> "PreparedEvaluation":
-    from harness.cli.progress_bar import TerminalProgress
-    from harness.experiment import standalone
-    from harness.models.hub import NAMES
-
-    progress = TerminalProgress()
-    is_model = name in NAMES or "/" in name or Path(name).expanduser().is_dir()
-    if at.config.is_file() and not is_model:
-        loaded = at.override(computing).load()
-        if name in loaded.experiment.candidates:
-            return standalone.prepare_candidate(loaded, name, tasks, progress)
-    if at.settings:
-        found = f"{at.settings[0]}, and a model that is not a candidate of {at.config}"
-        expected = "overrides for a candidate's experiment only"
-        raise UserError("harness eval", found, expected, "leave it out, or use --precision, --engine")
-    settings: dict[str, Any] = {**computing}
-    return standalone.prepare_model(name, tasks, runs, progress, **settings)

@@ -5,7 +5,6 @@ Invariant: only the A/A noise computes anything, on request, and no file of the 
 
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from harness.experiment.preflight import Cost
     from harness.experiment.scaffold import Request
     from harness.progress import Progress
-    from harness.report import ResultDocument, Section
+    from harness.report import ResultDocument
 
 
 @verb(
@@ -81,12 +80,12 @@ def init(
         "task": proposal.kind,
         "metrics": proposal.task.metrics,
         "candidates": list(proposal.candidates),
-        "said": proposal.said,
+        "said": proposal.lines,
         "files": written,
     }
     command = f"harness compare{config_option(folder / 'harness.yaml')}"
     step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
-    print_result(plain, [*proposal.said, f"wrote {' and '.join(written)}", step], as_json)
+    print_result(plain, [*proposal.lines, f"wrote {' and '.join(written)}", step], as_json)
 
 
 def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
@@ -160,8 +159,17 @@ def doctor(
         *(("found", line) for line in found.experiment),
         *(("data", line) for line in (found.data.lines if found.data else ())),
     ]
-    costs = [cost_section(found.costs)] if found.costs else []
-    print_result(to_plain(found), ResultDocument("", [Section(rows=rows), *costs], ""), as_json)
+    estimated = []
+    for cost in found.costs:
+        gib, fits = memory_texts(cost)
+        operations = f"{cost.flops:.1e}" if cost.flops else "few"
+        estimated.append((cost.candidate, gib, seconds(cost.time_s), operations, usd(cost.cost_usd), fits))
+    columns = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
+    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in found.costs if cost.knob]
+    lead = "estimated, each made alone and from nothing"
+    costs = Section(columns=columns, rows=estimated, lead=lead, notes=knobs)
+    sections = [Section(rows=rows), *([costs] if estimated else [])]
+    print_result(to_plain(found), ResultDocument("", sections, ""), as_json)
     if found.data:
         say(f"all of the data's findings: {found.data.command}")
     for line in (*found.recipes, *found.judges):
@@ -252,21 +260,6 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
     document = ResultDocument("", [Section(columns=columns, rows=rows)], last)
     print_result({**asdict(found), "flips": found.flips, "n": found.n}, document, as_json)
     say(f"stored in {session.store.folder / 'noise'}")
-
-
-def cost_section(costs: "Sequence[Cost]") -> "Section":
-    """Lay out what each candidate takes, as estimated."""
-    from harness.report import Section
-
-    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
-    lead = "estimated, each made alone and from nothing"
-    rows = []
-    for cost in costs:
-        gib, fits = memory_texts(cost)
-        operations = f"{cost.flops:.1e}" if cost.flops else "few"
-        rows.append((cost.candidate, gib, seconds(cost.time_s), operations, usd(cost.cost_usd), fits))
-    columns = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
-    return Section(columns=columns, rows=rows, lead=lead, notes=knobs)
 
 
 def memory_texts(cost: "Cost") -> tuple[str, str]:

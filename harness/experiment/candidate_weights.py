@@ -110,7 +110,16 @@ class _Maker(NamedTuple):
             with self.session.claim(begun.folder.name):
                 found = read_weights(self.candidate, begun.folder)
                 if found is None and shows_points:
-                    self.fit_and_show_points(begun)
+                    # Up to each planned point along a training; trackers are shown the target's score there.
+                    track, live = self.candidate.source.track, self.fit.live_run(begun.folder)
+                    for place in range(1, track.points + 1) if track and live else ():
+                        self.fit.make(begun, show_at=place)
+                        kept = read_points_so_far(self.candidate, begun.folder)
+                        for step, weights in list(kept.items())[-1:]:
+                            point = measure_point(self.session, self.candidate, step, weights, self.seed)
+                            show_point(live, point)
+                        if begun.folder.exists():
+                            break
                     found = read_weights(self.candidate, begun.folder)
                 if found is None:
                     self.fit.make(begun)
@@ -137,17 +146,6 @@ class _Maker(NamedTuple):
         before_s = round((record.init_wall_s or 0.0) + sum(chooser.training.total_s for chooser in made), 3)
         record = replace(record, init_wall_s=before_s, stands_on={**record.stands_on, **stands_on(*made)})
         return weights._replace(training=record, choosers=choosers)
-
-    def fit_and_show_points(self, begun: FitInputs) -> None:
-        # Trains up to each planned point along a training; trackers are shown the target's score there.
-        track, live = self.candidate.source.track, self.fit.live_run(begun.folder)
-        for place in range(1, track.points + 1) if track and live else ():
-            self.fit.make(begun, show_at=place)
-            kept = read_points_so_far(self.candidate, begun.folder)
-            for step, weights in list(kept.items())[-1:]:
-                show_point(live, measure_point(self.session, self.candidate, step, weights, self.seed))
-            if begun.folder.exists():
-                return
 
     def choose_trial(self) -> Weights:
         first, sign = self.session.first_seed, self.session.target.primary.unit.sign

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import config, metrics, provenance, store
 from harness.errors import Problem, UserError, gather
-from harness.evaluation import EvaluationJob, costs
+from harness.evaluation import costs
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
@@ -41,7 +41,7 @@ from harness.models.loglikelihood import Executor
 from harness.models.shapes import Shape
 from harness.models.weight_files import weights_bytes
 from harness.progress import Progress
-from harness.records import BLOCK, Noise, Run, SampleResult, TaskNoise
+from harness.records import BLOCK, Noise, Run, TaskNoise
 from harness.training import MEMORY_KNOBS
 
 if TYPE_CHECKING:
@@ -417,10 +417,18 @@ def measure_noise(session: Session) -> Noise:
         arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
     blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
     again = reevaluate(session.progress, session.seconds, blocks, candidates, "noise: the base again")
-    tasks = tuple(
-        task_noise(rows.job(), usual, dict(zip(arms, others, strict=True)))
-        for rows, (usual, *others) in zip(sets, again, strict=True)
-    )
+    tasks = list[TaskNoise]()
+    for rows, (usual, *others) in zip(sets, again, strict=True):
+        metric = rows.measured.primary
+        pairs = {name: list(zip(usual, other, strict=True)) for name, other in zip(arms, others, strict=True)}
+        gaps = [
+            abs(a.gold_logprob - b.gold_logprob)
+            for a, b in (pair for arm in pairs.values() for pair in arm)
+            if a.gold_logprob is not None and b.gold_logprob is not None
+        ]
+        # Items whose primary score moved, and the largest difference in log-likelihood.
+        flips = {name: sum(is_flipped(a, b, metric) for a, b in arm) for name, arm in pairs.items()}
+        tasks.append(TaskNoise(rows.measured.task.name, len(usual), flips, max(gaps, default=None)))
     now = datetime.now(UTC)
     noise = Noise(
         id=f"{now:%Y%m%dT%H%M%S%f}",
@@ -431,29 +439,7 @@ def measure_noise(session: Session) -> Noise:
         device=session.machine.name,
         engine=host.base.engine,
         layout_digest=host.base.layout_digest,
-        tasks=tasks,
+        tasks=tuple(tasks),
     )
     store.save_noise(session.store, noise)
     return noise
-
-
-def task_noise(
-    job: EvaluationJob, usual: Sequence[SampleResult], answered: dict[str, list[SampleResult]]
-) -> TaskNoise:
-    """Count the items whose primary score moved, and find the largest difference in log-likelihood."""
-    metric = job.metrics[job.task.primary_metric]
-    pairs = [pair for rows in answered.values() for pair in zip(usual, rows, strict=True)]
-    gaps = [
-        abs(a.gold_logprob - b.gold_logprob)
-        for a, b in pairs
-        if a.gold_logprob is not None and b.gold_logprob is not None
-    ]
-    return TaskNoise(
-        task=job.task.name,
-        n=len(usual),
-        flips={
-            name: sum(is_flipped(a, b, metric) for a, b in zip(usual, rows, strict=True))
-            for name, rows in answered.items()
-        },
-        largest_nats=max(gaps, default=None),
-    )

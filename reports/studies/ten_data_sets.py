@@ -80,7 +80,7 @@ def run_proposal(kind: Kind, folder: Path, base_model: str) -> dict[str, Any]:
         rows = ten_kinds.write(kind, folder)
         proposal = scaffold.propose(scaffold.Request(experiment, str(rows), base_model, minutes=5.0))
         scaffold.write(proposal)
-        messages = [line.replace(f"{folder}/", "") for line in (*proposal.said, *proposal.warnings)]
+        messages = [line.replace(f"{folder}/", "") for line in (*proposal.lines, *proposal.warnings)]
         log.write_text(json.dumps(messages, ensure_ascii=False))
     report = harness.compare(experiment / "harness.yaml", progress=TerminalProgress())
     decision = report.decision

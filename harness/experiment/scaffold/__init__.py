@@ -69,7 +69,7 @@ class SetupProposal(NamedTuple):
     task: Task
     candidates: dict[str, dict[str, Any]]
     files: dict[Path, str]
-    said: tuple[str, ...]
+    lines: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -107,7 +107,7 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
     public = proposal_files.propose_public(items, on_gpu=here.machine.device == "cuda")
-    remarks.append(public.said)
+    remarks.append(public.sentence)
     suites = (*proposal_files.SUITES, public.name) if public.listed else proposal_files.SUITES
     files = {
         path: proposal_files.experiment_text(request, name, candidates, gate, remarks, suites),
@@ -119,14 +119,14 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     unused = find_unused(task, content, read_examples(task, content, Notes([], []), problems=[]))
     named = filter(None, (_describe_columns(task, seen, unused), name_keys(unused)))
     sentences = _sentences(seen, task, items, candidates, unfolded)
-    said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate[1]
+    lines = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate[1]
     warnings = (
         *filter(None, [offer_contexts(unused), name_media(unused)]),
         *_warn_of_unread(seen, task, request, unused),
         *([_TOO_FEW.format(pluralize(len(items.test), "item"))] if len(items.test) < _FEWEST_TEST else []),
         *filter(None, late),
     )
-    return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
+    return SetupProposal(name, seen.kind, task, candidates, files, lines, warnings)
 
 
 def _recognise(request: Request) -> recognition.RecognizedRows:

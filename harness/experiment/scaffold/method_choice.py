@@ -175,21 +175,21 @@ def propose_candidates(
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
     tried = {"sweep": {"system": [None, *instructions]}} if instructions else {}
-    found: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot", **tried}}
+    candidates: dict[str, dict[str, Any]] = {"prompt": {"prompting": "zero_shot", **tried}}
     if n_shots:
-        found |= {"fixed": {"prompting": fixed}, "knn": {"prompting": nearest}}
+        candidates |= {"fixed": {"prompting": fixed}, "knn": {"prompting": nearest}}
     if kind == "labels":
-        found["ranked"] = {"prompting": nearest if n_shots else "zero_shot", "answer": "rank"}
-    found |= {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
+        candidates["ranked"] = {"prompting": nearest if n_shots else "zero_shot", "answer": "rank"}
+    candidates |= {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     rag = {"rag": {"retriever": "bm25", "top_k": 2}}
     if task.data.documents:
-        found["rag"] = {"prompting": rag}
-    found[choice.name] = on_rows[choice.name]
+        candidates["rag"] = {"prompting": rag}
+    candidates[choice.name] = on_rows[choice.name]
     if task.data.documents:
-        found["hybrid"] = {"weights_of": choice.name, "prompting": rag}
+        candidates["hybrid"] = {"weights_of": choice.name, "prompting": rag}
     is_adapter = plugins.method(choice.name).makes == "adapter"
     others = list_methods(situation._replace(adapter=choice.name if is_adapter else ""))
-    return choice, found | {name: recipe for name, recipe in others.items() if name not in on_rows}
+    return choice, candidates | {name: recipe for name, recipe in others.items() if name not in on_rows}
 
 
 def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int]:

@@ -223,13 +223,13 @@ def bound_time(
         target = join_items(narrow, "target", narrow.name, replace(whole, **rows))
         estimates = Estimates(replace(session, experiment=experiment, target=target).with_candidates(recipes))
         time_s = sum(estimates.seconds(estimates.work(recipes)).values())
-        found = BoundedSetup(narrow, kept, time_s, tuple(cuts))
+        bounded = BoundedSetup(narrow, kept, time_s, tuple(cuts))
         if time_s <= 60 * minutes:
-            return found
+            return bounded
     if not task.data.folds:
-        return found
+        return bounded
     once = task.model_copy(update={"data": task.data.model_copy(update={"folds": None})})
-    return bound_time(request, once, candidates, machine, minutes)._replace(folds_s=found.time_s)
+    return bound_time(request, once, candidates, machine, minutes)._replace(folds_s=bounded.time_s)
 
 
 def load_proposal(request: Request, task: Task, candidates: Candidates) -> LoadedExperiment:
@@ -257,7 +257,7 @@ class PublicTasks(NamedTuple):
     name: str
     text: str
     listed: bool
-    said: str
+    sentence: str
 
 
 def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
@@ -266,8 +266,8 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
     code = find_language(example.prompt for example in rows) or "en"
     language = SPOKEN.get(code)
     if language is None:
-        said = f"public tasks: none are known in the language of the rows, “{code}”"
-        return PublicTasks("", "", listed=False, said=said)
+        sentence = f"public tasks: none are known in the language of the rows, “{code}”"
+        return PublicTasks("", "", listed=False, sentence=sentence)
     shipped = config.read_suites(Path(os.devnull))  # no folder: the suites that the package ships
     standard = next(suite for suite in shipped if suite.name == "standard")
     usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
@@ -281,15 +281,15 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
     tasks = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
     setting = f"'suites=[general,safety,{name}]'"
     if source and on_gpu:
-        said = f"listed, with data from {source}; they are not in the margins and the time above"
+        reason = f"listed, with data from {source}; they are not in the margins and the time above"
     elif source:
-        said = f"not listed, for on a CPU they take long; harness compare {setting} asks them too"
+        reason = f"not listed, for on a CPU they take long; harness compare {setting} asks them too"
     else:
-        said = (
+        reason = (
             "not listed, for no hub, cache or mirror (HARNESS_DATASETS_DIR) of their data is reached, or"
             f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
         )
-    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {tasks}; {said}")
+    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {tasks}; {reason}")
 
 
 def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
@@ -304,11 +304,11 @@ def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
 
     def is_here(task: str) -> bool:
         with suppress(UserError):
-            found = lm_eval_tasks.members(task, "init")
-            cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in found)
+            members = lm_eval_tasks.members(task, "init")
+            cached = (cache / f"datasets--{m.dataset_path.replace('/', '--')}" / "snapshots" for m in members)
             return all(
                 lm_eval_tasks.local_copy(m, mirror) or at.is_dir()
-                for m, at in zip(found, cached, strict=True)
+                for m, at in zip(members, cached, strict=True)
             )
         return False
 

@@ -265,9 +265,11 @@ def draft_instruction(
     if answers.form == "choice":
         return f"{columns.task}." if columns.noun == "question" else f"Complete the {columns.noun}."
     names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
-    found = [_LANGUAGES.get(name, name.title()) for name in names]
-    if len(found) == 2 and {*found} <= {*_LANGUAGES.values()}:  # from columns such as `translation.de`
-        source, target = found
+    languages = [_LANGUAGES.get(name, name.title()) for name in names]
+    if len(languages) == 2 and {*languages} <= {
+        *_LANGUAGES.values()
+    }:  # from columns such as `translation.de`
+        source, target = languages
         return f"Translate the text from {source} to {target}. Reply with the translation {_NOTHING_ELSE}."
     if answers.form == "calls":
         return f"Call the tools that the request needs. Reply with the calls {_NOTHING_ELSE}."
