@@ -28,18 +28,8 @@ from harness.data.turns import HISTORY, SYSTEMS, list_history
 from harness.errors import UserError, refuse
 
 _OTHER_QUESTIONS = (
-    *(
-        "nl",
-        "problem",
-        "goal",
-        "dialogue",
-        "dialog",
-        "conversation",
-        "review",
-        "review_body",
-        "body",
-        "tweet",
-    ),
+    *("nl", "problem", "goal", "dialogue", "dialog", "conversation", "review", "review_body", "body"),
+    "tweet",
     *("comment", "description", "document", "article", "passage", "story", "context", "source", "src"),
     *("claim", "utterance", "utt"),
 )

@@ -370,17 +370,6 @@ _FEEDBACK = _view(
 )
 
 TABLES: tuple[Table, ...] = (
-    _RUNS,
-    _SCORES,
-    _SAMPLES,
-    _ANSWERS,
-    _DELTAS,
-    _VERDICTS,
-    _TRAINING,
-    _PARITY,
-    _TRIALS,
-    _DECISION_INPUTS,
-    _LINEAGE,
-    _RATINGS,
-    _FEEDBACK,
+    *(_RUNS, _SCORES, _SAMPLES, _ANSWERS, _DELTAS, _VERDICTS, _TRAINING, _PARITY, _TRIALS, _DECISION_INPUTS),
+    *(_LINEAGE, _RATINGS, _FEEDBACK),
 )

@@ -14,13 +14,7 @@ import numpy as np
 
 from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt, find_personal_data, mask_text, mask_value
-from harness.data.contamination import (
-    EMBEDDINGS,
-    Overlap,
-    find_contaminated_rows,
-    overlaps,
-    repeats_by_sense,
-)
+from harness.data.contamination import EMBEDDINGS, Overlap, find_contaminated_rows, overlaps, repeats_by_sense
 from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.data.edit.clean import mend_encoding, mend_signs
 from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
