@@ -112,42 +112,6 @@ class RescueStep(NamedTuple):
     place: float = inf
 
 
-class MethodChecks(NamedTuple):
-    """Checks of a method before anything runs.
-
-    `problems(recipe, base, where)` yields obstacles, `of_merges(recipe, adapters, where)` those in the
-    configurations of merged adapters, `of_init(params, init, where)` those to starting from weights.
-    """
-
-    problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
-    of_merges: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
-    of_init: Callable[[Any, InitWeights, str], Iterable[Problem]] = lambda params, init, where: ()
-
-
-class AdapterShape(NamedTuple):
-    """Shape of the adapter that a method trains; `fixed` parameters are settled by `init_from`.
-
-    `n_parameters(shape, params)` counts its parameters on a model. `lower_rank(params, by)` and
-    `leave_out(params, modules)` return the parameters of a smaller adapter; empty if there is none.
-    """
-
-    n_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
-    lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
-    leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
-    fixed: tuple[str, ...] = ()
-
-
-class Teaching(NamedTuple):
-    """A model that a method learns from.
-
-    `model(params)` returns the one that is in memory with the base, None without one. `extra_tokens(params,
-    base, rows, tokens)` is the most that is read and generated besides the trained tokens.
-    """
-
-    model: Callable[[Any], Any] = lambda params: None
-    extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)
-
-
 class MethodAlternative(NamedTuple):
     """A method as an alternative to LoRA: its parameters, and what it is chosen for; it adds no latency."""
 
@@ -172,6 +136,14 @@ class Method:
     returns the recipe keys with which `harness init` proposes the method, or None; `alternative` names it
     next to the chosen one. `rescue` repairs the weights of a fine-tune (its `init_from` or `merges`) without
     training.
+
+    Checks before anything runs: `problems(recipe, base, where)` yields obstacles, `merge_problems(recipe,
+    adapters, where)` those in the configurations of merged adapters, `init_problems(params, init, where)`
+    those to starting from weights. Of an adapter, `n_parameters(shape, params)` counts the parameters on a
+    model, `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a smaller one,
+    empty if there is none; those in `fixed` are settled by `init_from`. `teacher(params)` is a model that is
+    in memory with the base, or None; `extra_tokens(params, base, rows, tokens)` is the most that is read and
+    generated besides the trained tokens.
     """
 
     params: type[Any]
@@ -193,9 +165,15 @@ class Method:
     data_parallel: bool = False
     loops: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""
-    checks: MethodChecks = field(default=MethodChecks())
-    adapter: AdapterShape = field(default=AdapterShape())
-    teaching: Teaching = field(default=Teaching())
+    problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
+    merge_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
+    init_problems: Callable[[Any, InitWeights, str], Iterable[Problem]] = lambda params, init, where: ()
+    n_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
+    lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
+    leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
+    fixed: tuple[str, ...] = ()
+    teacher: Callable[[Any], Any] = lambda params: None
+    extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)
     proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None
     alternative: MethodAlternative | None = None
     rescue: RescueStep | None = None
@@ -275,7 +253,11 @@ def _places_in(folder: Path, _changed: int) -> dict[str, Place]:
 def load(kind: str, name: str, where: str = "") -> Any:
     """Import one plugin by name, or a user's own metric by file path; `where` is the error's location."""
     if name.endswith(".py") and kind == "metrics":
-        return _metric_from_file(Path(name), where)
+        expected = "a Python file with what docs/howto/extend.md shows of a metric"
+        own = load_file(Path(name), expected, where or "metrics")
+        if not callable(getattr(own, "metric", None)):
+            raise UserError(name, "no function 'metric'", expected, "define metric(task)")
+        return own
     if name.endswith(".py"):
         found, expected = f"a file of your own, {name}", f"a {_ONE[kind]} in harness/{kind}/, by its name"
         raise UserError(where or kind, found, expected, f"copy it to {Path(__file__).parent / kind}")
@@ -362,12 +344,11 @@ def rescue_steps() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, _, name in sorted(ordered)))
 
 
-def _metric_from_file(path: Path, where: str) -> ModuleType:
-    expected = "a Python file with what docs/howto/extend.md shows of a metric"
-    found = spec_from_file_location(f"harness_own_metrics_{path.stem}", path)
+def load_file(path: Path, expected: str, where: str) -> ModuleType:
+    """Run a user's own Python file; UserError, with the line at fault, if it cannot be run."""
+    found = spec_from_file_location(f"harness_own_{path.stem}", path)
     if not path.is_file() or found is None or found.loader is None:
-        step = "create it, or correct the path"
-        raise UserError(where or "metrics", f"no file {path}", expected, step)
+        raise UserError(where, f"no file {path}", expected, "create it, or correct the path")
     module = module_from_spec(found)
     try:
         found.loader.exec_module(module)
@@ -375,11 +356,8 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f"{path}:{line}" if line else str(path)
-        cause = f"{type(error).__name__}: {error}"
-        raise UserError(where, cause, expected, "fix the file") from error
-    if not callable(getattr(module, "metric", None)):
-        raise UserError(str(path), "no function 'metric'", expected, "define metric(task)")
+        at = f"{path}:{line}" if line else str(path)
+        raise UserError(at, f"{type(error).__name__}: {error}", expected, "fix the file") from error
     return module
 
 

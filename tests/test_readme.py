@@ -382,7 +382,8 @@ def test_the_methods_of_the_docs_train_weights_that_can_be_opened(tmp_path, tiny
     source, machine = hub.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
     rows = (replace(ASKED, rejected="delivery"),) * 4
     with SilentProgress().stage("training") as advance:
-        context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, advance, pairs=rows)
+        given = {"source": source, "machine": machine, "seed": 0, "advance": advance, "pairs": rows}
+        context = FitContext(folder=tmp_path / "fit", train=rows, validation=rows[:1], **given)
         made = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=rate))
     if name == "orpo":
         assert made.training.n_tokens == 2 * tiny_methods.count_tokens(tiny, rows[: made.training.n_pairs])

@@ -164,7 +164,7 @@ def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
         makers = " or ".join(maker for of_a_kind in trained for maker in of_a_kind)
         step = f"name a candidate with the method {makers}"
         yield written.of_another_kind("init_from", source, wanted, step)
-    elif shape := ", ".join(sorted(written.recipe.params.keys() & set(written.method.adapter.fixed))):
+    elif shape := ", ".join(sorted(written.recipe.params.keys() & set(written.method.fixed))):
         found = f"{shape} of an adapter that {source} has made already"
         yield Problem(written.where("params"), found, "its shape as it is", f"remove {shape}")
 

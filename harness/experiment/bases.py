@@ -209,7 +209,7 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
         trainings += [_Training(_WHOLE_IN_BF16, shape)] if query.precision != "fp16" else []
         for name, other in _alternatives().items():
             method = plugins.method(name)
-            n_part = method.adapter.n_parameters(shape, method.params(**other.params))
+            n_part = method.n_parameters(shape, method.params(**other.params))
             trainings.append(_Training(" ".join([name, *other.params.values()]), shape, n_part))
     for training in trainings:
         # Stages of ZeRO at which cards can share it; only FSDP shards a four-bit base.

@@ -47,7 +47,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
         if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
             recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
-        problems += plugins.method(recipe.method).checks.problems(recipe, candidate.base, where)
+        problems += plugins.method(recipe.method).problems(recipe, candidate.base, where)
         problems += quantization_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
         problems += _base_problems(session.source, candidate)
@@ -80,7 +80,7 @@ def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
     if candidate.init:
         params, adapter = candidate.method.params(**source.params), find_adapter_config(candidate)
         init = plugins.InitWeights(candidate.init.source, adapter)
-        yield from candidate.method.checks.of_init(params, init, where)
+        yield from candidate.method.init_problems(params, init, where)
         known = plugins.penalties(candidate.method, source.params)
         able = [name for name in known if not plugins.refuses(name, adapter)]
         for name in source.regularize:
@@ -113,7 +113,7 @@ def _base_problems(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
         adapters = {merged.name: find_adapter_config(merged) for merged in candidate.merges}
-        yield from candidate.method.checks.of_merges(candidate.source, adapters, where)
+        yield from candidate.method.merge_problems(candidate.source, adapters, where)
     if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
         return
     if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):

@@ -241,7 +241,7 @@ class Estimates:
         work, own_rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
         longest = max((work([step(e)], 1).trained for e in own_rows), default=1)
         tokens = rows * min(longest, int(params.max_length) * (2 if in_pairs else 1))
-        teacher = method.teaching.model(params)
+        teacher = method.teacher(params)
         stage = session.experiment.training.accelerate.sharded_stage
         training = memory.training_peak(
             shape,
@@ -270,7 +270,7 @@ def _trains(candidate: ResolvedCandidate) -> bool:
 
 
 def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
-    return candidate.method.adapter.n_parameters(shape, _params(candidate))
+    return candidate.method.n_parameters(shape, _params(candidate))
 
 
 # What is optional, and the extra that brings it.

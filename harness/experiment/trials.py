@@ -383,7 +383,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
         joins = "sft" in method.loops and not apart and any(e.has_system for e in prompted)
         batch_size = params.per_device_train_batch_size if joins and joins_rows_of(base) else 1
         plain = costs.training(prompted, epochs * n_answers, batch_size)
-    read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
+    read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
     is_shipped = partial(find_shipped, session.target.task, base)

@@ -213,7 +213,6 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
 
 
 def _read_artefact(run: Run) -> dict[Path, Export]:
-    """Read the export with which a run of an artefact answered."""
     path = Path(run.recipe["path"])
     folder, found = artefacts.find_tokenizer_folder(path), ""
     if not (folder / EXPORT_RECORD).is_file():

@@ -105,7 +105,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
     if step in plugins.TRAINING_STEPS:
         params = method.params(**source.params)
         if step == "rank":
-            lowered = {} if source.init_from else method.adapter.lower_rank(params, _SMALLER)
+            lowered = {} if source.init_from else method.lower_rank(params, _SMALLER)
             if not lowered:
                 return "no new adapter of rank 2 or more is trained, so there is no rank to lower"
             key, rank = next(iter(lowered.items()))
@@ -131,9 +131,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         elif leaving := [setting for setting in settings if setting.leaves_out]:
             params = method.params(**source.params)
             without = [
-                (one, method.adapter.leave_out(params, one.leaves_out))
-                for one in leaving
-                if not source.init_from
+                (one, method.leave_out(params, one.leaves_out)) for one in leaving if not source.init_from
             ]
             changes = [
                 _change_params(step, source, one.mark, one.says, left) for one, left in without if left

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from harness.models import deltas
 from harness.models.deltas import save_delta
 from harness.models.shapes import Shape
-from harness.plugins import AdapterShape, Method
+from harness.plugins import Method
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
 
 
@@ -77,5 +77,5 @@ METHOD = Method(
     makes="delta",
     **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas"),
-    adapter=AdapterShape(adapter_parameters),
+    n_parameters=adapter_parameters,
 )

@@ -25,7 +25,7 @@ from harness.models.against_base import PICKLED, adapter_problems, model_problem
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import read_last_lines, read_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
-from harness.plugins import Method, MethodChecks
+from harness.plugins import Method
 from harness.provenance import digest_code
 from harness.records import Curve, TrainingRecord, checksum, digest
 from harness.spec import Recipe, Spec
@@ -165,8 +165,13 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
     values |= {"data_dir": str(data.absolute()), "out": str(out.absolute()), "seed": str(context.seed)}
     values |= {"base": str(context.source.path.absolute())}
     if params.config:
-        filled = fill_template(Path(params.config), (context.folder / "config").absolute(), values)
-        values["config"] = str(filled)
+        template, folder = Path(params.config), (context.folder / "config").absolute()
+        values["config"] = str(folder / template.name)  # also within the template
+        for name, path in template_files(template).items():
+            filled = folder / name if template.is_file() else folder / template.name / name
+            filled.parent.mkdir(parents=True, exist_ok=True)
+            filled.write_text(fill(path.read_text("utf-8"), values), "utf-8")
+            shutil.copymode(path, filled)
     return values
 
 
@@ -273,19 +278,6 @@ def template_problems(template: Path) -> Iterator[str]:
             yield f"{name}: not UTF-8"
 
 
-def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Path:
-    """Write a template with filled placeholders into a folder; return its path."""
-    # Within the template, `{config}` is that path, too.
-    whole = folder / template.name
-    values = {**values, "config": str(whole)}
-    for name, path in template_files(template).items():
-        filled = folder / name if template.is_file() else whole / name
-        filled.parent.mkdir(parents=True, exist_ok=True)
-        filled.write_text(fill(path.read_text("utf-8"), values), "utf-8")
-        shutil.copymode(path, filled)
-    return whole
-
-
 def digest_files(params: Params) -> str:
     """Return the digest of the files that the command reads besides its rows: templates and named files.
 
@@ -312,5 +304,5 @@ METHOD = Method(
     seeded=True,
     loops=("placeholders",),
     reads=digest_files,
-    checks=MethodChecks(problems),
+    problems=problems,
 )

@@ -19,7 +19,7 @@ from harness.models.weight_files import (
     describe_beside_low_rank,
     refuse_moved_base,
 )
-from harness.plugins import InitWeights, Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
+from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import TRACKED, FitContext, Weights, made_weights, map_tracked_folders
@@ -50,7 +50,6 @@ def _untracked_problems(params: CheckpointParams, init: InitWeights, where: str)
 
 
 def _copy_checkpoint(context: FitContext, params: CheckpointParams) -> Weights:
-    """Copy the weights that the training of `init_from` kept at the step."""
     if context.init is None:
         raise CandidateFailed("checkpoint without init_from", "init_from: the candidate that is meant")
     start, kept = time.perf_counter(), map_tracked_folders(context.init.parent / TRACKED)
@@ -93,9 +92,8 @@ class Checkpoint:
         makes="adapter or delta or model",
         seeded=True,
         init_from="adapter or delta or model",
-        checks=MethodChecks(
-            _requires_init("the candidate whose training was tracked"), of_init=_untracked_problems
-        ),
+        problems=_requires_init("the candidate whose training was tracked"),
+        init_problems=_untracked_problems,
         rescue=RescueStep("earlier", _list_steps, place=1),
     )
 
@@ -122,7 +120,6 @@ def _unscalable_problems(params: ScaledParams, init: InitWeights, where: str) ->
 
 
 def _scale(context: FitContext, params: ScaledParams) -> Weights:
-    """Copy the adapter that `init_from` names, with its scale multiplied."""
     if context.init is None:
         raise CandidateFailed("scaled without init_from", "init_from: the candidate whose adapter is meant")
     start, folder = time.perf_counter(), context.folder / "adapter"
@@ -177,15 +174,13 @@ class Scaled:
         seeded=True,
         init_from="adapter",
         interpolates=True,
-        checks=MethodChecks(
-            _requires_init("the candidate whose adapter is scaled"), of_init=_unscalable_problems
-        ),
+        problems=_requires_init("the candidate whose adapter is scaled"),
+        init_problems=_unscalable_problems,
         rescue=_SCALES._replace(settings=_list_scales),
     )
 
 
 def _interpolate(context: FitContext, params: ScaledParams) -> Weights:
-    """Write the model at this share of the way from the base to the one that `init_from` names."""
     from safetensors.torch import load_file, save_file
 
     if context.init is None:
@@ -224,7 +219,7 @@ class Interpolated:
         seeded=True,
         init_from="model",
         interpolates=True,
-        checks=MethodChecks(_requires_init("the candidate at the other end", "full")),
+        problems=_requires_init("the candidate at the other end", "full"),
         rescue=_SCALES,
     )
 
@@ -292,7 +287,6 @@ def unlike(adapters: Mapping[str, Mapping[str, Any]], combination: str) -> tuple
 
 
 def _merge(context: FitContext, params: MergedParams) -> Weights:
-    """Merge the adapters of the context and save the result under `adapter/`."""
     start, n = time.perf_counter(), len(context.merges)
     share = 1.0 if params.combination_type in _AVERAGED else 1 / max(n, 1)
     weights = params.weights or [share] * n
@@ -345,13 +339,11 @@ class Merged:
         makes="adapter",
         seeded=True,
         merges=True,
-        checks=MethodChecks(
-            _weights_problems,
-            of_merges=lambda recipe, adapters, where: (
-                Problem(where, *found)
-                for found in [unlike(adapters, MergedParams(**recipe.params).combination_type)]
-                if found
-            ),
+        problems=_weights_problems,
+        merge_problems=lambda recipe, adapters, where: (
+            Problem(where, *found)
+            for found in [unlike(adapters, MergedParams(**recipe.params).combination_type)]
+            if found
         ),
         rescue=RescueStep("merge", _list_merges, place=4),
     )

@@ -156,7 +156,6 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[trl.DPOTrainer]":
 
 
 def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[trl.DPOTrainer]":
-    """Return TRL's trainer with our computation of the answers' log-probabilities."""
     # Without a GPU, TRL's loss multiplies every position of every row with the vocabulary matrix, converted
     # to fp32 in chunks. The value is the same.
     from torch.nn.functional import logsigmoid

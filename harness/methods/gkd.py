@@ -16,7 +16,6 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.models.devices import load_base
 from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
 from harness.models.later import datasets, peft, transformers
-from harness.plugins import Teaching
 from harness.records import Example, TrainingRecord
 from harness.spec import Recipe
 from harness.training import low_rank_adapters
@@ -136,6 +135,7 @@ METHOD = low_rank_adapters.low_rank_method(
     published_as="distillation",
     loops=("training", "tokens", "distillation"),
     reads=lambda params: teacher_of(params).weights_digest,
-    checks={"problems": problems},
-    teaching=Teaching(teacher_of, extra_tokens),
+    problems=problems,
+    teacher=teacher_of,
+    extra_tokens=extra_tokens,
 )

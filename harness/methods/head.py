@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.models.later import datasets, transformers
-from harness.plugins import AdapterShape, Method, MethodChecks
+from harness.plugins import Method
 from harness.training import heads
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, curve
@@ -125,6 +125,7 @@ METHOD = Method(
     hooks_where={("train", "all"): ("prepare", "select")},
     loops=("training", "heads"),
     reads=heads.encoder_digest,
-    checks=MethodChecks(lambda recipe, *_: heads.encoder_problems(Params(**recipe.params))),
-    adapter=AdapterShape(adapter_parameters, lower_rank),
+    problems=lambda recipe, *_: heads.encoder_problems(Params(**recipe.params)),
+    n_parameters=adapter_parameters,
+    lower_rank=lower_rank,
 )

@@ -61,19 +61,14 @@ def train(
     )
 
 
-def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bool]]:
-    """Return each answer with its prompt and whether its thumb is up."""
-    up = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
-    return up + [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
-
-
 def _rows(
     pairs: Sequence[Example],
     context: FitContext,
     params: Params,
     tokenizer: Tokenizer,
 ) -> tuple[list[Row], int]:
-    thumbs = answers_with_thumbs(pairs)
+    thumbs = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
+    thumbs += [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
     made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
     rows: list[Row] = [

@@ -17,7 +17,7 @@ from harness.models.against_base import PICKLED, adapter_problems, model_problem
 from harness.models.hub import ModelSource, has_tokenizer, is_packed
 from harness.models.openai_api import FILE, Settings
 from harness.models.weight_files import CONFIG, WEIGHTS
-from harness.plugins import Method, MethodChecks
+from harness.plugins import Method
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, made_weights
@@ -75,7 +75,6 @@ def _adapter_problems(recipe: Recipe, source: ModelSource, where: str) -> Iterat
 
 
 def _copy_adapter(context: FitContext, params: AdapterParams) -> Weights:
-    """Copy the adapter, with its weights as safetensors."""
     assert context.path is not None
     start, folder = time.perf_counter(), context.folder / "adapter"
     folder.mkdir()
@@ -110,12 +109,11 @@ class Adapter:
         fit=_copy_adapter,
         makes="adapter",
         made_elsewhere=True,
-        checks=MethodChecks(_adapter_problems),
+        problems=_adapter_problems,
     )
 
 
 def _whole_model_problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield the problems of judging the whole model at the recipe's path against this base."""
     folder = Path(recipe.path or "")
     if not has_tokenizer(folder):
         step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({str(folder)!r})"
@@ -137,7 +135,7 @@ class Model:
         fit=_take_model,
         makes="model",
         made_elsewhere=True,
-        checks=MethodChecks(_whole_model_problems),
+        problems=_whole_model_problems,
     )
 
 
@@ -176,7 +174,6 @@ def _artefact_problems(recipe: Recipe, source: ModelSource, where: str) -> Itera
 
 
 def _name_artefact(context: FitContext, params: Spec) -> Weights:
-    """Record the artefact's path and size."""
     assert context.path is not None
     record = context.folder / artefacts.FILE
     record.write_text(json.dumps({"path": str(context.path.absolute())}), "utf-8")
@@ -194,7 +191,7 @@ class Artefact:
         fit=_name_artefact,
         makes="artefact",
         made_elsewhere=True,
-        checks=MethodChecks(_artefact_problems),
+        problems=_artefact_problems,
     )
 
 

@@ -7,7 +7,7 @@ Invariant: it answers no task and is not compared. Source: Bradley and Terry 195
 from pydantic import Field
 
 from harness.models.later import transformers, trl
-from harness.plugins import AdapterShape, Method
+from harness.plugins import Method
 from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
@@ -74,5 +74,5 @@ METHOD = Method(
     seeded=True,
     hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "heads", "reward_model"),
-    adapter=AdapterShape(adapter_parameters),
+    n_parameters=adapter_parameters,
 )

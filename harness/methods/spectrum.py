@@ -25,7 +25,7 @@ from harness.models.deltas import save_delta
 from harness.models.hardware import dtype
 from harness.models.later import torch
 from harness.models.shapes import Shape
-from harness.plugins import AdapterShape, Method, MethodAlternative
+from harness.plugins import Method, MethodAlternative
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
@@ -162,7 +162,7 @@ METHOD = Method(
     makes="delta",
     **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
-    adapter=AdapterShape(estimate_trained_parameters),
+    n_parameters=estimate_trained_parameters,
     alternative=MethodAlternative(
         {}, "trains the quarter of the model's own matrices that carry most signal"
     ),

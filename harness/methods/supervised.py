@@ -18,7 +18,7 @@ from harness.models.later import torch
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
-from harness.plugins import AdapterShape, Method, MethodAlternative, MethodChecks, Situation
+from harness.plugins import Method, MethodAlternative, Situation
 from harness.spec import Recipe
 from harness.training import (
     SUPERVISED,
@@ -48,7 +48,6 @@ _OF_ALL_PARAMETERS = {
 
 
 def _propose(rates: dict[float, list[float]], situation: Situation) -> dict[str, Any]:
-    """Propose the sweep and the replayed rows of a training."""
     # One replayed row for each training row kept most of what the quickstart's base could do.
     fitting = next(of for most, of in rates.items() if situation.billions < most)
     return {"sweep": {"learning_rate": fitting}, "replay": 1.0}
@@ -179,8 +178,8 @@ class Peft:
         makes="adapter",
         **SUPERVISED,
         loops=("training", "tokens", "sft", "peft_families"),
-        checks=MethodChecks(_family_problems),
-        adapter=AdapterShape(_count_parameters),
+        problems=_family_problems,
+        n_parameters=_count_parameters,
         alternative=MethodAlternative(
             {"peft_type": "IA3"}, "trains the fewest parameters of PEFT's families that merge into the base"
         ),

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.errors import Problem
-from harness.plugins import Method, MethodChecks
+from harness.plugins import Method
 from harness.records import TrainingRecord, digest, is_unspaced
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, heads
@@ -27,7 +27,6 @@ class ClassifierParams(Spec):
 
 
 def _store_texts(context: FitContext, params: ClassifierParams) -> Weights:
-    """Store the training texts that have a closed set of choices."""
     start = time.perf_counter()
     texts, indices, known = heads.label_texts(context.train)
     content = {
@@ -77,7 +76,6 @@ def _encoder_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem
 
 
 def _fit_on_embeddings(context: FitContext, params: EmbeddingParams) -> Weights:
-    """Embed the training texts, fit the classifier, and store its coefficients."""
     from sklearn.linear_model import LogisticRegression
 
     start, (texts, indices, labels) = time.perf_counter(), heads.label_texts(context.train)
@@ -112,7 +110,7 @@ class Embedding:
         draws_from="train",
         loops=("heads",),
         reads=heads.encoder_digest,
-        checks=MethodChecks(_encoder_problems),
+        problems=_encoder_problems,
     )
 
 

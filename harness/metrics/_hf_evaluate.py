@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.metrics import Metric, mean_metric
+from harness.progress import quiet_libraries
 from harness.records import Example, Output, list_words
 from harness.spec import EVALUATE, Task, is_path, metric_name
 
@@ -28,7 +29,20 @@ def metric(task: Task, written: str) -> Metric:
     """Build the mean of a metric over single answers, in the metric's unit."""
     path, _, key = written.removeprefix(EVALUATE).partition(":")
     where, name = f"task {task.name}: metric {metric_name(written)}", Path(path).name.removesuffix(".py")
-    scorer, is_error = _load_library(path, where), name in _ERRORS
+    quiet_libraries()
+    try:
+        import evaluate
+    except ImportError:
+        step = "pip install 'harness-evals[evaluate]'"
+        raise UserError(where, "no package evaluate", "its library", step) from None
+    try:
+        scorer: Any = evaluate.load(path, keep_in_memory=True)
+    except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        expected = "a metric script" if is_path(path) else "a metric that the hub gives or that is cached"
+        step = "check the name or path and the network, and install what it needs"
+        raise UserError(where, f"it could not be loaded ({reason})", expected, step) from None
+    is_error = name in _ERRORS
     kinds = scorer.features if isinstance(scorer.features, list) else [scorer.features]
     texts = [kind for kind in kinds if _is_text(kind.get("predictions")) and _is_text(kind.get("references"))]
     if not texts:
@@ -59,24 +73,6 @@ def metric(task: Task, written: str) -> Metric:
 
     reads = is_ascii if name == "rouge" else built.reads
     return replace(built, worst=lambda _: worst, signature=signature, reads=reads)
-
-
-def _load_library(name: str, where: str) -> Any:
-    from harness.progress import quiet_libraries
-
-    quiet_libraries()
-    try:
-        import evaluate
-    except ImportError:
-        step = "pip install 'harness-evals[evaluate]'"
-        raise UserError(where, "no package evaluate", "its library", step) from None
-    try:
-        return evaluate.load(name, keep_in_memory=True)
-    except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        expected = "a metric script" if is_path(name) else "a metric that the hub gives or that is cached"
-        step = "check the name or path and the network, and install what it needs"
-        raise UserError(where, f"it could not be loaded ({reason})", expected, step) from None
 
 
 def _key(compute: Compute, key: str, name: str, where: str) -> str:

@@ -80,7 +80,6 @@ def main_file(path: Path) -> Path:
 
 
 def _list_weights(path: Path) -> list[Path]:
-    """List all files with weights of a GGUF or ONNX artefact."""
     graph = main_file(path)
     name, parts = escape(graph.name), _PART.sub("-?????-of-", escape(graph.name))
     return sorted({graph, *find_matching(graph.parent, (parts, f"{name}[._]data*"))})

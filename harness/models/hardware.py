@@ -260,14 +260,13 @@ def probe(
 
 def cpu_kernels() -> dict[str, str]:
     """Describe what selects this CPU's kernels, and so the last digits of results; asks torch only once."""
-
-    def find_capability() -> str:
-        return torch.backends.cpu.get_cpu_capability()
-
     known = {"processor": processor_name() or "", "flags": _cpu_flags()}
     known |= {name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
     key = digest([known, platform.machine(), version("torch")])
-    return {"capability": memo("cpu_capability", key, find_capability), **known}
+    return {
+        "capability": memo("cpu_capability", key, lambda: torch.backends.cpu.get_cpu_capability()),
+        **known,
+    }
 
 
 def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:

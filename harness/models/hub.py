@@ -40,7 +40,6 @@ from harness.models.weight_files import (
     find_matching,
     map_stored_tensors,
     parameters_of,
-    pickled_problems,
     read_config,
     refuse_damaged,
     weights_bytes,
@@ -203,8 +202,14 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
         hub_id, patterns = name.removeprefix(HUB), ["*.json", SAFETENSORS, "*.model", "*.txt", "*.jinja"]
         with _refuse_unknown(hub_id, where):
             path = Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=[*_OTHER_FORMS]))
-    refuse(pickled_problems(path, f"{where} {name}"))
     weights, configs = weights_files(path), find_matching(path, _CONFIG_FILES)
+    if not weights and any(path.glob("*.bin")):
+        found = f"{path} with pickled weights, which can run code when they are opened"
+        step = (
+            "save them again where you trust them: from transformers import AutoModelForCausalLM as model; "
+            f"model.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+        )
+        raise UserError(f"{where} {name}", found, "weights in safetensors", step)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
         found, expected = f"a folder without {' and '.join(lacking)}", "a model saved by save_pretrained"

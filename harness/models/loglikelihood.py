@@ -194,7 +194,6 @@ class Executor:
         }
 
     def _logits(self, packed: Pack, prefix: Cache | None) -> "torch.Tensor":
-        """Return the logits (u, v) at the pack's sources."""
         device = self.model.device
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
@@ -216,7 +215,6 @@ class Executor:
             return logits
 
     def _choose_engine(self) -> str:
-        """Choose the layout by scoring a small tree in both."""
         is_stateful = self.model._is_stateful  # noqa: SLF001 (it is said nowhere else)
         if is_stateful and self.prefixes.windows is not None:
             reason = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"

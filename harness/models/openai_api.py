@@ -250,17 +250,6 @@ class Server:
             raise self.refusal(f"an answer of the type {type(content).__name__}", _SERVER)
         return choice, _legible("".join(written))
 
-    def read_first_logprobs(self, choice: Any) -> tuple[tuple[str, float], ...]:
-        """Return the log-probabilities of the tokens that could have begun an answer, after blanks."""
-        content = (choice.logprobs and choice.logprobs.content) or ()
-        first = next((token for token in content if token.token.strip()), None)
-        if first is None:
-            if choice.message.content:
-                raise self.refusal("an answer without log-probabilities", "a server that gives top_logprobs")
-            return ()
-        likely = {token.token: token.logprob for token in (*(first.top_logprobs or ()), first)}
-        return tuple((_legible(token), logprob) for token, logprob in likely.items())
-
     def error_text(self, error: "APIError") -> str:
         """Return what the server says of an error, on one line and without the key."""
         text = message(error)
@@ -391,7 +380,16 @@ class ChatCandidate(Candidate):
         )
         choice, text = self._server.read_first_choice(found)
         output = _output(text, choice.finish_reason, found.usage, limits)
-        return replace(output, first_logprobs=self._server.read_first_logprobs(choice)) if more else output
+        # The tokens that could have begun the answer, after blanks.
+        content = (choice.logprobs and choice.logprobs.content) or ()
+        first = next((token for token in content if token.token.strip()), None)
+        if more and first is None and choice.message.content:
+            step = "a server that gives top_logprobs"
+            raise self._server.refusal("an answer without log-probabilities", step)
+        if not more or first is None:
+            return output
+        likely = {token.token: token.logprob for token in (*(first.top_logprobs or ()), first)}
+        return replace(output, first_logprobs=tuple((_legible(t), p) for t, p in likely.items()))
 
 
 def _answers(

@@ -224,7 +224,6 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Let transformers fill in a configuration; empty if it refuses it."""
     from huggingface_hub.errors import StrictDataclassError
 
     family = str(config.get("model_type", ""))

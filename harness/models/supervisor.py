@@ -26,10 +26,6 @@ _MAXRSS_BYTES = 1024
 def main() -> None:
     """Run the command of the command line in a folder, its output going to the log."""
     folder, log, channel, *command = sys.argv[1:]
-
-    def end_with_parent() -> None:  # which the program that this process becomes keeps
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
     with Path(log).open("ab") as output:
         try:
             child = subprocess.Popen(
@@ -39,7 +35,8 @@ def main() -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                # Ends with its parent, which the program that this process becomes keeps.
+                preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
             )
         except OSError as error:
             output.write(f"{error}\n".encode())

@@ -240,7 +240,6 @@ def _join(tokenizer: Tokenizer, one: _PromptTexts, ids: Mapping[_Text, Tokens]) 
 
 
 def _ids(tokenizer: Tokenizer, texts: Iterable[_Text]) -> dict[_Text, Tokens]:
-    """Return the token ids of texts, each of them once."""
     from transformers.utils.chat_template_utils import encode_marked_chat
 
     wanted, out, eos = dict.fromkeys(texts), dict[_Text, Tokens](), tokenizer.eos_token

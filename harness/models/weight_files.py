@@ -6,7 +6,7 @@ weights are loaded, and no pickle is read.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -181,18 +181,6 @@ def weights_files(path: Path) -> list[Path]:
     if (path / _INDEX).exists() or (path / _WHOLE).exists():
         return [file for file in found if not file.match(_TWICE)]
     return found
-
-
-def pickled_problems(path: Path, where: str) -> Iterator[Problem]:
-    """Yield a problem if a folder has only pickled weights, with the lines to convert them."""
-    if weights_files(path) or not any(path.glob("*.bin")):
-        return
-    found = f"{path} with pickled weights, which can run code when they are opened"
-    step = (
-        "save them again where you trust them: from transformers import AutoModelForCausalLM as model; "
-        f"model.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
-    )
-    yield Problem(where, found, "weights in safetensors", step)
 
 
 def weights_bytes(folder: Path) -> int:

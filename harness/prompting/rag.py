@@ -73,7 +73,7 @@ def build(context: PromptingContext, params: Params) -> Step:
         step = "give the task `data: {documents: …}`, or leave rag out"
         raise UserError(f"task {context.task.name}", found, expected, step)
     chunks = passages(context, params)
-    texts = list(map(_text, chunks))
+    texts = [f"{chunk.title} {chunk.text}" for chunk in chunks]
     where, reranker = f"task {context.task.name}", None
     scores: Scores = lambda query: [0.0] * len(texts)  # noqa: E731  (a dry run takes the first passages)
     if params.model is None:
@@ -98,10 +98,6 @@ def build(context: PromptingContext, params: Params) -> Step:
 def passages(context: PromptingContext, params: Params) -> list[Document]:
     """Cut the documents into the passages that it chooses from."""
     return [chunk for document in context.documents for chunk in _chunks(document, params)]
-
-
-def _text(chunk: Document) -> str:
-    return f"{chunk.title} {chunk.text}"
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:

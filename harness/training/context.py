@@ -54,34 +54,43 @@ class Reward:
     task: Task | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FitContext:
-    """Input of a method: the base as it will be served, prompted examples, and a folder for the weights.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    """What a fit depends on besides its method and rows: the base as it will be served, and other weights.
 
     `init` is the folder of the adapter or model that training starts from, `merges` are those of adapters to
-    merge, `path` is that of weights made elsewhere. `prepare` changes the loaded base. `general` are the rows
-    that penalties read, by regulariser. The weights of `track` checkpoints are kept; training pauses after
-    `pause_at` of them, or `show_at` planned ones. `send` passes logged values to trackers.
+    merge, `path` is that of weights made elsewhere. The weights of `track` checkpoints are kept; training
+    pauses after `pause_at` of them.
     """
 
     source: ModelSource
     machine: Machine
+    seed: int
+    chat_template: bool = True
+    regularize: Regularize = field(default_factory=dict)
+    init: Path | None = None
+    merges: tuple[Path, ...] = ()
+    path: Path | None = None
+    reward: Reward | None = None
+    track: int = 0
+    pause_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitContext(FitSettings):
+    """Input of a method: settings, prompted examples, and a folder for the weights.
+
+    `prepare` changes the loaded base. `general` are the rows that penalties read, by regulariser. Training
+    also pauses after `show_at` planned points. `send` passes logged values to trackers.
+    """
+
     folder: Path
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
-    chat_template: bool
-    seed: int
     advance: Advance
     pairs: tuple[Example, ...] = ()
-    init: Path | None = None
-    path: Path | None = None
-    prepare: Callable[[Any], None] = lambda model: None
-    reward: Reward | None = None
-    regularize: Regularize = field(default_factory=dict)
     general: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
-    merges: tuple[Path, ...] = ()
-    track: int = 0
-    pause_at: int = 0
+    prepare: Callable[[Any], None] = lambda model: None
     show_at: int = 0
     send: Send | None = None
 
@@ -358,7 +367,6 @@ def make_tracking_callback(
 
 
 def _remove(folder: Path, steps: Collection[int]) -> None:
-    """Remove the weights of steps, each folder atomically."""
     for step in steps:
         if (point := folder / f"{_STEP}{step}").exists():
             shutil.rmtree(point.rename(point.with_name(f"{point.name}.part")))

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from harness import plugins
 from harness.errors import HarnessError, Problem, UserError
 from harness.masking import mask_values
 from harness.models import hardware
-from harness.models.hardware import Machine
-from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
+from harness.models.hub import has_tokenizer, load_tokenizer
 from harness.models.later import torch
 from harness.models.weight_files import weights_bytes
 from harness.progress import Advance
@@ -31,7 +30,7 @@ from harness.training.context import (
     FIT,
     TRACKED,
     FitContext,
-    Reward,
+    FitSettings,
     TrainingPaused,
     find_last_checkpoint,
 )
@@ -47,8 +46,8 @@ _WAIT_S = 60  # a worker whose parent was killed ends at its next step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingJob:
-    """Fit without its rows: the fields of `FitContext`, and `method` with its `params`.
+class TrainingJob(FitSettings):
+    """Fit without its rows: its settings, and `method` with its `params`.
 
     The last `n_mixed` training rows were mixed in by regularisers. `threads` is 0 without torch; `processes`
     share the rows, and the weights as `shards` says (see `AcceleratePolicy`). `code` are the versions of the
@@ -57,21 +56,10 @@ class TrainingJob:
 
     method: str
     params: dict[str, Any]
-    source: ModelSource
-    machine: Machine
-    seed: int
-    chat_template: bool = True
-    regularize: dict[str, dict[str, Any]]
     n_mixed: int = 0
-    init: Path | None = None
-    merges: tuple[Path, ...] = ()
-    path: Path | None = None
-    reward: Reward | None = None
     threads: int = 0
     processes: int = 1
     shards: str = ""
-    track: int = 0
-    pause_at: int = 0
     live: LiveRun | None = None
     code: tuple[Any, ...]
 
@@ -160,8 +148,7 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
         import torch
 
         torch.set_num_threads(max(1, job.threads // job.processes))
-    same = ("source", "machine", "chat_template", "seed", "init", "path", "reward", "regularize", "merges")
-    given: dict[str, Any] = {name: getattr(job, name) for name in (*same, "track", "pause_at")}
+    given: dict[str, Any] = {f.name: getattr(job, f.name) for f in fields(FitSettings)}
     given |= {split: rows[split] for split in _SPLITS} | {"show_at": job.live.pause_at if job.live else 0}
     given["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
     prepare_model = partial(prepare, job.regularize)
@@ -218,7 +205,6 @@ def remove_all_but(folder: Path, kept: Iterable[str]) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Write a file atomically."""
     part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)

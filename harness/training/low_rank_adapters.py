@@ -1,7 +1,7 @@
 """Low-rank adapters: parameters, checks of module names on a base without weights, and policies for TRL."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from harness.models.later import Model, Tokenizer, peft, torch, transformers
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
-from harness.plugins import AdapterShape, InitWeights, Method, MethodChecks
+from harness.plugins import InitWeights, Method
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
@@ -66,7 +66,6 @@ class LowRankParams(SupervisedParams, LoraParams):
 def low_rank_method(
     params: type[LoraParams],
     train: Callable[..., TrainingRecord] = fine_tune,
-    checks: Mapping[str, Any] = {},
     **own: Any,
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `own` are other fields of `Method`."""
@@ -76,17 +75,17 @@ def low_rank_method(
         peft_families.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
         return made_weights(context, "adapter", train(context, given, config, context.folder / "adapter"))
 
-    shared_checks: dict[str, Any] = {"problems": low_rank_problems, "of_init": _init_problems}
-    fields: dict[str, Any] = {"trains": True, "seeded": True} | own
-    fixed = tuple(LoraParams.model_fields) if own.get("init_from") else ()
-    return Method(
-        params=params,
-        fit=fit,
-        makes="adapter",
-        checks=MethodChecks(**shared_checks | dict(checks)),
-        adapter=AdapterShape(adapter_parameters, lower_rank, leave_out, fixed),
-        **fields,
-    )
+    shared: dict[str, Any] = {
+        "trains": True,
+        "seeded": True,
+        "problems": low_rank_problems,
+        "init_problems": _init_problems,
+        "n_parameters": adapter_parameters,
+        "lower_rank": lower_rank,
+        "leave_out": leave_out,
+        "fixed": tuple(LoraParams.model_fields) if own.get("init_from") else (),
+    }
+    return Method(params=params, fit=fit, makes="adapter", **shared | own)
 
 
 def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:

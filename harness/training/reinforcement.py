@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from math import isfinite
 from numbers import Real
 from pathlib import Path
@@ -24,7 +23,7 @@ from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_li
 from harness.metrics import item_scores, load_metrics
 from harness.models import encode_all, join_to_plain_text
 from harness.models.later import Tokenizer, datasets, peft, torch, transformers, trl
-from harness.plugins import Teaching
+from harness.plugins import load_file
 from harness.records import Example, Output, PromptText, TrainingRecord, ValidationReward
 from harness.spec import Task, is_path, metric_name
 from harness.training.context import FitContext, Reward, curve
@@ -49,9 +48,7 @@ REWARDED: dict[str, Any] = {
     "published_as": "reinforcement",
     "hooks": ("penalty",),
     "loops": ("training", "tokens", "heads", "reinforcement"),
-    "teaching": Teaching(
-        extra_tokens=lambda params, _, rows, tokens: (3 * tokens, rows * params.max_completion_length)
-    ),
+    "extra_tokens": lambda params, _, rows, tokens: (3 * tokens, rows * params.max_completion_length),
 }
 
 
@@ -205,7 +202,6 @@ def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
 
 
 def _encode(prompts: Sequence[Any], tokenizer: Tokenizer) -> list[list[int]]:
-    """Turn prompts into the token ids used in evaluation."""
     texts = [
         PromptText(({"role": "user", "content": one},), chat_template=False)
         if isinstance(one, str)
@@ -259,17 +255,7 @@ def reward_problems(written: str, task: Task, examples: Sequence[Example], where
 
 
 def _module(path: Path) -> ModuleType:
-    expected = f"a Python file with {_FUNCTION}, or with def metric(task)"
-    spec = spec_from_file_location(f"harness_own_rewards_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(str(path), "no such file", expected, "create it, or correct the path")
-    module = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        raise UserError(str(path), found, expected, "fix the file") from error
-    return module
+    return load_file(path, f"a Python file with {_FUNCTION}, or with def metric(task)", str(path))
 
 
 def _reward_by_file(path: Path) -> Rewards:

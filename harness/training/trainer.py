@@ -18,7 +18,7 @@ from harness.models import hardware, hub, memory
 from harness.models.hardware import Machine
 from harness.models.later import Model, Tokenizer, torch, transformers
 from harness.progress import Advance
-from harness.records import Example, TrainingRecord
+from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import parallel
 from harness.training.context import (
@@ -198,14 +198,11 @@ def add_regularizers(kind: Any, context: FitContext, tokenizer: Tokenizer, max_l
     if not regularizers.has_hook(given, "penalty", "step", "select"):
         return kind
 
-    def general_row(_: Example, start: int, ids: list[int]) -> Row:
-        return {"general": regularizers.GeneralRow(ids, start)}
-
     rows = {}
     for name, examples in context.general.items():
         what = f"general rows of {name}"
-        kept, _ = tokenized_rows(context, examples, tokenizer, max_length, general_row, what)
-        rows[name] = tuple(row["general"] for row in kept)
+        kept, _ = tokenized_rows(context, examples, tokenizer, max_length, lambda _, *row: {"row": row}, what)
+        rows[name] = tuple(regularizers.GeneralRow(ids, start) for start, ids in (one["row"] for one in kept))
 
     class RegularizedTrainer(kind):  # type: ignore[misc]
         def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:

@@ -60,7 +60,10 @@ def train(side: str, precision: str, folder: Path) -> dict[str, float]:
         for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])
     )
     chat = session.target.task.chat_template
-    context = FitContext(session.source, session.machine, folder, train, validation, chat, 0, lambda *_: None)
+    context = FitContext(
+        source=session.source, machine=session.machine, seed=0, chat_template=chat, folder=folder, train=train,
+        validation=validation, advance=lambda *_: None,
+    )  # fmt: skip
     gflops = context.machine.gflops
     train_as_it_is, used = Trainer.train, 0.0
 

@@ -54,9 +54,8 @@ def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[
     # Take rows of a general task, each behind some others as earlier turns of one conversation.
     rows = rows_of("chat_facts")
     train = tuple(conversation(rows, i, recipe.n_turns) for i in range(recipe.n_rows))
-    context = FitContext(
-        model.source, model.machine, folder / "lora", train, train[:2], True, 0, lambda *_: None
-    )
+    given = {"source": model.source, "machine": model.machine, "seed": 0, "advance": lambda *_: None}
+    context = FitContext(folder=folder / "lora", train=train, validation=train[:2], **given)
     first = context.train[: recipe.params.per_device_train_batch_size]
     train_by_trl(replace(context, train=first, folder=folder / "first"), recipe.params)
     ours = train_by_harness(context, recipe.params)

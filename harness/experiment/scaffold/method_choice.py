@@ -116,7 +116,7 @@ def _need(
     """Estimate the memory of a training in GB, and the parameters that it trains."""
     method, on_gpu = plugins.method(name), here.machine.device == "cuda"
     params = method.params(**recipe.get("params", {}))
-    n_trained = method.adapter.n_parameters(shape, params) or shape.n_parameters
+    n_trained = method.n_parameters(shape, params) or shape.n_parameters
     memory_gb = memory.training_peak(
         shape,
         n_trained,
