@@ -236,11 +236,6 @@ def test_the_plugins_of_a_kind_are_in_its_public_files_and_found_without_importi
         assert (declared[name], plugins.names(kind)) == (plugins.load(kind, name), sorted(places))
 
 
-@pytest.mark.parametrize("kind", ["methods", "prompting", "regularizers"])
-def test_every_recipe_plugin_exports_its_parameters(kind):
-    assert all(hasattr(plugins.load(kind, name), "Params") for name in plugins.names(kind))
-
-
 def test_the_needs_of_a_prompting_are_files_of_the_data():
     promptings = [plugins.load("prompting", name) for name in plugins.names("prompting")]
     needs = {need for plugin in promptings for need in getattr(plugin, "NEEDS", ())}

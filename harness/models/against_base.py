@@ -16,34 +16,13 @@ from typing import Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, UserError, one_line
+from harness.models import hub, weight_files
 from harness.models.deltas import CONFIG as DELTA_CONFIG
 from harness.models.deltas import MATRICES, apply_delta
 from harness.models.devices import build_without_weights, load_base
 from harness.models.hardware import Machine, dtype
-from harness.models.hub import (
-    ModelSource,
-    architecture_difference,
-    chat_template,
-    is_packed,
-    load_tokenizer,
-    save_tokenizer,
-    tokenizer_files,
-)
 from harness.models.later import Model, Tokenizer, peft, torch, transformers
 from harness.models.tokenization import end_ids
-from harness.models.weight_files import (
-    CONFIG,
-    WEIGHTS,
-    Tensor,
-    content_digest,
-    map_stored_tensors,
-    own_name,
-    read_config,
-    refuse_damaged,
-    refuse_infinite,
-    refuse_moved_base,
-    tensors_of,
-)
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import Limits, digest, parse_json
@@ -67,24 +46,27 @@ _SIZE = re.compile(
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of an adapter; a ValueError if it is not a JSON object."""
-    config = parse_json((folder / CONFIG).read_text("utf-8"))
+    config = parse_json((folder / weight_files.CONFIG).read_text("utf-8"))
     if not isinstance(config, dict):
         raise ValueError("no JSON object")
     return config
 
 
-def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
+def adapter_problems(folder: Path, source: hub.ModelSource, where: str) -> Iterator[Problem]:
     """Yield the first problem that keeps the adapter in a folder from being applied to a base."""
-    for file, read in ((WEIGHTS, tensors_of), (CONFIG, lambda _: read_adapter_config(folder))):
+    for file, read in (
+        (weight_files.WEIGHTS, weight_files.tensors_of),
+        (weight_files.CONFIG, lambda _: read_adapter_config(folder)),
+    ):
         try:
             read(folder / file)
         except (ValueError, AttributeError, LookupError, TypeError) as error:
             found = f"a damaged {file} ({one_line(error)})"
             yield Problem(f"{folder / file}", found, "a whole adapter", "copy or export it again")
             return
-    if is_packed(source):
+    if hub.is_packed(source):
         return
-    tensors, config = tensors_of(folder / WEIGHTS), read_adapter_config(folder)
+    tensors, config = weight_files.tensors_of(folder / weight_files.WEIGHTS), read_adapter_config(folder)
     misfit: list[str] = []
 
     def check() -> bool | None:
@@ -94,7 +76,7 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
     known = [
         config,
         {n: (t.dtype, t.shape) for n, t in tensors.items()},
-        content_digest(tokenizer_files(folder)),
+        weight_files.content_digest(hub.tokenizer_files(folder)),
     ]
     of_base = [source.weights_digest, source.template_digest]
     memo("adapters_against_bases", digest([*known, *of_base, package_versions(), _VERSION]), check)
@@ -102,31 +84,31 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
         yield Problem(where, *misfit)
 
 
-def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
+def model_problems(folder: Path, source: hub.ModelSource, where: str) -> Iterator[Problem]:
     """Yield the problems of a whole model: damaged files, or layers that differ from the base's."""
     try:
-        read_config(folder)
-        refuse_damaged(folder)
+        weight_files.read_config(folder)
+        weight_files.refuse_damaged(folder)
     except UserError as damaged:
         yield from damaged.problems
         return
-    if found := architecture_difference(folder, source.path):
+    if found := hub.architecture_difference(folder, source.path):
         step = f"name it as base_model: {folder} of an experiment of its own"
         yield Problem(where, found, f"the architecture of {source.name}", step)
 
 
-def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
-    if not (files := [file.name for file in tokenizer_files(folder)]):
+def _own_tokenizer(folder: Path, source: hub.ModelSource) -> list[str]:
+    if not (files := [file.name for file in hub.tokenizer_files(folder)]):
         return []
-    theirs, base = source._replace(path=folder, template="", switches=""), load_tokenizer(source)
+    theirs, base = source._replace(path=folder, template="", switches=""), hub.load_tokenizer(source)
     difference = ""
     # As in the base's file, or as it is used, which is the form that a training here saves.
-    known = ("", chat_template(source).strip(), str(base.chat_template).strip())
-    if chat_template(theirs).strip() not in known:
+    known = ("", hub.chat_template(source).strip(), str(base.chat_template).strip())
+    if hub.chat_template(theirs).strip() not in known:
         difference = "a chat template of its own"
     elif {*files} - {"chat_template.jinja"}:
         try:
-            own = load_tokenizer(theirs)
+            own = hub.load_tokenizer(theirs)
         except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
             difference = f"a tokenizer that cannot be loaded ({one_line(error)})"
         else:
@@ -150,7 +132,10 @@ def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
 
 
 def _misfit(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: ModelSource
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, weight_files.Tensor],
+    source: hub.ModelSource,
 ) -> list[str]:
     """Return what was found, what was expected and the next step; nothing if the adapter fits."""
     quiet_libraries()
@@ -159,7 +144,7 @@ def _misfit(
     kind, installed = config.get("peft_type"), f"PEFT {peft.__version__}"
     known = {str(getattr(name, "value", name)): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if kind not in known:
-        found = f"peft_type: {kind} in {CONFIG}"
+        found = f"peft_type: {kind} in {weight_files.CONFIG}"
         return [found, f"a family that {installed} knows", f"an adapter that {installed} can open"]
     if kind in _NOT_ALONE or config.get("alora_invocation_tokens"):
         found = f"peft_type: {kind}, which needs more than a row, or changes only a part of it"
@@ -171,7 +156,11 @@ def _misfit(
     if unknown := {name: value for name, value in config.items() if name not in names and value}:
         found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
         step = f"export it by {installed}, or remove {', '.join(unknown)} if nothing was trained so"
-        return [f"{found} in {CONFIG}", f"keys that {installed} knows, as it ignores others", step]
+        return [
+            f"{found} in {weight_files.CONFIG}",
+            f"keys that {installed} knows, as it ignores others",
+            step,
+        ]
     found = _try_on(folder, tensors, source)
     if not found:
         return []
@@ -198,7 +187,7 @@ def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     ranks = vars(config).get("rank_pattern")
     if config.peft_type == "ADALORA":
         config.rank_pattern = None  # PEFT has applied it already and would apply it again
-    misfit = _hold(opened, config, load_file(folder / WEIGHTS), own)
+    misfit = _hold(opened, config, load_file(folder / weight_files.WEIGHTS), own)
     if config.peft_type == "ADALORA":
         config.rank_pattern = ranks
     if misfit:
@@ -207,7 +196,7 @@ def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     return opened
 
 
-def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) -> str:
+def _try_on(folder: Path, tensors: Mapping[str, weight_files.Tensor], source: hub.ModelSource) -> str:
     """Apply an adapter to the base without weights; return what does not fit, where that can be told."""
     from peft.utils.other import _prepare_prompt_learning_config
 
@@ -244,8 +233,8 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
             return ""
         if not (size := _SIZE.search(str(error))):
             return one_line(error)
-        tensor = own_name(size[1]).replace(".default", "")
-        return f"{tensor} of size ({size[2]}), where the base and {CONFIG} make ({size[3]})"
+        tensor = weight_files.own_name(size[1]).replace(".default", "")
+        return f"{tensor} of size ({size[2]}), where the base and {weight_files.CONFIG} make ({size[3]})"
 
 
 def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
@@ -256,7 +245,7 @@ def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> 
     else:
         wanted = peft.get_peft_model_state_dict(made, save_embedding_layers=False).keys()
         unused, lacking = set(loaded.unexpected_keys), wanted - tensors.keys()
-        if tensors.keys() - wanted - {name for name in tensors if own_name(name) in own}:
+        if tensors.keys() - wanted - {name for name in tensors if weight_files.own_name(name) in own}:
             # Names of an older PEFT version, which PEFT maps to its current ones.
             lacking = {name for name in loaded.missing_keys if "default" in name.split(".")}
     if unused:
@@ -296,7 +285,7 @@ def unmergeable(kind: str, folder: Path | None) -> tuple[str, str] | None:
 
 
 @contextmanager
-def open_whole(source: ModelSource, kind: str, folder: Path | None) -> Iterator[WholeModel]:
+def open_whole(source: hub.ModelSource, kind: str, folder: Path | None) -> Iterator[WholeModel]:
     """Open the base, a whole model in its place, or the base with an adapter or delta merged into it.
 
     A quantised base is opened with its rounded weights, in fp32. CandidateFailed is raised if the weights
@@ -310,8 +299,8 @@ def open_whole(source: ModelSource, kind: str, folder: Path | None) -> Iterator[
         model = model.dequantize(torch.float32)
     if kind == "adapter" and folder:
         own = folder / "adapter"
-        refuse_infinite(own)
-        refuse_moved_base(read_adapter_config(own))
+        weight_files.refuse_infinite(own)
+        weight_files.refuse_moved_base(read_adapter_config(own))
         for problem in adapter_problems(own, source, ""):
             raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
         adapted = open_adapter(model, own, torch_device="cpu").eval()
@@ -346,7 +335,7 @@ def _logits(model: Any) -> "torch.Tensor":
 def stored_precision(path: Path) -> str:
     """Return the precision in which most bytes of a model are stored: fp32, fp16 or bf16; bf16 of others."""
     sizes: dict[str, int] = {}
-    for tensor in map_stored_tensors(path).values():
+    for tensor in weight_files.map_stored_tensors(path).values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.begin
     return _TYPES.get(max(sizes, key=lambda name: sizes[name], default=""), "bf16")
 
@@ -363,7 +352,7 @@ def save_beside(whole: WholeModel, folder: Path, limits: Limits) -> None:
         max_new_tokens=limits.max_new_tokens,
         **(sampled if limits.temperature else {"do_sample": False}),
     ).save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    hub.save_tokenizer(tokenizer, folder)
     whole.model.config.save_pretrained(folder)
 
 

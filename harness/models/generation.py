@@ -8,19 +8,12 @@ Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.models import prefix_cache
 from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens, count_shared_prefix, plan
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.later import Cache, Model, torch
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
 from harness.models.memory import ran_out_of_memory
-from harness.models.prefix_cache import (
-    PrefixCache,
-    additive_mask,
-    cut_to_windows,
-    empty_cache,
-    forget_length,
-    row_cache,
-)
 from harness.records import Limits
 
 # Tells for each row of new tokens (b, n) whether it stops there (b,).
@@ -37,7 +30,7 @@ class PromptReader(NamedTuple):
 
     model: Model
     size: Size
-    prefixes: PrefixCache
+    prefixes: prefix_cache.PrefixCache
     engine: str = "packed"
     costs: PassCosts = CPU_COSTS
 
@@ -121,7 +114,7 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
         seen = torch.zeros((len(prompts), end + how.max_new_tokens), dtype=torch.bool, device=model.device)
         seen[:, :shared] = True
         first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-        cache = empty_cache(model, end + how.max_new_tokens)
+        cache = prefix_cache.empty_cache(model, end + how.max_new_tokens)
         layers: Sequence[Any] = cache.layers
         for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
             width = max(len(own[i]) for i in group)
@@ -136,8 +129,10 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
             if any(windows):  # transformers' masks would count the padding in between
                 order = torch.arange(mask.shape[1], device=mask.device)
                 visible = mask.bool()[:, None] & (order <= order[shared:, None])
-                seeing = cut_to_windows(additive_mask(model, visible), places[:, shared:], places, windows)
-            read = row_cache(model, prefix, len(group))
+                seeing = prefix_cache.cut_to_windows(
+                    prefix_cache.additive_mask(model, visible), places[:, shared:], places, windows
+                )
+            read = prefix_cache.row_cache(model, prefix, len(group))
             logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
             first[rows] = how.pick(logits, rows, 0)
             read_layers: Sequence[Any] = read.layers
@@ -156,7 +151,7 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
         positions = seen.sum(1)
         order = torch.arange(seen.shape[1], device=first.device)
         places = torch.where(order < end, seen.cumsum(1) - 1, order - end + positions[:, None])
-        mask = additive_mask(model, seen[:, None])  # (b, 1, 1, t)
+        mask = prefix_cache.additive_mask(model, seen[:, None])  # (b, 1, 1, t)
         rows = torch.arange(len(first), device=first.device)
         new = first[:, None]  # (b, n)
         made = torch.full((len(first), max_new_tokens), ends[0], device=first.device)
@@ -171,7 +166,7 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
                 mask, positions, places = mask[going], positions[going], places[going]
             mask[..., end + new.shape[1] - 1] = 0
             newest = (positions + new.shape[1] - 1)[:, None]
-            seeing = cut_to_windows(mask, newest, places, windows)
+            seeing = prefix_cache.cut_to_windows(mask, newest, places, windows)
             logits = _read_next_logits(model, new[:, -1:], seeing, newest, cache)
             token = torch.where(over, ending[0], pick(logits, rows, new.shape[1]))
             made[rows, new.shape[1]] = token
@@ -267,7 +262,7 @@ def _answer_each_by_generate(model: Model, prompts: Sequence[Tokens], how: Conti
         def pick_rows(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":
             return how.pick(logits, rows + place, step)
 
-        forget_length(model)
+        prefix_cache.forget_length(model)
         (new,) = _answer_by_generate(model, prompts[place : place + 1], how._replace(pick=pick_rows))
         return new
 

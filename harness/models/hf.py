@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import devices
+from harness.models import devices, weight_files
 from harness.models.against_base import adapter_problems, open_adapter, read_adapter_config
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
 from harness.models.candidate import Candidate
@@ -28,14 +28,6 @@ from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
 from harness.models.pass_costs import costs_of
 from harness.models.prefix_cache import empty_cache, windows
 from harness.models.tokenization import answer, end_ids
-from harness.models.weight_files import (
-    WEIGHTS,
-    changes_modules,
-    moves_base,
-    own_name,
-    refuse_infinite,
-    tensors_of,
-)
 from harness.records import Likelihood, Limits, Output, digest
 
 _NOT_MERGED = (
@@ -170,7 +162,7 @@ class ModelHost:
             raise CandidateFailed(found, "quantization: nf4, or more memory")
         with ExitStack() as stack:
             try:
-                refuse_infinite(folder)
+                weight_files.refuse_infinite(folder)
                 stack.enter_context(keep_base(self.model, folder))
                 for problem in adapter_problems(folder, self.source, ""):
                     raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
@@ -187,7 +179,7 @@ class ModelHost:
                 if model.active_peft_config.is_prompt_learning and not merged:
                     soft, served = soft_prompt(model, engine), self.model
                 else:
-                    if changes_modules(read_adapter_config(folder)):
+                    if weight_files.changes_modules(read_adapter_config(folder)):
                         prepack(model)
                     merges = merged or self.machine.precision == "fp32"
                     is_merged = stack.enter_context(merge_layers(model)) if merges else False
@@ -210,17 +202,17 @@ class ModelHost:
 def keep_base(model: Any, folder: Path) -> Iterator[None]:
     """Restore afterwards the modules, attributes and weights of a base that an adapter changes."""
     config = read_adapter_config(folder)
-    own = set(map(own_name, tensors_of(folder / WEIGHTS)))
+    own = set(map(weight_files.own_name, weight_files.tensors_of(folder / weight_files.WEIGHTS)))
     attributes = {
         module: {name: (of, of.copy() if isinstance(of, dict) else None) for name, of in vars(module).items()}
         for module in model.modules()
     }
     named = model.named_parameters(remove_duplicate=False)
-    written = [p for n, p in named if n.endswith("bias") or n in own or moves_base(config)]
+    written = [p for n, p in named if n.endswith("bias") or n in own or weight_files.moves_base(config)]
     values, n_layers = {p: p.data for p in written}, model.config.get_text_config().num_hidden_layers
     for parameter in values:
         parameter.data = parameter.data.clone()
-    for module in attributes if changes_modules(config) else ():
+    for module in attributes if weight_files.changes_modules(config) else ():
         vars(module).pop("forward", None)  # set by `prepack` for the current weights
     try:
         yield

@@ -15,29 +15,11 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from harness.errors import CandidateFailed, one_line
-from harness.models.batching import (
-    CPU_COSTS,
-    Pack,
-    Pair,
-    PassCosts,
-    PrefixTree,
-    Size,
-    count_shared_prefix,
-    grow,
-    pack,
-    plan,
-)
+from harness.models import batching, prefix_cache
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.later import Cache, Config, Model, torch, transformers
 from harness.models.memory import OUT_OF_MEMORY, explain_out_of_memory, ran_out_of_memory
-from harness.models.prefix_cache import (
-    PrefixCache,
-    additive_mask,
-    cut_to_windows,
-    forget_length,
-    row_cache,
-    windows,
-)
+from harness.models.prefix_cache import windows
 from harness.progress import quiet_libraries
 from harness.provenance import versions_of
 from harness.records import digest
@@ -61,9 +43,9 @@ Scored = tuple[list[float], bool]
 ENGINES = ("packed", "padded", "plain")
 
 
-def layout_digest(engine: str, budget: int, costs: PassCosts = CPU_COSTS) -> str:
+def layout_digest(engine: str, budget: int, costs: batching.PassCosts = batching.CPU_COSTS) -> str:
     """Return the digest of what determines the shapes of batches on any model."""
-    own = [] if costs == CPU_COSTS else [costs]
+    own = [] if costs == batching.CPU_COSTS else [costs]
     tried = ["tried beside others"] if engine == "padded" else []  # see `generation`
     return digest([versions_of("layout"), engine, budget, *own, *tried])
 
@@ -81,13 +63,13 @@ class Executor:
         budget: int,
         engine: str | None = None,
         soft: Cache | None = None,
-        costs: PassCosts = CPU_COSTS,
+        costs: batching.PassCosts = batching.CPU_COSTS,
     ) -> None:
         self.costs = costs
-        self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
+        self.model, self.budget, self.prefixes = model, budget, prefix_cache.PrefixCache(model, soft=soft)
         self.engine = engine or self._choose_engine()
 
-    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
+    def score(self, pairs: Sequence[batching.Pair]) -> list[Scored]:
         """Return the log-probabilities of each pair's continuation, and whether all tokens are argmaxes."""
         # Texts so long that positions scale with their length are scored alone.
         lengths = [len(context) + len(continuation) for context, continuation in pairs]
@@ -95,7 +77,7 @@ class Executor:
         short = [i for i, length in enumerate(lengths) if length < alike]
         by_place = dict(zip(short, self._score_together([pairs[i] for i in short]), strict=True))
         for i in sorted({*range(len(pairs))} - by_place.keys()):
-            forget_length(self.model)
+            prefix_cache.forget_length(self.model)
             by_place[i] = self._score_alone(pairs[i])
         scored = [by_place[i] for i in range(len(pairs))]
         if any(isnan(sum(logprobs)) for logprobs, _ in scored):
@@ -107,7 +89,7 @@ class Executor:
         if any(map(isnan, self._probe_alone(self._probes()[0][0]))):
             raise self._no_numbers()
 
-    def _probe_alone(self, pair: Pair) -> list[float]:
+    def _probe_alone(self, pair: batching.Pair) -> list[float]:
         try:
             return self._score_alone(pair)[0]
         except UNSUPPORTED as error:
@@ -118,7 +100,7 @@ class Executor:
         found = f"the model's logits are not numbers in {str(self.model.dtype).removeprefix('torch.')}"
         return CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
 
-    def _score_together(self, pairs: Sequence[Pair]) -> list[Scored]:
+    def _score_together(self, pairs: Sequence[batching.Pair]) -> list[Scored]:
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
         if self.engine == "padded":
@@ -126,31 +108,31 @@ class Executor:
         virtual = self.prefixes.virtual_ids
         pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
         with chunk_attention(self.model):
-            shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
+            shared = batching.count_shared_prefix([context for context, _ in pairs], len(virtual))
             found = "out of memory while reading what all prompts begin with"
             with explain_out_of_memory(found, _SHORTER):
                 prefix = self.prefixes.read(pairs[0][0][:shared]) if shared else None
             return self._score_trees(pairs, shared, prefix)
 
-    def _score_alone(self, pair: Pair) -> Scored:
+    def _score_alone(self, pair: batching.Pair) -> Scored:
         return self._with_less_memory(self._trees([pair]), [pair], None)[0]
 
-    def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: Cache | None) -> list[Scored]:
+    def _score_trees(self, pairs: Sequence[batching.Pair], shared: int, prefix: Cache | None) -> list[Scored]:
         trees = self._trees(pairs, shared)
         scored: dict[int, Scored] = {}
-        lengths, size = [len(tree.ids) for tree in trees], Size(self.budget, self.budget)
-        for group in plan(lengths, size, self.costs.reading, self.costs.keys, shared):
+        lengths, size = [len(tree.ids) for tree in trees], batching.Size(self.budget, self.budget)
+        for group in batching.plan(lengths, size, self.costs.reading, self.costs.keys, shared):
             scored |= self._with_less_memory([trees[i] for i in group], pairs, prefix)
         return [scored[i] for i in range(len(pairs))]
 
     def _trees(
-        self, pairs: Sequence[Pair], shared: int = 0, numbers: Sequence[int] | None = None
-    ) -> list[PrefixTree]:
+        self, pairs: Sequence[batching.Pair], shared: int = 0, numbers: Sequence[int] | None = None
+    ) -> list[batching.PrefixTree]:
         joins, attending = self.engine == "packed", self.costs.attention
-        return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
+        return batching.grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _with_less_memory(
-        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: Cache | None
+        self, trees: Sequence[batching.PrefixTree], pairs: Sequence[batching.Pair], prefix: Cache | None
     ) -> dict[int, Scored]:
         """Score trees; after memory ran out, half of the pairs at a time, without kept prefixes."""
         numbers = [number for tree in trees for number in tree.numbers]
@@ -170,9 +152,12 @@ class Executor:
         return scored
 
     def _score(
-        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: Cache | None = None
+        self,
+        trees: Sequence[batching.PrefixTree],
+        pairs: Sequence[batching.Pair],
+        prefix: Cache | None = None,
     ) -> dict[int, Scored]:
-        packed = pack(trees, pairs)
+        packed = batching.pack(trees, pairs)
         with torch.inference_mode():
             logits = self._logits(packed, prefix)  # (u, v)
             where, targets = (
@@ -193,7 +178,7 @@ class Executor:
             for number, (a, b) in zip(packed.numbers, packed.spans, strict=True)
         }
 
-    def _logits(self, packed: Pack, prefix: Cache | None) -> "torch.Tensor":
+    def _logits(self, packed: batching.Pack, prefix: Cache | None) -> "torch.Tensor":
         device = self.model.device
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
@@ -203,13 +188,18 @@ class Executor:
             ends = torch.tensor(packed.ends, device=device)  # (b, w)
             order = torch.arange(ends.shape[1], device=device)
             seen = (order[:, None] >= order) & (order[:, None] < ends[:, None])
-            mask = additive_mask(self.model, torch.nn.functional.pad(seen, (shared, 0), value=True))
+            mask = prefix_cache.additive_mask(
+                self.model, torch.nn.functional.pad(seen, (shared, 0), value=True)
+            )
             before = torch.arange(shared, device=device).expand(len(ends), -1)
             places = torch.cat([before, positions], 1)
             windows = self.prefixes.windows or ()
-            inputs["attention_mask"] = cut_to_windows(mask, positions, places, windows)
+            inputs["attention_mask"] = prefix_cache.cut_to_windows(mask, positions, places, windows)
         if prefix:
-            inputs |= {"past_key_values": row_cache(self.model, prefix, len(packed.ids)), "use_cache": True}
+            inputs |= {
+                "past_key_values": prefix_cache.row_cache(self.model, prefix, len(packed.ids)),
+                "use_cache": True,
+            }
         with project_only(self.model, torch.tensor(packed.sources, device=device)):
             logits: torch.Tensor = self.model(**inputs).logits[0]
             return logits
@@ -226,7 +216,7 @@ class Executor:
             longest = max(len(context) + len(continuation) for context, continuation in pairs)
             try:
                 with chunk_attention(self.model):
-                    found = self._score(grow(pairs, max(64, longest)), pairs)
+                    found = self._score(batching.grow(pairs, max(64, longest)), pairs)
                 packed.append([found[i][0] for i in range(len(pairs))])
             except UNSUPPORTED as error:
                 if ran_out_of_memory(error):
@@ -245,7 +235,7 @@ class Executor:
         agree = packed and all(a and gap(a, b) < tolerance for a, b in zip(packed, alone, strict=True))
         return "packed" if agree else "padded"
 
-    def _probes(self) -> list[list[Pair]]:
+    def _probes(self) -> list[list[batching.Pair]]:
         """Return pairs with a common prefix, and one longer than the model's attention window."""
         n_ids = self.model.config.get_text_config().vocab_size
         ids = tuple(i % n_ids for i in range(5, 37))
