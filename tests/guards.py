@@ -50,7 +50,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[added]", "harness/evaluation/runner.py", "if now.get(name) != champion.files.get(name):", "if False:"),
     ("test_adapter.py::test_pickled_weights_are_refused_unless_asked_for", "harness/methods/made_elsewhere.py", 'elif not recipe.params.get("allow_pickle"):', "elif False:"),
     ("test_adapter.py::test_a_pickle_that_holds_more_than_tensors_is_not_opened", "harness/methods/made_elsewhere.py", "weights_only=True", "weights_only=False"),
-    ("test_model_elsewhere.py::test_a_pickled_base_is_refused_with_the_lines_that_save_it_again", "harness/models/weight_files.py", 'if weights_files(path) or not any(path.glob("*.bin")):', "if True:"),
+    ("test_model_elsewhere.py::test_a_pickled_base_is_refused_with_the_lines_that_save_it_again", "harness/models/hub.py", 'if not weights and any(path.glob("*.bin")):', "if False:"),
     ("test_security_page.py::test_code_in_a_models_folder_is_never_run[model]", "harness/models/devices.py", "        trust_remote_code=False,\n", "        trust_remote_code=True,\n"),
     ("test_security_page.py::test_code_in_a_models_folder_is_never_run[tokenizer]", "harness/models/hub.py", "trust_remote_code=False", "trust_remote_code=True"),
     ("test_security_page.py::test_a_chat_template_reaches_nothing_of_python", "harness/models/chat_templates.py", "class _BoundedEnvironment(ImmutableSandboxedEnvironment):", "import jinja2\n\n\nclass _BoundedEnvironment(jinja2.Environment):"),
