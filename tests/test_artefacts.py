@@ -100,11 +100,7 @@ def file_and_report(tiny, own_cache, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("opened", "further"),
-    [
-        ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"),
-        ("m.onnx", "m.onnx.data"),
-    ],
+    ("opened", "further"), [("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"), ("m.onnx", "m.onnx.data")]
 )
 @pytest.mark.parametrize("named", [True, False])
 def test_each_file_of_an_artefact_in_parts_belongs_to_its_digest_and_size(tmp_path, opened, further, named):

@@ -215,8 +215,7 @@ def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_p
 
 
 @pytest.mark.parametrize(
-    ("task", "outcome", "n"),
-    [("chat", "lost", 36), ("support", "gained", 28), ("chat", "refused", 0)],
+    ("task", "outcome", "n"), [("chat", "lost", 36), ("support", "gained", 28), ("chat", "refused", 0)]
 )
 def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, made, task, outcome, n):
     page = open_page("answers", compare="knn,lora", task=task, outcome=outcome)

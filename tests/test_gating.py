@@ -174,8 +174,7 @@ def test_a_critical_task_or_suite_has_to_be_measured_and_gains_make_up_for_nothi
 
 
 @pytest.mark.parametrize(
-    ("n", "n_new", "outcome"),
-    [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive")],
+    ("n", "n_new", "outcome"), [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive")]
 )
 def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
     found = verdict(EQUAL, validity=compare_invalid(n, 0, n_new))

@@ -8,15 +8,7 @@ from harness import cache
 from harness.cache import cache_dir, recall, remember
 from harness.errors import UserError
 from harness.models import hardware
-from harness.models.hardware import (
-    Load,
-    Machine,
-    cpu,
-    describe_unused_gpu,
-    probe,
-    probe_notes,
-    slow_bf16,
-)
+from harness.models.hardware import Load, Machine, cpu, describe_unused_gpu, probe, probe_notes, slow_bf16
 from harness.models.shapes import Shape
 
 pytestmark = pytest.mark.usefixtures("watched_load")

@@ -18,12 +18,7 @@ from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory
 from harness.prompting import PromptingContext, compose, question
-from harness.records import (
-    Document,
-    Example,
-    pieces,
-    split_into_letters,
-)
+from harness.records import Document, Example, pieces, split_into_letters
 from harness.spec import Task, TaskData
 
 GERMAN = [

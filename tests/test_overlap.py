@@ -14,13 +14,7 @@ import pytest
 from checked_rows import write
 
 from harness.data import load_task
-from harness.data.contamination import (
-    EMBEDDINGS,
-    WORDS_IN_COMMON,
-    Overlap,
-    open_encoder,
-    overlaps,
-)
+from harness.data.contamination import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlaps
 from harness.data.near_duplicates import (
     DuplicateGroup,
     TextMatch,

@@ -237,10 +237,7 @@ ANSWERS = {"max_completion_length": 4, "num_generations": 4}
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "regularize", "own"),
-    [
-        ("dpo", {"ewc": {"strength": 1e4}}, {"max_steps": 6}),
-        ("grpo", KL_AND_L2, ANSWERS),
-    ],
+    [("dpo", {"ewc": {"strength": 1e4}}, {"max_steps": 6}), ("grpo", KL_AND_L2, ANSWERS)],
 )
 def test_penalties_hold_back_each_kind_of_training(tiny, tmp_path, own_cache, name, regularize, own):
     (tmp_path / "short.py").write_text(

@@ -455,9 +455,7 @@ def copy_renamed(old, new):
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda old, new: new.symlink_to(old), copy_renamed],
-    ids=["link", "renamed"],
+    "make", [lambda old, new: new.symlink_to(old), copy_renamed], ids=["link", "renamed"]
 )
 def test_a_model_is_not_compared_with_itself(command, tmp_path, make):
     old, _ = arms(tmp_path, n=30)

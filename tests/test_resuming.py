@@ -66,9 +66,7 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
 
 
 @pytest.mark.parametrize(
-    "params",
-    [{"max_steps": 1}, {"num_train_epochs": 9, **EARLY}],
-    ids=["one step", "early stopping"],
+    "params", [{"max_steps": 1}, {"num_train_epochs": 9, **EARLY}], ids=["one step", "early stopping"]
 )
 def test_a_training_that_was_killed_after_its_last_step_makes_no_other(tiny, tmp_path, params):
     made, seen = fit_tiny(tiny, tmp_path, Lora, r=2, **params), []

@@ -320,10 +320,7 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
 def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     complete(store, OTHER, make_rows(3))
-    for remove in (
-        lambda: champions.remove_run(store, "b"),
-        lambda: champions.remove_unreferenced(store),
-    ):
+    for remove in (lambda: champions.remove_run(store, "b"), lambda: champions.remove_unreferenced(store)):
         with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
             remove()
     assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]

@@ -256,11 +256,7 @@ def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_be
 
 @pytest.mark.parametrize(
     "training",
-    [
-        TrainingRecord(),
-        record(((1, 2.0),)),
-        record(make_falling_loss(0.5), reward_margin=((1, 0.1),)),
-    ],
+    [TrainingRecord(), record(((1, 2.0),)), record(make_falling_loss(0.5), reward_margin=((1, 0.1),))],
 )
 def test_losses_that_do_not_say_are_not_diagnosed(training):
     assert diagnose(training) is None

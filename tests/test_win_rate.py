@@ -14,12 +14,7 @@ from test_measurements import RATING
 
 from harness import config, store
 from harness.analysis.estimators import Estimate
-from harness.analysis.human_preferences import (
-    AnswerPairs,
-    Wins,
-    wins_by_judge,
-    wins_by_people,
-)
+from harness.analysis.human_preferences import AnswerPairs, Wins, wins_by_judge, wins_by_people
 from harness.analysis.judge_correction import JudgedPair, bias_of
 from harness.analysis.rules import target_rule
 from harness.analysis.significance import target_p
@@ -81,10 +76,7 @@ def test_where_no_answers_differ_some_of_other_items_may(alike):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("n", "n_clusters", "differ", "win"),
-    [(20, 20, 0.05, 0.95), (400, 40, 0.5, 0.9)],
-)
+@pytest.mark.parametrize(("n", "n_clusters", "differ", "win"), [(20, 20, 0.05, 0.95), (400, 40, 0.5, 0.9)])
 def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clusters, differ, win):
     rng = np.random.default_rng(3)
     truth = 0.5 + differ * (win - 0.5)

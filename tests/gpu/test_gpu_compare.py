@@ -19,10 +19,7 @@ CANDIDATES = """\
 """
 NAMES = [line.split(":")[0].strip() for line in CANDIDATES.splitlines()]
 # By how the processes of a training hold its weights: dpo by all of them alone.
-SHARED = {
-    "MULTI_GPU": ("qlora", "spectrum", "dpo"),
-    "FSDP": ("qlora", "spectrum", "bottleneck"),
-}
+SHARED = {"MULTI_GPU": ("qlora", "spectrum", "dpo"), "FSDP": ("qlora", "spectrum", "bottleneck")}
 
 
 @pytest.fixture
