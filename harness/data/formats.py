@@ -315,11 +315,8 @@ def _layout(
     return Layout(name, form, _has(*columns), reads, tuple(asking.split()), tuple(answering.split()), is_text)
 
 
-def _two_texts(name: str, asks: str, answers: str) -> Layout:
-    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
-        return {"messages": user_turns(read_text(row, asks), row), "references": [read_text(row, answers)]}
-
-    return _layout(name, f"{asks} {answers}", reads, asks, answers, is_text=True)
+def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
+    return {"messages": user_turns(read_text(row, "inputs"), row), "references": [read_text(row, "targets")]}
 
 
 # The first layout that fits is taken.
@@ -336,7 +333,7 @@ LAYOUTS = (
         "OpenAI preference", "input preferred_output non_preferred_output", _preference, _PAIR_ASKS,
         "chosen rejected",
     ),
-    _two_texts("FLAN", "inputs", "targets"),
+    _layout("FLAN", "inputs targets", _flan, "inputs", "targets", is_text=True),
     _layout(
         "preference", "chosen rejected", _preference, _PAIR_ASKS, "chosen rejected", "chosen and rejected",
     ),

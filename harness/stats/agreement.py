@@ -134,8 +134,10 @@ def prediction_powered_mean(
     if not len(rest_grades):
         weight = 0.0
     errors = y - weight * f
-    mean = float(errors.mean()) + (weight * float(rest_grades.mean()) if weight else 0.0)
-    terms = np.concatenate([(errors - errors.mean()) / len(y), weight * _center(rest_grades)])
+    rest_mean = float(rest_grades.mean()) if weight else 0.0
+    mean = float(errors.mean()) + weight * rest_mean
+    rest_terms = weight * (rest_grades - rest_mean) / max(len(rest_grades), 1)
+    terms = np.concatenate([(errors - errors.mean()) / len(y), rest_terms])
     codes, n_labelled = _codes(len(y), len(rest_grades), clusters, rest_clusters)
     labelled = codes[: len(y)]
     if has_few_clusters(labelled):
@@ -167,10 +169,6 @@ def labels_needed(labels: ArrayLike, grades: ArrayLike, n_items: int, se: float)
 
 def _covariance(x: Array, y: Array) -> float:
     return float(((x - x.mean()) * (y - y.mean())).mean())
-
-
-def _center(values: Array) -> Array:
-    return (values - values.mean()) / len(values) if len(values) else values
 
 
 def _codes(
