@@ -115,7 +115,28 @@ def check_recipe(written: WrittenRecipe, target: spec.Task | None) -> Iterator[P
         yield from _check_reward(written)
         yield from _check_merges(written)
         yield from _check_files(written)
-        yield from _check_tried(written)
+        recipe, method, tree = written.recipe, written.method, written.tree
+        key, listed = ("search", recipe.search) if recipe.search else ("sweep", recipe.sweep)
+        if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
+            step = "sweep fewer values, or search: them"
+            yield Problem(written.where("sweep"), f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
+        inside = "params" if method.trains else "the recipe"
+        check = _check_parameter if method.trains else _check_prompt
+        for name, values in listed.items():
+            where = written.where(key, name)
+            if problem := check(written, key, name, values):
+                yield problem
+            elif not spec.is_span(values) and len(values) < 2:
+                found = f"a {key} of {name} with {len(values)} values"
+                yield Problem(where, found, "two values at least", f"add one, or write {name} in {inside}")
+            elif not method.trains:
+                for value in values:
+                    yield from problems_of(spec.Recipe, {name: value}, tree, (*written.keys, key, name))
+        if method.trains:
+            yield from _check_points(written, key)
+        elif recipe.subject_to:
+            found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
+            yield Problem(written.where("subject_to"), found, "a method that trains", "remove subject_to")
         yield from _check_regularizers(written)
     yield from _check_decoding(written, target)
 
@@ -335,32 +356,6 @@ def _check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             yield Problem(where, f"{name} with {found}", expected, step)
         if isinstance(path := params.get("data"), str):
             yield from check_rows_file(path, where, GENERAL_ROWS)
-
-
-def _check_tried(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse to try what is no parameter or prompt, one value, a range that is none, or too many trials."""
-    recipe, method, tree = written.recipe, written.method, written.tree
-    key, listed = ("search", recipe.search) if recipe.search else ("sweep", recipe.sweep)
-    if (n := prod(map(len, recipe.sweep.values()))) > _MOST_TRIALS:
-        step = "sweep fewer values, or search: them"
-        yield Problem(written.where("sweep"), f"a sweep of {n:,} trials", f"at most {_MOST_TRIALS}", step)
-    inside = "params" if method.trains else "the recipe"
-    check = _check_parameter if method.trains else _check_prompt
-    for name, values in listed.items():
-        where = written.where(key, name)
-        if problem := check(written, key, name, values):
-            yield problem
-        elif not spec.is_span(values) and len(values) < 2:
-            found = f"a {key} of {name} with {len(values)} values"
-            yield Problem(where, found, "two values at least", f"add one, or write {name} in {inside}")
-        elif not method.trains:
-            for value in values:
-                yield from problems_of(spec.Recipe, {name: value}, tree, (*written.keys, key, name))
-    if method.trains:
-        yield from _check_points(written, key)
-    elif recipe.subject_to:
-        found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
-        yield Problem(written.where("subject_to"), found, "a method that trains", "remove subject_to")
 
 
 def _check_parameter(written: WrittenRecipe, key: str, name: str, values: list[Any]) -> Problem | None:

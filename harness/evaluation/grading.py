@@ -23,67 +23,26 @@ from scipy.special import softmax
 
 from harness import formatting, store
 from harness.config import Rubric
-from harness.errors import CandidateFailed, SharedFailure
+from harness.errors import CandidateFailed
 from harness.evaluation import costs, judges
 from harness.evaluation.costs import Budget, Words, price_usd, tokens_usd
 from harness.evaluation.judges import GradingLimit, Judge, JudgedMetric, Order, UngradedAnswer
-from harness.evaluation.runner import open_weights
-from harness.evaluation.session import Session
-from harness.formatting import pluralize
 from harness.metrics import normalize
 from harness.models import Candidate
-from harness.models.hub import chat_template
 from harness.models.openai_api import ChatCandidate, Server
 from harness.records import Anchor, AnchorCheck, Grade, Message, Output, PromptText, digest
 from harness.spec import TokenPrices
 from harness.stats import Array
 from harness.store import list_grades, read_rechecks
 
-_TOGETHER = 32  # answers that a local model scores and stores together
-
 Keep = Callable[[Sequence[Grade]], None]
 Say = Callable[[UngradedAnswer], Grade]
 
 
-def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
-    """Let judges grade answers, book by book; SharedFailure if a judge fails or a budget is spent."""
-    books: dict[str, dict[str, UngradedAnswer]] = {}
-    for answer in ungraded:
-        books.setdefault(answer.judge.book, {})[answer.key] = answer
-    for answers in books.values():
-        _grade_book(session, list(answers.values()))
-
-
-def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
-    judged, judge = distinct[0].judged, distinct[0].judge
-    label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
-    with session.progress.stage(label) as advance:
-        kept: list[Grade] = []
-
-        def keep(grades: Sequence[Grade]) -> None:
-            store.keep_grades(judged.store, judge.book, judge.identity, grades)
-            kept.extend(grades)
-            advance(len(kept), len(distinct))
-
-        try:
-            if judge.settings:
-                _ask_endpoint(session.checked_judges, session.refused_judges, distinct, keep)
-            elif judge.weights:
-                assert judge.weights.source is not None, "weights that judge name their base"
-                chat = bool(chat_template(judge.weights.source))
-                with open_weights(session, judge.weights) as candidate:
-                    for start in range(0, len(distinct), _TOGETHER):
-                        together = distinct[start : start + _TOGETHER]
-                        keep(list(_grade_by_likelihood(candidate, together, chat=chat)))
-            else:
-                raise CandidateFailed(judge.absent, "a judge that is trained")
-        except CandidateFailed as error:
-            raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
-
-
-def _ask_endpoint(
+def ask_endpoint(
     checked: set[str], refused: dict[str, CandidateFailed], answers: Sequence[UngradedAnswer], keep: Keep
 ) -> None:
+    """Let an endpoint grade answers; with its anchors graded again, its book is `checked` or `refused`."""
     # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
     # found even if the grading is interrupted. They are chosen by digest, that is as if at random, from the
     # answers that are graded first.
@@ -171,9 +130,10 @@ def _messages(answer: UngradedAnswer) -> list[Message]:
     return judges.judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
-def _grade_by_likelihood(
+def grade_by_likelihood(
     candidate: Candidate, answers: Sequence[UngradedAnswer], *, chat: bool
 ) -> Iterator[Grade]:
+    """Yield the grades of a local model: the mean over all grades by their likelihood after the prompt."""
     start = time.perf_counter()
     encoded, gap = [], "" if chat else " "
     for answer in answers:  # the prompt with each grade after it, the worst first

@@ -14,17 +14,18 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import store
+from harness.errors import CandidateFailed, SharedFailure
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.grading import cost_usd, grade_answers, list_paid_grades
+from harness.evaluation.grading import ask_endpoint, cost_usd, grade_by_likelihood, list_paid_grades
 from harness.evaluation.judges import GradeReader, Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.row_sets import Chooser, RowSet, suite_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
-from harness.formatting import count, percent, usd
+from harness.formatting import count, percent, pluralize, usd
 from harness.metrics import Parts
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource
+from harness.models.hub import ModelSource, chat_template
 from harness.records import (
     BLOCK,
     AnchorCheck,
@@ -39,6 +40,8 @@ from harness.records import (
 )
 from harness.store import read_rechecks
 from harness.training import Weights, open_scorer
+
+_TOGETHER = 32  # answers that a local judge scores and stores together
 
 
 def answer_and_score(
@@ -83,6 +86,42 @@ def is_measured(session: Session, source: ModelSource) -> bool:
     """Tell whether a base is fully evaluated on the suites, here or earlier in another folder."""
     sets = suite_sets(session, base_weights(source))
     return not find_base_rows(session, score_answered(session, sets))
+
+
+def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
+    """Let judges grade answers, book by book; SharedFailure if a judge fails or a budget is spent."""
+    books: dict[str, dict[str, UngradedAnswer]] = {}
+    for lacking in ungraded:
+        books.setdefault(lacking.judge.book, {})[lacking.key] = lacking
+    for answers in books.values():
+        _grade_book(session, list(answers.values()))
+
+
+def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
+    judged, judge = distinct[0].judged, distinct[0].judge
+    label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
+    with session.progress.stage(label) as advance:
+        kept: list[Grade] = []
+
+        def keep(grades: Sequence[Grade]) -> None:
+            store.keep_grades(judged.store, judge.book, judge.identity, grades)
+            kept.extend(grades)
+            advance(len(kept), len(distinct))
+
+        try:
+            if judge.settings:
+                ask_endpoint(session.checked_judges, session.refused_judges, distinct, keep)
+            elif judge.weights:
+                assert judge.weights.source is not None, "weights that judge name their base"
+                chat = bool(chat_template(judge.weights.source))
+                with open_weights(session, judge.weights) as candidate:
+                    for start in range(0, len(distinct), _TOGETHER):
+                        together = distinct[start : start + _TOGETHER]
+                        keep(list(grade_by_likelihood(candidate, together, chat=chat)))
+            else:
+                raise CandidateFailed(judge.absent, "a judge that is trained")
+        except CandidateFailed as error:
+            raise SharedFailure(f"{judged.metric}: {error.reason}", error.knob) from None
 
 
 def grade_rows(

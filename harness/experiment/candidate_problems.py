@@ -5,7 +5,6 @@ Invariant: everything is found before a model is loaded.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,18 +12,15 @@ from typing import Any, get_args
 
 from harness import plugins
 from harness.cache import memo
-from harness.config import LoadedExperiment
 from harness.data import PartName, TaskItems, readers
 from harness.data.text_files import cap_problems
-from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation import wrap_prompt
-from harness.evaluation.candidate_rows import regularization_problems
-from harness.evaluation.candidates import ResolvedCandidate, add_lineage
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.runner import sensitive_problems
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import MeasuredTask
 from harness.experiment.bases import marker_problems, quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
-from harness.experiment.trials import search_problems
 from harness.models import find_left_out, hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import ModelSource, architecture_difference, chat_template, is_packed, load_tokenizer
@@ -33,40 +29,40 @@ from harness.prompting import PromptingContext, compose
 from harness.provenance import versions_of
 from harness.records import Message, digest, read_object
 from harness.regularizers import layer_problems
-from harness.report import trackers
 from harness.spec import AcceleratePolicy, Experiment, Recipe
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
-def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
-    """Refuse candidates whose weights cannot be made or opened here."""
-    problems = [*trackers.problems(loaded.experiment.report_to)]
-    known, selected, experiment = session.candidates, loaded.selected, session.experiment
-    needed = [known[name] for name in add_lineage(selected, known)]
-    for candidate in needed:
-        recipe, where = candidate.recipe, f"candidate {candidate.name}"
-        if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
-            recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
-        problems += plugins.method(recipe.method).problems(recipe, candidate.base, where)
-        problems += quantization_problems(candidate)
-        problems += marker_problems(candidate, chat=session.target.task.chat_template)
-        problems += _base_problems(session.source, candidate)
-        problems += _row_problems(session.target, session.training_data(candidate.source).items, candidate)
-        problems += _training_problems(candidate)
-        context = session.mix_context(candidate.recipe, session.first_seed)
-        problems += regularization_problems(candidate.recipe, context)
-        problems += search_problems(session.suites, session.first_seed, candidate)
-        problems += check_sharing(experiment.training.accelerate, candidate)
-    problems += _find_unwritable_rows((*session.tasks, *session.training.values()), needed)
-    problems += check_gpus(experiment, session.machine.device)
-    problems += _engine_problems(experiment, [known[name] for name in selected], needed)
-    problems += _endpoint_problems(experiment, [(loaded.places[name], known[name]) for name in selected])
-    # File and line go before the candidate that a problem names.
-    places = {f"candidate {name}": place for name, place in loaded.places.items()}
-    named = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
-    refuse(
-        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in named
-    )
+def weight_problems(
+    experiment: Experiment,
+    base: ModelSource,
+    target: MeasuredTask,
+    items: TaskItems,
+    candidate: ResolvedCandidate,
+) -> Iterator[Problem]:
+    """Yield why a candidate's weights cannot be made or opened here; `items` are its training rows."""
+    recipe, where = candidate.recipe, f"candidate {candidate.name}"
+    if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
+        recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
+    yield from plugins.method(recipe.method).problems(recipe, candidate.base, where)
+    yield from quantization_problems(candidate)
+    yield from marker_problems(candidate, chat=target.task.chat_template)
+    yield from _base_problems(base, candidate)
+    yield from _row_problems(target, items, candidate)
+    yield from _training_problems(candidate)
+    yield from check_sharing(experiment.training.accelerate, candidate)
+
+
+Placed = Sequence[tuple[str, ResolvedCandidate]]  # where each candidate is written, and the candidate
+
+
+def list_engine_problems(
+    experiment: Experiment, device: str, placed: Placed, needed: Iterable[ResolvedCandidate]
+) -> Iterator[Problem]:
+    """Yield why GPUs, engine or endpoints cannot serve the selected candidates, or train all needed ones."""
+    yield from check_gpus(experiment, device)
+    yield from _engine_problems(experiment, [candidate for _, candidate in placed], needed)
+    yield from _endpoint_problems(experiment, placed)
 
 
 def _training_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -223,9 +219,6 @@ def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
 
 
-Placed = Sequence[tuple[str, ResolvedCandidate]]  # where each candidate is written, and the candidate
-
-
 def key_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
     """Yield what forbids to ask candidates over HTTP now."""
     for where, candidate in placed:
@@ -335,10 +328,10 @@ def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
     return read_object(Path(recipe.path) / CONFIG)
 
 
-def _find_unwritable_rows(
+def find_unwritable_rows(
     tasks: Sequence[MeasuredTask], candidates: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
-    # The rows that the chat template of a candidate's base does not write, at most ten of a file.
+    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
     bases = {
         base
         for candidate in candidates

@@ -19,13 +19,19 @@ from harness.data.edit.row_files import name_output
 from harness.data.text_files import cut_special, find_special
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import lm_eval
-from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
-from harness.evaluation.candidates import base_weights, names_whole_model, resolve_candidates
+from harness.evaluation.candidate_rows import (
+    read_folds,
+    read_training_rows,
+    refuse_or_note,
+    regularization_problems,
+)
+from harness.evaluation.candidates import add_lineage, base_weights, names_whole_model, resolve_candidates
 from harness.evaluation.judges import list_local_judges, read_judged_metrics
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.experiment.bases import choose_quantization
-from harness.experiment.candidate_problems import refuse_weights
+from harness.experiment.candidate_problems import find_unwritable_rows, list_engine_problems, weight_problems
 from harness.experiment.candidate_weights import choose_prompts, ensure_weights, find_stored_weights
+from harness.experiment.trials import search_problems
 from harness.formatting import pluralize, quote
 from harness.models import hub, set_templates
 from harness.models.devices import Room, free_room
@@ -33,6 +39,7 @@ from harness.models.hardware import Machine, probe
 from harness.models.hub import ModelSource, expect_unpacking_s, list_special_tokens, resolve, set_switches
 from harness.progress import Progress
 from harness.records import FEWER, Example
+from harness.report import trackers
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
 from harness.store import Store
 from harness.training import Weights
@@ -194,10 +201,30 @@ def prepare_session(
             judging[judge.label] = _weights_of(here, judge, where)
     refuse(problems)
     session = _add_judging(replace(session, judging=judging))
-    refuse_weights(session, loaded)
+    _refuse_weights(session, loaded)
     chosen = choose_prompts(session.reading(), session.candidates)
     session.candidates = {**session.candidates, **chosen}
     return session
+
+
+def _refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
+    known, experiment, seed = session.candidates, session.experiment, session.first_seed
+    problems = [*trackers.problems(loaded.experiment.report_to)]
+    needed = [known[name] for name in add_lineage(loaded.selected, known)]
+    for candidate in needed:
+        items = session.training_data(candidate.source).items
+        problems += weight_problems(experiment, session.source, session.target, items, candidate)
+        problems += regularization_problems(candidate.recipe, session.mix_context(candidate.recipe, seed))
+        problems += search_problems(session.suites, seed, candidate)
+    problems += find_unwritable_rows((*session.tasks, *session.training.values()), needed)
+    placed = [(loaded.places[name], known[name]) for name in loaded.selected]
+    problems += list_engine_problems(experiment, session.machine.device, placed, needed)
+    # File and line go before the candidate that a problem names.
+    places = {f"candidate {name}": place for name, place in loaded.places.items()}
+    named = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
+    refuse(
+        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in named
+    )
 
 
 def _prepare_without_judges(
@@ -247,24 +274,30 @@ def _prepare_without_judges(
     if machine.device == "cuda" and experiment.engine == "transformers":
         room = free_room(machine) if room is None else room
         sources = choose_quantization(experiment, sources, machine, room)
-    target, *others = tasks
-    session = Session(
+    # No special tokens surround answers and labels afterwards: generated answers are compared without them.
+    special = sorted({token for base in sources.values() for token in list_special_tokens(base)})
+    cut = partial(_cut_task, tokens=tuple(special), base=source.name)
+    tasks_with_notes = [cut(measured) for measured in tasks]
+    target, *others = (measured for measured, _ in tasks_with_notes)
+    return Session(
         experiment,
         at,
         sources[experiment.base_model],
         machine,
-        target,
+        _add_notes(target, (note for _, notes in tasks_with_notes for note in notes)),
         tuple(m for m in others if m.role != "target"),
         progress,
         sources,
         resolve_candidates(experiment, sources),
-        training=training,
-        folds=folds,
+        training={key: _add_notes(*cut(rows)) for key, rows in training.items()},
+        folds=[
+            Fold(cut(fold.target)[0], {key: cut(rows)[0] for key, rows in fold.training.items()})
+            for fold in folds
+        ],
         dry_run=scope.dry_run,
         more_targets=tuple(m for m in others if m.role == "target"),
         trackers=loaded.folder / "reports" / "trackers",
     )
-    return _cut_special_tokens(session)
 
 
 def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
@@ -318,29 +351,6 @@ def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> Meas
     versions = dict.fromkeys(SPLITS, found.version)
     made = MeasuredTask(found.task, role, suite, found.items, versions, found.metrics)
     return made._replace(encode=found.encode, evaluate=found.evaluate, n_documents=found.n_documents)
-
-
-def _cut_special_tokens(session: Session) -> Session:
-    # None surround answers and labels afterwards: generated answers are compared without end tokens.
-    tokens = tuple(
-        sorted({token for base in session.sources.values() for token in list_special_tokens(base)})
-    )
-    cut = partial(_cut_task, tokens=tokens, base=session.source.name)
-    target, *others = map(cut, (session.target, *session.more_targets, *session.suites))
-    notes = (note for _, own in (target, *others) for note in own)
-    tasks, n_more = tuple(task for task, _ in others), len(session.more_targets)
-    folds = (
-        Fold(cut(fold.target)[0], {key: cut(rows)[0] for key, rows in fold.training.items()})
-        for fold in session.folds
-    )
-    return replace(
-        session,
-        target=_add_notes(target[0], notes),
-        suites=tasks[n_more:],
-        more_targets=tasks[:n_more],
-        training={key: _add_notes(*cut(rows)) for key, rows in session.training.items()},
-        folds=tuple(folds),
-    )
 
 
 def _add_notes(measured: MeasuredTask, notes: Iterable[str]) -> MeasuredTask:

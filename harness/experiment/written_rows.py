@@ -27,8 +27,9 @@ from harness.data.text_files import Row, display_path
 from harness.errors import Problem, Unscored, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of
 from harness.evaluation.candidate_rows import row_files
-from harness.evaluation.grading import GradeAccount, grade_answers
+from harness.evaluation.grading import GradeAccount
 from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
+from harness.evaluation.judging_stage import grade_answers
 from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.experiment import writers
