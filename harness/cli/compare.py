@@ -131,18 +131,18 @@ def compare(
     plan, missing_plan = (estimates.seconds(amounts) for amounts in (work, missing))
     missing_s = sum(missing_plan.values())
     typed = at.command_line(candidates or [])
-    power = experiment.estimate_power(session.experiment, session.suites, typed)
-    if strict and power.warnings:
+    warnings, advice, note = experiment.estimate_power(session.experiment, session.suites, typed)
+    if strict and warnings:
         expected = "margins that the items at hand can show"
-        raise UserError([Problem("--strict", warning, expected, power.advice) for warning in power.warnings])
+        raise UserError([Problem("--strict", warning, expected, advice) for warning in warnings])
     if fewer_items and computes:
         say(
             "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
             " from, the base answers the sampled items again"
         )
     notes = experiment.list_plan_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
-    if power.note and not scope.smoke:  # whose numbers are no evidence anyway
-        notes = [power.note, *notes]
+    if note and not scope.smoke:  # whose numbers are no evidence anyway
+        notes = [note, *notes]
     if dry_run:
         from harness.evaluation.costs import price_usd
 

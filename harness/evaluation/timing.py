@@ -188,20 +188,18 @@ def measure_prompting(rows: RowSet, n: int) -> float:
     return (perf_counter() - start) / len(items)
 
 
-def batch_time(
-    at: store.Store, device: str, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
-) -> tuple[float, bool]:
+def batch_time(at: store.Store, device: str, candidate: Candidate, rows: RowSet) -> tuple[float, bool]:
     """Return the mean seconds of a request in undisturbed blocks, else repeated, and if disturbed."""
     stored = store.read_rows(at, rows.identity.digest)
     origins = store.origins(at, rows.identity.digest)
     quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
     if quiet:
         return _mean_s(quiet), False
-    start = read()
+    start = load()
     again: list[SampleResult] = []
-    while not again or read().since(start).wall_s < _LEAST_S:
+    while not again or load().since(start).wall_s < _LEAST_S:
         again += rows.measured.evaluate(candidate, rows.job(), 0)
-    if read().since(start).is_contended(_n_threads(device, candidate)):
+    if load().since(start).is_contended(_n_threads(device, candidate)):
         return min(_mean_s(stored), _mean_s(again)), True
     return _mean_s(again), False
 

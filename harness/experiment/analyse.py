@@ -104,13 +104,12 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
     facts, settled = add_comparisons(study, runs, reached), study.settled
     more_targets = dict[str, tuple[TargetScore, ...]]()
-    if study.experiment.gate.target.win_rate is not None:
-        wins = {run.run_id: wins_of(study, run, best) for run, best in pair_with_best(runs, facts)}
-        facts = [replace(f, wins=wins.get(f.run_id)) for f in facts]
+    has_win_rate = study.experiment.gate.target.win_rate is not None
+    pairs = pair_with_best(runs, facts) if has_win_rate else ()
+    wins = {run.run_id: wins_of(study, run, best) for run, best in pairs}
     for task in study.experiment.more_targets:
         for run_id, score in _scores(study, runs, facts, task).items():
             more_targets[run_id] = (*more_targets.get(run_id, ()), score)
-    facts = [replace(f, more_targets=more_targets.get(f.run_id, ())) for f in facts]
     # Baselines are only to be beaten; their losses against the base are not judged.
     results = {
         run.run_id: settled[run.run_id].result if run.run_id in settled else judge_stored_run(study, run)
@@ -118,15 +117,17 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
         if run.state == "done" and not is_target_only(run.method, run.recipe)
     }
     # What answers no capability suite (a classifier) has no verdict.
-    judged = tuple(
-        replace(f, verdict=results[f.run_id].verdict)
-        if f.target and f.run_id in results and results[f.run_id].tasks
-        else f
+    verdicts = {run_id: result.verdict for run_id, result in results.items() if result.tasks}
+    judged = [
+        replace(
+            f,
+            wins=wins.get(f.run_id),
+            more_targets=more_targets.get(f.run_id, ()),
+            verdict=verdicts.get(f.run_id) if f.target else None,
+        )
         for f in facts
-    )
-    placed = place_in_family(judged, family_of(session.experiment))
-
-    corrected = []
+    ]
+    placed, corrected = place_in_family(judged, family_of(session.experiment)), []
     for f, run in zip(placed, runs, strict=True):
         if run.run_id in settled:
             f = replace(f, corrected=settled[run.run_id].corrected)

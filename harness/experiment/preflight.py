@@ -351,17 +351,13 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     )
 
 
-def compiler_problems(device: str, include: Path | None = None, path: str | None = None) -> list[Problem]:
-    """List what Triton, which compiles kernels during training, lacks on a machine with a GPU.
-
-    `include` overrides the folder of Python's headers, `path` the search path of programs.
-    """
+def compiler_problems(device: str) -> list[Problem]:
+    """List what Triton, which compiles kernels during training, lacks on a machine with a GPU."""
     if device != "cuda":
         return []
-    headers = include or Path(sysconfig.get_paths()["include"])
     available = {
-        "C compiler": any(shutil.which(name, path=path) for name in ("cc", "gcc", "clang")),
-        "Python.h": (headers / "Python.h").exists(),
+        "C compiler": any(shutil.which(name) for name in ("cc", "gcc", "clang")),
+        "Python.h": Path(sysconfig.get_paths()["include"], "Python.h").exists(),
     }
     expected = "what Triton compiles a training's kernels with"
     step = "apt-get install gcc python3-dev, or an image with them"

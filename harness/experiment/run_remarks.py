@@ -278,18 +278,13 @@ def first_line(
     )
 
 
-class Power(NamedTuple):
-    """Margins that items probably cannot show, how to show them, and a note on power."""
-
-    warnings: tuple[str, ...]
-    advice: str
-    note: str
-
-
-def estimate_power(experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine) -> Power:
+def estimate_power(
+    experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine
+) -> tuple[Sequence[str], str, str]:
     """Estimate what the items can show, for one of all fine-tunes; commands repeat `typed` options.
 
-    The note names a margin that cannot be shown, or how often an equal model passes a judged macro.
+    Returns the margins that they probably cannot show, advice on that, and a note: the first such margin, or
+    how often an equal model passes a judged macro.
     """
     asked, held = {m.task.name: len(m.items.test) for m in suites}, {m.task.name: m.held for m in suites}
     members = family_of(experiment).size
@@ -304,7 +299,7 @@ def estimate_power(experiment: Experiment, suites: Sequence[MeasuredTask], typed
         among = f", as one of {members}," if members > 1 else ""
         chance_shown = f"{100 * chance:.0f} % of the time"
         note = f"power: a fine-tune that lost nothing{among} passes the macro {chance_shown}"
-    return Power(warnings, advice, note)
+    return warnings, advice, note
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:

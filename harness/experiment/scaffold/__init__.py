@@ -106,13 +106,14 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
-    public = proposal_files.propose_public(items, on_gpu=here.machine.device == "cuda")
-    remarks.append(public.sentence)
-    suites = (*proposal_files.SUITES, public.name) if public.listed else proposal_files.SUITES
+    on_gpu = here.machine.device == "cuda"
+    listed, public_text, sentence = proposal_files.propose_public(items, on_gpu=on_gpu)
+    remarks.append(sentence)
+    suites = (*proposal_files.SUITES, *([listed] if listed else []))
     files = {
         path: proposal_files.experiment_text(request, name, candidates, gate, remarks, suites),
         suite: proposal_files.suite_text(request, task, suite.parent),
-        **({suite.with_name(f"{proposal_files.PUBLIC}.yaml"): public.text} if public.text else {}),
+        **({suite.with_name(f"{proposal_files.PUBLIC}.yaml"): public_text} if public_text else {}),
         request.folder / proposal_files.SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     content = readers.Rows(seen.shown, "row", seen.rows)

@@ -251,23 +251,16 @@ _LIMIT = 300  # items of a task in another language
 _KEYS = {"lm_eval", "limit", "num_fewshot", "primary", "chance", "margin"}
 
 
-class PublicTasks(NamedTuple):
-    """A suite of public tasks, the text of its file if it is new, and whether harness.yaml lists it."""
+def propose_public(items: TaskItems, *, on_gpu: bool) -> tuple[str, str, str]:
+    """Propose a suite of public tasks in the language of the rows, English where it cannot be told.
 
-    name: str
-    text: str
-    listed: bool
-    sentence: str
-
-
-def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
-    """Propose public tasks in the language of the rows, English where it cannot be told."""
+    Returns the suite's name if harness.yaml lists it, the text of its file if that is new, and a sentence.
+    """
     rows = (*items.train, *items.validation, *items.test)
     code = find_language(example.prompt for example in rows) or "en"
     language = SPOKEN.get(code)
     if language is None:
-        sentence = f"public tasks: none are known in the language of the rows, “{code}”"
-        return PublicTasks("", "", listed=False, sentence=sentence)
+        return "", "", f"public tasks: none are known in the language of the rows, “{code}”"
     shipped = config.read_suites(Path(os.devnull))  # no folder: the suites that the package ships
     standard = next(suite for suite in shipped if suite.name == "standard")
     usual = [task.model_dump(include=_KEYS, exclude_defaults=True, mode="json") for task in standard.tasks]
@@ -289,7 +282,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
             "not listed, for no hub, cache or mirror (HARNESS_DATASETS_DIR) of their data is reached, or"
             f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
         )
-    return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {tasks}; {reason}")
+    return name if source and on_gpu else "", text, f"public tasks: {tasks}; {reason}"
 
 
 def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
