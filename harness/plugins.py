@@ -215,7 +215,7 @@ class Method:
 
 
 class Place(NamedTuple):
-    """Where a plugin is declared: its file, and the class in it; the file itself without one."""
+    """Place where a plugin is declared: its file, and the class in it; the file itself without one."""
 
     file: Path
     declared: str = ""

@@ -91,7 +91,7 @@ OFFERED = {
     "store": "frames",
     # A group: the loop, its parts and the families that it trains, of which each method needs a few. `worker` is
     # run as a program, which the package must not have loaded.
-    "training": "context heads heldout live_trackers low_rank_adapters parallel reinforcement sft tokenized trainer worker",
+    "training": "context heads heldout live_trackers low_rank_adapters parallel peft_families reinforcement sft tokenized trainer worker",
 }
 # Modules that offer what they import, as packages do.
 FACADES = "experiment/preparation lifecycle/release lifecycle/rescue lifecycle/nightly"

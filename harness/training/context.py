@@ -56,7 +56,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
-    """What a fit depends on besides its method and rows: the base as it will be served, and other weights.
+    """Inputs of a fit besides its method and rows: the base as it will be served, and other weights.
 
     `init` is the folder of the adapter or model that training starts from, `merges` are those of adapters to
     merge, `path` is that of weights made elsewhere. The weights of `track` checkpoints are kept; training
