@@ -29,20 +29,17 @@ from harness.experiment.worker import (
     PACKAGE,
     PATIENCE_S,
     TRIES,
-    Assignment,
     Journal,
     Plan,
     Step,
-    describe_state,
     name_assignment,
     wait_for_files,
     work,
     write_assignment,
 )
 from harness.formatting import count, pluralize
-from harness.models.hardware import cpu_name, torch_threads, visible_gpus
+from harness.models.hardware import torch_threads, visible_gpus
 from harness.models.hub import ModelSource
-from harness.models.pass_costs import list_known_costs
 from harness.progress import Advance
 from harness.spec import ExecutionPolicy
 from harness.store import CLAIMS, remove
@@ -350,11 +347,7 @@ def make_on_workers(
             plan = make_plan(session, open_, starter.size, answers=not scope.fewer)
             if not plan.needs:
                 return
-            machine = session.machine
-            machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
-            state = describe_state(session.sources, session.tasks, machine, threads)
-            shared = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
-            journal = write_assignment(file, shared)
+            journal = write_assignment(file, session, loaded, scope, plan, threads)
             label = f"{plan} on {pluralize(starter.size, 'worker')} ({policy.executor})"
             with session.progress.stage(label) as advance:
                 follow(journal, starter, advance)

@@ -32,9 +32,9 @@ from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
 from harness.formatting import count
-from harness.models.hardware import Machine, cpu_kernels, current_device, torch_threads, use_threads
+from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
-from harness.models.pass_costs import learn_costs
+from harness.models.pass_costs import learn_costs, list_known_costs
 from harness.progress import SilentProgress, quiet_libraries
 from harness.records import digest
 from harness.training import FIT, MEMORY_KNOBS
@@ -236,14 +236,20 @@ def name_assignment(at: store.Store) -> Path:
     return file
 
 
-def write_assignment(file: Path, assignment: Assignment) -> Journal:
+def write_assignment(
+    file: Path, session: Session, loaded: LoadedExperiment, scope: Scope, plan: Plan, threads: int
+) -> Journal:
     """Write what workers need to know; returns the journal that they will write."""
+    machine = session.machine
+    machine = machine._replace(name=cpu_name(threads)) if machine.device == "cpu" else machine
+    state = _describe_state(session.sources, session.tasks, machine, threads)
+    assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
     # The code comes first: what other code wrote need not be readable.
     content = pickle.dumps(_code_digest()) + pickle.dumps(assignment)
     part = file.with_suffix(".part")
     part.write_bytes(content)
     part.rename(file)
-    return Journal(file.with_name(JOURNAL), assignment.plan)
+    return Journal(file.with_name(JOURNAL), plan)
 
 
 def find_assignment(runs: Path) -> Path:
@@ -263,16 +269,7 @@ def work(file: Path, *, reports: bool = True) -> None:
     """
     try:
         given = _read_assignment(file)
-        os.chdir(given.folder)
-        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before a library is loaded
-        quiet_libraries()
-        use_threads(given.threads)
-        learn_costs(given.costs)
-        session = prepare_session(given.loaded, given.scope, SilentProgress(), given.machine)
-        session.is_worker = True
-        here = session.machine._replace(name=current_device(given.machine.device))
-        state = describe_state(session.sources, session.tasks, here, torch_threads())
-        _refuse_other(given.state, state)
+        session = _prepare(given)
     except UserError as error:
         if reports and file.exists():
             append(file.with_name(JOURNAL), "refused", *encode_error(error))
@@ -382,7 +379,20 @@ def _read_assignment(file: Path) -> Assignment:
     return given
 
 
-def describe_state(
+def _prepare(given: Assignment) -> Session:
+    os.chdir(given.folder)
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before a library is loaded
+    quiet_libraries()
+    use_threads(given.threads)
+    learn_costs(given.costs)
+    session = prepare_session(given.loaded, given.scope, SilentProgress(), given.machine)
+    session.is_worker = True
+    here = session.machine._replace(name=current_device(given.machine.device))
+    _refuse_other(given.state, _describe_state(session.sources, session.tasks, here, torch_threads()))
+    return session
+
+
+def _describe_state(
     sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
 ) -> dict[str, str]:
     """Describe what has to be the same on all workers, and where the command runs."""
