@@ -221,7 +221,7 @@ class Place(NamedTuple):
     declared: str = ""
 
 
-_SEVERAL = re.compile(r"^PLUGINS = \{(.*?)\}", re.MULTILINE | re.DOTALL)
+_SEVERAL = re.compile(r"^PLUGINS(?:: [^=\n]+)? = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _DECLARED = re.compile(r'"(\w+)": (\w+)')
 
 

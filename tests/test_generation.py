@@ -115,11 +115,7 @@ def test_tokens_are_drawn_as_often_as_their_chances_say():
 IDS = st.lists(st.integers(1, 3), min_size=1, max_size=9).map(tuple)
 PAIRS = st.lists(st.tuples(IDS, IDS), min_size=1, max_size=12)
 BUDGETS = st.integers(1, 40)
-
-
 LENGTHS = st.lists(st.integers(1, 90), max_size=40)
-
-
 SIZES = st.builds(Size, st.integers(1, 12), st.integers(1, 400))
 PURE = settings(deadline=None)
 

@@ -236,6 +236,12 @@ def test_the_plugins_of_a_kind_are_in_its_public_files_and_found_without_importi
         assert (declared[name], plugins.names(kind)) == (plugins.load(kind, name), sorted(places))
 
 
+def test_two_files_cannot_declare_one_plugin(tmp_path):
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text('PLUGINS = {"same": Same}\n')
+    assert "which one.py declares too" in refused(plugins._places_in, tmp_path, 0).problems[0].found
+
+
 def test_the_needs_of_a_prompting_are_files_of_the_data():
     promptings = [plugins.load("prompting", name) for name in plugins.names("prompting")]
     needs = {need for plugin in promptings for need in getattr(plugin, "NEEDS", ())}

@@ -11,10 +11,7 @@ from safetensors.torch import load_file
 
 from harness import plugins
 from harness.methods.supervised import Full, Lora
-from harness.regularizers import GeneralRow, Start, distance, kl
-from harness.regularizers.distance import Ewc, L2Sp
-from harness.regularizers.parts import Dropout, Half
-from harness.regularizers.perturbed import Sam
+from harness.regularizers import GeneralRow, Start, distance, kl, parts, perturbed
 from harness.training import Reward
 from harness.training.peft_families import peft_config
 from harness.training.sft import whole_loss_trainer
@@ -59,7 +56,7 @@ def measure_penalty(penalty, model, step=0):
 
 def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_model):
     before = {name: p.detach().clone() for name, p in list_trained(whole_model).items()}
-    penalty = L2Sp.penalty(Start(whole_model, 0), L2Sp.Params(strength=3.0))
+    penalty = distance.L2Sp.penalty(Start(whole_model, 0), distance.L2Sp.Params(strength=3.0))
     assert measure_penalty(penalty, whole_model) == 0
     move(whole_model)
     found = measure_penalty(penalty, whole_model)
@@ -71,7 +68,7 @@ def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_
 
 def test_l2_sp_of_a_lora_is_that_of_its_product(whole_model):
     model = add_adapter(whole_model, r=2, lora_alpha=6)
-    penalty = L2Sp.penalty(Start(model, 0), L2Sp.Params(strength=3.0))
+    penalty = distance.L2Sp.penalty(Start(model, 0), distance.L2Sp.Params(strength=3.0))
     assert measure_penalty(penalty, model) == 0
     move(model)
     found, expected = measure_penalty(penalty, model), 0.0
@@ -153,7 +150,7 @@ def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted
     model = whole_model if method == "full" else add_adapter(whole_model, r=2, lora_alpha=4)
     fisher = distance.fisher_diagonal(model, ROWS, 0)
     before = {name: p.detach().clone() for name, p in list_trained(model).items()}
-    penalty = Ewc.penalty(Start(model, 0, ROWS), Ewc.Params(strength=7.0))
+    penalty = distance.Ewc.penalty(Start(model, 0, ROWS), distance.Ewc.Params(strength=7.0))
     assert measure_penalty(penalty, model) == 0
     move(model)
     found, expected = measure_penalty(penalty, model), 0.0
@@ -281,7 +278,7 @@ def bowl():
 def test_sam_takes_the_gradient_at_the_point_a_distance_of_rho_uphill(bowl):
     model, a, backward, points = bowl
     start = model.weight.detach()[0].clone()
-    loss = Sam.step(model, backward, Sam.Params(rho=0.3))
+    loss = perturbed.Sam.step(model, backward, perturbed.Sam.Params(rho=0.3))
     uphill = start + 0.3 * (a @ start) / (a @ start).norm()
     assert loss.item() == pytest.approx((start @ a @ start / 2).item())
     assert points[0].equal(start)
@@ -327,7 +324,7 @@ def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         names = set(model.state_dict())
-        Dropout.prepare(model, Dropout.Params(rate=0.25))
+        parts.Dropout.prepare(model, parts.Dropout.Params(rate=0.25))
         seen = []
         for layer in model.model.layers:
             for part in (layer.self_attn, layer.mlp):
@@ -366,7 +363,7 @@ def select_names(names, part):
 
 def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside():
     outside = ["model.embed_tokens.weight", "model.norm.weight"]
-    chosen = set(Half.select([*outside, *NAMES], 0.0, Half.Params(), 1))
+    chosen = set(parts.Half.select([*outside, *NAMES], 0.0, parts.Half.Params(), 1))
     assert set(outside) <= chosen
     for layer in range(30):
         own = select_names(chosen, f".{layer}.")

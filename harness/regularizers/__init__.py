@@ -1,4 +1,4 @@
-"""Regularisers of training, one per file: mixed-in rows, penalties on the loss, choices of parameters.
+"""Regularisers of training: mixed-in rows, penalties on the loss, choices of parameters.
 
 A regulariser exports `Params` and one or more hooks. A method supports it if its `hooks` name them all:
 
