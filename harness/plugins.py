@@ -6,7 +6,9 @@ has what the file of one plugin has.
 Invariant: names come from the folder's listing and these lines, and only the file in use is imported.
 """
 
+import ast
 import re
+import tokenize
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from harness.errors import Problem, UserError, did_you_mean
+from harness.errors import Problem, UserError, did_you_mean, refuse_unreadable
 from harness.provenance import code_versions, digest_code
 from harness.records import TrackedPoint
 from harness.spec import Recipe, RescuePolicy, Spec
@@ -221,8 +223,7 @@ class Place(NamedTuple):
     declared: str = ""
 
 
-_SEVERAL = re.compile(r"^PLUGINS(?:: [^=\n]+)? = \{(.*?)\}", re.MULTILINE | re.DOTALL)
-_DECLARED = re.compile(r'"(\w+)": (\w+)')
+_SEVERAL = re.compile(r"^PLUGINS\b[^=\n]*=(.*?)(?=^[^\s})]|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def names(kind: str) -> list[str]:
@@ -239,15 +240,36 @@ def places(kind: str) -> dict[str, Place]:
 @cache
 def _places_in(folder: Path, _changed: int) -> dict[str, Place]:
     found: dict[str, Place] = {}
-    for file in sorted(folder.glob("[!_]*.py")):
-        several = _SEVERAL.search(file.read_text("utf-8"))
-        own = {name: Place(file, of) for name, of in _DECLARED.findall(several[1])} if several else {}
-        for name, place in (own or {file.stem: Place(file)}).items():
+    for file in sorted(file for file in folder.glob("[!_.]*.py") if file.is_file()):
+        declared = _read_declared(file)
+        for name, place in (declared or {file.stem: Place(file)}).items():
             if name in found:
                 twice = f"{name!r}, which {found[name].file.name} declares too"
                 raise UserError(str(file), twice, "a name of its own", "rename one of them")
             found[name] = place
     return dict(sorted(found.items()))
+
+
+def _read_declared(file: Path) -> dict[str, Place]:
+    """Return the places of a file's PLUGINS by name; empty without it, UserError if it is not understood."""
+    with refuse_unreadable(file, "a Python file", "repair the file, or move it out of the folder"):
+        try:
+            with tokenize.open(file) as text:
+                several = _SEVERAL.search(text.read())
+        except SyntaxError as error:  # of the line that names its encoding
+            raise ValueError(error.msg) from None
+    if several is None:
+        return {}
+    try:
+        written: Any = ast.parse(several[1].strip(), mode="eval").body
+        pairs = zip(written.keys, written.values, strict=True)
+        return {ast.literal_eval(key): Place(file, value.id) for key, value in pairs}
+    except (SyntaxError, ValueError, AttributeError):
+        found, expected = (
+            "a PLUGINS that is not understood",
+            'PLUGINS = {"name": Class, …}, with classes of the file',
+        )
+        raise UserError(str(file), found, expected, "write it so") from None
 
 
 def load(kind: str, name: str, where: str = "") -> Any:

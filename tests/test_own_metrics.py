@@ -24,7 +24,7 @@ from harness.methods import command
 from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
 from harness.provenance import code_versions, digest_code
-from harness.records import Example, Output
+from harness.records import Example, Output, read_training_record
 from harness.spec import Task, TaskData
 from harness.training import Weights
 from harness.training.trainer import LoopParams
@@ -240,6 +240,34 @@ def test_two_files_cannot_declare_one_plugin(tmp_path):
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text('PLUGINS = {"same": Same}\n')
     assert "which one.py declares too" in refused(plugins._places_in, tmp_path, 0).problems[0].found
+
+
+@pytest.mark.parametrize(
+    ("text", "declared"),
+    [
+        ("PLUGINS = {'loud': Loud,\n  \"quiet\": Quiet,  # softly\n}\n", {"loud": "Loud", "quiet": "Quiet"}),
+        ('PLUGINS: dict[str, type]={"loud":Loud}\nx = 1\n', {"loud": "Loud"}),
+        ("# -*- coding: latin-1 -*-\n# caf\xe9\n", {"voice": ""}),
+        ("PLUGINS = dict(loud=Loud)\n", "a PLUGINS that is not understood"),
+        ("PLUGINS = {'loud': mine.Loud}\n", "a PLUGINS that is not understood"),
+        ("# caf\xe9\n", "a file that cannot be read"),
+    ],
+)
+def test_what_a_file_declares_is_understood_or_refused_by_its_path(tmp_path, text, declared):
+    (tmp_path / "voice.py").write_bytes(text.encode("latin-1"))
+    (tmp_path / ".#voice.py").symlink_to("editor@host")
+    if isinstance(declared, dict):
+        places = plugins._places_in(tmp_path, 0)
+        assert {name: place.declared for name, place in places.items()} == declared
+    else:
+        (problem,) = refused(plugins._places_in, tmp_path, 0).problems
+        assert (problem.where, declared in problem.found) == (str(tmp_path / "voice.py"), True)
+
+
+def test_a_training_figure_of_a_wrong_type_is_named():
+    for name, value in (("size_bytes", "abc"), ("trainable_share", []), ("n_tokens", "abc")):
+        with pytest.raises(ValueError, match=f"training.{name}: found "):
+            read_training_record({name: value})
 
 
 def test_the_needs_of_a_prompting_are_files_of_the_data():

@@ -138,7 +138,9 @@ def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> 
             say(line)
         return True
     print_result(plan._asdict(), [*lines, str(plan)], as_json)
-    say("a dry run sends no request")
+    for line in (*lines, str(plan)) if as_json else ():
+        say(line)
+    say("a dry run sends no request and writes nothing")
     return False
 
 

@@ -129,8 +129,10 @@ def fit(context: FitContext, params: Params) -> Weights:
         peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
         **_curves(out),
     )
-    names_version = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else None
-    made = made.add(command=mask_secrets(params.run), command_version=names_version, exit_code=ended.code)
+    names_version = mask_secrets(next(iter(read_lines(version, folder)), "")) if version else ""
+    made = made.add(
+        command=mask_secrets(params.run), command_version=names_version or None, exit_code=ended.code
+    )
     weights = _take_over(context, out, made)
     shutil.move(log, context.folder / LOG)
     if out.is_symlink():

@@ -5,6 +5,7 @@ Invariant: what was not measured is None or empty, and is not stored. Runs name 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from math import inf
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -132,6 +133,7 @@ class TrackedPoint:
 _Float = float | None
 _Int = int | None
 _SQL_TYPES: dict[Any, str] = {_Float: "DOUBLE", _Int: "BIGINT", Curve: ""}
+_READ_AS: dict[str, Any] = {"DOUBLE": _Float, "BIGINT": _Int, "VARCHAR": str}
 
 
 # Figures that nothing reads by its name, by the field of `TrainingRecord` that they follow.
@@ -262,11 +264,16 @@ def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     names = {f.name for f in fields(TrainingRecord)} - {"others"}
     known = {name: value for name, value in stored.items() if name in names}
     others = {name: value for name, value in stored.items() if name not in names}
+    place = ["training"]
     try:
         record: TrainingRecord = reader(TrainingRecord).validate_python({**known, "others": others})
+        for figure in chain.from_iterable(_FURTHER.values()):
+            if figure.name in others and figure.type in _READ_AS:
+                place[1:] = [figure.name]
+                reader(_READ_AS[figure.type]).validate_python(others[figure.name])
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, ("training", *first["loc"])))
+        where = ".".join(map(str, (*place, *first["loc"])))
         expected = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{where}: found {first['input']!r}; expected {expected}") from None
     return record
