@@ -60,8 +60,8 @@ DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"
 OFFERED = {
     # A group without a front: each value and judgement is imported from the module that defines it.
     "analysis": (
-        "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain gating "
-        "human_preferences judge_correction labelled_answers macro margins next_step rules run_diff seeds "
+        "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain "
+        "gate_rules_on_answers gating human_preferences judge_correction labelled_answers macro margins next_step run_diff seeds "
         "significance target_scores verdict"
     ),
     # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
@@ -71,7 +71,7 @@ OFFERED = {
     "data": "check check.personal_data columns contamination edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns near_duplicates readers row_forms row_traits splits text_files turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates costs grading judges judging_stage languages lm_eval lm_eval.tasks "
+        "candidate_rows candidates control_arm costs grading judges judging_stage languages lm_eval lm_eval.tasks "
         "row_sets runner sampling session timing"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone. `study` and

@@ -18,7 +18,12 @@ from harness.analysis.comparison import compare_commonest_answers
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.rules import cumulative_of, cumulative_policy, cumulative_rule, mode_collapse_rule
+from harness.analysis.gate_rules_on_answers import (
+    cumulative_of,
+    cumulative_policy,
+    cumulative_rule,
+    mode_collapse_rule,
+)
 from harness.analysis.seeds import Family, family_of, place_in_family
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app

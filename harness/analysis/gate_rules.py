@@ -13,6 +13,18 @@ from typing import Literal
 
 from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate, at_level, mean_change, orient, regression_p
+from harness.analysis.gate_rules_on_answers import (
+    Compared,
+    ControlFacts,
+    control_rule,
+    drift_rule,
+    errors_rule,
+    mode_collapse_rule,
+    regressions_rule,
+    require_calibration,
+    target_rule,
+    validity_rule,
+)
 from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
 from harness.analysis.margins import (
     MOST_ITEMS,
@@ -30,18 +42,6 @@ from harness.analysis.margins import (
     margin_verdict,
     ruled_out,
     upper_se,
-)
-from harness.analysis.rules import (
-    Compared,
-    ControlFacts,
-    control_rule,
-    drift_rule,
-    errors_rule,
-    mode_collapse_rule,
-    regressions_rule,
-    require_calibration,
-    target_rule,
-    validity_rule,
 )
 from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
 from harness.analysis.verdict import (

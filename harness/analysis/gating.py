@@ -14,8 +14,8 @@ from harness.analysis import admission, comparison
 from harness.analysis.alignment import name_pooled_cluster
 from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gate_rules_on_answers import ControlFacts
 from harness.analysis.macro import SharedItems, find_shared_items
-from harness.analysis.rules import ControlFacts
 from harness.analysis.verdict import (
     Rule,
     TargetFacts,

@@ -198,7 +198,12 @@ def margin_share(margin: Margin) -> float:
 
 def is_relative(margin: Margin) -> bool:
     """Tell whether a margin is a share of the base's skill, written `10%`."""
-    return isinstance(margin, str)
+    return isinstance(margin, str) and margin.endswith("%")
+
+
+def scale_share(margin: Margin) -> float | None:
+    """Return a margin that is a share of the metric's range; None for one relative to the base's skill."""
+    return None if is_relative(margin) else margin_share(margin)
 
 
 def skill(t: TaskComparison) -> float:

@@ -8,30 +8,25 @@ prompts with a special token as text are left out.
 """
 
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
-from datetime import UTC, datetime
 from functools import partial
 from itertools import zip_longest
-from math import isclose
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from harness import provenance, store
 from harness.config import is_shipped
 from harness.data import suite_contamination
 from harness.errors import CandidateFailed, Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob, prompt_text
-from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_damaged
+from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
+from harness.evaluation.control_arm import measure_control_once, origin
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RowSet, suite_sets, work_of
+from harness.evaluation.row_sets import RowSet, work_of
 from harness.evaluation.session import MeasuredTask, Session
-from harness.metrics import is_flipped
 from harness.models import (
     Candidate,
     artefacts,
@@ -47,8 +42,7 @@ from harness.models.deltas import apply_delta
 from harness.models.hardware import Load, cpu_kernels, load
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource, refuse_changed_files
-from harness.progress import Progress
-from harness.records import BLOCK, Control, ControlBlock, Origin, PromptText, Run, SampleResult
+from harness.records import PromptText, Run
 from harness.spec import DATA_FILES, Experiment, Fields
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
@@ -182,114 +176,6 @@ def encode_blocks(
             yield block, ids.pop()
             if waiting is not None:
                 ids.append(waiting.result())
-
-
-_ROUNDING = 1e-4  # relative difference that another order of summation explains
-
-
-def origin(at: store.Store, device: str, control: str = "") -> Origin:
-    """Return the origin of rows that are computed now on a device of this name."""
-    return Origin(store.keep_environment(at, provenance.describe_environment(device)), control)
-
-
-def measure_control_once(session: Session, source: ModelSource) -> str:
-    """Measure the control arm of a base once per session; return the measurement's id, empty without one."""
-    known = session.controls
-    if source.weights_digest not in known:
-        known[source.weights_digest] = measure_control(
-            session, source, session.experiment.gate.control_blocks
-        )
-    return known[source.weights_digest]
-
-
-def measure_control(session: Session, source: ModelSource, n_blocks: int) -> str:
-    """Let a base answer some stored blocks again, different ones each time; return the measurement's id."""
-    at = session.store
-    sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
-    earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
-    # Generated answers and other tasks alternate, in a seeded order.
-    kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
-    for i in np.random.default_rng(int(source.weights_digest, 16)).permutation(len(sets)):
-        numbered = [(sets[i], index) for index in range(sets[i].n_blocks)]
-        kinds[sets[i].measured.task.kind == "generate"].append(numbered)
-    queues = []
-    for turns in map(_interleave, kinds.values()):
-        first = earlier * -(-n_blocks // 2) % len(turns) if turns else 0
-        queues.append([*turns[first:], *turns[:first]])
-    chosen = []
-    for row_set, index in _interleave(queues):
-        span = slice(index * BLOCK, (index + 1) * BLOCK)
-        stored = store.read_rows(at, row_set.identity.digest)[span]
-        # A block cut by a limit now but not then had another layout and is left out.
-        chosen += [(row_set, index, stored)] if len(stored) == len(row_set.ids[span]) else []
-        if len(chosen) == n_blocks:
-            break
-    if not chosen:
-        return ""
-    start, base = load(), session.host(source).base
-    blocks, label = [(row_set, index) for row_set, index, _ in chosen], "control arm: the base again"
-    again = reevaluate(session.progress, session.seconds, blocks, [base], label)
-    compared = []
-    for (row_set, index, stored), (repeated,) in zip(chosen, again, strict=True):
-        identity, primary = row_set.identity.digest, row_set.measured.primary
-        block_origin = store.origins(at, identity).get(index, Origin())
-        pairs = list(zip(stored, repeated, strict=True))
-        named = (row_set.measured.task.name, identity, index, len(repeated), block_origin.environment)
-        reworded = _item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest)
-        differing = _item_names(new for old, new in pairs if differs(old, new))
-        flipped = _item_names(new for old, new in pairs if is_flipped(old, new, primary))
-        found = ControlBlock(*named, reworded, differing, flipped)
-        compared.append((found, repeated))
-    session.learn_pace("answering", Work(), load().since(start).wall_s, source, teaches=False)
-    now = datetime.now(UTC)
-    control_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    environment = origin(at, session.machine.name).environment
-    computed = (source.weights_digest, session.machine.precision, environment)
-    again_blocks = tuple(block for block, _ in compared)
-    control = Control(control_id, now.isoformat(), *computed, again_blocks)
-    store.save_control(at, control, compared)
-    return control.id
-
-
-def reevaluate(
-    progress: Progress,
-    seconds: Callable[[Work], float],
-    blocks: Sequence[tuple[RowSet, int]],
-    candidates: Sequence[Candidate],
-    label: str,
-) -> Iterator[list[list[SampleResult]]]:
-    """Evaluate blocks of row sets with each candidate, ignoring stored rows; yield block by block."""
-    jobs = {rows.name: rows.job() for rows, _ in blocks}
-    expected_s = sum(seconds(work_of(jobs[rows.name])) / rows.n_blocks for rows, _ in blocks)
-    with progress.stage(label, len(candidates) * expected_s) as advance:
-        for n_done, (rows, index) in enumerate(blocks, 1):
-            yield [rows.measured.evaluate(candidate, jobs[rows.name], index) for candidate in candidates]
-            advance(n_done, len(blocks))
-
-
-def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
-    return [block for turn in zip_longest(*queues) for block in turn if block]
-
-
-def _item_names(rows: Iterator[SampleResult]) -> tuple[str, ...]:
-    return tuple(f"{row.task}/{row.example_id}" for row in rows)
-
-
-def differs(old: SampleResult, new: SampleResult) -> bool:
-    """Tell whether an item was prompted, answered or scored differently, beyond the rounding of sums."""
-    if (old.prompt_digest, old.text, old.status) != (new.prompt_digest, new.text, new.status):
-        return True
-    names = old.parts.keys() | new.parts.keys()
-    scores = [(old.parts.get(name), new.parts.get(name)) for name in names]
-    single = [None if row.gold_logprob is None else (row.gold_logprob,) for row in (old, new)]
-    return any(_differ(a, b) for a, b in [*scores, (single[0], single[1])])
-
-
-def _differ(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
-    if a is None or b is None:
-        return a is not b
-    close = [isclose(x, y, rel_tol=_ROUNDING, abs_tol=1e-9) for x, y in zip(a, b, strict=False)]
-    return len(a) != len(b) or not all(close)
 
 
 _HERE = ("base", "model", "adapter", "delta", "artefact", "classifier", HEAD, EMBEDDING)

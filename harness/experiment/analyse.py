@@ -22,7 +22,7 @@ from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
 from harness.analysis.labelled_answers import MetricCalibration, calibrate
 from harness.analysis.macro import macro_between
-from harness.analysis.margins import map_margins
+from harness.analysis.margins import map_margins, scale_share
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
 from harness.analysis.target_scores import TargetScore, trivial_baseline
@@ -185,7 +185,7 @@ def _build_report(
         training_sets=training_sets(ordered, recipes, experiment.decide, again, *comparers),
         curve=fit_stored_curve(session, reader, runs, judged),
         task=session.target.task.name,
-        macro_margin=policy.macro if isinstance(policy.macro, float) else None,
+        macro_margin=scale_share(policy.macro),
         undecided_fails=policy.on_inconclusive == "fail",
         margins=map_margins(every, policy),
         answers=find_answers((session.target, *session.suites), reader, runs, of_runs),

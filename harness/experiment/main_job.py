@@ -77,7 +77,7 @@ def compare(
     fewer_items: bool = False,
     progress: Progress | None = None,
 ) -> ExperimentReport:
-    """Run the missing parts of an experiment, and report it.
+    """Run the missing parts of an experiment, and report it: the command `compare` in Python.
 
     `overrides` are written `a.b=value`; `candidates` selects by name. `limit` caps the test items of each
     task, and `quick` also the training: smoke runs, whose numbers are not evidence. `yes` allows more than 64

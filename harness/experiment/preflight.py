@@ -19,10 +19,10 @@ from harness.errors import Problem, UserError, gather
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import is_measured
 from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
-from harness.evaluation.runner import reevaluate
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_problems import key_problems

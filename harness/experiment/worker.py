@@ -24,9 +24,10 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
+from harness.evaluation.control_arm import measure_control_once
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
-from harness.evaluation.runner import answer, fill, find_base_rows, measure_control_once, open_weights
+from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial
 from harness.experiment.preparation import Scope, prepare_session

@@ -17,8 +17,8 @@ import numpy as np
 
 from harness import stats
 from harness.analysis import comparison
+from harness.analysis.gate_rules_on_answers import aa_rate
 from harness.analysis.labelled_answers import Labels, answer_digest
-from harness.analysis.rules import aa_rate
 from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
 from harness.lifecycle.watchlist import Cluster, Item, Rows
 from harness.metrics import Metric, is_flipped

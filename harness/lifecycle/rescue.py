@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 from harness import experiment, formatting, plugins, store
 from harness.analysis import candidate_facts
 from harness.analysis.admission import HALVES
+from harness.analysis.margins import scale_share
 from harness.analysis.target_scores import TargetScore
 from harness.analysis.verdict import Half
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
@@ -266,7 +267,7 @@ def run(prepared: PreparedRescue) -> Rescue:
         original=original,
         tried=tuple(tried),
         left_out=(*found.left_out, *rest),
-        macro_margin=policy.macro if isinstance(policy.macro, float) else None,
+        macro_margin=scale_share(policy.macro),
         notes=tuple(_notes(context, case.run)),
     )
 

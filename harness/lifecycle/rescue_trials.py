@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness import experiment, formatting, plugins
+from harness.analysis.margins import scale_share
 from harness.evaluation import costs, row_sets
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
@@ -165,7 +166,7 @@ def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -
         session.experiment.rescue,
         {**experiment.find_adapter_config(candidate), **source.params},
         shape.n_layers if shape else None,
-        margin=macro if isinstance(macro, float) else _USUAL_MARGIN,
+        margin=scale_share(macro) or _USUAL_MARGIN,
         sign=session.target.primary.unit.sign,  # −1 where a lower score of the target is better
         makes=candidate.makes,
     )
