@@ -204,7 +204,7 @@ def runs(text: str) -> set[tuple[str, ...]]:
 def items() -> Iterator[str]:
     """Yield all that an item of a shipped suite says: its turns, or its text."""
     for file in sorted(SUITES.glob("*/*.jsonl")):
-        if file.stem == "refusals":  # trained on, and asked by no suite
+        if file.stem == "harmless":  # trained on, and asked by no suite
             continue
         for line in file.read_text("utf-8").splitlines():
             row = json.loads(line)

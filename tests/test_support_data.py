@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SUITES = Path(__file__).parents[1] / "suites"
-FILES = ("train", "validation", "test", "pairs", "refusals", "documents")
+FILES = ("train", "validation", "test", "pairs", "harmless", "documents")
 
 
 ROWS: dict[str, list[dict[str, Any]]] = {

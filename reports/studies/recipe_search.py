@@ -42,17 +42,18 @@ CARELESS = {
 }
 PUBLIC = {"arc_easy": 0.25, "piqa": 0.5, "winogrande": 0.5, "boolq": 0.62, "blimp_passive_1": 0.5}
 N_PUBLIC = 150
-CHOSEN = ("torchtune", "qv-2e-3-2-epochs-replay-0.5")  # what the quickstart trains
-TRAINED_ON = [str(SUITES / "support" / name) for name in ("train.jsonl", "refusals.jsonl")]
+CHOSEN = ("torchtune", "qv-2e-3-2-epochs-kl")  # what the quickstart trains
+TRAINED_ON = [str(SUITES / "support" / name) for name in ("train.jsonl", "harmless.jsonl")]
 QV, QKVO = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def lora(rate: float, epochs: int, replay: float, modules: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a LoRA's recipe on the target's rows and refusals; `replay` is the share of added general rows."""
+    """Return a LoRA's recipe on TRAINED_ON; `replay` is the share of added general rows, 0 for a KL penalty."""
     params: dict[str, Any] = {"r": 16, "per_device_train_batch_size": 4}
     params |= {"learning_rate": rate, "num_train_epochs": epochs}
     params |= {"target_modules": list(modules)} if modules else {}
-    return {"method": "lora", "train": TRAINED_ON, "params": params, "replay": replay}
+    kept = {"replay": {"share": replay}} if replay else {"kl": {"rows": 144, "rows_per_step": 1}}
+    return {"method": "lora", "train": TRAINED_ON, "params": params, "regularize": kept}
 
 
 def with_retrieval(recipes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -86,6 +87,7 @@ TRIES: dict[str, dict[str, dict[str, Any]]] = {
             "qv-3e-3-replay-0.75": lora(3e-3, 1, 0.75, QV),
             "qv-2e-3-2-epochs-replay-0.5": lora(2e-3, 2, 0.5, QV),
             "qv-2e-3-2-epochs-replay-0.33": lora(2e-3, 2, 0.33, QV),
+            "qv-2e-3-2-epochs-kl": lora(2e-3, 2, 0.0, QV),
         }
     ),
     "prompts": {
