@@ -204,7 +204,7 @@ def test_a_dry_run_says_what_would_be_tried_and_compare_what_that_takes_at_most(
     assert [t["name"] for t in read["trials"] if t["stored"]] == ["lora+scale=0.75", "lora+scale=0.5"]
     assert [t["step"] for t in read["trials"]] == ["scale"] * 3 + ["kl"] * 2 + ["replay"] * 2
     trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
-    assert trained["scale"] == 0 < trained["kl"] < trained["replay"]
+    assert trained["scale"] == 0 < min(trained["kl"], trained["replay"])
     result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--dry-run", "--json"])
     assert json.loads(result.stdout)["rescue, at most"]["trained"] > 0
 
