@@ -265,11 +265,8 @@ def _read_declared(file: Path) -> dict[str, Place]:
         pairs = zip(written.keys, written.values, strict=True)
         return {ast.literal_eval(key): Place(file, value.id) for key, value in pairs}
     except (SyntaxError, ValueError, AttributeError):
-        found, expected = (
-            "a PLUGINS that is not understood",
-            'PLUGINS = {"name": Class, …}, with classes of the file',
-        )
-        raise UserError(str(file), found, expected, "write it so") from None
+        expected = 'PLUGINS = {"name": Class, …}, with classes of the file'
+        raise UserError(str(file), "a PLUGINS that is not understood", expected, "write it so") from None
 
 
 def load(kind: str, name: str, where: str = "") -> Any:

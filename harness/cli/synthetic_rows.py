@@ -133,15 +133,15 @@ def data_augment(
 
 def _announce(plan: "WriterPlan", *lines: str, dry_run: bool, as_json: bool) -> bool:
     """Say what the requests take; returns whether they are to be sent."""
-    if not dry_run:
-        for line in (*lines, str(plan)):
+    shown = [*lines, str(plan)]
+    if dry_run:
+        print_result(plan._asdict(), shown, as_json)
+    if as_json or not dry_run:
+        for line in shown:
             say(line)
-        return True
-    print_result(plan._asdict(), [*lines, str(plan)], as_json)
-    for line in (*lines, str(plan)) if as_json else ():
-        say(line)
-    say("a dry run sends no request and writes nothing")
-    return False
+    if dry_run:
+        say("a dry run sends no request and writes nothing")
+    return not dry_run
 
 
 def _write_prompts(wording: Wording) -> "Rewriting":
