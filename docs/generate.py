@@ -24,7 +24,7 @@ from harness import cli, plugins, spec
 from harness.cli.app import EXIT_CODES
 from harness.cli.options import example_commands
 from harness.config.rubrics import Rubric
-from harness.experiment.catalog import default_of, map_meanings, map_purposes, models_in
+from harness.cli.catalog import default_of, map_meanings, map_purposes, models_in
 from harness.metrics import load_metrics
 from harness.store import TABLES
 

@@ -77,7 +77,7 @@ OFFERED = {
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone. `study` and
     # `gate_run` judge what is stored, which takes no comparison.
     "experiment": (
-        "augmentation bases catalog check_rows gate_run preflight run_candidate scaffold "
+        "augmentation bases check_rows gate_run preflight run_candidate scaffold "
         "standalone study worker writers written_rows"
     ),
     # A group: engines, weights and devices, of which each package needs a few.

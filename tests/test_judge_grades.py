@@ -25,6 +25,7 @@ from harness.config.rubrics import Rubric, read_rubric
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.grading import mean_grade, token_weights
 from harness.evaluation.judges import answer_key, judge_messages
+from harness.experiment import rescore_run
 from harness.lifecycle import release
 from harness.lifecycle.gates import refuse_regraded
 from harness.records import Example
@@ -69,7 +70,7 @@ def test_attempts_added_later_ask_about_unreadable_grades_alone_and_the_gate_wai
     assert len(d.candidates.asked) == n_answered
     assert list_unread(d) == []
     refuse_regraded(stored, run := tiny_experiment.runs_of(d.path)["plain"])
-    assert release.rescore_run(tiny_experiment.session(d.path), run)[1]["replies"]
+    assert rescore_run(tiny_experiment.session(d.path), run)[1]["replies"]
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked

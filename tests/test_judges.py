@@ -11,8 +11,7 @@ from openai_server import Fault, Rule, ServerAnswer, serve_model
 from harness import store
 from harness.errors import UserError
 from harness.evaluation.grading import cost_usd
-from harness.experiment import compare, plan_grades
-from harness.lifecycle import release
+from harness.experiment import compare, plan_grades, rescore_run
 from harness.lifecycle.label_file import export_answers, import_labels
 from harness.store import Store
 
@@ -144,7 +143,7 @@ def test_another_rubric_means_new_grades_and_scoring_again_prices_and_limits_non
     run = tiny_experiment.runs_of(d.path)["plain"]
     n_asked = len(d.candidates.asked), len(d.judge.asked)
     overrides = ["target.metrics=[contains, judge:./helpful.yaml]"]
-    _, scores = release.rescore_run(tiny_experiment.session(d.path, *overrides), run)
+    _, scores = rescore_run(tiny_experiment.session(d.path, *overrides), run)
     assert scores["replies"].keys() == {"contains", "judge:helpful"}
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
@@ -389,3 +388,24 @@ def test_the_best_of_several_answers_is_the_one_that_its_judge_prefers(tiny, tmp
         assert [one.parts["judge:helpful"] for one in given] == [(pytest.approx(grade),) for grade in grades]
         assert row.text == given[grades.index(max(grades))].text
         assert row.parts["judge:helpful"] == (pytest.approx(max(grades)),)
+
+
+@pytest.mark.e2e
+def test_a_judge_scores_training_rows_once_and_clean_drops_those_that_it_grades_low(desk, harness, tmp_path):
+    d = desk(judge=Grader(lambda question, answer: "1" if "elsewhere" in answer else "5"))
+    rows = [
+        {"prompt": f"Where is parcel {i}?", "reference": f"Parcel {i} left on day {i}."} for i in range(30)
+    ]
+    rows[7]["reference"] = "Parcels go elsewhere."
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = harness("data", "check", "more.jsonl", "--judge", "harness.yaml", check=2)
+    assert "judge:helpful without people's labels" in done.stderr
+    d.path.write_text(d.path.read_text() + "gate: {uncalibrated_judge: allow}\n")
+    found = json.loads(harness("data", "check", "more.jsonl", "--judge", "harness.yaml", "--json").stdout)
+    (quality,) = [finding for finding in found["findings"] if finding["check"] == "quality"]
+    assert "(judge 1)" in quality["title"]
+    assert quality["rows"] == ["more.jsonl:8"]
+    command = re.sub(r"--out \S+", "--out good.jsonl", quality["command"]).split()[1:]
+    harness(*command, check=0)
+    assert len((tmp_path / "good.jsonl").read_text().splitlines()) == 29
+    assert len(d.judge.asked) == len(rows)

@@ -33,8 +33,8 @@ from test_architecture import ORDER
 from typer.main import get_command
 
 from harness import cli, config, data, errors, plugins, report, spec
+from harness.cli.catalog import map_purposes
 from harness.cli.options import example_commands
-from harness.experiment.catalog import map_purposes
 from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost

@@ -21,9 +21,9 @@ from harness.analysis.candidate_facts import AnswerFacts, UnreadAnswers
 from harness.analysis.estimators import Estimate
 from harness.analysis.verdict import Rule
 from harness.cli.app import write_report
+from harness.cli.catalog import map_purposes
 from harness.cli.options import ExperimentFile
 from harness.config import CommandLine
-from harness.experiment.catalog import map_purposes
 from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,

@@ -19,8 +19,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
-from harness.experiment import Scope, prepare_session
-from harness.lifecycle import release
+from harness.experiment import Scope, prepare_session, rescore_run
 from harness.progress import SilentProgress
 from harness.spec import Task
 
@@ -140,12 +139,12 @@ def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_
     changed = session(copy, "target.system=Be brief.")
     (prompt,) = [one for one in before if one.candidate == "prompt"]
     with pytest.raises(IncompatibleRuns, match=r"letters/validation, letters/test.*harness compare"):
-        release.rescore_run(changed, prompt)
+        rescore_run(changed, prompt)
     assert store.list_runs(changed.store) == before
     made = session(copy)
     before = store.list_runs(made.store)
     for one in before:
-        assert release.rescore_run(made, one)[0] == one
+        assert rescore_run(made, one)[0] == one
     assert store.list_runs(made.store) == before
 
 

@@ -57,6 +57,7 @@ def data_clean(
     special_tokens: Annotated[bool, Option("Remove end tokens and role marks of chat models.")] = False,
     min_quality: Annotated[float | None, Option("Drop rows whose answer scores less.", min=0, max=1)] = None,
     perplexity: Annotated[bool, Option("With --min-quality: score by perplexity under --base too.")] = False,
+    judge: Annotated[str | None, Option("With --min-quality: the harness.yaml whose judge scores.")] = None,
     base: Annotated[str | None, Option("The model of --special-tokens and --perplexity.")] = None,
     named: RowColumns,
     remarks: Remarks,
@@ -88,15 +89,17 @@ def data_clean(
     of_these: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
     of_these |= {"base_tokens": special} if special else {}
     low: dict[int, str] = {}
-    if perplexity and min_quality is None:
+    if (perplexity or judge) and min_quality is None:
         step = "take the one that harness data check proposes"
         raise UserError("--min-quality", "no score", "a score in [0, 1]", step)
     if min_quality is not None:
-        from harness.experiment.check_rows import answer_scorer
+        from harness.cli.progress_bar import TerminalProgress
+        from harness.experiment.check_rows import AnswerScoring
 
-        score = answer_scorer(base, perplexity=perplexity)
-        low = low_quality(readers.stream(file, "train"), roles, min_quality, score)
+        scoring = AnswerScoring(base, perplexity=perplexity, judge=judge, progress=TerminalProgress())
+        low = low_quality(readers.stream(file, "train"), roles, min_quality, scoring.score)
         of_these |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
+        of_these |= {"judge": judge} if judge else {}
     of_these |= {"spellings": spelt} if spellings else {}
     of_these |= _digests("decisions", [str(decisions)] if decisions else [])
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these}

@@ -165,10 +165,11 @@ class TerminalProgress:
             return max(0.0, stage.expected_s - (self._clock() - stage.began))
         if self._left or not stage.share:
             return max(0.0, self._left_s() - stage.expected_s * self._pace() * stage.share)
-        # A stage's start (a model is loaded, rows are read) says little about the pace of the rest.
         elapsed_s = self._clock() - stage.began
-        whole_s = (1 - stage.share) * stage.expected_s + elapsed_s if stage.expected_s else elapsed_s / stage.share
-        return (1 - stage.share) * whole_s
+        if not stage.expected_s:
+            return elapsed_s * (1 - stage.share) / stage.share
+        # A stage's start (a model is loaded, rows are read) says little about the pace of the rest.
+        return (1 - stage.share) * ((1 - stage.share) * stage.expected_s + elapsed_s)
 
     def _pace(self) -> float:
         begun = [stage for stage in [*self._stages] if stage.share and stage.expected_s]

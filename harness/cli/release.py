@@ -217,8 +217,8 @@ def regressions_confirm(
 
     So the gate can tell a loss from rounding.
     """
+    from harness.experiment.run_candidate import rescore_pinned
     from harness.lifecycle import release
-    from harness.lifecycle.release import rescore_pinned
 
     session, loaded = ExperimentFile(config=config).open_session()
     stored = release.load_study(loaded)

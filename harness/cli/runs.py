@@ -364,7 +364,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List methods, metrics, suites, keys and other names."""
-    from harness.experiment.catalog import map_purposes
+    from harness.cli.catalog import map_purposes
 
     print_value(map_purposes(what), as_json)
 
@@ -401,12 +401,13 @@ def score(
 
     The metrics are those that harness.yaml names now.
     """
+    from harness.experiment import rescore_run
     from harness.lifecycle import release
 
     session, loaded = at.open_session()
     out = {}
     for before in release.candidate_runs(release.load_study(loaded), run):
-        again, scores = release.rescore_run(session, before)
+        again, scores = rescore_run(session, before)
         unchanged = again.run_id == before.run_id
         say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {again.run_id}"))
         out[again.run_id] = scores

@@ -284,6 +284,7 @@ def data_check(
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
     embeddings: Annotated[str | None, Option("A sentence-transformers model to find duplicates.")] = None,
     perplexity: Annotated[bool, Option("Score answers also by the base's perplexity.")] = False,
+    judge: Annotated[str | None, Option("The harness.yaml whose judge also scores answers.")] = None,
     html: Annotated[Path | None, Option("Write the page as one file of HTML.")] = None,
     fail_on: Annotated[Literal["error", "warning"] | None, Option("End with 1 at such a finding.")] = None,
     config: Config = CONFIG,
@@ -312,6 +313,7 @@ def data_check(
         date_format=date_format,
         pages={train: config_option(config)} if train else {},
         perplexity=perplexity,
+        judge=judge,
     )
     table, findings = examine_rows(options, TerminalProgress())
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"

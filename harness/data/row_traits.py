@@ -41,11 +41,14 @@ ScoreAnswers = Callable[[Sequence[QuestionAndAnswers]], list[AnswerQuality]]
 
 
 def score_answers(
-    rows: Sequence[QuestionAndAnswers], language_of: Callable[[str], str], bits: Sequence[float | None] = ()
+    rows: Sequence[QuestionAndAnswers],
+    language_of: Callable[[str], str],
+    bits: Sequence[float | None] = (),
+    grades: Sequence[float | None] = (),
 ) -> list[AnswerQuality]:
     """Score the first answers of rows by the traits that docs/howto/check_data.md defines.
 
-    `bits` are what a model needs for a byte of each answer, None if unknown.
+    `bits` are what a model needs for a byte of each answer, `grades` in [0, 1] a judge's; None if unknown.
     """
     answers = [row.answers[0] for row in rows]
     words = [records.list_words(answer.casefold()) for answer in answers]
@@ -75,6 +78,7 @@ def score_answers(
         "no word": [float(not any(map(str.isalnum, answer))) for answer in answers],
         "object": [sum(map(len, _UNWRITTEN.findall(a))) / max(1, len(a.strip())) for a in answers],
         "perplexity": _far(bits or [None] * len(answers), lambda above: above),
+        "judge": [0.0 if grade is None else 1 - grade for grade in grades or [None] * len(answers)],
     }
     worst = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
     return [AnswerQuality(1 - value, trait if value else "") for value, trait in worst]

@@ -12,7 +12,6 @@ from harness.experiment.candidate_problems import find_adapter_config, sensitive
 from harness.experiment.candidate_result import plan_curve, settle_sweep, study_session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.experiment.executors import describe_workers
-from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.main_job import (
     are_all_done, attempt, compare, in_order, judge_pairs, place_open, refuse_many, report_stored, run_all,
@@ -20,7 +19,7 @@ from harness.experiment.main_job import (
 from harness.experiment.one_answer import SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.preflight import Estimates
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session
-from harness.experiment.run_candidate import find_stored_runs
+from harness.experiment.run_candidate import answer_all_items, find_stored_runs, rescore_run
 from harness.experiment.run_remarks import (
     PlannedGrades, describe_rewards, describe_stored, estimate_power, first_line, list_plan_notes,
     plan_grades, recipe_warnings,

@@ -12,14 +12,14 @@ from harness.data import ColumnCells, check, count_cells, find_mixed_columns, fo
 from harness.data.columns import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
-from harness.data.row_traits import ScoreAnswers, score_answers
+from harness.data.row_traits import AnswerQuality, score_answers
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation.languages import classify
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
-from harness.records import PromptText
+from harness.records import Example, Output, PromptText
 from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
 
@@ -43,6 +43,7 @@ class RowCheck(NamedTuple):
     date_format: str | None = None
     pages: Mapping[str, str] = MappingProxyType({})
     perplexity: bool = False
+    judge: str | None = None
 
 
 class CheckReport(NamedTuple):
@@ -90,8 +91,10 @@ def _examine(
         refuse(problems)
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
-        score = answer_scorer(options.base, perplexity=options.perplexity)
-        context = check.CheckContext(test, tokenizer, options.most, encode, score, options.perplexity)
+        scoring = AnswerScoring(
+            options.base, perplexity=options.perplexity, judge=options.judge, progress=progress
+        )
+        context = check.CheckContext(test, tokenizer, options.most, encode, scoring.score, scoring.options)
         found = check.check_rows(tables[0], context, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
@@ -191,12 +194,67 @@ def tokenizer_of(base: str) -> check.Tokenizer:
     return check.Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
 
 
-def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
-    """Return a function that scores answers by their traits, with `perplexity` also under the base."""
-    if perplexity and base is None:
-        raise UserError("--perplexity", "no model", "a model under which to score", "--base MODEL")
-    source = hub.resolve(base, where="--base") if perplexity and base else None
-    return lambda rows: score_answers(rows, classify, _measure_bits(source, rows) if source else ())
+class AnswerScoring:
+    """Scores of answers by their traits: with `perplexity` also under the base, with `judge` by its grades.
+
+    `judge` is a harness.yaml: the first judged metric of its target grades.
+    """
+
+    def __init__(
+        self, base: str | None, *, perplexity: bool, judge: str | None, progress: Progress | None = None
+    ) -> None:
+        if perplexity and base is None:
+            raise UserError("--perplexity", "no model", "a model under which to score", "--base MODEL")
+        self._source = hub.resolve(base, where="--base") if perplexity and base else None
+        self._judge, self._progress = judge, progress or SilentProgress()
+        model = f" --perplexity --base {as_argument(base)}" if perplexity and base else ""
+        self.options = model + (f" --judge {as_argument(judge)}" if judge else "")
+
+    def score(self, rows: Sequence[QuestionAndAnswers]) -> list[AnswerQuality]:
+        """Score the first answer of each row."""
+        bits = _measure_bits(self._source, rows) if self._source else ()
+        grades = _grade(self._judge, rows, self._progress) if self._judge else ()
+        return score_answers(rows, classify, bits, grades)
+
+
+def _grade(path: str, rows: Sequence[QuestionAndAnswers], progress: Progress) -> list[float | None]:
+    """Return the grades that the judge of an experiment's target gives answers; None if unreadable.
+
+    Grades are stored, so equal answers are graded once. Raises UserError without people's labels of the
+    judge's grades, unless the experiment's gate allows that.
+    """
+    from harness import config
+    from harness.evaluation.judges import GradeReader, UngradedAnswer, key_problems
+    from harness.evaluation.judging_stage import grade_answers
+    from harness.experiment.preparation import Scope, prepare_session
+    from harness.experiment.study import judge_labels
+
+    session = prepare_session(config.load(Path(path)), Scope(), progress)
+    target, where = session.target, f"--judge {path}"
+    graded = {name: judged for name, judged in target.judged.items() if not judged.rubric.needs_references}
+    if not graded:
+        found = "no metric whose judge grades an answer without a reference"
+        raise UserError(where, found, f"one of the target {target.task.name}", "metrics: [judge:./FILE.yaml]")
+    name = next(iter(graded))
+    refuse([*key_problems([graded[name]])])
+    labels = judge_labels(session.store, target.task, name)
+    if not labels and session.experiment.gate.uncalibrated_judge == "refuse":
+        step = "harness rate export, or gate: {uncalibrated_judge: allow}"
+        raise UserError(where, f"{name} without people's labels", "a judge that people checked", step)
+    asked = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
+    items = [Example(f"row {n}", ({"role": "user", "content": text},)) for n, text in enumerate(asked)]
+
+    def read_grades() -> tuple[list[float | None], list[UngradedAnswer]]:
+        reader = GradeReader(target.task.name, {name: graded[name]}, items)
+        score = reader.bind(target.metrics)[name].score
+        parts = (score(Output(row.answers[0]), item) for row, item in zip(rows, items, strict=True))
+        return [part[0] if part else None for part in parts], reader.ungraded
+
+    grades, ungraded = read_grades()
+    if ungraded:
+        grade_answers(session, ungraded)
+        grades, _ = read_grades()
+    return grades
 
 
 def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:

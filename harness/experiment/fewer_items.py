@@ -13,20 +13,15 @@ from harness import store
 from harness.analysis.candidate_facts import CandidateFacts, passes_alone
 from harness.analysis.margins import is_relative, margin_share
 from harness.analysis.verdict import Verdict, is_named_critical
-from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
-from harness.evaluation.judging_stage import base_arm
 from harness.evaluation.row_sets import rows_version
 from harness.evaluation.sampling import ItemStrata
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analyse import InterimVerdict, judge_runs
-from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.run_candidate import make_run
-from harness.experiment.stored_rows import Reader, Runs, list_measured_bases
+from harness.experiment.stored_rows import Reader, Runs
 from harness.formatting import count
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SamplingRecord, digest
-from harness.spec import Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
 _SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
@@ -76,27 +71,6 @@ def run_interim_analyses(
         if verdict.alpha != session.experiment.gate.alpha
     ]
     return [sentence, *notes], runs
-
-
-def answer_all_items(session: Session, run: Run) -> Run:
-    """Let the weights of a run of sampled items, and its bases, answer whole tasks, if unchanged."""
-    candidate = session.candidates.get(run.candidate)
-    if candidate is None or Recipe.model_validate(run.recipe) != candidate.recipe:
-        raise IncompatibleRuns(
-            f"{run.run_id}: the recipe of {run.candidate} in the file differs; expected the one that "
-            "the run was made with, to answer all items; next: write it down as it was, or harness compare"
-        )
-    weights = find_stored_weights(session, candidate, run.seed)
-    if weights is None or weights.digest != run.weights_digest:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found no weights {run.weights_digest} as the file makes them now; expected "
-            "those that answered the sampled items; next: harness compare --all-items --candidates "
-            f"{run.candidate}"
-        )
-    with store.hold(session.store):
-        for source in list_measured_bases([candidate]):
-            base_arm(session, source)
-        return make_run(session, candidate, run.seed)
 
 
 def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:

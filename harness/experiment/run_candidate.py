@@ -17,11 +17,18 @@ import numpy as np
 
 from harness import provenance, store
 from harness.analysis import comparison
-from harness.errors import CandidateFailed
+from harness.analysis.estimators import Estimate
+from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
-from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.judging_stage import answer_and_score, base_arm, rescore_stored, score_answered
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, refuse_silent
+from harness.evaluation.judging_stage import (
+    answer_and_score,
+    base_arm,
+    rescore_stored,
+    score_answered,
+    suite_arm,
+)
 from harness.evaluation.row_sets import (
     RowSet,
     RunIdentity,
@@ -37,7 +44,7 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights, refuse_other_prompts
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
-from harness.experiment.stored_rows import is_cross_validated
+from harness.experiment.stored_rows import Reader, is_cross_validated, list_measured_bases
 from harness.experiment.trials import measure_points, read_kept_points
 from harness.models import artefacts
 from harness.records import BLOCK, Origin, Run, TrackedPoint, digest
@@ -354,20 +361,66 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
     return run
 
 
-def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tuple[Run | None, list[str]]:
-    """Score a finished run's stored answers with the current metrics, without the model.
+def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[str, Estimate]]]:
+    """Score stored answers with the current metrics: of a run, and on suites of its base and the champion.
 
-    Returns the rescored run, or None with the names of rows that the model would have to answer again.
+    Returns the run and its scores by task. Raises IncompatibleRuns if the model would have to answer again.
     """
+    candidate = _find_unchanged(session, run_before)
+    again, weights = None, find_stored_weights(session, candidate, run_before.seed)
+    lacking = list(run_before.rows)
+    if weights is not None:
+        parts = _RunParts(session, candidate, run_before.seed, weights)
+        in_folds = parts.rescore_folds()
+        lacking = [f"{rows.name} in folds" for rows in in_folds[:1]]
+        lacking = lacking or [rows.name for rows in rescore_stored(session, parts.sets)]
+        again = None if lacking else parts.find_done() or parts.save_again(run_before)
+    if again is None:
+        raise IncompatibleRuns(
+            f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as prompted now; expected "
+            "that only their scoring has changed; next: harness compare evaluates again"
+        )
+    gated_against = [base_weights(base) for base in candidate.bases]
+    champion = store.read_champion(session.store.folder.parent, session.experiment.target.name)
+    if champion is not None:
+        gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
+    for other in gated_against:
+        rescore_stored(session, suite_sets(session, other))
+    return again, Reader(session.store, session.tasks).scores(again)
+
+
+def rescore_pinned(session: Session, run: Run) -> list[str]:
+    """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32."""
+    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
+    pinned = tuple(m for m in session.suites if m.role == "regression")
+    exact = replace(session.switch_to_fp32(), suites=pinned)
+    return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))
+
+
+def answer_all_items(session: Session, run: Run) -> Run:
+    """Let the weights of a run of sampled items, and its bases, answer whole tasks, if unchanged."""
+    candidate = _find_unchanged(session, run)
     weights = find_stored_weights(session, candidate, run.seed)
-    if weights is None:
-        return None, list(run.rows)
-    parts = _RunParts(session, candidate, run.seed, weights)
-    if in_folds := parts.rescore_folds():
-        return None, [f"{rows.name} in folds" for rows in in_folds[:1]]
-    if lacking := rescore_stored(session, parts.sets):
-        return None, [rows.name for rows in lacking]
-    return parts.find_done() or parts.save_again(run), []
+    if weights is None or weights.digest != run.weights_digest:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no weights {run.weights_digest} as the file makes them now; expected "
+            "those that answered the sampled items; next: harness compare --all-items --candidates "
+            f"{run.candidate}"
+        )
+    with store.hold(session.store):
+        for source in list_measured_bases([candidate]):
+            base_arm(session, source)
+        return make_run(session, candidate, run.seed)
+
+
+def _find_unchanged(session: Session, run: Run) -> ResolvedCandidate:
+    candidate = session.candidates.get(run.candidate)
+    if candidate is None or Recipe.model_validate(run.recipe) != candidate.recipe:
+        raise IncompatibleRuns(
+            f"{run.run_id}: the recipe of {run.candidate} in the file differs; expected the one that the run "
+            "was made with; next: write it down as it was, or harness compare"
+        )
+    return candidate
 
 
 def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[Run | None]:

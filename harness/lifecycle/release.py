@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import config, data, experiment, report, store
-from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules_on_answers import cumulative_of
 from harness.analysis.gating import GateResult, combine_exit_codes, exit_code, worst_result
 from harness.analysis.margins import is_relative
@@ -22,11 +21,6 @@ from harness.analysis.verdict import Verdict
 from harness.config import CommandLine
 from harness.data import load_task
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line, refuse
-from harness.evaluation.candidates import base_weights
-from harness.evaluation.judging_stage import rescore_stored
-from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.session import Session
-from harness.experiment import run_candidate
 from harness.experiment.study import Study, is_target_only, load_study
 from harness.lifecycle.champions import promote
 from harness.lifecycle.gates import (
@@ -42,7 +36,7 @@ from harness.lifecycle.gates import (
 from harness.progress import Progress, SilentProgress
 from harness.records import Example, Run, parse_json
 from harness.report import Command, family_text, gate_document, gate_json, junit, markdown
-from harness.spec import Recipe, Task, TaskData, is_path, metric_parts
+from harness.spec import Task, TaskData, is_path, metric_parts
 from harness.store import Champion
 
 
@@ -305,34 +299,3 @@ def _plain(task: Task, folder: Path) -> dict[str, Any]:
             relative = os.path.relpath(path, folder)
             metrics[at] = f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
     return {"name": plain.pop("name"), **plain, "metrics": metrics}
-
-
-def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[str, Estimate]]]:
-    """Rescore a run, and its base and the champion on the suites; return it with its scores by task."""
-    candidate = session.candidates.get(run_before.candidate)
-    if candidate is None or Recipe.model_validate(run_before.recipe) != candidate.recipe:
-        raise IncompatibleRuns(
-            f"{run_before.run_id}: the recipe of {run_before.candidate} in the file differs; expected the "
-            "one that the run was made with; next: harness compare"
-        )
-    again, lacking = run_candidate.rescore_run(session, candidate, run_before)
-    if again is None:
-        raise IncompatibleRuns(
-            f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as prompted now; expected "
-            "that only their scoring has changed; next: harness compare evaluates again"
-        )
-    gated_against = [base_weights(base) for base in candidate.bases]
-    champion = store.read_champion(session.store.folder.parent, session.experiment.target.name)
-    if champion is not None:
-        gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
-    for weights in gated_against:
-        rescore_stored(session, suite_sets(session, weights))
-    return again, experiment.Reader(session.store, session.tasks).scores(again)
-
-
-def rescore_pinned(session: Session, run: Run) -> list[str]:
-    """Answer the regression suites in fp32 with a run's weights; return the tasks stored in fp32."""
-    weights = experiment.ensure_weights(session, session.candidates[run.candidate], run.seed)
-    pinned = tuple(m for m in session.suites if m.role == "regression")
-    exact = replace(session.switch_to_fp32(), suites=pinned)
-    return list(experiment.suite_arm(exact, weights, f"{run.candidate} in fp32"))

@@ -306,7 +306,8 @@ class Tokenizer(NamedTuple):
 class CheckContext:
     """Inputs of a check besides the rows: test rows, a tokenizer and others.
 
-    `most` rows are judged by classifiers. `encode` gives embeddings; `score` the quality of answers.
+    `most` rows are judged by classifiers. `encode` gives embeddings; `score` the quality of answers, as
+    `data clean` gives it with `score_options`.
     """
 
     test: RowTable | None = None
@@ -314,7 +315,7 @@ class CheckContext:
     most: int = MOST_MODELLED
     encode: Encode | None = None
     score: ScoreAnswers | None = None
-    perplexity: bool = False
+    score_options: str = ""
 
 
 def check_rows(

@@ -65,14 +65,12 @@ def check_quality(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     low = [(entry, q.trait) for entry, q in zip(drawn, scores, strict=True) if q.score < least]
     traits = ", ".join(f"{trait} {n:,}" for trait, n in Counter(trait for _, trait in low).most_common())
     curve = ", ".join(f"{score:g} {100 * n / len(drawn):.1f} %" for score, n in kept.items())
-    base = as_argument(given.tokenizer.name) if given.tokenizer else ""
-    model = f" --perplexity --base {base}" if given.perplexity else ""
     title = f"answers that score below {least:g} of 1 in quality" + (f" ({traits})" if low else "")
     severity: Severity = "warning" if len(low) > _MOST_FAULTS * len(drawn) else "note"
     meaning = "a fine-tune learns to answer so; read some, and measure a training without them"
     places = tuple(entry.where for entry, _ in low)
     example = f"kept from each score on: {curve}"
-    step = f"harness data clean FILE --out OUT --min-quality {least:g}{model}"
+    step = f"harness data clean FILE --out OUT --min-quality {least:g}{given.score_options}"
     yield Finding(severity, title, meaning, places, example, step, of=len(drawn))
 
 

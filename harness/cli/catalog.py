@@ -16,7 +16,6 @@ from pydantic.fields import FieldInfo
 from harness import plugins
 from harness.config import read_suites
 from harness.errors import UserError, did_you_mean
-from harness.evaluation import lm_eval
 from harness.spec import Experiment, RescuePolicy, Spec, Suite
 
 
@@ -38,6 +37,8 @@ def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
             return {s.name: f"{s.role}: {', '.join(t.name for t in s.tasks)}" for s in found}
         return {t.name: f"{s.name}: {t.description or 'lm-eval'}" for s in found for t in s.tasks}
     if what == "lm-eval":
+        from harness.evaluation import lm_eval
+
         return lm_eval.names()
     step = did_you_mean(what, (*plugins.KINDS, "keys", "suites", "tasks", "lm-eval"))
     raise UserError("harness ls", repr(what), "something that can be listed", step)
